@@ -1,0 +1,96 @@
+"""Action: one thing a rank does, spelled as PyTorch's pipelining spells it."""
+
+from __future__ import annotations
+
+import enum
+import re
+from typing import NamedTuple
+
+from ppsim.errors import ScheduleError
+
+
+class Kind(enum.IntEnum):
+    """What an action does. The first four compute; the others occur in files and traces only."""
+
+    F = 0
+    B = 1
+    I = 2  # noqa: E741  (the field's own letter: backward for the input)
+    W = 3
+    SEND_F = 4
+    RECV_F = 5
+    SEND_B = 6
+    RECV_B = 7
+    REDUCE_GRAD = 8
+    UNSHARD = 9
+    RESHARD = 10
+
+    @property
+    def computes(self) -> bool:
+        """True for F, B, I and W: the kinds that take time on a rank."""
+        return self <= Kind.W
+
+    def __str__(self) -> str:
+        return self.name
+
+
+class Action(NamedTuple):
+    """Stage, kind and microbatch; `str(Action(2, Kind.F, 0)) == "2F0"`.
+
+    `microbatch` is None for REDUCE_GRAD, UNSHARD and RESHARD, which concern a stage as a whole.
+    """
+
+    stage: int
+    kind: Kind
+    microbatch: int | None
+
+    def __str__(self) -> str:
+        return f"{self.stage}{self.kind.name}{'' if self.microbatch is None else self.microbatch}"
+
+
+class OverlappedPair(NamedTuple):
+    """A forward and a full backward that run as one action; `"(0F3;3B1)OVERLAP_F_B"`."""
+
+    forward: Action
+    backward: Action
+
+    def __str__(self) -> str:
+        return f"({self.forward};{self.backward})OVERLAP_F_B"
+
+
+# Longest names first, so that 0SEND_F1 is never read as a shorter kind.
+_KIND_NAMES = "|".join(sorted((kind.name for kind in Kind), key=len, reverse=True))
+_ACTION = re.compile(rf"(\d+)({_KIND_NAMES})(\d*)", re.ASCII)
+_PAIR = re.compile(r"\(([^;()]*);([^;()]*)\)OVERLAP_F_B")
+_WHOLE_STAGE = {Kind.REDUCE_GRAD, Kind.UNSHARD, Kind.RESHARD}
+
+
+def parse_action(text: str) -> Action | OverlappedPair:
+    """Read one action; the whole text must be one, nothing before or after it.
+
+    Raises ScheduleError that repeats the text and shows how an action is spelled.
+    """
+    pair = _PAIR.fullmatch(text)
+    if pair:
+        forward, backward = (_parse_single(part, text) for part in pair.groups())
+        if (forward.kind, backward.kind) != (Kind.F, Kind.B):
+            raise ScheduleError(
+                f"{text!r} overlaps {forward.kind} with {backward.kind}: the first part of a pair must be an F "
+                "and the second a B, as in (0F3;3B1)OVERLAP_F_B"
+            )
+        return OverlappedPair(forward, backward)
+    return _parse_single(text, text)
+
+
+def _parse_single(text: str, cell: str) -> Action:
+    match = _ACTION.fullmatch(text)
+    if not match:
+        raise ScheduleError(
+            f"{cell!r} is not an action: write stage, kind, microbatch, as in 2F0, 0B3, 1SEND_F2 or "
+            "(0F3;3B1)OVERLAP_F_B"
+        )
+    stage, name, microbatch = match.groups()
+    kind = Kind[name]
+    if (microbatch == "") != (kind in _WHOLE_STAGE):
+        remedy = "leave its microbatch out" if kind in _WHOLE_STAGE else f"give its microbatch, as in {text}0"
+        raise ScheduleError(f"{cell!r} is not an action: {remedy}")
+    return Action(int(stage), kind, int(microbatch) if microbatch else None)

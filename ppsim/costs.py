@@ -1,0 +1,84 @@
+"""Costs of layers and of stages: what one microbatch takes in time and holds in memory."""
+
+from __future__ import annotations
+
+import math
+from dataclasses import dataclass, fields
+
+from ppsim.errors import CostError
+
+
+@dataclass(frozen=True, kw_only=True)
+class StageCost:
+    """What one microbatch costs on one stage.
+
+    forward_s: F. backward_input_s: I, the backward for the input. backward_weight_s: W, the backward for the weights.
+    backward_s: B, the full backward at once; None means I + W (a fused backward is often cheaper).
+    activation_bytes: held from the start of F to the end of B: what autograd saved, each storage once, plus the input
+    and the output of the stage. weight_activation_bytes: held instead from the end of I to the end of W.
+    output_bytes: the message to the next stage, and of the gradient that comes back. parameter_bytes: the weights.
+
+    Seconds are finite and >= 0, bytes are whole numbers >= 0; otherwise CostError.
+    """
+
+    forward_s: float
+    backward_input_s: float
+    backward_weight_s: float
+    activation_bytes: int = 0
+    weight_activation_bytes: int = 0
+    output_bytes: int = 0
+    parameter_bytes: int = 0
+    backward_s: float | None = None
+
+    def __post_init__(self) -> None:
+        for field in fields(self):
+            value = getattr(self, field.name)
+            if field.name.endswith("_s"):
+                if value is None and field.name == "backward_s":
+                    continue
+                if isinstance(value, bool) or not isinstance(value, (int, float)) or not math.isfinite(value) or value < 0:
+                    raise CostError(f"{field.name} must be seconds, finite and >= 0, got {value!r}")
+            elif field.name.endswith("_bytes") and (
+                isinstance(value, bool) or not isinstance(value, (int, float)) or value != value
+                or value < 0 or value == math.inf or int(value) != value
+            ):
+                raise CostError(f"{field.name} must be a whole number of bytes >= 0, got {value!r}")
+
+    @property
+    def full_backward_s(self) -> float:
+        """Seconds of B."""
+        return self.backward_input_s + self.backward_weight_s if self.backward_s is None else self.backward_s
+
+    @property
+    def work_s(self) -> float:
+        """F and B of one microbatch, in seconds: what a partition balances."""
+        return self.forward_s + self.full_backward_s
+
+
+@dataclass(frozen=True, kw_only=True)
+class LayerCost(StageCost):
+    """What one microbatch costs in one layer run as a stage of its own; fields as in StageCost, and its name."""
+
+    name: str = ""
+
+
+def stage_cost(layers: list[LayerCost] | tuple[LayerCost, ...]) -> StageCost:
+    """The cost of consecutive layers as one stage.
+
+    Seconds and parameter bytes add. Activations add too, except that the output of one layer is the input of the
+    next and is held once. The stage's output is that of its last layer.
+    """
+    if not layers:
+        raise CostError("a stage needs at least one layer, got none")
+    fused = any(layer.backward_s is not None for layer in layers)
+    shared = sum(layer.output_bytes for layer in layers[:-1])
+    return StageCost(
+        forward_s=math.fsum(layer.forward_s for layer in layers),
+        backward_input_s=math.fsum(layer.backward_input_s for layer in layers),
+        backward_weight_s=math.fsum(layer.backward_weight_s for layer in layers),
+        backward_s=math.fsum(layer.full_backward_s for layer in layers) if fused else None,
+        activation_bytes=max(sum(layer.activation_bytes for layer in layers) - shared, 0),
+        weight_activation_bytes=sum(layer.weight_activation_bytes for layer in layers),
+        output_bytes=layers[-1].output_bytes,
+        parameter_bytes=sum(layer.parameter_bytes for layer in layers),
+    )

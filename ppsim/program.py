@@ -1,0 +1,228 @@
+"""Program: a schedule lowered to flat tables; what both clocks run."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, field
+
+import numpy as np
+import numpy.typing as npt
+
+from ppsim.action import Action, Kind
+from ppsim.errors import ScheduleError
+from ppsim.schedule import Schedule, concatenated
+
+Integers = npt.NDArray[np.int64]
+
+
+@dataclass(frozen=True, kw_only=True)
+class Messages:
+    """The message table, shape (messages,) each, ordered by link and then by position on it.
+
+    producer, consumer: rows of the program. source, destination: ranks; a link is such an ordered pair.
+    position: 0 for the first message of the link; a link carries messages in the order in which its sender's
+    program produces them.
+    """
+
+    producer: Integers
+    consumer: Integers
+    source: Integers
+    destination: Integers
+    position: Integers
+
+    def __len__(self) -> int:
+        return len(self.producer)
+
+
+@dataclass(frozen=True, kw_only=True, eq=False)
+class Program:
+    """All orders as one table with a row per part of an action, rank after rank, plus the message table.
+
+    stage, kind, microbatch, rank: shape (rows,). action_start: shape (actions + 1,); action k has the rows
+    action_start[k] to action_start[k + 1] (two for an overlapped pair, else one). rank_actions: shape (p + 1,);
+    rank r has the actions rank_actions[r] to rank_actions[r + 1]. needs: shape (rows,); the row whose result this row
+    waits for across stages, -1 for none. message_in, message_out: shape (rows,); the message that brings what the row
+    needs and the one that takes its result away, -1 where nothing crosses ranks.
+    """
+
+    schedule: Schedule
+    stage: Integers
+    kind: Integers
+    microbatch: Integers
+    rank: Integers
+    action_start: Integers
+    rank_actions: Integers
+    needs: Integers
+    message_in: Integers
+    message_out: Integers
+    messages: Messages = field(repr=False)
+
+    @property
+    def ranks(self) -> int:
+        """p."""
+        return self.schedule.ranks
+
+    @property
+    def actions(self) -> int:
+        """Number of actions; an overlapped pair counts once."""
+        return len(self.action_start) - 1
+
+    @property
+    def row_action(self) -> Integers:
+        """The action that each row belongs to, shape (rows,)."""
+        return np.repeat(np.arange(self.actions), np.diff(self.action_start))
+
+    def action_of(self, row: int) -> Action:
+        """The row as an Action (one part of a pair)."""
+        return Action(int(self.stage[row]), Kind(int(self.kind[row])), int(self.microbatch[row]))
+
+    def rows_of(self, rank: int) -> range:
+        """The rows of a rank, in its order."""
+        first, last = self.rank_actions[rank], self.rank_actions[rank + 1]
+        return range(int(self.action_start[first]), int(self.action_start[last]))
+
+    def message_action(self, message: int, *, sending: bool) -> Action:
+        """A message as PyTorch spells it: `0SEND_F3` at its producer, `1RECV_F3` at its consumer."""
+        row = int(self.messages.producer[message] if sending else self.messages.consumer[message])
+        is_forward = self.kind[row] == Kind.F
+        kind = (Kind.SEND_F if is_forward else Kind.SEND_B) if sending else (Kind.RECV_F if is_forward else Kind.RECV_B)
+        return Action(int(self.stage[row]), kind, int(self.microbatch[row]))
+
+    def order_with_messages(self, rank: int) -> list[Action]:
+        """A rank's actions with receives before and sends after the computation they serve, pairs dissolved."""
+        first, last = int(self.rank_actions[rank]), int(self.rank_actions[rank + 1])
+        result: list[Action] = []
+        for action in range(first, last):
+            rows = range(int(self.action_start[action]), int(self.action_start[action + 1]))
+            result += [self.message_action(int(self.message_in[row]), sending=False)
+                       for row in rows if self.message_in[row] >= 0]
+            result += [self.action_of(row) for row in rows]
+            result += [self.message_action(int(self.message_out[row]), sending=True)
+                       for row in rows if self.message_out[row] >= 0]
+        return result
+
+    def links(self) -> list[tuple[int, int]]:
+        """The directed links (source rank, destination rank) that carry at least one message, ascending."""
+        pairs = np.stack([self.messages.source, self.messages.destination], axis=1)
+        return [(int(source), int(destination)) for source, destination in np.unique(pairs, axis=0)]
+
+
+def lower(schedule: Schedule) -> Program:
+    """Lower a schedule; raises ScheduleError unless it is complete and in order on every rank.
+
+    Whether it can end is a separate question: `check.check_ends`.
+    """
+    orders = schedule.orders
+    stage, kind, microbatch = (concatenated(orders, name).astype(np.int64) for name in ("stage", "kind", "microbatch"))
+    parts = np.array([len(order.stage) for order in orders], np.int64)
+    actions = np.array([len(order) for order in orders], np.int64)
+    rank = np.repeat(np.arange(len(orders)), parts)
+    part_offset = np.cumsum(parts) - parts
+    starts = [order.starts + offset for order, offset in zip(orders, part_offset, strict=True)]
+    action_start = np.concatenate([*starts, [len(stage)]]).astype(np.int64)
+    row_action = np.repeat(np.arange(len(action_start) - 1), np.diff(action_start))
+
+    _check_names(schedule, stage, microbatch, rank)
+    rows = _Rows(schedule, stage, kind, microbatch)
+    rows.check_complete()
+    _check_local_order(schedule, rows, row_action)
+
+    needs = np.full(len(stage), -1, np.int64)
+    if schedule.stages > 1:
+        _route(rows.forward[:-1], rows.forward[1:], needs)
+        if not schedule.is_forward_only:
+            _route(rows.backward[1:], rows.backward[:-1], needs)
+    consumer = np.flatnonzero(needs >= 0)
+    consumer = consumer[rank[needs[consumer]] != rank[consumer]]
+    messages = _message_table(needs[consumer], consumer, rank)
+    message_in = np.full(len(stage), -1, np.int64)
+    message_out = np.full(len(stage), -1, np.int64)
+    message_in[messages.consumer] = np.arange(len(messages))
+    message_out[messages.producer] = np.arange(len(messages))
+    return Program(schedule=schedule, stage=stage, kind=kind, microbatch=microbatch, rank=rank,
+                   action_start=action_start, rank_actions=np.concatenate([[0], np.cumsum(actions)]),
+                   needs=needs, message_in=message_in, message_out=message_out, messages=messages)
+
+
+def _route(producers: Integers, consumers: Integers, needs: Integers) -> None:
+    needs[consumers.reshape(-1)] = producers.reshape(-1)
+
+
+def _message_table(producer: Integers, consumer: Integers, rank: Integers) -> Messages:
+    source, destination = rank[producer], rank[consumer]
+    by_link = np.lexsort((producer, destination, source))
+    producer, consumer = producer[by_link], consumer[by_link]
+    source, destination = source[by_link], destination[by_link]
+    index = np.arange(len(producer))
+    new_link = np.ones(len(producer), bool)
+    new_link[1:] = (source[1:] != source[:-1]) | (destination[1:] != destination[:-1])
+    first = np.maximum.accumulate(np.where(new_link, index, 0)) if len(index) else index
+    return Messages(producer=producer, consumer=consumer, source=source, destination=destination, position=index - first)
+
+
+def _check_names(schedule: Schedule, stage: Integers, microbatch: Integers, rank: Integers) -> None:
+    outside = (stage < 0) | (stage >= schedule.stages) | (microbatch < 0) | (microbatch >= schedule.microbatches)
+    if outside.any():
+        row = int(np.flatnonzero(outside)[0])
+        raise ScheduleError(f"rank {rank[row]} computes stage {stage[row]}, microbatch {microbatch[row]}, but there are "
+                            f"{schedule.stages} stages and {schedule.microbatches} microbatches, counted from 0")
+    misplaced = np.asarray(schedule.placement)[stage] != rank
+    if misplaced.any():
+        row = int(np.flatnonzero(misplaced)[0])
+        raise ScheduleError(f"stage {stage[row]} computes on rank {rank[row]} but is placed on rank "
+                            f"{schedule.placement[stage[row]]}: move its actions there")
+
+
+class _Rows:
+    """Where each (stage, microbatch) has its F, its backward toward the input (B or I) and its W; -1 for none."""
+
+    def __init__(self, schedule: Schedule, stage: Integers, kind: Integers, microbatch: Integers) -> None:
+        self.stage, self.kind, self.microbatch = stage, kind, microbatch
+        self.shape = (schedule.stages, schedule.microbatches)
+        self.is_forward_only = schedule.is_forward_only
+        self.forward = self._index(Kind.F)
+        self.weight = self._index(Kind.W)
+        full, split = self._index(Kind.B), self._index(Kind.I)
+        self.backward = np.where(full >= 0, full, split)
+        self._full, self._split = full, split
+
+    def _index(self, kind: Kind) -> Integers:
+        rows = np.flatnonzero(self.kind == kind)
+        cell = self.stage[rows] * self.shape[1] + self.microbatch[rows]
+        counts = np.bincount(cell, minlength=self.shape[0] * self.shape[1])
+        if (counts > 1).any():
+            stage, microbatch = divmod(int(np.argmax(counts > 1)), self.shape[1])
+            raise ScheduleError(f"{Action(stage, kind, microbatch)} occurs {counts.max()} times: keep one")
+        index = np.full(self.shape[0] * self.shape[1], -1, np.int64)
+        index[cell] = rows
+        return index.reshape(self.shape)
+
+    def check_complete(self) -> None:
+        self._demand(self.forward >= 0, "has no F: add {}F{}")
+        if self.is_forward_only:
+            return
+        has_full, has_split, has_weight = self._full >= 0, self._split >= 0, self.weight >= 0
+        self._demand(has_full | has_split | has_weight, "has no backward: add {0}B{1}, or {0}I{1} and {0}W{1}")
+        self._demand(~(has_full & (has_split | has_weight)),
+                     "has a full backward B and a split one: keep {0}B{1}, or {0}I{1} and {0}W{1}")
+        self._demand(has_full | has_split, "has W without I: add {}I{}")
+        self._demand(has_full | has_weight, "has I without W: add {}W{}")
+
+    def _demand(self, holds: npt.NDArray[np.bool_], complaint: str) -> None:
+        if not holds.all():
+            stage, microbatch = divmod(int(np.argmax(~holds)), self.shape[1])
+            raise ScheduleError(f"stage {stage}, microbatch {microbatch} {complaint.format(stage, microbatch)}")
+
+
+def _check_local_order(schedule: Schedule, rows: _Rows, row_action: Integers) -> None:
+    """On its rank a backward must come after its F, and W after its I, in another action."""
+    if schedule.is_forward_only:
+        return
+    for before, after in ((rows.forward, rows.backward), (rows.backward, rows.weight)):
+        wrong = (after >= 0) & (row_action[after] <= row_action[before])
+        if wrong.any():
+            cell = int(np.argmax(wrong))
+            first, second = int(before.reshape(-1)[cell]), int(after.reshape(-1)[cell])
+            late, early = (Action(int(rows.stage[row]), Kind(int(rows.kind[row])), int(rows.microbatch[row]))
+                           for row in (first, second))
+            where = f"rank {schedule.placement[late.stage]}"
+            raise ScheduleError(f"on {where} {early} comes before {late}, which it needs: put {early} after {late}")

@@ -1,0 +1,84 @@
+"""Registry: schedules by name."""
+
+from __future__ import annotations
+
+import difflib
+from collections.abc import Callable
+from dataclasses import dataclass
+
+from ppsim.order import Order
+from ppsim.schedule import Schedule, loop_placement
+
+OrderOfRank = Callable[..., Order]
+
+
+@dataclass(frozen=True, kw_only=True)
+class _Entry:
+    name: str
+    order: OrderOfRank
+    placement: Callable[[int, int], tuple[int, ...]]
+    stages_per_rank: int
+    chunked: bool
+    requirement: Callable[[int, int, int], str | None]
+
+
+_ENTRIES: dict[str, _Entry] = {}
+_ALIASES: dict[str, str] = {}
+
+
+def register(name: str, order: OrderOfRank, *, also: str | None = None,
+             placement: Callable[[int, int], tuple[int, ...]] = loop_placement, stages_per_rank: int = 1,
+             chunked: bool = False,
+             requirement: Callable[[int, int, int], str | None] = lambda ranks, microbatches, stages_per_rank: None) -> None:
+    """Make `order` known as `name` (and `also`).
+
+    order: called as `order(rank, ranks, microbatches)`, and with `stages_per_rank` as a fourth argument if `chunked`;
+    gives that rank's Order. placement: (ranks, stages_per_rank) -> rank of each stage. stages_per_rank: the natural
+    one. chunked: whether other numbers are possible. requirement: (ranks, microbatches, stages_per_rank) -> None, or
+    what is wrong with the remedy.
+    """
+    _ENTRIES[name] = _Entry(name=name, order=order, placement=placement, stages_per_rank=stages_per_rank,
+                            chunked=chunked, requirement=requirement)
+    if also:
+        _ALIASES[also] = name
+
+
+def schedule_names() -> list[str]:
+    """Every schedule that `build_schedule` knows, without aliases."""
+    return list(_ENTRIES)
+
+
+def _entry(name: str) -> _Entry:
+    try:
+        return _ENTRIES[_ALIASES.get(name, name)]
+    except KeyError:
+        close = difflib.get_close_matches(name, [*_ENTRIES, *_ALIASES], n=1)
+        hint = f"did you mean {close[0]!r}? " if close else ""
+        raise ValueError(f"unknown schedule {name!r}: {hint}known are {', '.join(_ENTRIES)}") from None
+
+
+def natural_stages_per_rank(name: str) -> int:
+    """The v that `build_schedule` takes when none is given."""
+    return _entry(name).stages_per_rank
+
+
+def build_schedule(name: str, *, ranks: int, microbatches: int, stages_per_rank: int | None = None) -> Schedule:
+    """Build a schedule by name.
+
+    ranks: p >= 1. microbatches: m >= 1. stages_per_rank: v; None takes the schedule's natural one.
+    Raises ValueError for an unknown name or numbers that the schedule does not allow, with the nearest that work.
+    """
+    entry = _entry(name)
+    for field, value in (("ranks", ranks), ("microbatches", microbatches), ("stages_per_rank", stages_per_rank)):
+        if value is not None and (not isinstance(value, int) or value < 1):
+            raise ValueError(f"{field} must be a whole number of 1 or more, got {value!r}")
+    v = entry.stages_per_rank if stages_per_rank is None else stages_per_rank
+    if v != entry.stages_per_rank and not entry.chunked:
+        raise ValueError(f"{entry.name} has {entry.stages_per_rank} stage(s) per rank, got stages_per_rank={v}: "
+                         f"leave it out or set it to {entry.stages_per_rank}")
+    complaint = entry.requirement(ranks, microbatches, v)
+    if complaint:
+        raise ValueError(f"{entry.name} {complaint}")
+    extra = (v,) if entry.chunked else ()
+    return Schedule(orders=tuple(entry.order(rank, ranks, microbatches, *extra) for rank in range(ranks)),
+                    placement=entry.placement(ranks, v), microbatches=microbatches, name=entry.name)

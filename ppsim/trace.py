@@ -1,0 +1,154 @@
+"""Trace: when every action ran and every message travelled; the same from the simulated and the real clock."""
+
+from __future__ import annotations
+
+import io
+import json
+import zipfile
+from dataclasses import dataclass, field
+from functools import cached_property
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+import numpy.typing as npt
+
+from ppsim import metrics
+from ppsim.action import Kind
+from ppsim.memory import peak_per_rank
+from ppsim.order import Order
+from ppsim.program import Program
+from ppsim.schedule import Schedule
+
+if TYPE_CHECKING:
+    import pandas
+
+Seconds = npt.NDArray[np.float64]
+SCHEMA_VERSION = 1
+_COLUMNS = ("start_s", "end_s", "activation_bytes", "message_bytes", "message_start_s", "message_left_s", "message_arrival_s")
+
+
+@dataclass(frozen=True, kw_only=True, eq=False)
+class Trace:
+    """One step of a program on a clock.
+
+    start_s, end_s, activation_bytes: shape (rows,), in the program's rows; the two rows of an overlapped pair share
+    the pair's time between them. activation_bytes: what the row's rank holds from the moment the action takes effect
+    (start of F, end of B, I, W and of a pair). message_*: shape (messages,), in the program's message table: size,
+    when the transfer began, when it had left the sender's link, and when it was there. Measured messages: posted by
+    the sender, seen complete by the sender, seen complete by the receiver.
+    clock: "simulated" or "measured". details: how it was made (options, environment, all steps' times); JSON values.
+    """
+
+    program: Program
+    clock: str
+    start_s: Seconds
+    end_s: Seconds
+    activation_bytes: npt.NDArray[np.int64]
+    message_bytes: npt.NDArray[np.int64]
+    message_start_s: Seconds
+    message_left_s: Seconds
+    message_arrival_s: Seconds
+    details: dict[str, Any] = field(default_factory=dict)
+
+    @property
+    def schedule(self) -> Schedule:
+        """The schedule that ran."""
+        return self.program.schedule
+
+    @property
+    def ranks(self) -> int:
+        """p."""
+        return self.program.ranks
+
+    @cached_property
+    def first_start_s(self) -> Seconds:
+        """Each rank's first start, shape (p,)."""
+        return metrics.first_start_s(self)
+
+    @cached_property
+    def last_end_s(self) -> Seconds:
+        """Each rank's last end, shape (p,)."""
+        return metrics.last_end_s(self)
+
+    @cached_property
+    def compute_s(self) -> Seconds:
+        """Each rank's time in compute actions, shape (p,)."""
+        return metrics.compute_s(self)
+
+    @property
+    def makespan_s(self) -> float:
+        """The step: last end minus first start over all ranks' compute."""
+        return metrics.makespan_s(self)
+
+    @property
+    def rank_time_s(self) -> Seconds:
+        """Each rank's last end minus its own first start, shape (p,); what bounds back-to-back steps."""
+        return self.last_end_s - self.first_start_s
+
+    @property
+    def bubble_s(self) -> Seconds:
+        """Each rank's makespan minus its compute time, shape (p,)."""
+        return self.makespan_s - self.compute_s
+
+    @property
+    def bubble_fraction(self) -> float:
+        """Sum of the bubbles over p times the makespan; 0 for a step without length."""
+        return metrics.bubble_fraction(self)
+
+    @cached_property
+    def peak_activation_bytes(self) -> npt.NDArray[np.int64]:
+        """The largest sum of activations on each rank between its actions, shape (p,)."""
+        return peak_per_rank(self.program, self.activation_bytes)
+
+    @property
+    def effect_s(self) -> Seconds:
+        """When each row's memory change takes effect, shape (rows,): start of a lone F, else the action's end."""
+        program = self.program
+        last = program.action_start[1:] - 1
+        alone = np.diff(program.action_start)[program.row_action] == 1
+        return np.where(alone & (program.kind == Kind.F), self.start_s, self.end_s[last][program.row_action])
+
+    def to_frame(self) -> pandas.DataFrame:
+        """One row per computation and per message end, by start time.
+
+        Columns rank, stage, kind, microbatch, start_s, end_s, size_bytes. Kinds F, B, I, W compute (size_bytes: the
+        activation bytes their rank holds from then on); SEND_F, RECV_F, SEND_B, RECV_B are messages (size_bytes: the
+        message's): a send from the transfer's start until it has left the link, a receive until it is there.
+        """
+        import pandas
+
+        from ppsim.tables import frame_columns
+
+        frame = pandas.DataFrame(frame_columns(self))
+        return frame.sort_values(["start_s", "rank"], kind="stable", ignore_index=True)
+
+    def save(self, path: str | Path) -> None:
+        """Write the trace to one file (a zip of arrays with a JSON header that holds the schema version)."""
+        header = {"schema": SCHEMA_VERSION, "clock": self.clock, "details": self.details, "name": self.schedule.name,
+                  "microbatches": self.schedule.microbatches, "placement": list(self.schedule.placement)}
+        arrays = {name: getattr(self, name) for name in _COLUMNS}
+        for rank, order in enumerate(self.schedule.orders):
+            arrays[f"order_{rank}"] = np.stack([order.stage, order.kind, order.microbatch, order.joined]).astype(np.int32)
+        with open(path, "wb") as file:
+            np.savez_compressed(file, header=np.frombuffer(json.dumps(header).encode(), np.uint8), **arrays)
+
+    @classmethod
+    def load(cls, path: str | Path) -> Trace:
+        """Read a trace that `save` wrote. Raises ValueError for another kind of file or a newer schema."""
+        data = Path(path).read_bytes()
+        try:
+            with np.load(io.BytesIO(data), allow_pickle=False) as archive:
+                header = json.loads(archive["header"].tobytes())
+                arrays = {name: archive[name] for name in archive.files if name != "header"}
+        except (ValueError, KeyError, EOFError, OSError, zipfile.BadZipFile):
+            raise ValueError(f"{path} is not a saved trace: write one with Trace.save") from None
+        if header.get("schema") != SCHEMA_VERSION:
+            raise ValueError(f"{path} has trace schema {header.get('schema')!r}, this version reads {SCHEMA_VERSION}: "
+                             "load it with the version that wrote it")
+        count = sum(name.startswith("order_") for name in arrays)
+        orders = tuple(Order(*arrays[f"order_{rank}"]) for rank in range(count))
+        schedule = Schedule(orders=orders, placement=tuple(header["placement"]), microbatches=header["microbatches"],
+                            name=header["name"])
+        return cls(program=schedule.program, clock=header["clock"], details=header["details"],
+                   **{name: arrays[name] for name in _COLUMNS})
