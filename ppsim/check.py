@@ -47,8 +47,11 @@ def _circle(program: Program, position: list[int], rank: int) -> str:
     while rank not in steps:
         action = position[rank]
         rows = range(int(program.action_start[action]), int(program.action_start[action + 1]))
-        row, need = next((row, int(program.needs[row])) for row in rows
-                         if program.needs[row] >= 0 and _is_pending(program, position, int(program.needs[row])))
+        row, need = next(
+            (row, int(program.needs[row]))
+            for row in rows
+            if program.needs[row] >= 0 and _is_pending(program, position, int(program.needs[row]))
+        )
         holder = int(program.rank[need])
         ahead = program.row_action[need] - position[holder]
         at = program.action_of(int(program.action_start[position[holder]]))
@@ -56,7 +59,7 @@ def _circle(program: Program, position: list[int], rank: int) -> str:
         steps[rank] = f"rank {rank} at {program.action_of(row)} waits for {program.action_of(need)}{behind}"
         rank = holder
     names = list(steps)
-    circle = [steps[name] for name in names[names.index(rank):]]
+    circle = [steps[name] for name in names[names.index(rank) :]]
     return "the schedule would wait for ever: " + "; ".join(circle) + ". Move one of these actions earlier or later"
 
 

@@ -63,7 +63,8 @@ def _read_json(path: Path, text: str) -> list[dict[str, Any]]:
         raise CostError(f"{path} is not JSON: {error}") from None
     layers = document.get("layers") if isinstance(document, dict) else None
     if not isinstance(layers, list) or not all(isinstance(layer, dict) for layer in layers):
-        raise CostError(f'{path} must be an object with a list "layers" of objects, as {{"layers": [{{"forward_s": 0.1, ...}}]}}')
+        wanted = '{"layers": [{"forward_s": 0.1, ...}]}'
+        raise CostError(f'{path} must be an object with a list "layers" of objects, as {wanted}')
     return layers
 
 
@@ -72,7 +73,8 @@ def _read_csv(path: Path, text: str) -> list[dict[str, Any]]:
     entries: list[dict[str, Any]] = []
     for number, row in enumerate(reader):
         if None in row or None in row.values():
-            raise CostError(f"{path}, layer {number}: the row has not as many cells as the header ({len(reader.fieldnames or [])})")
+            wanted = len(reader.fieldnames or [])
+            raise CostError(f"{path}, layer {number}: the row has not as many cells as the header, {wanted}")
         entry: dict[str, Any] = {}
         for name, cell in row.items():
             if name == "name":

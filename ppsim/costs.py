@@ -3,9 +3,15 @@
 from __future__ import annotations
 
 import math
+import numbers
 from dataclasses import dataclass, fields
 
 from ppsim.errors import CostError
+
+
+def _is_amount(value: object) -> bool:
+    is_number = isinstance(value, numbers.Real) and not isinstance(value, bool)
+    return is_number and math.isfinite(value) and value >= 0  # type: ignore[operator, arg-type]
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -34,14 +40,10 @@ class StageCost:
         for field in fields(self):
             value = getattr(self, field.name)
             if field.name.endswith("_s"):
-                if value is None and field.name == "backward_s":
-                    continue
-                if isinstance(value, bool) or not isinstance(value, (int, float)) or not math.isfinite(value) or value < 0:
+                optional = value is None and field.name == "backward_s"
+                if not optional and not _is_amount(value):
                     raise CostError(f"{field.name} must be seconds, finite and >= 0, got {value!r}")
-            elif field.name.endswith("_bytes") and (
-                isinstance(value, bool) or not isinstance(value, (int, float)) or value != value
-                or value < 0 or value == math.inf or int(value) != value
-            ):
+            elif field.name.endswith("_bytes") and not (_is_amount(value) and int(value) == value):
                 raise CostError(f"{field.name} must be a whole number of bytes >= 0, got {value!r}")
 
     @property

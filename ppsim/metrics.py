@@ -33,7 +33,8 @@ def _at_rank_edge(trace: Trace, times_s: Seconds, *, first: bool) -> Seconds:
 
 def compute_s(trace: Trace) -> Seconds:
     """Each rank's time in compute actions, shape (p,)."""
-    return np.bincount(trace.program.rank, weights=trace.end_s - trace.start_s, minlength=trace.program.ranks)
+    lengths = trace.end_s - trace.start_s
+    return np.bincount(trace.program.rank, lengths, trace.program.ranks).astype(np.float64)
 
 
 def makespan_s(trace: Trace) -> float:

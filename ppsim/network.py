@@ -18,7 +18,7 @@ class Link:
         if not (math.isfinite(self.latency_s) and self.latency_s >= 0):
             raise ValueError(f"latency_s must be seconds, finite and >= 0, got {self.latency_s!r}")
         if not self.bytes_per_s > 0:
-            raise ValueError(f"bytes_per_s must be > 0 (leave it out for an infinitely fast link), got {self.bytes_per_s!r}")
+            raise ValueError(f"bytes_per_s must be > 0 (leave it out for no limit), got {self.bytes_per_s!r}")
 
     def occupied_s(self, size_bytes: float) -> float:
         """Seconds for which a transfer of that size keeps the link."""

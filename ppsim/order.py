@@ -25,9 +25,11 @@ class Order(Sequence[Action | OverlappedPair]):
 
     __slots__ = ("_starts", "joined", "kind", "microbatch", "stage")
 
-    def __init__(self, stage: npt.ArrayLike, kind: npt.ArrayLike, microbatch: npt.ArrayLike,
-                 joined: npt.ArrayLike = False) -> None:
-        columns = np.broadcast_arrays(*(np.atleast_1d(np.asarray(column)) for column in (stage, kind, microbatch, joined)))
+    def __init__(
+        self, stage: npt.ArrayLike, kind: npt.ArrayLike, microbatch: npt.ArrayLike, joined: npt.ArrayLike = False
+    ) -> None:
+        given = (np.atleast_1d(np.asarray(column)) for column in (stage, kind, microbatch, joined))
+        columns = np.broadcast_arrays(*given)
         self.stage = columns[0].astype(np.int32)
         self.kind = columns[1].astype(np.int8)
         self.microbatch = columns[2].astype(np.int32)
@@ -78,15 +80,17 @@ class Order(Sequence[Action | OverlappedPair]):
         second = Action(int(self.stage[part + 1]), Kind(int(self.kind[part + 1])), int(self.microbatch[part + 1]))
         return OverlappedPair(first, second)
 
-    def __getitem__(self, index):  # type: ignore[no-untyped-def]
+    def __getitem__(self, index):
         if isinstance(index, slice):
             return [self._action_at(int(part)) for part in self.starts[index]]
         return self._action_at(int(self.starts[index]))
 
     def __iter__(self) -> Iterator[Action | OverlappedPair]:
         kinds = tuple(Kind)
-        parts = [Action(s, kinds[k], b) for s, k, b in
-                 zip(self.stage.tolist(), self.kind.tolist(), self.microbatch.tolist(), strict=True)]
+        parts = [
+            Action(s, kinds[k], b)
+            for s, k, b in zip(self.stage.tolist(), self.kind.tolist(), self.microbatch.tolist(), strict=True)
+        ]
         if not self.joined.any():
             return iter(parts)
         return (OverlappedPair(parts[i], parts[i + 1]) if self.joined[i] else parts[i] for i in self.starts.tolist())
@@ -96,8 +100,10 @@ class Order(Sequence[Action | OverlappedPair]):
 
     def __eq__(self, other: object) -> bool:
         if isinstance(other, Order):
-            return all(np.array_equal(getattr(self, name), getattr(other, name))
-                       for name in ("stage", "kind", "microbatch", "joined"))
+            return all(
+                np.array_equal(getattr(self, name), getattr(other, name))
+                for name in ("stage", "kind", "microbatch", "joined")
+            )
         if isinstance(other, Sequence) and not isinstance(other, str):
             return list(self) == list(other)
         return NotImplemented
@@ -128,13 +134,21 @@ def concatenate(orders: Sequence[Order]) -> Order:
     """The given orders one after another."""
     if not orders:
         return Order([], [], [], [])
-    return Order(*(np.concatenate([getattr(order, name) for order in orders])
-                   for name in ("stage", "kind", "microbatch", "joined")))
+    return Order(
+        *(
+            np.concatenate([getattr(order, name) for order in orders])
+            for name in ("stage", "kind", "microbatch", "joined")
+        )
+    )
 
 
 def interleave(first: Order, second: Order) -> Order:
     """One part of `first`, one of `second`, and so on; both must have the same length and hold no pairs."""
     if len(first.stage) != len(second.stage):
         raise ValueError(f"interleave needs orders of one length, got {len(first.stage)} and {len(second.stage)}")
-    return Order(*(np.stack([getattr(first, name), getattr(second, name)], axis=1).reshape(-1)
-                   for name in ("stage", "kind", "microbatch", "joined")))
+    return Order(
+        *(
+            np.stack([getattr(first, name), getattr(second, name)], axis=1).reshape(-1)
+            for name in ("stage", "kind", "microbatch", "joined")
+        )
+    )

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from bisect import bisect_left
 from collections.abc import Sequence
+from functools import partial
 from itertools import accumulate
 
 from ppsim.costs import LayerCost, StageCost, stage_cost
@@ -21,7 +22,9 @@ def partition(layers: Sequence[LayerCost], *, stages: int, method: Method = "eve
     return [stage_cost(tuple(layers[start:stop])) for start, stop in bounds(sizes)]
 
 
-def partition_sizes(layers: int, *, stages: int, method: Method = "even", work_s: Sequence[float] | None = None) -> list[int]:
+def partition_sizes(
+    layers: int, *, stages: int, method: Method = "even", work_s: Sequence[float] | None = None
+) -> list[int]:
     """The number of layers of each stage; `work_s`, seconds per layer, is needed by "optimal" alone."""
     if stages < 1 or stages > layers:
         raise ValueError(f"{layers} layers cannot fill {stages} stages: take 1 to {layers} stages, or more layers")
@@ -30,21 +33,24 @@ def partition_sizes(layers: int, *, stages: int, method: Method = "even", work_s
             fewer = next(n for n in range(stages, 0, -1) if layers % n == 0)
             more = next((n for n in range(stages, layers + 1) if layers % n == 0), fewer)
             below, above = layers - layers % stages, layers + stages - layers % stages
+            divisors = " or ".join(str(count) for count in sorted({fewer, more}))
             raise ValueError(
                 f"{layers} layers do not divide evenly over {stages} stages: take {below} or {above} layers, "
-                f"or {' or '.join(str(n) for n in sorted({fewer, more}))} stages, or the method 'optimal', or explicit sizes"
+                f"or {divisors} stages, or the method 'optimal', or explicit sizes"
             )
         return [layers // stages] * stages
     if method == "optimal":
         if work_s is None:
-            raise ValueError("an optimal partition needs the layers' costs: profile the model first, or give a cost file")
+            raise ValueError("an optimal partition needs the layers' costs: profile the model, or give a cost file")
         return _optimal_sizes(list(work_s), stages)
     if isinstance(method, str):
         raise ValueError(f"unknown partition method {method!r}: take 'even', 'optimal' or explicit sizes such as 3,2,3")
     sizes = list(method)
     if len(sizes) != stages or sum(sizes) != layers or any(size < 1 for size in sizes):
-        raise ValueError(f"sizes {sizes} do not cut {layers} layers into {stages} stages: give {stages} numbers of 1 or more "
-                         f"that add up to {layers} (these: {len(sizes)} numbers, sum {sum(sizes)})")
+        raise ValueError(
+            f"sizes {sizes} do not cut {layers} layers into {stages} stages: give {stages} numbers of 1 or more "
+            f"that add up to {layers} (these: {len(sizes)} numbers, sum {sum(sizes)})"
+        )
     return sizes
 
 
@@ -68,9 +74,10 @@ def _optimal_sizes(work_s: list[float], stages: int) -> list[int]:
     for k in range(2, stages + 1):
         row = best[k - 1]
         for n in range(k, count + 1):
-            cross = bisect_left(range(k - 1, n), True, key=lambda j: row[j] >= prefix[n] - prefix[j]) + k - 1  # noqa: B023
+            total = prefix[n]
+            cross = k - 1 + bisect_left(range(k - 1, n), True, key=partial(_first_part_larger, row, prefix, total))
             candidates = [j for j in (cross - 1, cross) if k - 1 <= j < n]
-            value, at = min((max(row[j], prefix[n] - prefix[j]), j) for j in candidates)
+            value, at = min((max(row[j], total - prefix[j]), j) for j in candidates)
             best[k][n], cut[k][n] = value, at
     sizes: list[int] = []
     n = count
@@ -79,3 +86,7 @@ def _optimal_sizes(work_s: list[float], stages: int) -> list[int]:
         sizes.append(n - start)
         n = start
     return sizes[::-1]
+
+
+def _first_part_larger(best: list[float], prefix: list[float], total: float, cut: int) -> bool:
+    return best[cut] >= total - prefix[cut]

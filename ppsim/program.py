@@ -93,11 +93,17 @@ class Program:
         result: list[Action] = []
         for action in range(first, last):
             rows = range(int(self.action_start[action]), int(self.action_start[action + 1]))
-            result += [self.message_action(int(self.message_in[row]), sending=False)
-                       for row in rows if self.message_in[row] >= 0]
+            result += [
+                self.message_action(int(self.message_in[row]), sending=False)
+                for row in rows
+                if self.message_in[row] >= 0
+            ]
             result += [self.action_of(row) for row in rows]
-            result += [self.message_action(int(self.message_out[row]), sending=True)
-                       for row in rows if self.message_out[row] >= 0]
+            result += [
+                self.message_action(int(self.message_out[row]), sending=True)
+                for row in rows
+                if self.message_out[row] >= 0
+            ]
         return result
 
     def links(self) -> list[tuple[int, int]]:
@@ -138,9 +144,19 @@ def lower(schedule: Schedule) -> Program:
     message_out = np.full(len(stage), -1, np.int64)
     message_in[messages.consumer] = np.arange(len(messages))
     message_out[messages.producer] = np.arange(len(messages))
-    return Program(schedule=schedule, stage=stage, kind=kind, microbatch=microbatch, rank=rank,
-                   action_start=action_start, rank_actions=np.concatenate([[0], np.cumsum(actions)]),
-                   needs=needs, message_in=message_in, message_out=message_out, messages=messages)
+    return Program(
+        schedule=schedule,
+        stage=stage,
+        kind=kind,
+        microbatch=microbatch,
+        rank=rank,
+        action_start=action_start,
+        rank_actions=np.concatenate([[0], np.cumsum(actions)]),
+        needs=needs,
+        message_in=message_in,
+        message_out=message_out,
+        messages=messages,
+    )
 
 
 def _route(producers: Integers, consumers: Integers, needs: Integers) -> None:
@@ -156,20 +172,26 @@ def _message_table(producer: Integers, consumer: Integers, rank: Integers) -> Me
     new_link = np.ones(len(producer), bool)
     new_link[1:] = (source[1:] != source[:-1]) | (destination[1:] != destination[:-1])
     first = np.maximum.accumulate(np.where(new_link, index, 0)) if len(index) else index
-    return Messages(producer=producer, consumer=consumer, source=source, destination=destination, position=index - first)
+    return Messages(
+        producer=producer, consumer=consumer, source=source, destination=destination, position=index - first
+    )
 
 
 def _check_names(schedule: Schedule, stage: Integers, microbatch: Integers, rank: Integers) -> None:
     outside = (stage < 0) | (stage >= schedule.stages) | (microbatch < 0) | (microbatch >= schedule.microbatches)
     if outside.any():
         row = int(np.flatnonzero(outside)[0])
-        raise ScheduleError(f"rank {rank[row]} computes stage {stage[row]}, microbatch {microbatch[row]}, but there are "
-                            f"{schedule.stages} stages and {schedule.microbatches} microbatches, counted from 0")
+        raise ScheduleError(
+            f"rank {rank[row]} computes stage {stage[row]}, microbatch {microbatch[row]}, but there are only "
+            f"{schedule.stages} stages and {schedule.microbatches} microbatches, counted from 0"
+        )
     misplaced = np.asarray(schedule.placement)[stage] != rank
     if misplaced.any():
         row = int(np.flatnonzero(misplaced)[0])
-        raise ScheduleError(f"stage {stage[row]} computes on rank {rank[row]} but is placed on rank "
-                            f"{schedule.placement[stage[row]]}: move its actions there")
+        raise ScheduleError(
+            f"stage {stage[row]} computes on rank {rank[row]} but is placed on rank "
+            f"{schedule.placement[stage[row]]}: move its actions there"
+        )
 
 
 class _Rows:
@@ -202,8 +224,10 @@ class _Rows:
             return
         has_full, has_split, has_weight = self._full >= 0, self._split >= 0, self.weight >= 0
         self._demand(has_full | has_split | has_weight, "has no backward: add {0}B{1}, or {0}I{1} and {0}W{1}")
-        self._demand(~(has_full & (has_split | has_weight)),
-                     "has a full backward B and a split one: keep {0}B{1}, or {0}I{1} and {0}W{1}")
+        self._demand(
+            ~(has_full & (has_split | has_weight)),
+            "has a full backward B and a split one: keep {0}B{1}, or {0}I{1} and {0}W{1}",
+        )
         self._demand(has_full | has_split, "has W without I: add {}I{}")
         self._demand(has_full | has_weight, "has I without W: add {}W{}")
 
@@ -222,7 +246,9 @@ def _check_local_order(schedule: Schedule, rows: _Rows, row_action: Integers) ->
         if wrong.any():
             cell = int(np.argmax(wrong))
             first, second = int(before.reshape(-1)[cell]), int(after.reshape(-1)[cell])
-            late, early = (Action(int(rows.stage[row]), Kind(int(rows.kind[row])), int(rows.microbatch[row]))
-                           for row in (first, second))
+            late, early = (
+                Action(int(rows.stage[row]), Kind(int(rows.kind[row])), int(rows.microbatch[row]))
+                for row in (first, second)
+            )
             where = f"rank {schedule.placement[late.stage]}"
             raise ScheduleError(f"on {where} {early} comes before {late}, which it needs: put {early} after {late}")

@@ -56,10 +56,16 @@ class Schedule:
         stages = max(placement) + 1
         missing = [stage for stage in range(stages) if stage not in placement]
         if missing:
-            raise ScheduleError(f"stage {missing[0]} has no action, but stage {stages - 1} has: number stages without gaps")
+            raise ScheduleError(
+                f"stage {missing[0]} has no action, but stage {stages - 1} has: number stages without gaps"
+            )
         microbatches = 1 + max(int(order.microbatch.max()) for order in ranks if len(order))
-        return cls(orders=ranks, placement=tuple(placement[stage] for stage in range(stages)),
-                   microbatches=microbatches, name=name)
+        return cls(
+            orders=ranks,
+            placement=tuple(placement[stage] for stage in range(stages)),
+            microbatches=microbatches,
+            name=name,
+        )
 
     @property
     def ranks(self) -> int:
@@ -85,8 +91,12 @@ class Schedule:
 
     def forward_only(self) -> Schedule:
         """The same schedule without its backwards, as an evaluation runs it."""
-        return Schedule(orders=tuple(order.take(order.kind == Kind.F) for order in self.orders),
-                        placement=self.placement, microbatches=self.microbatches, name=f"{self.name} (forward only)")
+        return Schedule(
+            orders=tuple(order.take(order.kind == Kind.F) for order in self.orders),
+            placement=self.placement,
+            microbatches=self.microbatches,
+            name=f"{self.name} (forward only)",
+        )
 
     def stages_of(self, rank: int) -> tuple[int, ...]:
         """The stages that a rank holds, ascending."""

@@ -17,8 +17,14 @@ from ppsim.schedule import Schedule
 from ppsim.trace import Trace
 
 
-def simulate(schedule: Schedule, stages: Sequence[StageCost], *, network: Network | None = None,
-             engine: str = "simpy", overlap: float = 1.0) -> Trace:
+def simulate(
+    schedule: Schedule,
+    stages: Sequence[StageCost],
+    *,
+    network: Network | None = None,
+    engine: str = "simpy",
+    overlap: float = 1.0,
+) -> Trace:
     """Predict one step.
 
     stages: the cost of each stage for one microbatch. network: links between ranks; None makes messages free.
@@ -32,7 +38,7 @@ def simulate(schedule: Schedule, stages: Sequence[StageCost], *, network: Networ
     Raises ScheduleError if the schedule is incomplete or could hang, ValueError if costs and stages do not match.
     """
     if len(stages) != schedule.stages:
-        raise ValueError(f"{len(stages)} stage costs were given for a schedule of {schedule.stages} stages: give one for each")
+        raise ValueError(f"{len(stages)} stage costs for a schedule of {schedule.stages} stages: give one for each")
     if not (np.isfinite(overlap) and overlap > 0):
         raise ValueError(f"overlap must be a finite number > 0, got {overlap!r}")
     schedule.check()
@@ -41,13 +47,24 @@ def simulate(schedule: Schedule, stages: Sequence[StageCost], *, network: Networ
     durations = row_durations(program, stages, overlap=overlap)
     sizes = message_bytes(program, stages)
     times = run_engine(engine, program, durations, sizes, network)
-    return Trace(program=program, clock="simulated", start_s=times.start_s, end_s=times.end_s,
-                 activation_bytes=activation_levels(program, stages), message_bytes=sizes,
-                 message_start_s=times.message_start_s, message_left_s=times.message_left_s,
-                 message_arrival_s=times.message_arrival_s,
-                 details={"engine": engine, "overlap": overlap, "latency_s": network.latency_s,
-                          "bytes_per_s": network.bytes_per_s if np.isfinite(network.bytes_per_s) else None,
-                          "links": len(network.links)})
+    return Trace(
+        program=program,
+        clock="simulated",
+        start_s=times.start_s,
+        end_s=times.end_s,
+        activation_bytes=activation_levels(program, stages),
+        message_bytes=sizes,
+        message_start_s=times.message_start_s,
+        message_left_s=times.message_left_s,
+        message_arrival_s=times.message_arrival_s,
+        details={
+            "engine": engine,
+            "overlap": overlap,
+            "latency_s": network.latency_s,
+            "bytes_per_s": network.bytes_per_s if np.isfinite(network.bytes_per_s) else None,
+            "links": len(network.links),
+        },
+    )
 
 
 def row_durations(program: Program, stages: Sequence[StageCost], *, overlap: float = 1.0) -> npt.NDArray[np.float64]:

@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 
-def afab_makespan_s(*, ranks: int, microbatches: int, forward_s: float, backward_s: float, latency_s: float = 0.0) -> float:
+def afab_makespan_s(
+    *, ranks: int, microbatches: int, forward_s: float, backward_s: float, latency_s: float = 0.0
+) -> float:
     """AFAB's step: (m + p - 1)(F + B) + 2 (p - 1) c, in seconds (Huang et al., GPipe, 2019, section 2.3).
 
     Equal stages; latency_s is c, the time of one message, which does not occupy its link. Holds for `afab-eager` with

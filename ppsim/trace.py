@@ -25,7 +25,15 @@ if TYPE_CHECKING:
 
 Seconds = npt.NDArray[np.float64]
 SCHEMA_VERSION = 1
-_COLUMNS = ("start_s", "end_s", "activation_bytes", "message_bytes", "message_start_s", "message_left_s", "message_arrival_s")
+_COLUMNS = (
+    "start_s",
+    "end_s",
+    "activation_bytes",
+    "message_bytes",
+    "message_start_s",
+    "message_left_s",
+    "message_arrival_s",
+)
 
 
 @dataclass(frozen=True, kw_only=True, eq=False)
@@ -125,11 +133,19 @@ class Trace:
 
     def save(self, path: str | Path) -> None:
         """Write the trace to one file (a zip of arrays with a JSON header that holds the schema version)."""
-        header = {"schema": SCHEMA_VERSION, "clock": self.clock, "details": self.details, "name": self.schedule.name,
-                  "microbatches": self.schedule.microbatches, "placement": list(self.schedule.placement)}
+        header = {
+            "schema": SCHEMA_VERSION,
+            "clock": self.clock,
+            "details": self.details,
+            "name": self.schedule.name,
+            "microbatches": self.schedule.microbatches,
+            "placement": list(self.schedule.placement),
+        }
         arrays = {name: getattr(self, name) for name in _COLUMNS}
         for rank, order in enumerate(self.schedule.orders):
-            arrays[f"order_{rank}"] = np.stack([order.stage, order.kind, order.microbatch, order.joined]).astype(np.int32)
+            arrays[f"order_{rank}"] = np.stack([order.stage, order.kind, order.microbatch, order.joined]).astype(
+                np.int32
+            )
         with open(path, "wb") as file:
             np.savez_compressed(file, header=np.frombuffer(json.dumps(header).encode(), np.uint8), **arrays)
 
@@ -144,11 +160,21 @@ class Trace:
         except (ValueError, KeyError, EOFError, OSError, zipfile.BadZipFile):
             raise ValueError(f"{path} is not a saved trace: write one with Trace.save") from None
         if header.get("schema") != SCHEMA_VERSION:
-            raise ValueError(f"{path} has trace schema {header.get('schema')!r}, this version reads {SCHEMA_VERSION}: "
-                             "load it with the version that wrote it")
+            raise ValueError(
+                f"{path} has trace schema {header.get('schema')!r}, this version reads {SCHEMA_VERSION}: "
+                "load it with the version that wrote it"
+            )
         count = sum(name.startswith("order_") for name in arrays)
         orders = tuple(Order(*arrays[f"order_{rank}"]) for rank in range(count))
-        schedule = Schedule(orders=orders, placement=tuple(header["placement"]), microbatches=header["microbatches"],
-                            name=header["name"])
-        return cls(program=schedule.program, clock=header["clock"], details=header["details"],
-                   **{name: arrays[name] for name in _COLUMNS})
+        schedule = Schedule(
+            orders=orders,
+            placement=tuple(header["placement"]),
+            microbatches=header["microbatches"],
+            name=header["name"],
+        )
+        return cls(
+            program=schedule.program,
+            clock=header["clock"],
+            details=header["details"],
+            **{name: arrays[name] for name in _COLUMNS},
+        )

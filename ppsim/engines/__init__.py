@@ -13,8 +13,13 @@ from ppsim.program import Program
 _ENGINES = {"simpy": run_simpy}
 
 
-def run_engine(name: str, program: Program, durations_s: npt.NDArray[np.float64], message_bytes: npt.NDArray[np.int64],
-               network: Network) -> Times:
+def run_engine(
+    name: str,
+    program: Program,
+    durations_s: npt.NDArray[np.float64],
+    message_bytes: npt.NDArray[np.int64],
+    network: Network,
+) -> Times:
     """Run a checked program with the named engine."""
     try:
         engine = _ENGINES[name]

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Generator
+from typing import Any
 
 import numpy as np
 import numpy.typing as npt
@@ -13,22 +14,33 @@ from ppsim.network import Network
 from ppsim.program import Program
 
 
-def run_simpy(program: Program, durations_s: npt.NDArray[np.float64], message_bytes: npt.NDArray[np.int64],
-              network: Network) -> Times:
+def run_simpy(
+    program: Program, durations_s: npt.NDArray[np.float64], message_bytes: npt.NDArray[np.int64], network: Network
+) -> Times:
     """Run a program that passed the check; seconds from the step's start."""
     run = _Run(program, durations_s, message_bytes, network)
     for rank in range(program.ranks):
         run.environment.process(run.rank_process(rank))
     run.environment.run()
-    return Times(start_s=np.array(run.start), end_s=np.array(run.end), message_start_s=np.array(run.message_start),
-                 message_left_s=np.array(run.message_left), message_arrival_s=np.array(run.arrival, float))
+    return Times(
+        start_s=np.array(run.start),
+        end_s=np.array(run.end),
+        message_start_s=np.array(run.message_start),
+        message_left_s=np.array(run.message_left),
+        message_arrival_s=np.array(run.arrival, float),
+    )
 
 
 class _Run:
     """The state that the ranks' processes share. Lists, not arrays: single elements are read and written."""
 
-    def __init__(self, program: Program, durations_s: npt.NDArray[np.float64], message_bytes: npt.NDArray[np.int64],
-                 network: Network) -> None:
+    def __init__(
+        self,
+        program: Program,
+        durations_s: npt.NDArray[np.float64],
+        message_bytes: npt.NDArray[np.int64],
+        network: Network,
+    ) -> None:
         self.environment = simpy.Environment()
         self.durations = durations_s.tolist()
         self.action_start = program.action_start.tolist()
@@ -41,14 +53,15 @@ class _Run:
         self.link = [index[pair] for pair in zip(messages.source.tolist(), messages.destination.tolist(), strict=True)]
         self.link_free = [0.0] * len(links)
         models = [network.link(*pair) for pair in links]
-        self.occupied = [models[link].occupied_s(size)
-                         for link, size in zip(self.link, message_bytes.tolist(), strict=True)]
+        self.occupied = [
+            models[link].occupied_s(size) for link, size in zip(self.link, message_bytes.tolist(), strict=True)
+        ]
         self.latency = [models[link].latency_s for link in self.link]
         self.start = [0.0] * len(self.durations)
         self.end = [0.0] * len(self.durations)
         self.message_start = [0.0] * len(messages)
         self.message_left = [0.0] * len(messages)
-        self.arrival: list[float | None] = [None] * len(messages)
+        self.arrival: list[Any] = [None] * len(messages)
         self.waiting: dict[int, simpy.Event] = {}
 
     def rank_process(self, rank: int) -> Generator[simpy.Event, None, None]:
@@ -67,7 +80,7 @@ class _Run:
                     if self.arrival[message] is None:
                         self.waiting[message] = event = environment.event()
                         yield event
-                    begin = max(begin, self.arrival[message])  # type: ignore[type-var]  (set before the event fires)
+                    begin = max(begin, self.arrival[message])
             for row in rows:
                 self.start[row] = begin
                 begin = self.end[row] = begin + self.durations[row]

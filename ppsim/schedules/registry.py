@@ -26,10 +26,20 @@ _ENTRIES: dict[str, _Entry] = {}
 _ALIASES: dict[str, str] = {}
 
 
-def register(name: str, order: OrderOfRank, *, also: str | None = None,
-             placement: Callable[[int, int], tuple[int, ...]] = loop_placement, stages_per_rank: int = 1,
-             chunked: bool = False,
-             requirement: Callable[[int, int, int], str | None] = lambda ranks, microbatches, stages_per_rank: None) -> None:
+def _anything(ranks: int, microbatches: int, stages_per_rank: int) -> None:
+    return None
+
+
+def register(
+    name: str,
+    order: OrderOfRank,
+    *,
+    also: str | None = None,
+    placement: Callable[[int, int], tuple[int, ...]] = loop_placement,
+    stages_per_rank: int = 1,
+    chunked: bool = False,
+    requirement: Callable[[int, int, int], str | None] = _anything,
+) -> None:
     """Make `order` known as `name` (and `also`).
 
     order: called as `order(rank, ranks, microbatches)`, and with `stages_per_rank` as a fourth argument if `chunked`;
@@ -37,8 +47,14 @@ def register(name: str, order: OrderOfRank, *, also: str | None = None,
     one. chunked: whether other numbers are possible. requirement: (ranks, microbatches, stages_per_rank) -> None, or
     what is wrong with the remedy.
     """
-    _ENTRIES[name] = _Entry(name=name, order=order, placement=placement, stages_per_rank=stages_per_rank,
-                            chunked=chunked, requirement=requirement)
+    _ENTRIES[name] = _Entry(
+        name=name,
+        order=order,
+        placement=placement,
+        stages_per_rank=stages_per_rank,
+        chunked=chunked,
+        requirement=requirement,
+    )
     if also:
         _ALIASES[also] = name
 
@@ -74,11 +90,17 @@ def build_schedule(name: str, *, ranks: int, microbatches: int, stages_per_rank:
             raise ValueError(f"{field} must be a whole number of 1 or more, got {value!r}")
     v = entry.stages_per_rank if stages_per_rank is None else stages_per_rank
     if v != entry.stages_per_rank and not entry.chunked:
-        raise ValueError(f"{entry.name} has {entry.stages_per_rank} stage(s) per rank, got stages_per_rank={v}: "
-                         f"leave it out or set it to {entry.stages_per_rank}")
+        raise ValueError(
+            f"{entry.name} has {entry.stages_per_rank} stage(s) per rank, got stages_per_rank={v}: "
+            f"leave it out or set it to {entry.stages_per_rank}"
+        )
     complaint = entry.requirement(ranks, microbatches, v)
     if complaint:
         raise ValueError(f"{entry.name} {complaint}")
     extra = (v,) if entry.chunked else ()
-    return Schedule(orders=tuple(entry.order(rank, ranks, microbatches, *extra) for rank in range(ranks)),
-                    placement=entry.placement(ranks, v), microbatches=microbatches, name=entry.name)
+    return Schedule(
+        orders=tuple(entry.order(rank, ranks, microbatches, *extra) for rank in range(ranks)),
+        placement=entry.placement(ranks, v),
+        microbatches=microbatches,
+        name=entry.name,
+    )
