@@ -1,0 +1,206 @@
+"""Config: one run, as the command line's flags."""
+
+from __future__ import annotations
+
+import os
+from dataclasses import asdict, dataclass
+from functools import cached_property
+from pathlib import Path
+from typing import Any, Literal
+
+import torch
+
+import ppsim
+from ppexec.warn import bubble_warning
+
+_PRESETS: dict[str, dict[str, int]] = {
+    "small": {"hidden": 512, "seq": 128, "micro_batch_size": 2},
+    "assignment": {"hidden": 4096, "seq": 8192, "micro_batch_size": 2},
+}
+
+
+@dataclass(frozen=True, kw_only=True)
+class RunConfig:
+    """What to run, where, and how often. Raises ValueError with value and remedy for what cannot run."""
+
+    model: str = "mlp"
+    """Built-in model ("mlp") or your own, package.module:factory."""
+    preset: Literal["small", "assignment"] = "small"
+    """Sizes not given otherwise: small (hidden 512, seq 128, micro batch 2), assignment (4096, 8192, 2)."""
+    layers: int = 8
+    """Number of layers, cut into the stages."""
+    hidden: int = 0
+    """Hidden size; 0 takes the preset's."""
+    intermediate: int = 0
+    """Size between fc1 and fc2; 0 takes 4 x hidden."""
+    seq: int = 0
+    """Sequence length; 0 takes the preset's."""
+    micro_batch_size: int = 0
+    """Samples of a microbatch; 0 takes the preset's."""
+    microbatches: int = 0
+    """Microbatches of a step per data-parallel replica; 0 takes the global batch's, else the file's, else 8."""
+    global_batch_size: int = 0
+    """Samples of a step over all replicas; 0 takes microbatches x micro batch size x dp."""
+    schedule: str = "afab"
+    """Schedule by name."""
+    from_csv: Path | None = None
+    """Schedule from a file in PyTorch's CSV format, instead of a name."""
+    ranks: int = 0
+    """Pipeline ranks; 0 takes the file's, else 2."""
+    stages_per_rank: int | None = None
+    """Stages that each rank holds; the schedule's natural number unless given."""
+    partition: str = "even"
+    """Layers to stages: even, optimal (needs --costs), or sizes such as 3,2,3."""
+    dp: int = 1
+    """Data-parallel replicas."""
+    tp: int = 1
+    """Tensor-parallel ranks."""
+    steps: int = 10
+    """Measured steps."""
+    warmup: int = 2
+    """Steps before the measured ones."""
+    forward_only: bool = False
+    """Evaluation: forwards alone, no gradients."""
+    seed: int = 0
+    """The number from which every random stream is derived."""
+    dtype: Literal["float32", "float64", "bfloat16"] = "float32"
+    """Type of parameters and activations."""
+    threads: int = 0
+    """Threads of each rank; 0 shares this machine's cores out among its ranks."""
+    receive_window: int = 0
+    """Receives posted ahead on each link; 0 takes the smallest that suffices plus 2."""
+    backend: Literal["gloo", "nccl"] = "gloo"
+    """Transport of torch.distributed."""
+    compute: Literal["real", "timed"] = "real"
+    """Real computation, or waits of the costs' length with real messages."""
+    costs: Path | None = None
+    """Layer costs, JSON or CSV."""
+    timeout_s: float = 600.0
+    """Seconds after which a message that does not come is an error."""
+
+    def __post_init__(self) -> None:
+        for name in ("layers", "dp", "tp", "steps"):
+            self._at_least(name, 1)
+        sizes = ("hidden", "intermediate", "seq", "micro_batch_size", "microbatches", "global_batch_size", "ranks")
+        for name in (*sizes, "threads", "warmup", "receive_window"):
+            self._at_least(name, 0)
+        if not 0 < self.timeout_s < 1e7:
+            raise ValueError(f"timeout_s must be seconds > 0 (and below 1e7), got {self.timeout_s}")
+        self._refuse_what_is_not_there()
+        for name, value in _PRESETS[self.preset].items():
+            self._default(name, value)
+        self._default("intermediate", 4 * self.hidden)
+        self._settle_batch()
+        schedule = self.pipeline
+        self._default("ranks", schedule.ranks)
+        self._default("microbatches", schedule.microbatches)
+        self._default("global_batch_size", self.microbatches * self.micro_batch_size * self.dp)
+        self._default("threads", max((os.cpu_count() or 1) // self.world_size, 1))
+        self.layer_sizes  # noqa: B018  (refuse an impossible cut now, not in the workers)
+
+    def _at_least(self, name: str, least: int) -> None:
+        value = getattr(self, name)
+        if isinstance(value, bool) or not isinstance(value, int) or value < least:
+            raise ValueError(f"{name} must be a whole number of {least} or more, got {value!r}")
+        if value > 2**31:
+            raise ValueError(f"{name} must be below {2**31}, got {value}")
+
+    def _default(self, name: str, value: int) -> None:
+        if getattr(self, name) == 0:
+            object.__setattr__(self, name, value)
+
+    def _refuse_what_is_not_there(self) -> None:
+        for name in ("dp", "tp"):
+            if getattr(self, name) != 1:
+                raise ValueError(
+                    f"{name}={getattr(self, name)} is not built yet: leave it at 1 (pipeline ranks: --ranks)"
+                )
+        if self.backend == "nccl":
+            raise ValueError("backend='nccl' is not built yet: use gloo")
+        if self.compute == "timed":
+            raise ValueError("compute='timed' is not built yet: use real")
+
+    def _settle_batch(self) -> None:
+        """The three batch numbers agree, or the error has both numbers and the nearest that work."""
+        if not self.global_batch_size:
+            return
+        per_round = self.micro_batch_size * self.dp
+        size = self.global_batch_size
+        if size % per_round:
+            below, above = size - size % per_round, size - size % per_round + per_round
+            nearest = f"{below} or {above}" if below else f"{above}"
+            fitting = max(n for n in range(1, self.micro_batch_size + 1) if size % (n * self.dp) == 0 or n == 1)
+            dp = f" x {self.dp} replicas" if self.dp > 1 else ""
+            raise ValueError(
+                f"global_batch_size {size} does not divide by micro_batch_size {self.micro_batch_size}{dp}: "
+                f"take a global batch of {nearest}, or a micro batch of {fitting}"
+            )
+        if self.microbatches and self.microbatches * per_round != size:
+            raise ValueError(
+                f"global_batch_size {size} is {size // per_round} microbatches of {self.micro_batch_size}, but "
+                f"microbatches is {self.microbatches}: leave one of the two out"
+            )
+        self._default("microbatches", size // per_round)
+
+    @property
+    def world_size(self) -> int:
+        """Processes in all: dp x ranks x tp."""
+        return self.dp * self.ranks * self.tp
+
+    @property
+    def torch_dtype(self) -> torch.dtype:
+        """The dtype as torch's."""
+        return getattr(torch, self.dtype)
+
+    @cached_property
+    def pipeline(self) -> ppsim.Schedule:
+        """The schedule, checked; without its backwards if `forward_only`."""
+        if self.from_csv is None:
+            schedule = ppsim.build_schedule(
+                self.schedule,
+                ranks=self.ranks or 2,
+                microbatches=self.microbatches or 8,
+                stages_per_rank=self.stages_per_rank,
+            )
+        else:
+            schedule = self._read_csv(self.from_csv)
+        schedule.check()
+        return schedule.forward_only() if self.forward_only else schedule
+
+    def _read_csv(self, path: Path) -> ppsim.Schedule:
+        try:
+            text = path.read_text(encoding="utf-8")
+        except UnicodeDecodeError:
+            raise ValueError(f"{path} is not text: give a schedule as CSV") from None
+        schedule = ppsim.Schedule.from_csv(text, name=path.stem)
+        for name in ("ranks", "microbatches"):
+            if getattr(self, name) not in (0, getattr(schedule, name)):
+                raise ValueError(
+                    f"{path} has {getattr(schedule, name)} {name}, but {name} is {getattr(self, name)}: leave it out"
+                )
+        return schedule
+
+    @cached_property
+    def layer_sizes(self) -> list[int]:
+        """The number of layers of each stage."""
+        method: Any = self.partition
+        work_s = None
+        if method not in ("even", "optimal"):
+            try:
+                method = [int(size) for size in method.split(",")]
+            except ValueError:
+                raise ValueError(f"partition must be even, optimal or sizes such as 3,2,3, got {method!r}") from None
+        if method == "optimal" and self.costs is not None:
+            costs = ppsim.load_costs(self.costs)
+            if len(costs) != self.layers:
+                raise ValueError(f"{self.costs} has {len(costs)} layers, the model {self.layers}: profile this model")
+            work_s = [layer.work_s for layer in costs]
+        return ppsim.partition_sizes(self.layers, stages=self.pipeline.stages, method=method, work_s=work_s)
+
+    def warnings(self) -> list[str]:
+        """What may run, but not as one might hope."""
+        return bubble_warning(self.pipeline)
+
+    def to_dict(self) -> dict[str, Any]:
+        """The configuration as JSON values."""
+        return {name: str(value) if isinstance(value, Path) else value for name, value in asdict(self).items()}

@@ -1,0 +1,51 @@
+"""Data: the microbatches of a step, inputs where the first stage is, targets where the last is, nothing elsewhere."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, field
+
+import torch
+
+from ppexec.models.model import Sample
+from ppexec.seeds import microbatch_order
+
+
+@dataclass(frozen=True, kw_only=True)
+class Batch:
+    """A step's microbatches on one rank: `inputs[b]` on the first stage's, `targets[b]` on the last's, else empty."""
+
+    inputs: list[torch.Tensor] = field(default_factory=list)
+    targets: list[torch.Tensor] = field(default_factory=list)
+
+
+def load_batch(
+    sample: Sample,
+    *,
+    seed: int,
+    step: int,
+    microbatches: int,
+    has_first: bool,
+    has_last: bool,
+    device: torch.device,
+) -> Batch:
+    """Read a step's microbatches in the order of (seed, step), keeping the half that this rank needs.
+
+    Raises ValueError if a microbatch is not a pair of tensors.
+    """
+    if not (has_first or has_last):
+        return Batch()
+    batch = Batch()
+    for index in microbatch_order(seed, step=step, microbatches=microbatches).tolist():
+        pair = sample(index)
+        if not (isinstance(pair, tuple) and len(pair) == 2 and all(isinstance(part, torch.Tensor) for part in pair)):
+            raise ValueError(f"sample({index}) must give (inputs, targets), two tensors, got {type(pair).__name__}")
+        if has_first:
+            batch.inputs.append(_own(pair[0].to(device)))
+        if has_last:
+            batch.targets.append(_own(pair[1].to(device)))
+    return batch
+
+
+def _own(tensor: torch.Tensor) -> torch.Tensor:
+    """A tensor with a storage of its own: a slice of a data set would hold all of it as an activation."""
+    return tensor.clone() if tensor.untyped_storage().nbytes() > tensor.nbytes else tensor

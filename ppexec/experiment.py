@@ -1,0 +1,131 @@
+"""Experiment: one configuration predicted and run for real, step by step in turn."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import dataclass, replace
+from typing import Any
+
+import numpy as np
+
+import ppsim
+from ppexec.config import RunConfig
+from ppexec.measure import median_step, with_memory
+from ppexec.pool import WorkerPool
+from ppexec.profile import Profile
+from ppexec.session import Session
+from ppexec.verify import VerifyReport
+from ppsim import Network, StageCost, Trace
+
+
+@dataclass(frozen=True, kw_only=True)
+class Outcome:
+    """What was predicted, what was measured, and what from.
+
+    predicted: one step. measured: every measured step, all with the activation bytes counted in an untimed step.
+    stages: the profiled costs the prediction was made from. verified: None if it was not asked for.
+    """
+
+    config: RunConfig
+    profile: Profile
+    stages: list[StageCost]
+    network: Network
+    predicted: Trace
+    measured: list[Trace]
+    verified: VerifyReport | None
+
+    @property
+    def step_times_s(self) -> np.ndarray:
+        """Makespan of every measured step."""
+        return np.array([trace.makespan_s for trace in self.measured])
+
+    @property
+    def median(self) -> Trace:
+        """The median measured step."""
+        return median_step(self.measured)
+
+    @property
+    def step_time_error(self) -> float:
+        """(predicted - median measured) / median measured."""
+        middle = float(np.median(self.step_times_s))
+        return (self.predicted.makespan_s - middle) / middle
+
+    def summary(self) -> dict[str, Any]:
+        """The comparison as JSON values; seconds and bytes."""
+        times_s = self.step_times_s
+        fractions = [trace.bubble_fraction for trace in self.measured]
+        verified = self.verified
+        return {
+            "step_time_s": {
+                "predicted": self.predicted.makespan_s,
+                "measured_median": float(np.median(times_s)),
+                "measured_p25": float(np.quantile(times_s, 0.25)),
+                "measured_p75": float(np.quantile(times_s, 0.75)),
+                "relative_error": self.step_time_error,
+                "measured": times_s.tolist(),
+            },
+            "bubble_fraction": {"predicted": self.predicted.bubble_fraction, "measured": float(np.median(fractions))},
+            "activation_bytes": {
+                "predicted": self.predicted.peak_activation_bytes.tolist(),
+                "measured": self.median.peak_activation_bytes.tolist(),
+            },
+            "gradients": None
+            if verified is None or self.config.forward_only
+            else {"bit_equal": verified.gradients_bit_equal, "max_abs_diff": verified.max_gradient_diff},
+            "outputs": None
+            if verified is None
+            else {"bit_equal": verified.outputs_bit_equal, "max_abs_diff": verified.max_output_diff},
+            "first_difference": None if verified is None else verified.first_difference,
+            "config": self.config.to_dict(),
+            "environment": self.profile.environment,
+        }
+
+
+def predict_and_measure(
+    config: RunConfig,
+    *,
+    pool: WorkerPool | None = None,
+    verify: bool = True,
+    advance: Callable[[str], None] = lambda done: None,
+) -> Outcome:
+    """Profile, predict, run and verify a configuration.
+
+    Rounds of profiling and measured steps take turns, so that a machine whose speed drifts drifts under both alike.
+    advance: called as each of `experiment_length(config)` parts is done, with its name.
+    """
+    with Session(config, pool=pool) as session:
+        for _ in range(config.warmup):
+            session.profile_rounds(1)
+            session.measure(1)
+            advance("warm-up")
+        rounds: list[list[Any]] = [[] for _ in range(config.world_size)]
+        traces: list[Trace] = []
+        for step in range(config.steps):
+            for gathered, new in zip(rounds, session.profile_rounds(1, first_step=step), strict=True):
+                gathered += new
+            traces += session.measure(1, first_step=step)
+            advance("profile and step")
+        network = session.probe_network()
+        levels = session.count_memory()
+        advance("memory")
+        verified = session.verify() if verify else None
+        advance("verify")
+        profile = session.summarise(rounds)
+    stages = ppsim.partition(profile.layers, stages=config.pipeline.stages, method=config.layer_sizes)
+    predicted = ppsim.simulate(config.pipeline, stages, network=network)
+    measured = [with_memory(trace, levels) for trace in traces]
+    details = {"config": config.to_dict(), "environment": profile.environment}
+    return Outcome(
+        config=config,
+        profile=profile,
+        stages=stages,
+        network=network,
+        predicted=replace(predicted, details=details),
+        measured=[replace(trace, details=details) for trace in measured],
+        verified=verified,
+    )
+
+
+def experiment_length(config: RunConfig) -> int:
+    """How often `predict_and_measure` calls `advance`."""
+    return config.warmup + config.steps + 2

@@ -1,0 +1,52 @@
+"""Measure: what the ranks saw of a step, as one trace."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+import numpy as np
+
+from ppexec.runtime import StepRecord
+from ppsim import Program, Trace
+
+
+def assemble_trace(program: Program, records: Sequence[StepRecord], message_bytes: Sequence[int]) -> Trace:
+    """A trace from all ranks' records of one step; time starts with the first action.
+
+    A message begins when its sender handed it over and has arrived when its receiver's wait for it ended, which is the
+    latest it can have been there; a rendezvous frees the sender's end no earlier than the transfer ends, so it counts as
+    having left then.
+    """
+    start_ns = np.concatenate([np.array(record.start_ns, np.int64) for record in records])
+    end_ns = np.concatenate([np.array(record.end_ns, np.int64) for record in records])
+    zero = start_ns.min()
+    sent, received = {}, {}
+    for record in records:
+        sent.update(record.sent_ns)
+        received.update(record.received_ns)
+    count = len(program.messages)
+    sent_s = (np.array([sent[message] for message in range(count)], np.int64) - zero) / 1e9
+    received_s = (np.array([received[message] for message in range(count)], np.int64) - zero) / 1e9
+    return Trace(
+        program=program,
+        clock="measured",
+        start_s=(start_ns - zero) / 1e9,
+        end_s=(end_ns - zero) / 1e9,
+        activation_bytes=np.zeros(len(program.stage), np.int64),
+        message_bytes=np.array(message_bytes, np.int64),
+        message_start_s=sent_s,
+        message_left_s=received_s,
+        message_arrival_s=received_s,
+    )
+
+
+def with_memory(trace: Trace, levels_by_rank: Sequence[Sequence[int]]) -> Trace:
+    """The trace with the activation bytes that an untimed step of the same program counted."""
+    from dataclasses import replace
+
+    return replace(trace, activation_bytes=np.concatenate([np.array(levels, np.int64) for levels in levels_by_rank]))
+
+
+def median_step(traces: Sequence[Trace]) -> Trace:
+    """The trace whose makespan is the median (the lower of the middle two)."""
+    return sorted(traces, key=lambda trace: trace.makespan_s)[(len(traces) - 1) // 2]

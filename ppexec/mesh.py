@@ -1,0 +1,16 @@
+"""Mesh: the processes of a run as one DeviceMesh with the dimensions dp, pp and tp."""
+
+from __future__ import annotations
+
+import torch.distributed as dist
+from torch.distributed.device_mesh import DeviceMesh, init_device_mesh
+
+
+def build_mesh(*, dp: int, pp: int, tp: int, device_type: str = "cpu") -> DeviceMesh:
+    """A mesh over all processes; raises ValueError if their number is not dp * pp * tp."""
+    world = dist.get_world_size()
+    if dp * pp * tp != world:
+        raise ValueError(
+            f"dp {dp} x ranks {pp} x tp {tp} needs {dp * pp * tp} processes, there are {world}: start that many"
+        )
+    return init_device_mesh(device_type, (dp, pp, tp), mesh_dim_names=("dp", "pp", "tp"))

@@ -1,0 +1,51 @@
+"""Initialize: a layer's parameters from (seed, layer, name) alone."""
+
+from __future__ import annotations
+
+import torch
+from torch import nn
+
+from ppexec.seeds import parameter_seed
+
+
+def initialize_layer(layer: nn.Module, *, index: int, seed: int, device: torch.device) -> nn.Module:
+    """Make the layer real on `device` and give every parameter its own stream; returns the layer.
+
+    A parameter is drawn by the outermost module around it that has `reset_parameters()`, seeded by (seed, layer, name),
+    and only that parameter is kept of the draw. One that no such module owns keeps what the factory gave it, the same on
+    every rank. Raises ValueError for such a one on the meta device, which holds nothing.
+    """
+    owners = {name: _owner(layer, name) for name, _ in layer.named_parameters()}
+    stateless = [name for name, parameter in layer.named_parameters() if parameter.is_meta and owners[name] is None]
+    stateless += [name for name, buffer in layer.named_buffers() if buffer.is_meta]
+    if stateless:
+        raise ValueError(
+            f"layer {index} ({type(layer).__name__}) has {stateless[0]!r} on the meta device and no reset_parameters() "
+            "that would fill it: add one to the module that owns it, or build the layer on the CPU"
+        )
+    on_meta = any(parameter.is_meta for parameter in layer.parameters())
+    layer = layer.to_empty(device=device) if on_meta else layer.to(device)
+    drawn: dict[str, torch.Tensor] = {}
+    with torch.random.fork_rng(devices=[]):
+        for name, parameter in layer.named_parameters():
+            owner = owners[name]
+            if owner is not None:
+                torch.manual_seed(parameter_seed(seed, layer=index, name=name))
+                owner.reset_parameters()  # type: ignore[operator]
+                drawn[name] = parameter.detach().clone()
+    with torch.no_grad():
+        for name, parameter in layer.named_parameters():
+            if name in drawn:
+                parameter.copy_(drawn[name])
+    return layer
+
+
+def _owner(layer: nn.Module, name: str) -> nn.Module | None:
+    """The outermost module on the way to a parameter that can draw it."""
+    module = layer
+    for part in [*name.split(".")[:-1], ""]:
+        if callable(getattr(module, "reset_parameters", None)):
+            return module
+        if part:
+            module = getattr(module, part)
+    return None

@@ -1,0 +1,60 @@
+"""Load: a model by name, built in or the user's own."""
+
+from __future__ import annotations
+
+import importlib
+import os
+import sys
+from collections.abc import Callable
+from typing import TYPE_CHECKING
+
+import torch
+
+from ppexec.models.mlp import mlp
+from ppexec.models.model import Model
+from ppexec.seeds import derive
+
+if TYPE_CHECKING:
+    from ppexec.config import RunConfig
+
+_BUILT_IN: dict[str, Callable[[RunConfig], Model]] = {"mlp": mlp}
+
+
+def resolve_factory(name: str) -> Callable[[RunConfig], Model]:
+    """The factory behind "mlp" or "package.module:factory" (found from the working directory too).
+
+    Raises ValueError that says which part was not found.
+    """
+    if name in _BUILT_IN:
+        return _BUILT_IN[name]
+    module_name, colon, attribute = name.partition(":")
+    if not colon or not module_name or not attribute:
+        raise ValueError(f"unknown model {name!r}: take {', '.join(_BUILT_IN)} or your own as package.module:factory")
+    if os.getcwd() not in sys.path:
+        sys.path.insert(0, os.getcwd())
+    try:
+        module = importlib.import_module(module_name)
+    except ImportError as error:
+        raise ValueError(
+            f"model {name!r}: cannot import {module_name!r} ({error}); run where it can be found"
+        ) from error
+    factory = getattr(module, attribute, None)
+    if not callable(factory):
+        raise ValueError(f"model {name!r}: {module_name!r} has no function {attribute!r}")
+    return factory
+
+
+def load_model(config: RunConfig) -> Model:
+    """Build the model that the configuration names, the same on every rank. Raises ValueError for a factory's mistake."""
+    with torch.random.fork_rng(devices=[]):
+        # Layers that draw their weights while being built draw the same ones on every rank.
+        torch.manual_seed(derive(config.seed, "model"))
+        model = resolve_factory(config.model)(config)
+    if not isinstance(model, Model):
+        raise ValueError(f"model {config.model!r}: the factory must give a ppexec.Model, got {type(model).__name__}")
+    if len(model.layers) != config.layers:
+        raise ValueError(
+            f"model {config.model!r} has {len(model.layers)} layers, the configuration says {config.layers}: "
+            f"pass --layers {len(model.layers)}, or build config.layers of them"
+        )
+    return model

@@ -1,0 +1,46 @@
+"""The built-in MLP: blocks of two linear layers that keep the shape of what they are given."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING
+
+import torch
+from torch import nn
+from torch.nn import functional
+
+from ppexec.models.model import Model
+from ppexec.seeds import sample_generator
+
+if TYPE_CHECKING:
+    from ppexec.config import RunConfig
+
+
+class MLPBlock(nn.Module):
+    """fc1, GELU, fc2; (..., hidden) in and out."""
+
+    def __init__(self, hidden: int, intermediate: int, *, dtype: torch.dtype = torch.float32) -> None:
+        super().__init__()
+        self.fc1 = nn.Linear(hidden, intermediate, dtype=dtype)
+        self.activation = nn.GELU()
+        self.fc2 = nn.Linear(intermediate, hidden, dtype=dtype)
+
+    def forward(self, inputs: torch.Tensor) -> torch.Tensor:
+        """(..., hidden) -> (..., hidden)."""
+        return self.fc2(self.activation(self.fc1(inputs)))
+
+
+def mlp(config: RunConfig) -> Model:
+    """`config.layers` blocks; made-up normal samples (micro_batch_size, seq, hidden) and targets; mean squared error."""
+    with torch.device("meta"):
+        layers = [MLPBlock(config.hidden, config.intermediate, dtype=config.torch_dtype) for _ in range(config.layers)]
+
+    def sample(microbatch: int) -> tuple[torch.Tensor, torch.Tensor]:
+        size = config.micro_batch_size
+        samples = [
+            torch.randn(2, config.seq, config.hidden, generator=sample_generator(config.seed, sample=index))
+            for index in range(microbatch * size, (microbatch + 1) * size)
+        ]
+        inputs, targets = torch.stack(samples, dim=1).to(config.torch_dtype)
+        return inputs, targets
+
+    return Model(layers=layers, sample=sample, loss=functional.mse_loss)

@@ -1,0 +1,138 @@
+"""Runtime: interprets a program on one rank. It has no schedule of its own."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from typing import NamedTuple
+
+import torch
+
+from ppexec.clock import now_ns
+from ppexec.data import Batch
+from ppexec.ledger import Ledger
+from ppexec.stage import Stage
+from ppexec.transport import DistributedTransport
+from ppsim import Kind, Program, ScheduleError
+
+
+class _Row(NamedTuple):
+    """What a rank must know of one row of the program."""
+
+    row: int
+    kind: Kind
+    stage: Stage
+    microbatch: int
+    local_input: int
+    message_in: int
+    message_out: int
+    local_output: bool
+
+
+@dataclass(kw_only=True)
+class StepRecord:
+    """What one rank saw of one step; times in nanoseconds of its clock, in the order of its rows.
+
+    sent_ns: message -> when it was handed over. received_ns: message -> when its wait ended. levels: activation bytes
+    after each row's action, if a ledger counted. outputs: the last stage's, by microbatch, if asked for.
+    """
+
+    start_ns: list[int] = field(default_factory=list)
+    end_ns: list[int] = field(default_factory=list)
+    sent_ns: dict[int, int] = field(default_factory=dict)
+    received_ns: dict[int, int] = field(default_factory=dict)
+    levels: list[int] = field(default_factory=list)
+    outputs: dict[int, torch.Tensor] = field(default_factory=dict)
+
+
+class Runtime:
+    """One rank's part of a program, with its stages and its end of the links."""
+
+    def __init__(
+        self, program: Program, rank: int, stages: Mapping[int, Stage], transport: DistributedTransport
+    ) -> None:
+        self.stages = stages
+        self._transport = transport
+        needed_here = {
+            int(program.needs[row])
+            for row in program.rows_of(rank)
+            if program.needs[row] >= 0 > program.message_in[row]
+        }
+        last_stage = program.schedule.stages - 1
+        self._last_stage = last_stage
+        actions = range(int(program.rank_actions[rank]), int(program.rank_actions[rank + 1]))
+        self._actions: list[list[_Row]] = []
+        for action in actions:
+            rows = range(int(program.action_start[action]), int(program.action_start[action + 1]))
+            self._actions.append(
+                [
+                    _Row(
+                        row=row,
+                        kind=Kind(int(program.kind[row])),
+                        stage=stages[int(program.stage[row])],
+                        microbatch=int(program.microbatch[row]),
+                        local_input=int(program.needs[row]) if program.message_in[row] < 0 else -1,
+                        message_in=int(program.message_in[row]),
+                        message_out=int(program.message_out[row]),
+                        local_output=row in needed_here,
+                    )
+                    for row in rows
+                ]
+            )
+
+    def step(self, batch: Batch, *, ledger: Ledger | None = None, keep_outputs: bool = False) -> StepRecord:
+        """Run one step and say when everything happened.
+
+        batch: this rank's microbatches. ledger: counts activation bytes (a step slower for it). keep_outputs: keep the
+        last stage's outputs in the record.
+        """
+        record = StepRecord()
+        results: dict[int, torch.Tensor | None] = {}
+        for stage in self.stages.values():
+            stage.ledger = ledger
+        self._transport.start()
+        for rows in self._actions:
+            inputs = [self._input(row, batch, results, record) for row in rows]
+            outputs: list[torch.Tensor | None] = []
+            for row, value in zip(rows, inputs, strict=True):
+                record.start_ns.append(now_ns())
+                outputs.append(self._compute(row, value, batch))
+                record.end_ns.append(now_ns())
+            inputs.clear()
+            for row, output in zip(rows, outputs, strict=True):
+                if row.message_out >= 0 and output is not None:
+                    record.sent_ns[row.message_out] = now_ns()
+                    self._transport.send(row.message_out, output)
+                elif row.local_output:
+                    results[row.row] = output
+                if keep_outputs and row.kind == Kind.F and row.stage.index == self._last_stage and output is not None:
+                    record.outputs[row.microbatch] = output.clone()
+            del outputs
+            if ledger is not None:
+                record.levels.extend([ledger.level_bytes] * len(rows))
+        self._transport.finish()
+        return record
+
+    def _input(
+        self, row: _Row, batch: Batch, results: dict[int, torch.Tensor | None], record: StepRecord
+    ) -> torch.Tensor | None:
+        """What a row needs: a message, another stage's result on this rank, data, or nothing."""
+        if row.message_in >= 0:
+            value = self._transport.receive(row.message_in)
+            record.received_ns[row.message_in] = now_ns()
+            return value
+        if row.local_input >= 0:
+            return results.pop(row.local_input)
+        if row.kind == Kind.F:
+            return batch.inputs[row.microbatch]
+        return None
+
+    def _compute(self, row: _Row, value: torch.Tensor | None, batch: Batch) -> torch.Tensor | None:
+        if row.kind == Kind.F and value is not None:
+            target = batch.targets[row.microbatch] if row.stage.loss is not None else None
+            return row.stage.forward(row.microbatch, value, target)
+        if row.kind == Kind.B:
+            return row.stage.backward(row.microbatch, value)
+        raise ScheduleError(
+            f"the runtime cannot run {row.stage.index}{row.kind}{row.microbatch} yet: use B, not I and W"
+        )

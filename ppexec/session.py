@@ -1,0 +1,140 @@
+"""Session: a configuration set up on workers, to be measured, profiled and verified as often as wanted."""
+
+from __future__ import annotations
+
+import os
+import warnings
+from typing import Any, Protocol
+
+import torch.distributed as dist
+
+from ppexec.config import RunConfig
+from ppexec.environment import describe_environment
+from ppexec.measure import assemble_trace
+from ppexec.models import resolve_factory
+from ppexec.pool import WorkerPool
+from ppexec.profile import Profile, summarise
+from ppexec.runtime import StepRecord
+from ppexec.transport.probe import LinkSample
+from ppexec.verify import VerifyReport
+from ppsim import Link, Network, Trace
+
+
+class _Workers(Protocol):
+    def call(self, method: str, **arguments: Any) -> list[Any]: ...
+
+
+class Session:
+    """Use as a context manager: `with Session(config) as session: session.measure(10)`.
+
+    Under torchrun the processes that exist are the workers and every one of them must make the same calls; otherwise
+    `pool`'s are used, or those of a pool of its own.
+    """
+
+    def __init__(self, config: RunConfig, *, pool: WorkerPool | None = None) -> None:
+        self.config = config
+        for message in config.warnings():
+            warnings.warn(message, stacklevel=2)
+        resolve_factory(config.model)
+        self._own_pool: WorkerPool | None = None
+        self._workers: _Workers
+        if under_torchrun():
+            self._workers = _TorchrunWorkers(config)
+            return
+        if pool is None:
+            pool = self._own_pool = WorkerPool()
+        try:
+            pool.set_up(config)
+        except BaseException:
+            self.close()
+            raise
+        self._workers = _PoolWorkers(pool, config.world_size)
+
+    def __enter__(self) -> Session:
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self.close()
+
+    def close(self) -> None:
+        """End the workers that this session started."""
+        if self._own_pool is not None:
+            self._own_pool.close()
+
+    def measure(self, steps: int, *, first_step: int = 0) -> list[Trace]:
+        """Run and time `steps` steps; a trace of each, without activation bytes (see `count_memory`)."""
+        by_rank: list[list[StepRecord]] = self._workers.call("measure", steps=steps, first_step=first_step)
+        program, specs = self.config.pipeline.program, self._message_bytes()
+        return [assemble_trace(program, [records[step] for records in by_rank], specs) for step in range(steps)]
+
+    def count_memory(self) -> list[list[int]]:
+        """Per rank the activation bytes after each row's action, from one untimed step."""
+        return self._workers.call("count_memory")
+
+    def profile(self, rounds: int) -> Profile:
+        """Layer costs from `rounds` rounds on all ranks at once."""
+        return self.summarise(self.profile_rounds(rounds))
+
+    def profile_rounds(self, rounds: int, *, first_step: int = 0) -> list[Any]:
+        """The rounds themselves, by rank, to be gathered over several calls and then summarised."""
+        return self._workers.call("profile", rounds=rounds, first_step=first_step)
+
+    def summarise(self, rounds_by_rank: list[Any]) -> Profile:
+        """Layer costs from rounds by rank."""
+        names = [f"{self.config.model} {layer}" for layer in range(self.config.layers)]
+        return summarise(rounds_by_rank, names, self.environment())
+
+    def probe_network(self) -> Network:
+        """The links as measured by ping-pong at their own message sizes, all of it taken as latency."""
+        samples: list[LinkSample] = [sample for rank in self._workers.call("probe") for sample in rank]
+        return Network(links={(s.source, s.destination): Link(latency_s=s.one_way_s) for s in samples})
+
+    def verify(self) -> VerifyReport:
+        """Outputs and gradients against one process without a pipeline."""
+        comparisons = [comparison for rank in self._workers.call("verify") for comparison in rank]
+        return VerifyReport.of(self.config, comparisons)
+
+    def environment(self) -> dict[str, Any]:
+        """This machine, the versions, and how the ranks ran."""
+        config = self.config
+        return describe_environment(
+            ranks=config.ranks,
+            processes=config.world_size,
+            threads_per_rank=config.threads,
+            backend=config.backend,
+            worker_allocator=self._workers.call("allocator")[0],
+        )
+
+    def _message_bytes(self) -> list[int]:
+        if not hasattr(self, "_sizes"):
+            self._sizes: list[int] = self._workers.call("message_bytes")[0]
+        return self._sizes
+
+
+def under_torchrun() -> bool:
+    """Whether this process was started by torchrun as one of a group."""
+    return "TORCHELASTIC_RUN_ID" in os.environ and "RANK" in os.environ
+
+
+class _PoolWorkers:
+    def __init__(self, pool: WorkerPool, world_size: int) -> None:
+        self._pool, self._world_size = pool, world_size
+
+    def call(self, method: str, **arguments: Any) -> list[Any]:
+        return self._pool.call(self._world_size, method, **arguments)
+
+
+class _TorchrunWorkers:
+    """The worker in this process; every process gathers all results."""
+
+    def __init__(self, config: RunConfig) -> None:
+        from ppexec.worker import Worker
+
+        if not dist.is_initialized():
+            dist.init_process_group(config.backend)
+        self._worker = Worker(config)
+
+    def call(self, method: str, **arguments: Any) -> list[Any]:
+        results: list[Any] = [None] * dist.get_world_size()
+        dist.all_gather_object(results, getattr(self._worker, method)(**arguments))
+        return results

@@ -1,0 +1,63 @@
+"""Shapes: what crosses the boundary between two layers, known before anything runs."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+import torch
+from torch import nn
+
+
+@dataclass(frozen=True, kw_only=True)
+class TensorSpec:
+    """Shape and dtype of a tensor that is sent."""
+
+    shape: tuple[int, ...]
+    dtype: torch.dtype
+
+    @classmethod
+    def of(cls, tensor: torch.Tensor) -> TensorSpec:
+        """The spec of a tensor."""
+        return cls(shape=tuple(tensor.shape), dtype=tensor.dtype)
+
+    @property
+    def size_bytes(self) -> int:
+        """Bytes of the dense tensor."""
+        return torch.Size(self.shape).numel() * self.dtype.itemsize
+
+    def empty(self, device: torch.device | str = "cpu") -> torch.Tensor:
+        """A tensor of this spec, not filled."""
+        return torch.empty(self.shape, dtype=self.dtype, device=device)
+
+
+def infer_boundaries(layers: Sequence[nn.Module], inputs: TensorSpec) -> list[TensorSpec]:
+    """The spec before each layer and after the last, shape (layers + 1,), by running the chain on the meta device.
+
+    Nothing is computed and no parameter is touched; the layers may differ in shape and dtype. Raises ValueError that
+    names the first layer that cannot take what it is given, or gives anything but one tensor.
+    """
+    specs = [inputs]
+    value = inputs.empty("meta")
+    for index, layer in enumerate(layers):
+        tensors = {
+            name: tensor.detach().to("meta") for name, tensor in [*layer.named_parameters(), *layer.named_buffers()]
+        }
+        try:
+            with torch.no_grad():
+                value = torch.func.functional_call(layer, tensors, (value,))
+        except Exception as error:
+            raise ValueError(
+                f"layer {index} ({type(layer).__name__}) cannot take {_text(specs[-1])}: {error}. Mend the layer "
+                "before it, and hold constant tensors as buffers, so that shapes can be known without running"
+            ) from error
+        if not isinstance(value, torch.Tensor):
+            raise ValueError(
+                f"layer {index} ({type(layer).__name__}) gives {type(value).__name__}: a layer must give one tensor"
+            )
+        specs.append(TensorSpec.of(value))
+    return specs
+
+
+def _text(spec: TensorSpec) -> str:
+    return f"a {str(spec.dtype).removeprefix('torch.')} tensor of shape {list(spec.shape)}"

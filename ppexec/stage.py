@@ -1,0 +1,124 @@
+"""Stage: a run of consecutive layers, with the microbatches whose backward is still to come."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from contextlib import nullcontext
+
+import torch
+from torch import nn
+
+from ppexec.ledger import Ledger
+from ppexec.models import Model, initialize_layer
+from ppexec.models.model import Loss
+
+
+class Stage:
+    """Runs F and B of its layers, one microbatch at a time.
+
+    index: stage number. layers: its modules, real. loss: None unless it is the last stage. microbatches: m; each
+    microbatch's loss counts 1 / m, so that the step's loss is their mean. trains: False for an evaluation, which keeps
+    nothing. ledger: where it writes what it holds; None counts nothing.
+    """
+
+    def __init__(
+        self,
+        index: int,
+        layers: Sequence[nn.Module],
+        *,
+        first_layer: int,
+        loss: Loss | None,
+        microbatches: int,
+        trains: bool,
+    ) -> None:
+        self.index = index
+        self.layers = list(layers)
+        self.first_layer = first_layer
+        self.loss = loss
+        self.microbatches = microbatches
+        self.trains = trains
+        self.ledger: Ledger | None = None
+        self._held: dict[int, tuple[torch.Tensor, torch.Tensor, torch.Tensor]] = {}
+        self.losses: dict[int, torch.Tensor] = {}
+
+    @property
+    def is_first(self) -> bool:
+        """Whether it takes data instead of another stage's output."""
+        return self.index == 0
+
+    def forward(self, microbatch: int, inputs: torch.Tensor, target: torch.Tensor | None) -> torch.Tensor:
+        """F: the output for this microbatch, detached; the last stage computes its loss too."""
+        if not self.trains:
+            with torch.no_grad():
+                output = self._chain(inputs)
+                if self.loss is not None and target is not None:
+                    self.losses[microbatch] = self.loss(output, target)
+            return output
+        if not self.is_first and inputs.is_floating_point():
+            inputs.requires_grad_()
+        with self.ledger.saving() if self.ledger else nullcontext():
+            output = root = self._chain(inputs)
+            if self.loss is not None and target is not None:
+                loss = self.loss(output, target)
+                self.losses[microbatch] = loss.detach()
+                root = loss / self.microbatches
+        # The runtime holds input and output until the backward ends, whether or not autograd saved them.
+        self._held[microbatch] = (inputs, output, root)
+        if self.ledger:
+            self.ledger.hold(inputs)
+            self.ledger.hold(output)
+        return output.detach()
+
+    def _chain(self, value: torch.Tensor) -> torch.Tensor:
+        for layer in self.layers:
+            value = layer(value)
+        return value
+
+    def backward(self, microbatch: int, gradient: torch.Tensor | None) -> torch.Tensor | None:
+        """B: adds to the parameters' gradients; the gradient for the input, None on the first stage.
+
+        gradient: that of the output, None on the last stage.
+        """
+        inputs, output, root = self._held.pop(microbatch)
+        if root.requires_grad:
+            torch.autograd.backward(root, gradient)
+        input_gradient = None
+        if not self.is_first:
+            # An output that does not depend on its input, or an input that has no gradient, sends zeros.
+            input_gradient = inputs.grad if inputs.grad is not None else torch.zeros_like(inputs)
+            inputs.grad = None
+        if self.ledger:
+            del root
+            self.ledger.drop(inputs)
+            self.ledger.drop(output)
+        return input_gradient
+
+    def clear(self) -> None:
+        """Forget gradients, losses and microbatches under way."""
+        self._held.clear()
+        self.losses.clear()
+        for layer in self.layers:
+            layer.zero_grad(set_to_none=True)
+
+
+def build_stage(
+    index: int,
+    model: Model,
+    layers: range,
+    *,
+    is_last: bool,
+    microbatches: int,
+    trains: bool,
+    seed: int,
+    device: torch.device,
+) -> Stage:
+    """A stage with its own layers made real and initialised; the model's other layers stay as they are."""
+    modules = [initialize_layer(model.layers[layer], index=layer, seed=seed, device=device) for layer in layers]
+    return Stage(
+        index,
+        modules,
+        first_layer=layers.start,
+        loss=model.loss if is_last else None,
+        microbatches=microbatches,
+        trains=trains,
+    )

@@ -1,0 +1,186 @@
+"""Worker: one rank of a run: its stages, its end of the links, and what it can be asked to do."""
+
+from __future__ import annotations
+
+import gc
+import os
+from datetime import timedelta
+from typing import Any
+
+import torch
+import torch.distributed as dist
+
+from ppexec.clock import offset_to_first_ns
+from ppexec.config import RunConfig
+from ppexec.data import Batch, load_batch
+from ppexec.environment import ALLOCATOR
+from ppexec.ledger import Ledger, tensors_of
+from ppexec.mesh import build_mesh
+from ppexec.models import load_model
+from ppexec.profile import LayerSamples, profile_layers
+from ppexec.reference import Comparison, compare_with_reference
+from ppexec.runtime import Runtime, StepRecord
+from ppexec.shapes import TensorSpec, infer_boundaries
+from ppexec.stage import build_stage
+from ppexec.transport import DistributedTransport
+from ppexec.transport.probe import LinkSample, probe_links
+from ppsim.check import smallest_receive_window
+from ppsim.partition import bounds
+
+
+def join_world(*, rank: int, world_size: int, store: dist.Store, backend: str, timeout_s: float) -> None:
+    """Make this process one of `world_size`, leaving the world it was in before."""
+    if dist.is_initialized():
+        dist.destroy_process_group()
+    dist.init_process_group(
+        backend, store=store, rank=rank, world_size=world_size, timeout=timedelta(seconds=timeout_s)
+    )
+
+
+class Worker:
+    """Built in every process of an initialised world; its methods are called in all of them at once."""
+
+    def __init__(self, config: RunConfig) -> None:
+        torch.set_num_threads(config.threads)
+        self.config = config
+        self.device = torch.device("cpu")
+        self.mesh = build_mesh(dp=config.dp, pp=config.ranks, tp=config.tp)
+        self.group: dist.ProcessGroup = self.mesh.get_group("pp")
+        self.rank = self.mesh.get_local_rank("pp")
+        self.program = config.pipeline.program
+        self.model = load_model(config)
+        self.layer_bounds = bounds(config.layer_sizes)
+        self.boundaries = self._agree_on_boundaries()
+        last = config.pipeline.stages - 1
+        self.stages = {
+            stage: build_stage(
+                stage,
+                self.model,
+                range(*self.layer_bounds[stage]),
+                is_last=stage == last,
+                microbatches=config.microbatches,
+                trains=not config.forward_only,
+                seed=config.seed,
+                device=self.device,
+            )
+            for stage in config.pipeline.stages_of(self.rank)
+        }
+        window = config.receive_window or smallest_receive_window(self.program) + 2
+        transport = DistributedTransport(
+            self.program, self._message_specs(), group=self.group, window=window, device=self.device
+        )
+        self.runtime = Runtime(self.program, self.rank, self.stages, transport)
+        self.offset_ns = offset_to_first_ns(self.group)
+
+    @property
+    def _has_first(self) -> bool:
+        return 0 in self.stages
+
+    @property
+    def _has_last(self) -> bool:
+        return self.config.pipeline.stages - 1 in self.stages
+
+    def _agree_on_boundaries(self) -> list[TensorSpec]:
+        """The first stage's rank alone has data; it infers every boundary and tells the others."""
+        holder = self.config.pipeline.placement[0]
+        message: list[Any] = [None]
+        if self.rank == holder:
+            try:
+                inputs, _ = self.model.sample(0)
+                message = [infer_boundaries(self.model.layers, TensorSpec.of(inputs))]
+            except ValueError as error:
+                message = [error]
+        dist.broadcast_object_list(message, group=self.group, group_src=holder)
+        if isinstance(message[0], Exception):
+            raise message[0]
+        return message[0]
+
+    def _message_specs(self) -> list[TensorSpec]:
+        """Between stages s and s + 1 both ways: what leaves the last layer of s."""
+        program = self.program
+        lower = [
+            min(int(program.stage[a]), int(program.stage[b]))
+            for a, b in zip(program.messages.producer, program.messages.consumer, strict=True)
+        ]
+        return [self.boundaries[self.layer_bounds[stage][1]] for stage in lower]
+
+    def load(self, step: int) -> Batch:
+        """This rank's microbatches of a step."""
+        return load_batch(
+            self.model.sample,
+            seed=self.config.seed,
+            step=step,
+            microbatches=self.config.microbatches,
+            has_first=self._has_first,
+            has_last=self._has_last,
+            device=self.device,
+        )
+
+    def clear(self) -> None:
+        """Forget gradients and losses of the step before."""
+        for stage in self.stages.values():
+            stage.clear()
+
+    def measure(self, steps: int, first_step: int = 0) -> list[StepRecord]:
+        """Run and time `steps` steps; times are on the first rank's clock."""
+        records = []
+        for step in range(first_step, first_step + steps):
+            batch = self.load(step)
+            self.clear()
+            gc.collect()
+            gc.disable()
+            try:
+                dist.barrier(self.group)
+                record = self.runtime.step(batch)
+            finally:
+                gc.enable()
+            record.start_ns = [time + self.offset_ns for time in record.start_ns]
+            record.end_ns = [time + self.offset_ns for time in record.end_ns]
+            record.sent_ns = {message: time + self.offset_ns for message, time in record.sent_ns.items()}
+            record.received_ns = {message: time + self.offset_ns for message, time in record.received_ns.items()}
+            records.append(record)
+        return records
+
+    def count_memory(self) -> list[int]:
+        """Activation bytes after each row's action, from one untimed step."""
+        batch = self.load(0)
+        self.clear()
+        ledger = Ledger(
+            [*tensors_of(layer for stage in self.stages.values() for layer in stage.layers), *batch.targets]
+        )
+        return self.runtime.step(batch, ledger=ledger).levels
+
+    def profile(self, rounds: int, first_step: int = 0) -> list[LayerSamples]:
+        """Time this rank's layers, in its order, at the same time as the other ranks time theirs."""
+        results = []
+        for step in range(first_step, first_step + rounds):
+            batch = self.load(step)
+            self.clear()
+            gc.collect()
+            gc.disable()
+            try:
+                dist.barrier(self.group)
+                results.append(profile_layers(self.program, self.rank, self.stages, self.boundaries, batch))
+            finally:
+                gc.enable()
+        return results
+
+    def probe(self) -> list[LinkSample]:
+        """What a message costs on every link of the program, measured by its sender."""
+        return probe_links(self.program, self._message_specs(), self.group)
+
+    def message_bytes(self) -> list[int]:
+        """The size of every message of the program."""
+        return [spec.size_bytes for spec in self._message_specs()]
+
+    def allocator(self) -> dict[str, str | None]:
+        """This process's allocator settings."""
+        return {name: os.environ.get(name) for name in ALLOCATOR}
+
+    def verify(self) -> list[Comparison]:
+        """Run a step and compare this rank's outputs and gradients with one process that has no pipeline."""
+        batch = self.load(0)
+        self.clear()
+        dist.barrier(self.group)
+        record = self.runtime.step(batch, keep_outputs=True)
+        return compare_with_reference(self, record.outputs)
