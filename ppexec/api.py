@@ -4,12 +4,13 @@ from __future__ import annotations
 
 from dataclasses import replace
 
+import ppsim
 from ppexec.config import RunConfig
 from ppexec.measure import median_step, with_memory
 from ppexec.pool import WorkerPool
 from ppexec.session import Session
 from ppexec.verify import VerifyReport
-from ppsim import LayerCost, Trace
+from ppsim import LayerCost, StageCost, Trace
 
 
 def run(config: RunConfig, *, pool: WorkerPool | None = None) -> Trace:
@@ -18,7 +19,7 @@ def run(config: RunConfig, *, pool: WorkerPool | None = None) -> Trace:
     `details` holds step_times_s (makespan of every measured step), config and environment. Raises ValueError for what
     cannot run, WorkerError if a worker dies.
     """
-    with Session(config, pool=pool) as session:
+    with Session(config, pool=pool, costs=_profiled(config, pool)) as session:
         if config.warmup:
             session.measure(config.warmup)
         traces = session.measure(config.steps, first_step=config.warmup)
@@ -29,6 +30,14 @@ def run(config: RunConfig, *, pool: WorkerPool | None = None) -> Trace:
             "environment": session.environment(),
         }
         return replace(trace, details=details)
+
+
+def _profiled(config: RunConfig, pool: WorkerPool | None) -> list[StageCost] | None:
+    """Timed compute takes its durations from the cost file, else from a profile made first."""
+    if config.compute == "real" or config.costs is not None:
+        return None
+    layers = profile(replace(config, compute="real"), pool=pool)
+    return ppsim.partition(layers, stages=config.pipeline.stages, method=config.layer_sizes)
 
 
 def verify(config: RunConfig, *, pool: WorkerPool | None = None) -> VerifyReport:

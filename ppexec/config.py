@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import os
-from dataclasses import asdict, dataclass
+from dataclasses import dataclass, fields
 from functools import cached_property
 from pathlib import Path
 from typing import Any, Literal
@@ -14,9 +14,11 @@ import ppsim
 from ppexec.warn import bubble_warning
 
 _PRESETS: dict[str, dict[str, int]] = {
-    "small": {"hidden": 512, "seq": 128, "micro_batch_size": 2},
+    "small": {"hidden": 512, "seq": 64, "micro_batch_size": 2},
     "assignment": {"hidden": 4096, "seq": 8192, "micro_batch_size": 2},
 }
+# More is a typing error rather than a run: every rank is a process, and every action passes through Python.
+_MOST = {"ranks": 256, "microbatches": 100_000, "layers": 100_000, "threads": 1024, "steps": 1_000_000}
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -26,7 +28,7 @@ class RunConfig:
     model: str = "mlp"
     """Built-in model ("mlp") or your own, package.module:factory."""
     preset: Literal["small", "assignment"] = "small"
-    """Sizes not given otherwise: small (hidden 512, seq 128, micro batch 2), assignment (4096, 8192, 2)."""
+    """Sizes not given otherwise: small (hidden 512, seq 64, micro batch 2), assignment (4096, 8192, 2)."""
     layers: int = 8
     """Number of layers, cut into the stages."""
     hidden: int = 0
@@ -96,14 +98,15 @@ class RunConfig:
         self._default("microbatches", schedule.microbatches)
         self._default("global_batch_size", self.microbatches * self.micro_batch_size * self.dp)
         self._default("threads", max((os.cpu_count() or 1) // self.world_size, 1))
-        self.layer_sizes  # noqa: B018  (refuse an impossible cut now, not in the workers)
+        self.layer_costs, self.layer_sizes  # noqa: B018  (refuse a bad file or cut now, not in the workers)
 
     def _at_least(self, name: str, least: int) -> None:
         value = getattr(self, name)
         if isinstance(value, bool) or not isinstance(value, int) or value < least:
             raise ValueError(f"{name} must be a whole number of {least} or more, got {value!r}")
-        if value > 2**31:
-            raise ValueError(f"{name} must be below {2**31}, got {value}")
+        most = _MOST.get(name, 2**31)
+        if value > most:
+            raise ValueError(f"{name} must be at most {most} in a real run, got {value} (a simulation takes more)")
 
     def _default(self, name: str, value: int) -> None:
         if getattr(self, name) == 0:
@@ -117,8 +120,6 @@ class RunConfig:
                 )
         if self.backend == "nccl":
             raise ValueError("backend='nccl' is not built yet: use gloo")
-        if self.compute == "timed":
-            raise ValueError("compute='timed' is not built yet: use real")
 
     def _settle_batch(self) -> None:
         """The three batch numbers agree, or the error has both numbers and the nearest that work."""
@@ -181,6 +182,16 @@ class RunConfig:
         return schedule
 
     @cached_property
+    def layer_costs(self) -> list[ppsim.LayerCost] | None:
+        """The costs in the file `costs`, one for each layer; None without a file."""
+        if self.costs is None:
+            return None
+        costs = ppsim.load_costs(self.costs)
+        if len(costs) != self.layers:
+            raise ValueError(f"{self.costs} has {len(costs)} layers, but layers is {self.layers}: pass {len(costs)}")
+        return costs
+
+    @cached_property
     def layer_sizes(self) -> list[int]:
         """The number of layers of each stage."""
         method: Any = self.partition
@@ -190,17 +201,19 @@ class RunConfig:
                 method = [int(size) for size in method.split(",")]
             except ValueError:
                 raise ValueError(f"partition must be even, optimal or sizes such as 3,2,3, got {method!r}") from None
-        if method == "optimal" and self.costs is not None:
-            costs = ppsim.load_costs(self.costs)
-            if len(costs) != self.layers:
-                raise ValueError(f"{self.costs} has {len(costs)} layers, the model {self.layers}: profile this model")
-            work_s = [layer.work_s for layer in costs]
+        if method == "optimal" and self.layer_costs is not None:
+            work_s = [layer.work_s for layer in self.layer_costs]
         return ppsim.partition_sizes(self.layers, stages=self.pipeline.stages, method=method, work_s=work_s)
 
     def warnings(self) -> list[str]:
         """What may run, but not as one might hope."""
         return bubble_warning(self.pipeline)
 
+    def plain(self) -> RunConfig:
+        """This configuration without what a subclass (a command, a study) adds; what workers are given."""
+        return RunConfig(**{field.name: getattr(self, field.name) for field in fields(RunConfig)})
+
     def to_dict(self) -> dict[str, Any]:
         """The configuration as JSON values."""
-        return {name: str(value) if isinstance(value, Path) else value for name, value in asdict(self).items()}
+        values = {field.name: getattr(self, field.name) for field in fields(RunConfig)}
+        return {name: str(value) if isinstance(value, Path) else value for name, value in values.items()}

@@ -24,7 +24,7 @@ def describe_environment(**more: Any) -> dict[str, Any]:
     return {
         "processor": _processor(),
         "cores": os.cpu_count(),
-        "memory_bytes": os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES"),
+        "memory_bytes": memory_bytes(),
         "system": f"{platform.system()} {platform.release()}",
         "python": platform.python_version(),
         "torch": torch.__version__,
@@ -33,6 +33,11 @@ def describe_environment(**more: Any) -> dict[str, Any]:
         "allocator": {name: os.environ.get(name) for name in ALLOCATOR},
         **more,
     }
+
+
+def memory_bytes() -> int:
+    """This machine's main memory."""
+    return os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES")
 
 
 def _processor() -> str:

@@ -10,10 +10,10 @@ from torch import nn
 
 
 class Ledger:
-    """Counts every storage that autograd saved or the runtime holds, each once, for as long as it is kept.
+    """Counts every storage that autograd saved or the runtime holds, each once, while it is kept.
 
-    Left out is what is older than the step: parameters, buffers and other tensors of the modules, targets. The bytes are
-    those of whole storages, since a view keeps all of its storage alive.
+    Left out is what is older than the step: parameters, buffers and other tensors of the modules, targets. The bytes
+    are those of whole storages, since a view keeps all of its storage alive.
     """
 
     def __init__(self, older: Iterable[torch.Tensor]) -> None:
@@ -24,7 +24,7 @@ class Ledger:
 
     def saving(self) -> AbstractContextManager[None]:
         """Inside, what autograd saves is counted until autograd lets go of it."""
-        return torch.autograd.graph.saved_tensors_hooks(self._pack, _unpack)  # type: ignore[return-value]
+        return torch.autograd.graph.saved_tensors_hooks(self._pack, _unpack)
 
     def _pack(self, tensor: torch.Tensor) -> torch.Tensor | _Saved:
         # Detached, since an output that a node saved of itself would keep its own graph alive.
@@ -37,6 +37,10 @@ class Ledger:
             self._bytes[key] = tensor.untyped_storage().nbytes()
             self.level_bytes += self._bytes[key]
         self._users[key] = self._users.get(key, 0) + 1
+
+    def add(self, size_bytes: int) -> None:
+        """Count bytes that are stated, not allocated (negative: given back)."""
+        self.level_bytes += size_bytes
 
     def drop(self, tensor: torch.Tensor) -> None:
         """End one `hold` of a tensor's storage."""

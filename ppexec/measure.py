@@ -13,9 +13,9 @@ from ppsim import Program, Trace
 def assemble_trace(program: Program, records: Sequence[StepRecord], message_bytes: Sequence[int]) -> Trace:
     """A trace from all ranks' records of one step; time starts with the first action.
 
-    A message begins when its sender handed it over and has arrived when its receiver's wait for it ended, which is the
-    latest it can have been there; a rendezvous frees the sender's end no earlier than the transfer ends, so it counts as
-    having left then.
+    A message begins when its sender handed it over and has arrived when its receiver's wait for it ended, which is
+    the latest it can have been there; a rendezvous frees the sender's end no earlier than the transfer ends, so it
+    counts as having left then.
     """
     start_ns = np.concatenate([np.array(record.start_ns, np.int64) for record in records])
     end_ns = np.concatenate([np.array(record.end_ns, np.int64) for record in records])

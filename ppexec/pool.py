@@ -10,15 +10,16 @@ import sys
 import threading
 import traceback
 import types
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from multiprocessing.connection import Connection, wait
-from typing import Any
+from typing import Any, cast
 
 import torch.distributed as dist
 
 from ppexec.config import RunConfig
 from ppexec.environment import ALLOCATOR
+from ppsim import StageCost
 
 
 class WorkerError(RuntimeError):
@@ -43,9 +44,9 @@ class _Process:
 class WorkerPool:
     """Processes that take a run's ranks, one each; more are started when a run needs more.
 
-    Use it as a context manager, or call `close`. Starting the first takes seconds (torch is imported once, in the server
-    that the workers are forked from), every further run milliseconds. If a worker dies or fails, the call raises, all
-    workers are replaced, and the pool can be used on.
+    Use it as a context manager, or call `close`. Starting the first takes seconds (torch is imported once, in the
+    server that the workers are forked from), every further run milliseconds. If a worker dies or fails, the call
+    raises, all workers are replaced, and the pool can be used on.
     """
 
     def __init__(self) -> None:
@@ -82,8 +83,8 @@ class WorkerPool:
         """The workers' process ids, by rank."""
         return [worker.process.pid for worker in self._workers]
 
-    def set_up(self, config: RunConfig) -> None:
-        """Make the first `config.world_size` workers the ranks of a run."""
+    def set_up(self, config: RunConfig, costs: Sequence[StageCost] | None = None) -> None:
+        """Make the first `config.world_size` workers the ranks of a run; with stage `costs`, of timed stages."""
         self._grow(config.world_size)
         if self._store is None:
             self._store = dist.TCPStore("127.0.0.1", 0, is_master=True, wait_for_workers=False)
@@ -92,7 +93,7 @@ class WorkerPool:
         self._call(
             config.world_size,
             "set up",
-            [("set_up", {**place, "rank": r, "config": config}) for r in range(config.world_size)],
+            [("set_up", {**place, "rank": r, "config": config, "costs": costs}) for r in range(config.world_size)],
         )
 
     def call(self, world_size: int, method: str, **arguments: Any) -> list[Any]:
@@ -115,10 +116,10 @@ class WorkerPool:
         by_connection = {worker.connection: rank for rank, worker in enumerate(workers)}
         while len(results) < len(workers):
             pending = [c for c, rank in by_connection.items() if rank not in results]
-            for ready in wait(pending):
-                rank = by_connection[ready]  # type: ignore[index]
+            for ready in cast(list[Connection], wait(pending)):
+                rank = by_connection[ready]
                 try:
-                    answer = ready.recv()  # type: ignore[union-attr]
+                    answer = ready.recv()
                 except (EOFError, ConnectionError):
                     raise WorkerError(_obituary(rank, workers[rank].process, what)) from None
                 if isinstance(answer, _Failure):
@@ -137,16 +138,16 @@ class WorkerPool:
     ) -> None:
         """Raise a failure; when a peer merely lost its connection, the one that caused it is named instead."""
         others = [c for c, other in by_connection.items() if other not in results and other != rank]
-        for ready in wait(others, timeout=0.5) if others else []:
-            other = by_connection[ready]  # type: ignore[index]
+        for ready in cast(list[Connection], wait(others, timeout=0.5) if others else []):
+            other = by_connection[ready]
             try:
-                answer = ready.recv()  # type: ignore[union-attr]
+                answer = ready.recv()
             except (EOFError, ConnectionError):
                 raise WorkerError(_obituary(other, workers[other].process, what)) from None
             if isinstance(answer, _Failure) and not failure.is_value_error and "onnection" in failure.message:
                 rank, failure = other, answer
         if failure.is_value_error:
-            raise ValueError(failure.message)
+            raise ValueError(failure.message.split("\n")[0])
         raise WorkerError(f"rank {rank} failed to {what}: {failure.kind}: {failure.message}\n{failure.details}")
 
     def _grow(self, count: int) -> None:
@@ -227,13 +228,20 @@ def _serve(connection: Connection, lifeline: Connection, path: list[str], direct
             answer = _Failure(
                 kind=type(error).__name__,
                 message=str(error),
-                is_value_error=isinstance(error, ValueError),
+                is_value_error=isinstance(error, ValueError) or _is_out_of_memory(error),
                 details=traceback.format_exc(),
             )
         connection.send(answer)
 
 
-def _set_up(*, port: int, prefix: str, rank: int, world_size: int, config: RunConfig) -> Any:
+def _is_out_of_memory(error: Exception) -> bool:
+    """torch reports it as a RuntimeError; to the user it is a size that does not fit."""
+    return isinstance(error, MemoryError) or "can't allocate memory" in str(error)
+
+
+def _set_up(
+    *, port: int, prefix: str, rank: int, world_size: int, config: RunConfig, costs: Sequence[StageCost] | None
+) -> Any:
     from ppexec.worker import Worker, join_world
 
     store = dist.TCPStore("127.0.0.1", port, is_master=False)
@@ -244,7 +252,7 @@ def _set_up(*, port: int, prefix: str, rank: int, world_size: int, config: RunCo
         backend=config.backend,
         timeout_s=config.timeout_s,
     )
-    return Worker(config)
+    return Worker(config, costs)
 
 
 def _die_with(lifeline: Connection) -> None:

@@ -12,6 +12,7 @@ from torch import nn
 
 from ppexec.data import load_batch
 from ppexec.models import Model, initialize_layer, load_model
+from ppexec.stage import Stage
 from ppsim import Kind, Program
 
 if TYPE_CHECKING:
@@ -130,7 +131,7 @@ def _compare_gradients(worker: Worker, stage: int, reference: _Reference | None)
     mine = worker.stages.get(stage)
     for position, layer in enumerate(range(*worker.layer_bounds[stage])):
         names = [name for name, parameter in worker.model.layers[layer].named_parameters() if parameter.requires_grad]
-        own = dict(mine.layers[position].named_parameters()) if mine else {}
+        own = dict(mine.layers[position].named_parameters()) if isinstance(mine, Stage) else {}
         theirs = dict(reference.layers[layer].named_parameters()) if reference else {}
         for name in names:
             result += _compare(

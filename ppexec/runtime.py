@@ -12,6 +12,7 @@ from ppexec.clock import now_ns
 from ppexec.data import Batch
 from ppexec.ledger import Ledger
 from ppexec.stage import Stage
+from ppexec.timed import TimedStage
 from ppexec.transport import DistributedTransport
 from ppsim import Kind, Program, ScheduleError
 
@@ -21,7 +22,7 @@ class _Row(NamedTuple):
 
     row: int
     kind: Kind
-    stage: Stage
+    stage: Stage | TimedStage
     microbatch: int
     local_input: int
     message_in: int
@@ -49,7 +50,7 @@ class Runtime:
     """One rank's part of a program, with its stages and its end of the links."""
 
     def __init__(
-        self, program: Program, rank: int, stages: Mapping[int, Stage], transport: DistributedTransport
+        self, program: Program, rank: int, stages: Mapping[int, Stage | TimedStage], transport: DistributedTransport
     ) -> None:
         self.stages = stages
         self._transport = transport
@@ -124,11 +125,11 @@ class Runtime:
         if row.local_input >= 0:
             return results.pop(row.local_input)
         if row.kind == Kind.F:
-            return batch.inputs[row.microbatch]
+            return batch.inputs[row.microbatch] if batch.inputs else None
         return None
 
     def _compute(self, row: _Row, value: torch.Tensor | None, batch: Batch) -> torch.Tensor | None:
-        if row.kind == Kind.F and value is not None:
+        if row.kind == Kind.F:
             target = batch.targets[row.microbatch] if row.stage.loss is not None else None
             return row.stage.forward(row.microbatch, value, target)
         if row.kind == Kind.B:

@@ -4,10 +4,12 @@ from __future__ import annotations
 
 import os
 import warnings
+from collections.abc import Sequence
 from typing import Any, Protocol
 
 import torch.distributed as dist
 
+import ppsim
 from ppexec.config import RunConfig
 from ppexec.environment import describe_environment
 from ppexec.measure import assemble_trace
@@ -17,7 +19,7 @@ from ppexec.profile import Profile, summarise
 from ppexec.runtime import StepRecord
 from ppexec.transport.probe import LinkSample
 from ppexec.verify import VerifyReport
-from ppsim import Link, Network, Trace
+from ppsim import Link, Network, StageCost, Trace
 
 
 class _Workers(Protocol):
@@ -29,22 +31,29 @@ class Session:
 
     Under torchrun the processes that exist are the workers and every one of them must make the same calls; otherwise
     `pool`'s are used, or those of a pool of its own.
+
+    costs: of each stage; the ranks then wait instead of computing (`compute="timed"`, which takes them from the
+    configuration's cost file otherwise).
     """
 
-    def __init__(self, config: RunConfig, *, pool: WorkerPool | None = None) -> None:
-        self.config = config
+    def __init__(
+        self, config: RunConfig, *, pool: WorkerPool | None = None, costs: Sequence[StageCost] | None = None
+    ) -> None:
+        self.config = config = config.plain()
         for message in config.warnings():
             warnings.warn(message, stacklevel=2)
-        resolve_factory(config.model)
+        self.costs = _stage_costs(config, costs)
+        if self.costs is None:
+            resolve_factory(config.model)
         self._own_pool: WorkerPool | None = None
         self._workers: _Workers
         if under_torchrun():
-            self._workers = _TorchrunWorkers(config)
+            self._workers = _TorchrunWorkers(config, self.costs)
             return
         if pool is None:
             pool = self._own_pool = WorkerPool()
         try:
-            pool.set_up(config)
+            pool.set_up(config, self.costs)
         except BaseException:
             self.close()
             raise
@@ -77,7 +86,12 @@ class Session:
 
     def profile_rounds(self, rounds: int, *, first_step: int = 0) -> list[Any]:
         """The rounds themselves, by rank, to be gathered over several calls and then summarised."""
+        self._refuse_timed("profile")
         return self._workers.call("profile", rounds=rounds, first_step=first_step)
+
+    def _refuse_timed(self, what: str) -> None:
+        if self.costs is not None:
+            raise ValueError(f"timed compute has nothing to {what}: use compute='real'")
 
     def summarise(self, rounds_by_rank: list[Any]) -> Profile:
         """Layer costs from rounds by rank."""
@@ -91,6 +105,7 @@ class Session:
 
     def verify(self) -> VerifyReport:
         """Outputs and gradients against one process without a pipeline."""
+        self._refuse_timed("verify")
         comparisons = [comparison for rank in self._workers.call("verify") for comparison in rank]
         return VerifyReport.of(self.config, comparisons)
 
@@ -111,6 +126,17 @@ class Session:
         return self._sizes
 
 
+def _stage_costs(config: RunConfig, costs: Sequence[StageCost] | None) -> Sequence[StageCost] | None:
+    """What each stage takes where compute is timed; None where it is real."""
+    if costs is None and config.compute == "timed":
+        if config.layer_costs is None:
+            raise ValueError("timed compute needs costs: give a cost file, or profile the model first")
+        costs = ppsim.partition(config.layer_costs, stages=config.pipeline.stages, method=config.layer_sizes)
+    if costs is not None and len(costs) != config.pipeline.stages:
+        raise ValueError(f"{len(costs)} stage costs for {config.pipeline.stages} stages: give one for each")
+    return costs
+
+
 def under_torchrun() -> bool:
     """Whether this process was started by torchrun as one of a group."""
     return "TORCHELASTIC_RUN_ID" in os.environ and "RANK" in os.environ
@@ -127,12 +153,12 @@ class _PoolWorkers:
 class _TorchrunWorkers:
     """The worker in this process; every process gathers all results."""
 
-    def __init__(self, config: RunConfig) -> None:
+    def __init__(self, config: RunConfig, costs: Sequence[StageCost] | None) -> None:
         from ppexec.worker import Worker
 
         if not dist.is_initialized():
             dist.init_process_group(config.backend)
-        self._worker = Worker(config)
+        self._worker = Worker(config, costs)
 
     def call(self, method: str, **arguments: Any) -> list[Any]:
         results: list[Any] = [None] * dist.get_world_size()

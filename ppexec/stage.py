@@ -46,8 +46,10 @@ class Stage:
         """Whether it takes data instead of another stage's output."""
         return self.index == 0
 
-    def forward(self, microbatch: int, inputs: torch.Tensor, target: torch.Tensor | None) -> torch.Tensor:
+    def forward(self, microbatch: int, inputs: torch.Tensor | None, target: torch.Tensor | None) -> torch.Tensor:
         """F: the output for this microbatch, detached; the last stage computes its loss too."""
+        if inputs is None:
+            raise ValueError(f"stage {self.index} has no input for microbatch {microbatch}")
         if not self.trains:
             with torch.no_grad():
                 output = self._chain(inputs)

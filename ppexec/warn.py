@@ -28,7 +28,7 @@ def _bubble_fraction(schedule: ppsim.Schedule) -> float:
 
 
 def _halving_microbatches(schedule: ppsim.Schedule, target: float) -> int | None:
-    """The smallest m, built by the schedule's name, whose bubble fraction is at most `target`; None if none is found."""
+    """The smallest m whose schedule of this name has a bubble fraction of at most `target`; None if none is found."""
     if schedule.name not in ppsim.schedule_names():
         return None
     stages_per_rank = schedule.stages // schedule.ranks

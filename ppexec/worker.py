@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import gc
 import os
+from collections.abc import Sequence
 from datetime import timedelta
 from typing import Any
 
@@ -13,7 +14,7 @@ import torch.distributed as dist
 from ppexec.clock import offset_to_first_ns
 from ppexec.config import RunConfig
 from ppexec.data import Batch, load_batch
-from ppexec.environment import ALLOCATOR
+from ppexec.environment import ALLOCATOR, memory_bytes
 from ppexec.ledger import Ledger, tensors_of
 from ppexec.mesh import build_mesh
 from ppexec.models import load_model
@@ -21,9 +22,11 @@ from ppexec.profile import LayerSamples, profile_layers
 from ppexec.reference import Comparison, compare_with_reference
 from ppexec.runtime import Runtime, StepRecord
 from ppexec.shapes import TensorSpec, infer_boundaries
-from ppexec.stage import build_stage
+from ppexec.stage import Stage, build_stage
+from ppexec.timed import TimedStage, sharpen_sleep
 from ppexec.transport import DistributedTransport
 from ppexec.transport.probe import LinkSample, probe_links
+from ppsim import StageCost
 from ppsim.check import smallest_receive_window
 from ppsim.partition import bounds
 
@@ -40,7 +43,7 @@ def join_world(*, rank: int, world_size: int, store: dist.Store, backend: str, t
 class Worker:
     """Built in every process of an initialised world; its methods are called in all of them at once."""
 
-    def __init__(self, config: RunConfig) -> None:
+    def __init__(self, config: RunConfig, costs: Sequence[StageCost] | None = None) -> None:
         torch.set_num_threads(config.threads)
         self.config = config
         self.device = torch.device("cpu")
@@ -48,29 +51,50 @@ class Worker:
         self.group: dist.ProcessGroup = self.mesh.get_group("pp")
         self.rank = self.mesh.get_local_rank("pp")
         self.program = config.pipeline.program
-        self.model = load_model(config)
         self.layer_bounds = bounds(config.layer_sizes)
-        self.boundaries = self._agree_on_boundaries()
-        last = config.pipeline.stages - 1
-        self.stages = {
-            stage: build_stage(
-                stage,
-                self.model,
-                range(*self.layer_bounds[stage]),
-                is_last=stage == last,
-                microbatches=config.microbatches,
-                trains=not config.forward_only,
-                seed=config.seed,
-                device=self.device,
-            )
-            for stage in config.pipeline.stages_of(self.rank)
-        }
+        self.costs = costs
+        self.stages: dict[int, Stage | TimedStage]
+        if costs is not None:
+            sharpen_sleep()
+            self.stages = {stage: self._timed_stage(stage, costs) for stage in config.pipeline.stages_of(self.rank)}
+        else:
+            self.model = load_model(config)
+            self._refuse_what_does_not_fit()
+            self.boundaries = self._agree_on_boundaries()
+            self.stages = {stage: self._real_stage(stage) for stage in config.pipeline.stages_of(self.rank)}
         window = config.receive_window or smallest_receive_window(self.program) + 2
         transport = DistributedTransport(
             self.program, self._message_specs(), group=self.group, window=window, device=self.device
         )
         self.runtime = Runtime(self.program, self.rank, self.stages, transport)
         self.offset_ns = offset_to_first_ns(self.group)
+
+    def _real_stage(self, stage: int) -> Stage:
+        return build_stage(
+            stage,
+            self.model,
+            range(*self.layer_bounds[stage]),
+            is_last=stage == self.config.pipeline.stages - 1,
+            microbatches=self.config.microbatches,
+            trains=not self.config.forward_only,
+            seed=self.config.seed,
+            device=self.device,
+        )
+
+    def _timed_stage(self, stage: int, costs: Sequence[StageCost]) -> TimedStage:
+        before = costs[stage - 1] if stage else None
+        is_last = stage == len(costs) - 1
+        return TimedStage(stage, costs[stage], before=before, is_last=is_last, trains=not self.config.forward_only)
+
+    def _refuse_what_does_not_fit(self) -> None:
+        """Parameters and gradients beyond the machine's memory would end in a killed process instead of a message."""
+        parameters = sum(parameter.nbytes for layer in self.model.layers for parameter in layer.parameters())
+        needed, there = parameters * (1 if self.config.forward_only else 2), memory_bytes()
+        if needed > there:
+            raise ValueError(
+                f"parameters and gradients of {self.config.layers} layers take {needed / 2**30:.1f} GiB, this machine "
+                f"has {there / 2**30:.1f} GiB: take a smaller hidden size or fewer layers"
+            )
 
     @property
     def _has_first(self) -> bool:
@@ -102,10 +126,14 @@ class Worker:
             min(int(program.stage[a]), int(program.stage[b]))
             for a, b in zip(program.messages.producer, program.messages.consumer, strict=True)
         ]
+        if self.costs is not None:
+            return [TensorSpec(shape=(self.costs[stage].output_bytes,), dtype=torch.uint8) for stage in lower]
         return [self.boundaries[self.layer_bounds[stage][1]] for stage in lower]
 
     def load(self, step: int) -> Batch:
-        """This rank's microbatches of a step."""
+        """This rank's microbatches of a step; none where compute is timed."""
+        if self.costs is not None:
+            return Batch()
         return load_batch(
             self.model.sample,
             seed=self.config.seed,
@@ -145,9 +173,8 @@ class Worker:
         """Activation bytes after each row's action, from one untimed step."""
         batch = self.load(0)
         self.clear()
-        ledger = Ledger(
-            [*tensors_of(layer for stage in self.stages.values() for layer in stage.layers), *batch.targets]
-        )
+        layers = [layer for stage in self.stages.values() if isinstance(stage, Stage) for layer in stage.layers]
+        ledger = Ledger([*tensors_of(layers), *batch.targets])
         return self.runtime.step(batch, ledger=ledger).levels
 
     def profile(self, rounds: int, first_step: int = 0) -> list[LayerSamples]:
@@ -160,7 +187,8 @@ class Worker:
             gc.disable()
             try:
                 dist.barrier(self.group)
-                results.append(profile_layers(self.program, self.rank, self.stages, self.boundaries, batch))
+                stages = {index: stage for index, stage in self.stages.items() if isinstance(stage, Stage)}
+                results.append(profile_layers(self.program, self.rank, stages, self.boundaries, batch))
             finally:
                 gc.enable()
         return results

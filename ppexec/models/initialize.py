@@ -11,9 +11,9 @@ from ppexec.seeds import parameter_seed
 def initialize_layer(layer: nn.Module, *, index: int, seed: int, device: torch.device) -> nn.Module:
     """Make the layer real on `device` and give every parameter its own stream; returns the layer.
 
-    A parameter is drawn by the outermost module around it that has `reset_parameters()`, seeded by (seed, layer, name),
-    and only that parameter is kept of the draw. One that no such module owns keeps what the factory gave it, the same on
-    every rank. Raises ValueError for such a one on the meta device, which holds nothing.
+    A parameter is drawn by the outermost module around it that has `reset_parameters()`, seeded by (seed, layer,
+    name), and only that parameter is kept of the draw. One that no such module owns keeps what the factory gave it,
+    the same on every rank. Raises ValueError for such a one on the meta device, which holds nothing.
     """
     owners = {name: _owner(layer, name) for name, _ in layer.named_parameters()}
     stateless = [name for name, parameter in layer.named_parameters() if parameter.is_meta and owners[name] is None]

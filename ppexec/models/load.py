@@ -45,7 +45,7 @@ def resolve_factory(name: str) -> Callable[[RunConfig], Model]:
 
 
 def load_model(config: RunConfig) -> Model:
-    """Build the model that the configuration names, the same on every rank. Raises ValueError for a factory's mistake."""
+    """Build the model that the configuration names, alike on every rank. Raises ValueError for a factory's mistake."""
     with torch.random.fork_rng(devices=[]):
         # Layers that draw their weights while being built draw the same ones on every rank.
         torch.manual_seed(derive(config.seed, "model"))

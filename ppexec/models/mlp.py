@@ -30,7 +30,7 @@ class MLPBlock(nn.Module):
 
 
 def mlp(config: RunConfig) -> Model:
-    """`config.layers` blocks; made-up normal samples (micro_batch_size, seq, hidden) and targets; mean squared error."""
+    """`config.layers` blocks; normal samples and targets (micro_batch_size, seq, hidden); mean squared error."""
     with torch.device("meta"):
         layers = [MLPBlock(config.hidden, config.intermediate, dtype=config.torch_dtype) for _ in range(config.layers)]
 

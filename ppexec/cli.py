@@ -1,0 +1,181 @@
+"""The command line `ppexec`: a thin face of run, verify and profile."""
+
+from __future__ import annotations
+
+import json
+import sys
+import warnings
+from collections.abc import Callable, Sequence
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from typing import Annotated, Any
+
+import tyro
+
+import ppexec
+from ppexec.config import RunConfig
+from ppexec.session import under_torchrun
+from ppsim import command, save_costs
+from ppsim.command import OptionalFile
+
+_DESCRIPTION = "Run a pipeline schedule for real, measure it, and prove its gradients."
+
+
+@dataclass(frozen=True, kw_only=True)
+class Output:
+    """Where the answer goes."""
+
+    out: OptionalFile = None
+    """File to write: the trace (run), the costs as .json or .csv (profile), the report as JSON (verify)."""
+    json: bool = False
+    """Print one JSON object and nothing else on standard output."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class Run(RunConfig, Output):
+    """Run and time a schedule; shows the median step."""
+
+    def execute(self) -> None:
+        """Print and write what `ppexec.run` gives."""
+        trace = ppexec.run(self)
+        if not _speaks():
+            return
+        if self.out:
+            trace.save(self.out)
+        times_s = sorted(trace.details["step_times_s"])
+        document = {
+            "step_times_s": trace.details["step_times_s"],
+            "makespan_s": trace.makespan_s,
+            "bubble_fraction": trace.bubble_fraction,
+            "bubble_s": trace.bubble_s,
+            "rank_time_s": trace.rank_time_s,
+            "peak_activation_bytes": trace.peak_activation_bytes,
+            "config": trace.details["config"],
+            "environment": trace.details["environment"],
+        }
+        lines = [
+            str(self.pipeline),
+            f"median step      {trace.makespan_s * 1e3:.3f} ms ({len(times_s)} steps, "
+            f"{times_s[0] * 1e3:.3f} to {times_s[-1] * 1e3:.3f} ms)",
+            f"bubble fraction  {trace.bubble_fraction:.4f}",
+            "",
+            f"{'rank':>4}  {'bubble ms':>12}  {'rank time ms':>14}  {'peak activations':>16}",
+        ]
+        for rank in range(trace.ranks):
+            lines.append(
+                f"{rank:>4}  {trace.bubble_s[rank] * 1e3:>12.3f}  {trace.rank_time_s[rank] * 1e3:>14.3f}  "
+                f"{trace.peak_activation_bytes[rank] / 2**20:>12.2f} MiB"
+            )
+        self._print(document, lines)
+
+    def _print(self, document: dict[str, Any], lines: Sequence[str]) -> None:
+        if self.json:
+            command.print_json(document)
+        else:
+            print("\n".join(lines))
+
+
+@dataclass(frozen=True, kw_only=True)
+class Verify(Run):
+    """Compare outputs and gradients with one process that has no pipeline; exit code 1 if they differ."""
+
+    def execute(self) -> None:
+        """Print and write what `ppexec.verify` gives."""
+        report = ppexec.verify(self)
+        if _speaks():
+            if self.out:
+                self.out.write_text(json.dumps(report.to_dict(), indent=1) + "\n", encoding="utf-8")
+            verdict = "bit-equal" if report.gradients_bit_equal else "equal" if report.gradients_equal else "DIFFERENT"
+            outputs = "bit-equal" if report.outputs_bit_equal else f"different by {report.max_output_diff:.3e}"
+            self._print(
+                report.to_dict(),
+                [
+                    str(self.pipeline),
+                    f"outputs    {outputs}",
+                    f"gradients  {'not computed (forward only)' if self.forward_only else verdict}",
+                    f"compared   {report.compared} tensors with one process without a pipeline",
+                    *([f"first difference: {report.first_difference}"] if report.first_difference else []),
+                ],
+            )
+        if not report.passed:
+            raise SystemExit(1)
+
+
+@dataclass(frozen=True, kw_only=True)
+class Profile(Run):
+    """Measure every layer's cost for one microbatch, on as many processes as the run has."""
+
+    def execute(self) -> None:
+        """Print and write what `ppexec.profile` gives."""
+        with ppexec.Session(self) as session:
+            session.profile_rounds(max(self.warmup, 1))
+            profile = session.profile(self.steps)
+        if not _speaks():
+            return
+        if self.out:
+            save_costs(profile.layers, self.out, environment=profile.environment)
+        lines = [f"{'layer':<12}  {'F ms':>9}  {'B ms':>9}  {'I ms':>9}  {'activations':>14}  {'parameters':>13}"]
+        for layer in profile.layers:
+            lines.append(
+                f"{layer.name:<12}  {layer.forward_s * 1e3:>9.3f}  {layer.full_backward_s * 1e3:>9.3f}  "
+                f"{layer.backward_input_s * 1e3:>9.3f}  {layer.activation_bytes / 2**20:>10.2f} MiB  "
+                f"{layer.parameter_bytes / 2**20:>9.2f} MiB"
+            )
+        document = {"layers": [asdict(layer) for layer in profile.layers], "environment": profile.environment}
+        self._print(document, lines)
+
+
+def _speaks() -> bool:
+    """Under torchrun the first process alone prints and writes."""
+    if not under_torchrun():
+        return True
+    import torch.distributed as dist
+
+    return dist.get_rank() == 0
+
+
+def show_warning(message: Warning | str, *_: Any, **__: Any) -> None:
+    """A warning as one line on standard error."""
+    print(f"warning: {message}", file=sys.stderr)
+
+
+Command = (
+    Annotated[Run, tyro.conf.subcommand("run")]
+    | Annotated[Verify, tyro.conf.subcommand("verify")]
+    | Annotated[Profile, tyro.conf.subcommand("profile")]
+)
+
+
+def main(args: Sequence[str] | None = None) -> int:
+    """Run `ppexec` with the given words, or those of the command line; the exit code."""
+
+    def work() -> None:
+        warnings.showwarning = show_warning
+        command.parse(Command, prog="ppexec", description=_DESCRIPTION, args=args).execute()
+
+    return run_command(work)
+
+
+def run_command(work: Callable[[], None], *, prog: str = "ppexec") -> int:
+    """As `ppsim.command.run`; a worker that died or failed is exit code 1 with its message."""
+
+    def guarded() -> None:
+        try:
+            work()
+        except ppexec.WorkerError as error:
+            print(f"{prog}: {error}", file=sys.stderr)
+            raise SystemExit(1) from None
+
+    return command.run(guarded, prog=prog)
+
+
+def existing_directory(path: Path) -> Path:
+    """Make a directory for results. Raises ValueError if something else has its name."""
+    if path.exists() and not path.is_dir():
+        raise ValueError(f"{path} is not a directory: give --out a directory, new or old")
+    path.mkdir(parents=True, exist_ok=True)
+    return path
+
+
+if __name__ == "__main__":
+    sys.exit(main())

@@ -1,0 +1,85 @@
+"""Findings: an experiment's outcome in words and rows, for terminals and reports."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from typing import Any
+
+from ppexec.experiment import Outcome
+
+
+def comparison_rows(outcome: Outcome) -> list[dict[str, str]]:
+    """quantity, predicted, measured, spread (quartiles), error: a row for step, bubble, and each rank's memory."""
+    summary = outcome.summary()
+    step, bubble, held = summary["step_time_s"], summary["bubble_fraction"], summary["activation_bytes"]
+    rows = [
+        {
+            "quantity": "step time",
+            "predicted": _ms(step["predicted"]),
+            "measured": _ms(step["measured_median"]),
+            "quartiles": f"{step['measured_p25'] * 1e3:.2f} to {_ms(step['measured_p75'])}",
+            "error": f"{step['relative_error']:+.2%}",
+        },
+        {
+            "quantity": "bubble fraction",
+            "predicted": f"{bubble['predicted']:.2%}",
+            "measured": f"{bubble['measured']:.2%}",
+            "quartiles": "",
+            "error": f"{(bubble['predicted'] - bubble['measured']) * 100:+.2f} points",
+        },
+    ]
+    for rank, (predicted, measured) in enumerate(zip(held["predicted"], held["measured"], strict=True)):
+        rows.append(
+            {
+                "quantity": f"activations, rank {rank}",
+                "predicted": _mib(predicted),
+                "measured": _mib(measured),
+                "quartiles": "",
+                "error": "equal" if predicted == measured else f"{predicted - measured:+,} bytes",
+            }
+        )
+    return rows
+
+
+def verdict(outcome: Outcome) -> str:
+    """What a reader should know first, in two or three sentences."""
+    held = outcome.summary()["activation_bytes"]
+    memory = "equal to the byte" if held["predicted"] == held["measured"] else "not equal"
+    parts = [
+        f"The prediction is {abs(outcome.step_time_error):.1%} "
+        f"{'above' if outcome.step_time_error > 0 else 'below'} the median of {len(outcome.measured)} measured steps; "
+        f"activation bytes are {memory}."
+    ]
+    verified = outcome.verified
+    if verified is not None:
+        what = "Outputs" if outcome.config.forward_only else "Outputs and gradients"
+        if verified.first_difference is None:
+            parts.append(f"{what} are bit-equal to those of one process without a pipeline.")
+        else:
+            parts.append(f"Against one process without a pipeline, {verified.first_difference}.")
+    cores = outcome.profile.environment["cores"]
+    if outcome.config.world_size * outcome.config.threads > cores:
+        parts.append(
+            f"There are {outcome.config.world_size} ranks of {outcome.config.threads} thread(s) on {cores} cores: ranks "
+            "take turns on the cores, which the prediction does not know."
+        )
+    return " ".join(parts)
+
+
+def environment_rows(values: Mapping[str, Any]) -> dict[str, str]:
+    """Nested JSON values as one level of text."""
+    rows: dict[str, str] = {}
+    for name, value in values.items():
+        if isinstance(value, Mapping):
+            rows[name] = ", ".join(f"{key} {inner}" for key, inner in value.items() if inner is not None) or "as found"
+        elif value is not None:
+            rows[name] = str(value)
+    return rows
+
+
+def _ms(seconds: float) -> str:
+    return f"{seconds * 1e3:.2f} ms"
+
+
+def _mib(size_bytes: int) -> str:
+    return f"{size_bytes / 2**20:.2f} MiB"

@@ -1,0 +1,70 @@
+"""Timed stage: takes a stage's time and sends its messages without computing anything."""
+
+from __future__ import annotations
+
+import contextlib
+import ctypes
+import time
+
+import torch
+
+from ppexec.clock import now_ns
+from ppexec.ledger import Ledger
+from ppsim import StageCost
+
+_PR_SET_TIMERSLACK = 29
+
+
+class TimedStage:
+    """Stands in for a Stage: every action waits, without using a core, until its stated time has passed.
+
+    Messages are real, of `output_bytes` each. Activations are not allocated; the ledger is told the stated bytes, so
+    that it follows the runtime's own order. So the bubbles of more ranks than there are cores can be measured.
+
+    index: stage number. cost: of this stage. before: of the stage before, whose output is this one's input; None on the
+    first. is_last: the last stage sends nothing on. trains: False for an evaluation.
+    """
+
+    def __init__(self, index: int, cost: StageCost, *, before: StageCost | None, is_last: bool, trains: bool) -> None:
+        self.index = index
+        self.loss = None
+        self.trains = trains
+        self.ledger: Ledger | None = None
+        self._cost = cost
+        self._output = None if is_last else torch.zeros(cost.output_bytes, dtype=torch.uint8)
+        self._gradient = None if before is None else torch.zeros(before.output_bytes, dtype=torch.uint8)
+
+    @property
+    def is_first(self) -> bool:
+        """Whether it takes no other stage's output."""
+        return self.index == 0
+
+    def forward(self, microbatch: int, inputs: torch.Tensor | None, target: torch.Tensor | None) -> torch.Tensor | None:
+        """Wait for F; a message of the output's size."""
+        if self.ledger and self.trains:
+            self.ledger.add(self._cost.activation_bytes)
+        wait_s(self._cost.forward_s)
+        return self._output
+
+    def backward(self, microbatch: int, gradient: torch.Tensor | None) -> torch.Tensor | None:
+        """Wait for B; a message of the input's size."""
+        wait_s(self._cost.full_backward_s)
+        if self.ledger:
+            self.ledger.add(-self._cost.activation_bytes)
+        return self._gradient
+
+    def clear(self) -> None:
+        """Nothing is kept from one step to the next."""
+
+
+def wait_s(seconds: float) -> None:
+    """Sleep for this long; sleeping itself ends some tens of microseconds late (see `sharpen_sleep`)."""
+    until = now_ns() + round(seconds * 1e9)
+    while (left := until - now_ns()) > 0:
+        time.sleep(left / 1e9)
+
+
+def sharpen_sleep() -> None:
+    """Ask Linux to end this thread's sleeps on time, not up to 50 us later to save wake-ups."""
+    with contextlib.suppress(OSError, AttributeError):
+        ctypes.CDLL(None).prctl(_PR_SET_TIMERSLACK, 1, 0, 0, 0)

@@ -1,0 +1,147 @@
+"""Does a pipeline step take as long, and hold as much, as the model predicts?
+
+Question   Profile a model's layers, predict one step of a schedule with SimPy, run the very same schedule on real
+           workers. How far apart are step time, bubble and activation memory, and are the gradients those of one process?
+
+Command    python studies/sim_vs_measured.py
+           python studies/sim_vs_measured.py --schedule afab-eager --microbatches 16 --hidden 256 --out DIR
+
+Answer     See `ANSWER` below, printed by the default run on two cores.
+
+Writes DIR/report.html (timelines on one axis, memory, bubbles, environment), summary.json, events.csv and
+trace.json.gz (open it in Perfetto).
+"""
+
+from __future__ import annotations
+
+import json
+import sys
+import warnings
+from dataclasses import dataclass
+from pathlib import Path
+
+import pandas
+from tqdm import tqdm
+
+from ppexec.cli import existing_directory, run_command, show_warning
+from ppexec.config import RunConfig
+from ppexec.experiment import Outcome, experiment_length, predict_and_measure
+from ppexec.findings import comparison_rows, environment_rows, verdict
+from ppsim import command, plots
+from ppsim.export.perfetto import save_perfetto
+from ppsim.export.report import Report
+
+
+@dataclass(frozen=True, kw_only=True)
+class Study(RunConfig):
+    """Predict a step, run it for real, and lay the two side by side."""
+
+    out: Path = Path("studies/out/sim_vs_measured")
+    """Directory for report.html, summary.json, events.csv and trace.json.gz."""
+    json: bool = False
+    """Print summary.json's object and nothing else on standard output."""
+
+    def execute(self) -> None:
+        """Run the experiment, print its table and write its files."""
+        directory = existing_directory(self.out)
+        with tqdm(total=experiment_length(self), desc=str(self.pipeline), file=sys.stderr, leave=False) as bar:
+
+            def advance(done: str) -> None:
+                bar.set_postfix_str(done)
+                bar.update()
+
+            outcome = predict_and_measure(self, advance=advance)
+        write_files(outcome, directory)
+        if self.json:
+            command.print_json(outcome.summary())
+        else:
+            print_table(outcome)
+            print(f"\nwritten to {directory}: report.html, summary.json, events.csv, trace.json.gz")
+
+
+def print_table(outcome: Outcome) -> None:
+    """Predicted, measured with its spread, and the error, a line each."""
+    rows = comparison_rows(outcome)
+    widths = {name: max(len(name), *(len(row[name]) for row in rows)) for name in rows[0]}
+    print(f"{outcome.config.pipeline}\n")
+    for cells in [{name: name for name in widths}, *rows]:
+        first, *rest = (
+            cells[name].ljust(widths[name]) if name == "quantity" else cells[name].rjust(widths[name])
+            for name in widths
+        )
+        print("  ".join([first, *rest]))
+    print(f"\n{verdict(outcome)}")
+
+
+def write_files(outcome: Outcome, directory: Path) -> None:
+    """report.html, summary.json, events.csv and trace.json.gz; the measured step shown is the median one."""
+    traces = {"predicted": outcome.predicted, "measured": outcome.median}
+    (directory / "summary.json").write_text(json.dumps(outcome.summary(), indent=1) + "\n", encoding="utf-8")
+    frames = [trace.to_frame().assign(clock=name) for name, trace in traces.items()]
+    pandas.concat(frames).to_csv(directory / "events.csv", index=False)
+    save_perfetto(traces, directory / "trace.json.gz")
+    report(outcome, traces).save(directory / "report.html")
+
+
+def report(outcome: Outcome, traces: dict) -> Report:
+    """The page one shows to others."""
+    config, summary = outcome.config, outcome.summary()
+    step = summary["step_time_s"]
+    page = Report(
+        title=f"{config.pipeline.name}: predicted and measured",
+        subtitle=f"{config.ranks} ranks, {config.microbatches} microbatches, {config.layers} layers of hidden size "
+        f"{config.hidden}, sequence {config.seq}, micro batch {config.micro_batch_size}, {config.dtype}",
+        lead=verdict(outcome),
+        facts={
+            "predicted step": f"{step['predicted'] * 1e3:.1f} ms",
+            "measured step (median)": f"{step['measured_median'] * 1e3:.1f} ms",
+            "error": f"{outcome.step_time_error:+.1%}",
+            "bubble": f"{summary['bubble_fraction']['measured']:.1%}",
+        },
+    )
+    page.add("Predicted against measured", table=comparison_rows(outcome))
+    page.add(
+        "Timelines",
+        text="One step on each clock, on one time axis. The measured step is the median one. Numbers are microbatches.",
+        figure=plots.timeline(traces),
+    )
+    page.add(
+        "Activation memory",
+        text="What each rank holds for its backward passes. Measured bytes are counted in a separate, untimed step on "
+        "what autograd keeps, and drawn at the median step's times.",
+        figure=plots.memory(traces),
+    )
+    page.add("Bubbles", text="Each rank's time in the step without compute.", figure=plots.bubbles(traces))
+    page.add(
+        "Stage costs",
+        text="Profiled layer by layer on all ranks at once, in turn with the measured steps, then added up by stage.",
+        table=[
+            {
+                "stage": stage,
+                "layers": config.layer_sizes[stage],
+                "F (ms)": round(cost.forward_s * 1e3, 3),
+                "B (ms)": round(cost.full_backward_s * 1e3, 3),
+                "activations (MiB)": round(cost.activation_bytes / 2**20, 2),
+                "message (KiB)": round(cost.output_bytes / 2**10, 1),
+                "parameters (MiB)": round(cost.parameter_bytes / 2**20, 2),
+            }
+            for stage, cost in enumerate(outcome.stages)
+        ],
+    )
+    page.add("Environment", definitions=environment_rows(summary["environment"]))
+    page.add("Configuration", definitions=environment_rows(summary["config"]))
+    return page
+
+
+def main() -> int:
+    """Run the study with the command line's flags; the exit code."""
+
+    def work() -> None:
+        warnings.showwarning = show_warning
+        command.parse(Study, prog="sim_vs_measured.py", description=(__doc__ or "").split("\n")[0]).execute()
+
+    return run_command(work, prog="sim_vs_measured.py")
+
+
+if __name__ == "__main__":
+    sys.exit(main())
