@@ -1,7 +1,7 @@
 """Does a pipeline step take as long, and hold as much, as the model predicts?
 
 Question   Profile a model's layers, predict one step of a schedule with SimPy, run the very same schedule on real
-           workers. How far apart are step time, bubble and activation memory, and are the gradients those of one process?
+           workers. How far apart are step time, bubble and activation memory? Are the gradients one process's?
 
 Command    python studies/sim_vs_measured.py
            python studies/sim_vs_measured.py --schedule afab-eager --microbatches 16 --hidden 256 --out DIR
@@ -36,6 +36,8 @@ from ppsim.export.report import Report
 class Study(RunConfig):
     """Predict a step, run it for real, and lay the two side by side."""
 
+    steps: int = 20
+    """Measured steps."""
     out: Path = Path("studies/out/sim_vs_measured")
     """Directory for report.html, summary.json, events.csv and trace.json.gz."""
     json: bool = False
