@@ -60,8 +60,8 @@ def verdict(outcome: Outcome) -> str:
     cores = outcome.profile.environment["cores"]
     if outcome.config.world_size * outcome.config.threads > cores:
         parts.append(
-            f"There are {outcome.config.world_size} ranks of {outcome.config.threads} thread(s) on {cores} cores: ranks "
-            "take turns on the cores, which the prediction does not know."
+            f"There are {outcome.config.world_size} ranks of {outcome.config.threads} thread(s) on {cores} cores: they "
+            "take turns, which the prediction does not know."
         )
     return " ".join(parts)
 

@@ -17,128 +17,130 @@ from ppexec.shapes import TensorSpec
 from ppexec.stage import Stage
 from ppsim import Kind, LayerCost, Program
 
+_TIMES = ("forward_s", "backward_s", "backward_input_s", "backward_weight_s")
+_FIELD = {Kind.F: "forward_s", Kind.B: "backward_s", Kind.I: "backward_input_s", Kind.W: "backward_weight_s"}
+
 
 @dataclass(kw_only=True)
 class LayerSamples:
-    """One round on one rank: layer -> its seconds per microbatch, and its bytes.
+    """One round on one rank.
 
-    forward_s, backward_s: as in the run, all microbatches. backward_input_s: the gradient for the input alone, of the
-    last microbatch. sizes: activation, output and parameter bytes.
+    seconds: field of LayerCost -> layer -> seconds of each microbatch. sizes: layer -> field -> bytes.
     """
 
-    forward_s: dict[int, list[float]] = field(default_factory=lambda: defaultdict(list))
-    backward_s: dict[int, list[float]] = field(default_factory=lambda: defaultdict(list))
-    backward_input_s: dict[int, list[float]] = field(default_factory=lambda: defaultdict(list))
+    seconds: dict[str, dict[int, list[float]]] = field(default_factory=lambda: {name: {} for name in _TIMES})
     sizes: dict[int, dict[str, int]] = field(default_factory=dict)
 
+    def add(self, kind: Kind, layer: int, elapsed_ns: int) -> None:
+        """Note how long an action of this kind took on a layer."""
+        self.seconds[_FIELD[kind]].setdefault(layer, []).append(elapsed_ns / 1e9)
 
-def profile_layers(
-    program: Program, rank: int, stages: Mapping[int, Stage], boundaries: Sequence[TensorSpec], batch: Batch
-) -> LayerSamples:
-    """Run a rank's order without messages, timing every layer by itself.
 
-    Other stages' outputs and gradients are made up from normal noise. As many microbatches are held at once as in the
-    run, so that caches and allocator are in the run's condition.
+class LayerProfiler:
+    """Times one rank's layers, each as a stage of its own, in the order and memory of a run but without messages.
+
+    boundaries: specs before each layer and after the last. Other stages' outputs and gradients are made up of noise.
     """
-    samples = LayerSamples()
-    chains: dict[tuple[int, int], list[tuple[torch.Tensor, torch.Tensor]]] = {}
-    made_up = {stage.index: _noise(boundaries[stage.first_layer]) for stage in stages.values()}
-    gradients = {stage.index: _noise(boundaries[stage.first_layer + len(stage.layers)]) for stage in stages.values()}
-    for row in program.rows_of(rank):
-        stage, microbatch = stages[int(program.stage[row])], int(program.microbatch[row])
-        kind = Kind(int(program.kind[row]))
+
+    def __init__(
+        self, program: Program, rank: int, stages: Mapping[int, Stage], boundaries: Sequence[TensorSpec]
+    ) -> None:
+        self._rows = [
+            (int(program.stage[row]), Kind(int(program.kind[row])), int(program.microbatch[row]))
+            for row in program.rows_of(rank)
+        ]
+        self._split = {(stage, microbatch) for stage, kind, microbatch in self._rows if kind == Kind.W}
+        self._boundaries = boundaries
+        self._layers = {index: _one_by_one(stage) for index, stage in stages.items()}
+        self._trains = all(stage.trains for stage in stages.values())
+
+    def round(self, batch: Batch) -> LayerSamples:
+        """Run the rank's order once, then each layer's other kind of backward and its bytes once."""
+        samples = LayerSamples()
+        for stage, kind, microbatch in self._rows:
+            self._run(stage, kind, microbatch, batch, samples, split=(stage, microbatch) in self._split)
+        if self._trains:
+            measured = {kind for _, kind, _ in self._rows}
+            for stage, layers in self._layers.items():
+                kinds = (Kind.B,) if Kind.I in measured else (Kind.I, Kind.W)
+                only_backward = LayerSamples()
+                self._run(stage, Kind.F, 0, batch, LayerSamples(), split=Kind.W in kinds)
+                for kind in kinds:
+                    self._run(stage, kind, 0, batch, only_backward, split=False)
+                if not (Kind.B in measured and Kind.I in measured):
+                    for name, found in only_backward.seconds.items():
+                        samples.seconds[name].update(found)
+                for layer in layers:
+                    samples.sizes[layer.first_layer] = self._sizes(layer, batch)
+        return samples
+
+    def _run(
+        self, stage: int, kind: Kind, microbatch: int, batch: Batch, samples: LayerSamples, *, split: bool
+    ) -> None:
+        layers = self._layers[stage]
+        value: torch.Tensor | None = None
         if kind == Kind.F:
-            inputs = batch.inputs[microbatch] if stage.is_first else made_up[stage.index].clone()
-            target = batch.targets[microbatch] if stage.loss is not None else None
-            chains[stage.index, microbatch] = _forward(stage, inputs, target, samples)
-        elif kind in (Kind.B, Kind.I):
-            gradient = None if stage.loss is not None else gradients[stage.index]
-            _backward(stage, chains.pop((stage.index, microbatch)), gradient, samples.backward_s)
-    for stage in stages.values():
-        if stage.trains:
-            _measure_once(stage, batch, made_up[stage.index], gradients[stage.index], samples)
-    return samples
+            value = self._input(layers[0], microbatch, batch)
+        elif kind != Kind.W:
+            value = self._gradient(layers[-1])
+        for layer in layers if kind == Kind.F else reversed(layers):
+            target = batch.targets[microbatch] if layer.loss is not None else None
+            began = now_ns()
+            if kind == Kind.F:
+                value = layer.forward(microbatch, value, target, split=split)
+            elif kind == Kind.B:
+                value = layer.backward(microbatch, value)
+            elif kind == Kind.I:
+                value = layer.backward_input(microbatch, value)
+            else:
+                layer.backward_weight(microbatch)
+            samples.add(kind, layer.first_layer, now_ns() - began)
+
+    def _input(self, layer: Stage, microbatch: int, batch: Batch) -> torch.Tensor:
+        return batch.inputs[microbatch] if layer.is_first else _noise(self._boundaries[layer.first_layer])
+
+    def _gradient(self, layer: Stage) -> torch.Tensor | None:
+        return None if layer.loss is not None else _noise(self._boundaries[layer.first_layer + 1])
+
+    def _sizes(self, layer: Stage, batch: Batch) -> dict[str, int]:
+        """The layer's bytes as a stage of its own: during its whole life, and between I and W."""
+        layer.ledger = ledger = Ledger([*tensors_of(layer.layers), *batch.targets])
+        target = batch.targets[0] if layer.loss is not None else None
+        layer.forward(0, self._input(layer, 0, batch), target, split=False)
+        whole = ledger.level_bytes
+        layer.backward(0, self._gradient(layer))
+        layer.forward(0, self._input(layer, 0, batch), target, split=True)
+        layer.backward_input(0, self._gradient(layer))
+        kept = ledger.level_bytes
+        layer.backward_weight(0)
+        layer.ledger = None
+        return {
+            "activation_bytes": whole,
+            "weight_activation_bytes": kept,
+            "output_bytes": self._boundaries[layer.first_layer + 1].size_bytes,
+            "parameter_bytes": sum(p.nbytes for module in layer.layers for p in module.parameters()),
+        }
+
+
+def _one_by_one(stage: Stage) -> list[Stage]:
+    """The layers of a stage as stages; the first takes data where the stage does, the last has its loss."""
+    last = len(stage.layers) - 1
+    return [
+        Stage(
+            stage.index if position == 0 else -1,
+            [layer],
+            first_layer=stage.first_layer + position,
+            loss=stage.loss if position == last else None,
+            microbatches=stage.microbatches,
+            trains=stage.trains,
+        )
+        for position, layer in enumerate(stage.layers)
+    ]
 
 
 def _noise(spec: TensorSpec) -> torch.Tensor:
     value = spec.empty()
     return value.normal_() if spec.dtype.is_floating_point else value.zero_()
-
-
-def _forward(
-    stage: Stage, value: torch.Tensor, target: torch.Tensor | None, samples: LayerSamples
-) -> list[tuple[torch.Tensor, torch.Tensor]]:
-    """Each layer as a graph of its own: its (input, output)."""
-    chain = []
-    last = len(stage.layers) - 1
-    with torch.set_grad_enabled(stage.trains):
-        for position, layer in enumerate(stage.layers):
-            began = now_ns()
-            inputs = _leaf(stage, position, value)
-            output = layer(inputs)
-            if position == last and stage.loss is not None and target is not None:
-                output = stage.loss(output, target) / stage.microbatches
-            samples.forward_s[stage.first_layer + position].append((now_ns() - began) / 1e9)
-            chain.append((inputs, output))
-            value = output
-    return chain if stage.trains else []
-
-
-def _leaf(stage: Stage, position: int, value: torch.Tensor) -> torch.Tensor:
-    """The data needs no gradient; what comes from a layer does, if it can have one."""
-    value = value.detach()
-    if stage.trains and value.is_floating_point() and not (stage.is_first and position == 0):
-        value.requires_grad_()
-    return value
-
-
-def _backward(
-    stage: Stage,
-    chain: list[tuple[torch.Tensor, torch.Tensor]],
-    gradient: torch.Tensor | None,
-    seconds: dict[int, list[float]],
-) -> None:
-    for position in reversed(range(len(chain))):
-        inputs, output = chain.pop()
-        began = now_ns()
-        if output.requires_grad:
-            torch.autograd.backward(output, gradient)
-        seconds[stage.first_layer + position].append((now_ns() - began) / 1e9)
-        gradient = inputs.grad
-
-
-def _measure_once(
-    stage: Stage, batch: Batch, made_up: torch.Tensor, gradient: torch.Tensor, samples: LayerSamples
-) -> None:
-    """Bytes and the input's share of the backward, layer by layer, each as a stage of its own."""
-    value = batch.inputs[0] if stage.is_first else made_up
-    last = len(stage.layers) - 1
-    for position, layer in enumerate(stage.layers):
-        index = stage.first_layer + position
-        ledger = Ledger([*tensors_of([layer]), *batch.targets])
-        inputs = _leaf(stage, position, value)
-        with ledger.saving():
-            output = root = layer(inputs)
-            if position == last and stage.loss is not None:
-                root = stage.loss(output, batch.targets[0]) / stage.microbatches
-        ledger.hold(inputs)
-        ledger.hold(output)
-        samples.sizes[index] = {
-            "activation_bytes": ledger.level_bytes,
-            "output_bytes": TensorSpec.of(output).size_bytes,
-            "parameter_bytes": sum(parameter.nbytes for parameter in layer.parameters()),
-        }
-        del root, ledger
-        probe = inputs.detach().clone()
-        if probe.is_floating_point():
-            probe.requires_grad_()
-            result = layer(probe)
-            upstream = _noise(TensorSpec.of(result))
-            began = now_ns()
-            if result.requires_grad:
-                torch.autograd.grad(result, probe, upstream, allow_unused=True)
-            samples.backward_input_s[index].append((now_ns() - began) / 1e9)
-        value = output.detach()
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -159,37 +161,21 @@ def summarise(
     """Costs from all ranks' rounds: a round's mean over microbatches, then the median over rounds.
 
     The mean, since a step takes the sum of its microbatches; the median, since a round may be disturbed from outside.
-    Of the backward, I is what the gradient for the input takes by itself and W the rest of the fused B.
     """
-    by_layer: dict[str, dict[int, list[float]]] = {
-        name: defaultdict(list) for name in ("forward_s", "backward_s", "backward_input_s")
-    }
+    by_layer: dict[str, dict[int, list[float]]] = {name: defaultdict(list) for name in _TIMES}
     sizes: dict[int, dict[str, int]] = {}
     for rounds in rounds_by_rank:
         for samples in rounds:
             sizes.update(samples.sizes)
-            for name, layers in by_layer.items():
-                for layer, seconds in getattr(samples, name).items():
-                    layers[layer].append(fmean(seconds))
+            for name, layers in samples.seconds.items():
+                for layer, seconds in layers.items():
+                    by_layer[name][layer].append(fmean(seconds))
     costs, spread = [], []
     for layer in sorted(by_layer["forward_s"]):
         middle = {name: median(layers[layer]) if layers[layer] else 0.0 for name, layers in by_layer.items()}
-        costs.append(_layer_cost(layer, names[layer], middle, sizes.get(layer, {})))
+        costs.append(LayerCost(name=names[layer], **middle, **sizes.get(layer, {})))  # type: ignore[arg-type]
         spread.append({name: _quartiles(layers[layer]) for name, layers in by_layer.items() if layers[layer]})
     return Profile(layers=costs, spread=spread, environment=environment)
-
-
-def _layer_cost(layer: int, name: str, middle: dict[str, float], sizes: dict[str, int]) -> LayerCost:
-    backward_s = middle["backward_s"]
-    backward_input_s = min(middle["backward_input_s"], backward_s)
-    return LayerCost(
-        name=name,
-        forward_s=middle["forward_s"],
-        backward_input_s=backward_input_s,
-        backward_weight_s=backward_s - backward_input_s,
-        backward_s=backward_s,
-        **sizes,
-    )
 
 
 def _quartiles(values: Sequence[float]) -> tuple[float, float]:

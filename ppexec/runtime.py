@@ -14,7 +14,7 @@ from ppexec.ledger import Ledger
 from ppexec.stage import Stage
 from ppexec.timed import TimedStage
 from ppexec.transport import DistributedTransport
-from ppsim import Kind, Program, ScheduleError
+from ppsim import Kind, Program
 
 
 class _Row(NamedTuple):
@@ -28,6 +28,7 @@ class _Row(NamedTuple):
     message_in: int
     message_out: int
     local_output: bool
+    is_split: bool
 
 
 @dataclass(kw_only=True)
@@ -59,6 +60,8 @@ class Runtime:
             for row in program.rows_of(rank)
             if program.needs[row] >= 0 > program.message_in[row]
         }
+        weight_rows = [row for row in program.rows_of(rank) if program.kind[row] == Kind.W]
+        split = {(int(program.stage[row]), int(program.microbatch[row])) for row in weight_rows}
         last_stage = program.schedule.stages - 1
         self._last_stage = last_stage
         actions = range(int(program.rank_actions[rank]), int(program.rank_actions[rank + 1]))
@@ -76,6 +79,7 @@ class Runtime:
                         message_in=int(program.message_in[row]),
                         message_out=int(program.message_out[row]),
                         local_output=row in needed_here,
+                        is_split=(int(program.stage[row]), int(program.microbatch[row])) in split,
                     )
                     for row in rows
                 ]
@@ -131,9 +135,10 @@ class Runtime:
     def _compute(self, row: _Row, value: torch.Tensor | None, batch: Batch) -> torch.Tensor | None:
         if row.kind == Kind.F:
             target = batch.targets[row.microbatch] if row.stage.loss is not None else None
-            return row.stage.forward(row.microbatch, value, target)
+            return row.stage.forward(row.microbatch, value, target, split=row.is_split)
         if row.kind == Kind.B:
             return row.stage.backward(row.microbatch, value)
-        raise ScheduleError(
-            f"the runtime cannot run {row.stage.index}{row.kind}{row.microbatch} yet: use B, not I and W"
-        )
+        if row.kind == Kind.I:
+            return row.stage.backward_input(row.microbatch, value)
+        row.stage.backward_weight(row.microbatch)
+        return None

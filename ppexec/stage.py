@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from contextlib import nullcontext
+from contextlib import AbstractContextManager, nullcontext
+from functools import cached_property
+from typing import NamedTuple
 
 import torch
 from torch import nn
@@ -11,10 +13,19 @@ from torch import nn
 from ppexec.ledger import Ledger
 from ppexec.models import Model, initialize_layer
 from ppexec.models.model import Loss
+from ppexec.split import SplitBackward, Unit, add_weight_gradients
+
+
+class _Held(NamedTuple):
+    """What the runtime keeps of a microbatch until its backward: input, output, and where the backward starts."""
+
+    inputs: torch.Tensor
+    output: torch.Tensor
+    root: torch.Tensor
 
 
 class Stage:
-    """Runs F and B of its layers, one microbatch at a time.
+    """Runs F, B, I and W of its layers, one microbatch at a time.
 
     index: stage number. layers: its modules, real. loss: None unless it is the last stage. microbatches: m; each
     microbatch's loss counts 1 / m, so that the step's loss is their mean. trains: False for an evaluation, which keeps
@@ -38,7 +49,8 @@ class Stage:
         self.microbatches = microbatches
         self.trains = trains
         self.ledger: Ledger | None = None
-        self._held: dict[int, tuple[torch.Tensor, torch.Tensor, torch.Tensor]] = {}
+        self._held: dict[int, _Held] = {}
+        self._units: dict[int, list[Unit]] = {}
         self.losses: dict[int, torch.Tensor] = {}
 
     @property
@@ -46,8 +58,18 @@ class Stage:
         """Whether it takes data instead of another stage's output."""
         return self.index == 0
 
-    def forward(self, microbatch: int, inputs: torch.Tensor | None, target: torch.Tensor | None) -> torch.Tensor:
-        """F: the output for this microbatch, detached; the last stage computes its loss too."""
+    @cached_property
+    def _split(self) -> SplitBackward:
+        """Made when first needed: its hooks cost every forward a little."""
+        return SplitBackward(self.layers)
+
+    def forward(
+        self, microbatch: int, inputs: torch.Tensor | None, target: torch.Tensor | None, *, split: bool = False
+    ) -> torch.Tensor:
+        """F: the output for this microbatch, detached; the last stage computes its loss too.
+
+        split: whether its backward will come as I and W instead of B.
+        """
         if inputs is None:
             raise ValueError(f"stage {self.index} has no input for microbatch {microbatch}")
         if not self.trains:
@@ -58,14 +80,16 @@ class Stage:
             return output
         if not self.is_first and inputs.is_floating_point():
             inputs.requires_grad_()
-        with self.ledger.saving() if self.ledger else nullcontext():
+        cutting: AbstractContextManager[list[Unit]] = self._split.recording(self.ledger) if split else nullcontext([])
+        with self.ledger.saving() if self.ledger else nullcontext(), cutting as units:
             output = root = self._chain(inputs)
             if self.loss is not None and target is not None:
                 loss = self.loss(output, target)
                 self.losses[microbatch] = loss.detach()
                 root = loss / self.microbatches
         # The runtime holds input and output until the backward ends, whether or not autograd saved them.
-        self._held[microbatch] = (inputs, output, root)
+        self._held[microbatch] = _Held(inputs, output, root)
+        self._units[microbatch] = units
         if self.ledger:
             self.ledger.hold(inputs)
             self.ledger.hold(output)
@@ -81,6 +105,18 @@ class Stage:
 
         gradient: that of the output, None on the last stage.
         """
+        del self._units[microbatch]
+        return self._backward(microbatch, gradient)
+
+    def backward_input(self, microbatch: int, gradient: torch.Tensor | None) -> torch.Tensor | None:
+        """I: as B, but leaves the parameters' gradients, and what they need, to `backward_weight`."""
+        return self._backward(microbatch, gradient)
+
+    def backward_weight(self, microbatch: int) -> None:
+        """W: adds to the parameters' gradients."""
+        add_weight_gradients(self._units.pop(microbatch))
+
+    def _backward(self, microbatch: int, gradient: torch.Tensor | None) -> torch.Tensor | None:
         inputs, output, root = self._held.pop(microbatch)
         if root.requires_grad:
             torch.autograd.backward(root, gradient)
@@ -98,6 +134,7 @@ class Stage:
     def clear(self) -> None:
         """Forget gradients, losses and microbatches under way."""
         self._held.clear()
+        self._units.clear()
         self.losses.clear()
         for layer in self.layers:
             layer.zero_grad(set_to_none=True)

@@ -39,7 +39,9 @@ class TimedStage:
         """Whether it takes no other stage's output."""
         return self.index == 0
 
-    def forward(self, microbatch: int, inputs: torch.Tensor | None, target: torch.Tensor | None) -> torch.Tensor | None:
+    def forward(
+        self, microbatch: int, inputs: torch.Tensor | None, target: torch.Tensor | None, *, split: bool = False
+    ) -> torch.Tensor | None:
         """Wait for F; a message of the output's size."""
         if self.ledger and self.trains:
             self.ledger.add(self._cost.activation_bytes)
@@ -52,6 +54,19 @@ class TimedStage:
         if self.ledger:
             self.ledger.add(-self._cost.activation_bytes)
         return self._gradient
+
+    def backward_input(self, microbatch: int, gradient: torch.Tensor | None) -> torch.Tensor | None:
+        """Wait for I; a message of the input's size."""
+        wait_s(self._cost.backward_input_s)
+        if self.ledger:
+            self.ledger.add(self._cost.weight_activation_bytes - self._cost.activation_bytes)
+        return self._gradient
+
+    def backward_weight(self, microbatch: int) -> None:
+        """Wait for W."""
+        wait_s(self._cost.backward_weight_s)
+        if self.ledger:
+            self.ledger.add(-self._cost.weight_activation_bytes)
 
     def clear(self) -> None:
         """Nothing is kept from one step to the next."""

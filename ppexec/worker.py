@@ -6,6 +6,7 @@ import gc
 import os
 from collections.abc import Sequence
 from datetime import timedelta
+from functools import cached_property
 from typing import Any
 
 import torch
@@ -18,7 +19,7 @@ from ppexec.environment import ALLOCATOR, memory_bytes
 from ppexec.ledger import Ledger, tensors_of
 from ppexec.mesh import build_mesh
 from ppexec.models import load_model
-from ppexec.profile import LayerSamples, profile_layers
+from ppexec.profile import LayerProfiler, LayerSamples
 from ppexec.reference import Comparison, compare_with_reference
 from ppexec.runtime import Runtime, StepRecord
 from ppexec.shapes import TensorSpec, infer_boundaries
@@ -187,11 +188,15 @@ class Worker:
             gc.disable()
             try:
                 dist.barrier(self.group)
-                stages = {index: stage for index, stage in self.stages.items() if isinstance(stage, Stage)}
-                results.append(profile_layers(self.program, self.rank, stages, self.boundaries, batch))
+                results.append(self._profiler.round(batch))
             finally:
                 gc.enable()
         return results
+
+    @cached_property
+    def _profiler(self) -> LayerProfiler:
+        stages = {index: stage for index, stage in self.stages.items() if isinstance(stage, Stage)}
+        return LayerProfiler(self.program, self.rank, stages, self.boundaries)
 
     def probe(self) -> list[LinkSample]:
         """What a message costs on every link of the program, measured by its sender."""

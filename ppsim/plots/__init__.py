@@ -1,0 +1,12 @@
+"""Plots: pictures of traces. Pure functions, each from named traces to one plotly figure.
+
+Every function takes a mapping such as `{"predicted": simulated, "measured": run}`; its names are the labels and its
+sequence is the sequence in the picture. No function asks which clock made a trace, except to dash what was simulated.
+"""
+
+from ppsim.plots.bubble_figure import bubbles
+from ppsim.plots.memory_figure import memory
+from ppsim.plots.style import KIND_COLOURS
+from ppsim.plots.timeline_figure import timeline
+
+__all__ = ["KIND_COLOURS", "bubbles", "memory", "timeline"]

@@ -1,0 +1,88 @@
+"""Style: the colours and the layout that all figures share."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from types import MappingProxyType
+
+import plotly.graph_objects as go
+
+from ppsim.action import Kind
+from ppsim.trace import Trace
+
+# Okabe and Ito's colours, told apart under every common colour blindness: one for each kind, in every figure.
+KIND_COLOURS: Mapping[Kind, str] = MappingProxyType(
+    {Kind.F: "#0072b2", Kind.B: "#e69f00", Kind.I: "#cc79a7", Kind.W: "#009e73"}
+)
+KIND_NAMES: Mapping[Kind, str] = MappingProxyType(
+    {Kind.F: "F forward", Kind.B: "B backward", Kind.I: "I backward for inputs", Kind.W: "W backward for weights"}
+)
+# For whole traces: other colours than the kinds', so that nobody takes a trace for a kind. Readable on white and black.
+SERIES_COLOURS = ("#bb3d86", "#44aa99", "#ccaa33", "#6677cc", "#cc6644", "#66aa33", "#3399cc", "#999999")
+
+# Half transparent greys, so that they suit a light page and a dark one.
+AXIS_TITLE_GAP_PX = 6
+GRID = "rgba(128, 128, 128, 0.25)"
+BUBBLE = "rgba(128, 128, 128, 0.15)"
+FAINT = "rgba(128, 128, 128, 0.8)"
+_INK = "#1f2933"
+ENTRIES_ABOVE = 4
+
+
+def series_colour(index: int) -> str:
+    """The colour of the trace with that index; the colours repeat after eight traces, see `series_round`."""
+    return SERIES_COLOURS[index % len(SERIES_COLOURS)]
+
+
+def series_round(index: int) -> int:
+    """How often the colours have been used up before that index: what else must differ then."""
+    return index // len(SERIES_COLOURS)
+
+
+def lighter(colour: str, share: float) -> str:
+    """A `#rrggbb` colour mixed with white; share 0 leaves it, 1 gives white."""
+    return "#" + "".join(f"{round(part + (255 - part) * share):02x}" for part in _parts(colour))
+
+
+def ink_on(colour: str) -> str:
+    """Black or white: what is legible on a `#rrggbb` colour."""
+    linear = [(part / 255) ** 2.2 for part in _parts(colour)]
+    luminance = 0.2126 * linear[0] + 0.7152 * linear[1] + 0.0722 * linear[2]
+    return "#000000" if luminance > 0.19 else "#ffffff"
+
+
+def _parts(colour: str) -> list[int]:
+    return [int(colour[index : index + 2], 16) for index in (1, 3, 5)]
+
+
+def named(traces: Mapping[str, Trace]) -> dict[str, Trace]:
+    """The traces to draw; raises ValueError if there are none."""
+    if not traces:
+        raise ValueError('there is no trace to draw: give at least one by name, as in {"predicted": trace}')
+    return dict(traces)
+
+
+def layout(*, height: int, title: str | None, top: int = 40, bottom: int = 44, entries: int = 0) -> go.Layout:
+    """The layout that figures start from: white, without frame, a plot `height` px high.
+
+    top, bottom: margins in px, without the title's. entries: the legend's; it stands above the plot, or beside it if
+    it has more than would fit there.
+    """
+    above = {"orientation": "h", "x": 0, "xanchor": "left", "y": 1 + (top - 30) / height, "yanchor": "bottom"}
+    beside = {"orientation": "v", "x": 1.01, "xanchor": "left", "y": 1, "yanchor": "top"}
+    top += 34 if title else 0
+    return go.Layout(
+        template="none",
+        height=height + top + bottom,
+        margin={"l": 70, "r": 20, "t": top, "b": bottom},
+        paper_bgcolor="#ffffff",
+        plot_bgcolor="#ffffff",
+        font={"family": "system-ui, 'Segoe UI', Helvetica, Arial, sans-serif", "size": 12, "color": _INK},
+        title={"text": title, "x": 0, "xref": "paper", "y": 1, "yref": "container", "yanchor": "top", "pad": {"t": 12}}
+        if title
+        else None,
+        legend=above if entries <= ENTRIES_ABOVE else beside,
+        modebar={"bgcolor": "rgba(0, 0, 0, 0)", "color": FAINT, "activecolor": "#888888"},
+        hoverlabel={"align": "left"},
+        hovermode="closest",
+    )

@@ -1,0 +1,248 @@
+"""Timeline: who computed what, when; several traces one above the other on one time axis."""
+
+from __future__ import annotations
+
+import html
+from collections.abc import Mapping
+from dataclasses import dataclass
+
+import numpy as np
+import numpy.typing as npt
+import plotly.graph_objects as go
+
+from ppsim.plots import style
+from ppsim.plots.units import Unit, bytes_text, time_unit
+from ppsim.trace import Trace
+
+_BAR = 0.86  # of a lane's height
+_HEADER = 1.4  # lanes that a block's title takes
+_LETTERED_BARS = 4000  # up to here every bar carries its number and the browser hides what does not fit
+_NOMINAL_WIDTH_PX = 1000  # beyond, numbers are left out of bars that are too narrow on a plot of this width
+_LEGIBLE_PX = 12
+
+
+@dataclass(frozen=True, kw_only=True)
+class _Block:
+    """A trace in the figure: its lanes are y = top, top + 1, ... one per rank."""
+
+    name: str
+    trace: Trace
+    top: float
+
+    @property
+    def lanes(self) -> npt.NDArray[np.float64]:
+        return self.top + np.arange(self.trace.ranks, dtype=np.float64)
+
+    @property
+    def origin_s(self) -> float:
+        return float(self.trace.start_s.min())
+
+
+def timeline(traces: Mapping[str, Trace], *, title: str | None = None, messages: bool = False) -> go.Figure:
+    """Timelines one above the other on one time axis: a block per trace, in it a lane per rank, rank 0 on top.
+
+    Each trace starts at 0. Bars have the colour of their kind and carry the microbatch's number where it fits; an
+    overlapped pair is drawn as its two parts. Where a rank holds several stages, bars of its later stages are
+    lighter. Grey is bubble. Above each block stand its makespan and bubble. The figure grows with the lanes.
+
+    messages: draw each message as a thin line from the transfer's start on the sender's lane to the arrival on the
+    receiver's. Raises ValueError if there are no traces.
+    """
+    blocks, bottom = _stack(style.named(traces))
+    longest_s = max(block.trace.makespan_s for block in blocks)
+    unit = time_unit(longest_s)
+    lane_px = _lane_px(bottom)
+    height = round(bottom * lane_px)
+
+    figure = go.Figure(layout=style.layout(height=height, title=title))
+    figure.add_trace(_bubbles(blocks, unit))
+    figure.add_traces(_bars(blocks, unit, longest_s))
+    if messages:
+        figure.add_trace(_messages(blocks, unit))
+    for block in blocks:
+        figure.add_annotation(
+            text=_heading(block, unit),
+            showarrow=False,
+            x=0,
+            xref="paper",
+            xanchor="left",
+            y=block.top - 0.5,
+            yref="y",
+            yanchor="bottom",
+        )
+    figure.update_layout(
+        barmode="overlay",
+        # The browser hides a number that does not fit at this size, and shows it again when one zooms in.
+        uniformtext={"mode": "hide", "minsize": 9 if lane_px >= 18 else 8},
+        xaxis={
+            "title": {"text": f"time from the step's start [{unit.name}]", "standoff": style.AXIS_TITLE_GAP_PX},
+            "range": [0, longest_s * unit.scale * 1.005 or 1],
+            "gridcolor": style.GRID,
+            "zeroline": False,
+        },
+        yaxis={
+            "range": [bottom, 0],
+            "tickvals": np.concatenate([block.lanes for block in blocks]).tolist(),
+            "ticktext": [f"rank {rank}" for block in blocks for rank in range(block.trace.ranks)],
+            "tickfont": {"size": min(12, lane_px - 4)},
+            "ticklabelstandoff": 6,
+            "showgrid": False,
+            "zeroline": False,
+            "fixedrange": True,
+        },
+    )
+    return figure
+
+
+def _stack(traces: dict[str, Trace]) -> tuple[list[_Block], float]:
+    """The blocks from top to bottom, and the y below the last one; y counts lanes downwards from 0."""
+    blocks: list[_Block] = []
+    y = 0.0
+    for name, trace in traces.items():
+        y += _HEADER
+        blocks.append(_Block(name=name, trace=trace, top=y + 0.5))
+        y += trace.ranks
+    return blocks, y + 0.1
+
+
+def _lane_px(lanes: float) -> int:
+    return 26 if lanes <= 14 else 21 if lanes <= 45 else 17
+
+
+def _heading(block: _Block, unit: Unit) -> str:
+    trace = block.trace
+    text = f"<b>{html.escape(block.name)}</b>   {unit.text(trace.makespan_s)}, bubble {trace.bubble_fraction:.1%}"
+    stages = _stages_per_rank(trace)
+    return f"{text}, {stages} stages per rank (later ones lighter)" if stages > 1 else text
+
+
+def _stages_per_rank(trace: Trace) -> int:
+    return int(np.bincount(np.asarray(trace.schedule.placement)).max())
+
+
+def _chunk_of_stage(trace: Trace) -> npt.NDArray[np.int64]:
+    """For each stage, how many earlier stages its rank holds, shape (stages,)."""
+    held = [0] * trace.ranks
+    chunks = []
+    for rank in trace.schedule.placement:
+        chunks.append(held[rank])
+        held[rank] += 1
+    return np.array(chunks)
+
+
+def _bubbles(blocks: list[_Block], unit: Unit) -> go.Bar:
+    """A grey bar behind each lane, as long as the step."""
+    return go.Bar(
+        name="bubble",
+        legendrank=2000,
+        orientation="h",
+        y=np.concatenate([block.lanes for block in blocks]),
+        x=np.concatenate([np.full(block.trace.ranks, block.trace.makespan_s * unit.scale) for block in blocks]),
+        width=_BAR,
+        marker={"color": style.BUBBLE},
+        hoverinfo="skip",
+    )
+
+
+def _bars(blocks: list[_Block], unit: Unit, longest_s: float) -> list[go.Bar]:
+    """One go.Bar per kind and shade, over all blocks: a few thousand bars must stay a few objects."""
+    total = sum(len(block.trace.start_s) for block in blocks)
+    most = max(_stages_per_rank(block.trace) for block in blocks)
+    narrowest_s = 0.0 if total <= _LETTERED_BARS else longest_s * _LEGIBLE_PX / _NOMINAL_WIDTH_PX
+    dense = total / sum(block.trace.ranks for block in blocks) > 100
+    hovers = [_hover(block, unit) for block in blocks]
+    bars = []
+    for kind, colour in style.KIND_COLOURS.items():
+        shown = False
+        for chunk in range(most):
+            y, base, x, text, hover = [], [], [], [], []
+            for block, labels in zip(blocks, hovers, strict=True):
+                trace, program = block.trace, block.trace.program
+                rows = np.flatnonzero((program.kind == kind) & (_chunk_of_stage(trace)[program.stage] == chunk))
+                lengths_s = trace.end_s[rows] - trace.start_s[rows]
+                y.append(block.top + program.rank[rows])
+                base.append((trace.start_s[rows] - block.origin_s) * unit.scale)
+                x.append(lengths_s * unit.scale)
+                numbers = zip(program.microbatch[rows].tolist(), lengths_s.tolist(), strict=True)
+                digits = len(str(trace.schedule.microbatches - 1))
+                text += [_number(number, digits) if length_s >= narrowest_s else "" for number, length_s in numbers]
+                hover += [labels[row] for row in rows.tolist()]
+            if not text:
+                continue
+            shade = style.lighter(colour, 0.5 * chunk / max(most - 1, 1))
+            bars.append(
+                go.Bar(
+                    name=style.KIND_NAMES[kind],
+                    legendgroup=kind.name,
+                    showlegend=not shown,
+                    orientation="h",
+                    y=np.concatenate(y),
+                    base=np.concatenate(base),
+                    x=np.concatenate(x),
+                    width=_BAR,
+                    marker={"color": shade, "line": {"color": "#ffffff", "width": 0.2 if dense else 0.8}},
+                    text=text,
+                    textposition="inside",
+                    insidetextanchor="middle",
+                    textangle=0,
+                    textfont={"color": style.ink_on(shade), "size": 11},
+                    hovertext=hover,
+                    hovertemplate="%{hovertext}<extra></extra>",
+                )
+            )
+            shown = True
+    return bars
+
+
+def _number(number: int, digits: int) -> str:
+    """A microbatch's number, padded on both sides with half a digit per missing digit.
+
+    So the browser shows or hides 9 and 10 alike, and a lane is not lettered up to 9 only.
+    """
+    half_digits = "\u2005" * (digits - len(str(number)))
+    return f"{half_digits}{number}{half_digits}"
+
+
+def _hover(block: _Block, unit: Unit) -> list[str]:
+    """What the pointer tells of each row: the action, when, how long, what the rank holds, what it got and sent."""
+    trace, program = block.trace, block.trace.program
+    messages = program.messages
+    parts = np.diff(program.action_start)[program.row_action]
+    result = []
+    for row in range(len(trace.start_s)):
+        begin_s, end_s = float(trace.start_s[row]), float(trace.end_s[row])
+        overlapped = ", half of an overlapped pair" if parts[row] == 2 else ""
+        lines = [
+            f"<b>{program.action_of(row)}</b> on rank {program.rank[row]}{overlapped}",
+            f"starts {unit.text(begin_s - block.origin_s)}, takes {unit.text(end_s - begin_s)}",
+            f"rank then holds {bytes_text(int(trace.activation_bytes[row]))} of activations",
+        ]
+        got, sent = int(program.message_in[row]), int(program.message_out[row])
+        if got >= 0:
+            lines.append(f"received {bytes_text(int(trace.message_bytes[got]))} from rank {messages.source[got]}")
+        if sent >= 0:
+            lines.append(f"sends {bytes_text(int(trace.message_bytes[sent]))} to rank {messages.destination[sent]}")
+        result.append("<br>".join(lines))
+    return result
+
+
+def _messages(blocks: list[_Block], unit: Unit) -> go.Scatter:
+    """All messages as one broken line: from the edge of the sender's bar to the facing edge of the receiver's."""
+    x, y = [], []
+    for block in blocks:
+        trace, table = block.trace, block.trace.program.messages
+        begin = (trace.message_start_s - block.origin_s) * unit.scale
+        end = (trace.message_arrival_s - block.origin_s) * unit.scale
+        edge = np.sign(table.destination - table.source) * _BAR / 2
+        gap = np.full(len(table), np.nan)
+        x.append(np.stack([begin, end, gap], axis=1).reshape(-1))
+        y.append(block.top + np.stack([table.source + edge, table.destination - edge, gap], axis=1).reshape(-1))
+    return go.Scatter(
+        name="message",
+        legendrank=2001,
+        x=np.concatenate(x),
+        y=np.concatenate(y),
+        mode="lines",
+        line={"color": style.FAINT, "width": 1},
+        hoverinfo="skip",
+    )
