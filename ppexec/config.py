@@ -12,6 +12,7 @@ import torch
 
 import ppsim
 from ppexec.warn import bubble_warning
+from ppsim.command import read_text
 
 _PRESETS: dict[str, dict[str, int]] = {
     "small": {"hidden": 512, "seq": 64, "micro_batch_size": 2},
@@ -169,11 +170,7 @@ class RunConfig:
         return schedule.forward_only() if self.forward_only else schedule
 
     def _read_csv(self, path: Path) -> ppsim.Schedule:
-        try:
-            text = path.read_text(encoding="utf-8")
-        except UnicodeDecodeError:
-            raise ValueError(f"{path} is not text: give a schedule as CSV") from None
-        schedule = ppsim.Schedule.from_csv(text, name=path.stem)
+        schedule = ppsim.Schedule.from_csv(read_text(path), name=path.stem)
         for name in ("ranks", "microbatches"):
             if getattr(self, name) not in (0, getattr(schedule, name)):
                 raise ValueError(

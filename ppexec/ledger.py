@@ -1,4 +1,4 @@
-"""Ledger: the activation bytes a rank holds, counted on what autograd really keeps."""
+"""Ledger: the activation bytes of a stage, counted on what autograd really keeps."""
 
 from __future__ import annotations
 
@@ -13,7 +13,8 @@ class Ledger:
     """Counts every storage that autograd saved or the runtime holds, each once, while it is kept.
 
     Left out is what is older than the step: parameters, buffers and other tensors of the modules, targets. The bytes
-    are those of whole storages, since a view keeps all of its storage alive.
+    are those of whole storages, since a view keeps all of its storage alive. A ledger is one stage's: where two stages
+    of a rank share the tensor that they hand over, each of them counts it, as each needs it.
     """
 
     def __init__(self, older: Iterable[torch.Tensor]) -> None:

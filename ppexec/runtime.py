@@ -85,16 +85,18 @@ class Runtime:
                 ]
             )
 
-    def step(self, batch: Batch, *, ledger: Ledger | None = None, keep_outputs: bool = False) -> StepRecord:
+    def step(
+        self, batch: Batch, *, ledgers: Mapping[int, Ledger] | None = None, keep_outputs: bool = False
+    ) -> StepRecord:
         """Run one step and say when everything happened.
 
-        batch: this rank's microbatches. ledger: counts activation bytes (a step slower for it). keep_outputs: keep the
-        last stage's outputs in the record.
+        batch: this rank's microbatches. ledgers: by stage, to count activation bytes (a step slower for it).
+        keep_outputs: keep the last stage's outputs in the record.
         """
         record = StepRecord()
         results: dict[int, torch.Tensor | None] = {}
         for stage in self.stages.values():
-            stage.ledger = ledger
+            stage.ledger = ledgers[stage.index] if ledgers else None
         self._transport.start()
         for rows in self._actions:
             inputs = [self._input(row, batch, results, record) for row in rows]
@@ -113,8 +115,9 @@ class Runtime:
                 if keep_outputs and row.kind == Kind.F and row.stage.index == self._last_stage and output is not None:
                     record.outputs[row.microbatch] = output.clone()
             del outputs
-            if ledger is not None:
-                record.levels.extend([ledger.level_bytes] * len(rows))
+            if ledgers is not None:
+                level_bytes = sum(ledger.level_bytes for ledger in ledgers.values())
+                record.levels.extend([level_bytes] * len(rows))
         self._transport.finish()
         return record
 

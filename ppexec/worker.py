@@ -174,9 +174,11 @@ class Worker:
         """Activation bytes after each row's action, from one untimed step."""
         batch = self.load(0)
         self.clear()
-        layers = [layer for stage in self.stages.values() if isinstance(stage, Stage) for layer in stage.layers]
-        ledger = Ledger([*tensors_of(layers), *batch.targets])
-        return self.runtime.step(batch, ledger=ledger).levels
+        ledgers = {}
+        for index, stage in self.stages.items():
+            own = tensors_of(stage.layers) if isinstance(stage, Stage) else []
+            ledgers[index] = Ledger([*own, *batch.targets])
+        return self.runtime.step(batch, ledgers=ledgers).levels
 
     def profile(self, rounds: int, first_step: int = 0) -> list[LayerSamples]:
         """Time this rank's layers, in its order, at the same time as the other ranks time theirs."""
