@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
 from typing import Any
 
@@ -23,11 +23,13 @@ class Outcome:
     """What was predicted, what was measured, and what from.
 
     predicted: one step. measured: every measured step, all with the activation bytes counted in an untimed step.
-    stages: the profiled costs the prediction was made from. verified: None if it was not asked for.
+    stages: the costs the prediction was made from. profile: where they come from; None if they were given, and compute
+    was timed. verified: None if it was not asked for.
     """
 
     config: RunConfig
-    profile: Profile
+    profile: Profile | None
+    environment: dict[str, Any]
     stages: list[StageCost]
     network: Network
     predicted: Trace
@@ -77,7 +79,7 @@ class Outcome:
             else {"bit_equal": verified.outputs_bit_equal, "max_abs_diff": verified.max_output_diff},
             "first_difference": None if verified is None else verified.first_difference,
             "config": self.config.to_dict(),
-            "environment": self.profile.environment,
+            "environment": self.environment,
         }
 
 
@@ -85,45 +87,58 @@ def predict_and_measure(
     config: RunConfig,
     *,
     pool: WorkerPool | None = None,
+    costs: Sequence[StageCost] | None = None,
     verify: bool = True,
     advance: Callable[[str], None] = lambda done: None,
 ) -> Outcome:
     """Profile, predict, run and verify a configuration.
 
     Rounds of profiling and measured steps take turns, so that a machine whose speed drifts drifts under both alike.
-    advance: called as each of `experiment_length(config)` parts is done, with its name.
+    costs: of each stage, if known; then nothing is profiled, ranks wait instead of computing (timed compute), and there
+    are no gradients to verify. advance: called as each of `experiment_length(config)` parts is done, with its name.
     """
-    with Session(config, pool=pool) as session:
+    with Session(config, pool=pool, costs=costs) as session:
+        is_timed = session.costs is not None
         for _ in range(config.warmup):
-            session.profile_rounds(1)
+            if not is_timed:
+                session.profile_rounds(1)
             session.measure(1)
             advance("warm-up")
         rounds: list[list[Any]] = [[] for _ in range(config.world_size)]
         traces: list[Trace] = []
         for step in range(config.steps):
-            for gathered, new in zip(rounds, session.profile_rounds(1, first_step=step), strict=True):
-                gathered += new
+            if not is_timed:
+                for gathered, new in zip(rounds, session.profile_rounds(1, first_step=step), strict=True):
+                    gathered += new
             traces += session.measure(1, first_step=step)
             advance("profile and step")
         network = session.probe_network()
         levels = session.count_memory()
         advance("memory")
-        verified = session.verify() if verify else None
+        verified = session.verify() if verify and not is_timed else None
         advance("verify")
-        profile = session.summarise(rounds)
-    stages = ppsim.partition(profile.layers, stages=config.pipeline.stages, method=config.layer_sizes)
+        profile = None if is_timed else session.summarise(rounds)
+        environment = session.environment()
+        stages = _stages(config, session.costs, profile)
     predicted = ppsim.simulate(config.pipeline, stages, network=network)
     measured = [with_memory(trace, levels) for trace in traces]
-    details = {"config": config.to_dict(), "environment": profile.environment}
+    details = {"config": config.to_dict(), "environment": environment}
     return Outcome(
         config=config,
         profile=profile,
+        environment=environment,
         stages=stages,
         network=network,
         predicted=replace(predicted, details=details),
         measured=[replace(trace, details=details) for trace in measured],
         verified=verified,
     )
+
+
+def _stages(config: RunConfig, costs: Sequence[StageCost] | None, profile: Profile | None) -> list[StageCost]:
+    if profile is None:
+        return list(costs or [])
+    return ppsim.partition(profile.layers, stages=config.pipeline.stages, method=config.layer_sizes)
 
 
 def experiment_length(config: RunConfig) -> int:

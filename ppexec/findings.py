@@ -57,8 +57,9 @@ def verdict(outcome: Outcome) -> str:
             parts.append(f"{what} are bit-equal to those of one process without a pipeline.")
         else:
             parts.append(f"Against one process without a pipeline, {verified.first_difference}.")
-    cores = outcome.profile.environment["cores"]
-    if outcome.config.world_size * outcome.config.threads > cores:
+    cores = outcome.environment["cores"]
+    is_real = outcome.profile is not None
+    if is_real and outcome.config.world_size * outcome.config.threads > cores:
         parts.append(
             f"There are {outcome.config.world_size} ranks of {outcome.config.threads} thread(s) on {cores} cores: they "
             "take turns, which the prediction does not know."

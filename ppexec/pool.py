@@ -89,12 +89,17 @@ class WorkerPool:
         if self._store is None:
             self._store = dist.TCPStore("127.0.0.1", 0, is_master=True, wait_for_workers=False)
         self._worlds += 1
-        place = {"port": self._store.port, "prefix": f"world{self._worlds}", "world_size": config.world_size}
-        self._call(
-            config.world_size,
-            "set up",
-            [("set_up", {**place, "rank": r, "config": config, "costs": costs}) for r in range(config.world_size)],
-        )
+        common = {
+            "port": self._store.port,
+            "prefix": f"world{self._worlds}",
+            "world_size": config.world_size,
+            "config": config,
+            "costs": costs,
+            "path": list(sys.path),
+            "directory": os.getcwd(),
+        }
+        requests = [("set_up", {**common, "rank": rank}) for rank in range(config.world_size)]
+        self._call(config.world_size, "set up", requests)
 
     def call(self, world_size: int, method: str, **arguments: Any) -> list[Any]:
         """Call a method of every rank's Worker at once; the results by rank. Raises ValueError or WorkerError."""
@@ -154,16 +159,14 @@ class WorkerPool:
         if len(self._workers) >= count:
             return
         context = multiprocessing.get_context("forkserver")
-        context.set_forkserver_preload(["ppexec.worker"])
+        # The second is what torch imports, for seconds, when a layer first runs on the meta device.
+        context.set_forkserver_preload(["ppexec.worker", "torch._dynamo"])
         with _worker_environment(), _no_main_module():
             while len(self._workers) < count:
                 connection, theirs = context.Pipe()
                 lifeline, watched = context.Pipe()
                 process = context.Process(
-                    target=_serve,
-                    args=(theirs, watched, list(sys.path), os.getcwd()),
-                    daemon=True,
-                    name=f"ppexec worker {len(self._workers)}",
+                    target=_serve, args=(theirs, watched), daemon=True, name=f"ppexec worker {len(self._workers)}"
                 )
                 process.start()
                 theirs.close()
@@ -202,11 +205,9 @@ def _no_main_module() -> Iterator[None]:
         sys.modules["__main__"] = main
 
 
-def _serve(connection: Connection, lifeline: Connection, path: list[str], directory: str) -> None:
+def _serve(connection: Connection, lifeline: Connection) -> None:
     """A worker's life: requests in, answers out, until the pool closes or dies."""
     signal.signal(signal.SIGINT, signal.SIG_IGN)
-    sys.path[:] = path
-    os.chdir(directory)
     threading.Thread(target=_die_with, args=(lifeline,), daemon=True).start()
     worker: Any = None
     while True:
@@ -240,10 +241,21 @@ def _is_out_of_memory(error: Exception) -> bool:
 
 
 def _set_up(
-    *, port: int, prefix: str, rank: int, world_size: int, config: RunConfig, costs: Sequence[StageCost] | None
+    *,
+    port: int,
+    prefix: str,
+    rank: int,
+    world_size: int,
+    config: RunConfig,
+    costs: Sequence[StageCost] | None,
+    path: list[str],
+    directory: str,
 ) -> Any:
     from ppexec.worker import Worker, join_world
 
+    # The caller's, as they are now: they may have changed since this process started.
+    sys.path[:] = path
+    os.chdir(directory)
     store = dist.TCPStore("127.0.0.1", port, is_master=False)
     join_world(
         rank=rank,

@@ -7,7 +7,8 @@ Command    python studies/afab_bubble.py
            python studies/afab_bubble.py --ranks 2 4 8 --microbatches 1 2 4 8 16 32 --out DIR
 
 Method     Bubbles are measured with timed compute (each action waits its stated time; messages and bookkeeping are
-           real), so that more ranks than cores show theirs. Memory is counted on what autograd keeps in a real, small MLP.
+           real), so that more ranks than cores show theirs. Memory is counted on what autograd keeps in a real, small
+           MLP.
 
 Answer     Theory and simulation agree to rounding everywhere, and memory is m microbatches to the byte. The measured
            bubble is above theory by what messages, waking up and late sleeps take of a step: the table shows how much.

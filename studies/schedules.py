@@ -1,0 +1,242 @@
+"""Which schedule is fastest, which holds least, and does it keep its promise when it is run?
+
+Question   All schedules at one configuration: step time, bubble and peak activation memory, predicted and measured.
+
+Command    python studies/schedules.py
+           python studies/schedules.py --ranks 2 --compute real --microbatches 16 --hidden 512
+           python studies/schedules.py --only afab 1f1b zb-h1 zb-v --out DIR
+
+Method     The model is profiled once. By default each schedule then runs with timed compute (every action waits its
+           profiled time; messages and bookkeeping are real), so that four ranks on two cores show their bubbles, and
+           once more with real compute, to compare its gradients with those of one process. `--compute real` measures
+           real compute.
+
+Writes DIR/report.html (table, trade-off, timelines under each other) and summary.json.
+"""
+
+from __future__ import annotations
+
+import json
+import os
+import sys
+import warnings
+from collections.abc import Sequence
+from dataclasses import dataclass, replace
+from pathlib import Path
+from typing import Any, Literal
+
+import numpy as np
+import plotly.graph_objects as go
+from tqdm import tqdm
+
+import ppexec
+import ppsim
+from ppexec.cli import existing_directory, run_command, show_warning
+from ppexec.config import RunConfig
+from ppexec.experiment import Outcome, predict_and_measure
+from ppexec.findings import environment_rows
+from ppsim import command, plots
+from ppsim.export.report import Report
+from ppsim.plots.style import layout, series_colour, series_round
+
+
+@dataclass(frozen=True, kw_only=True)
+class Study(RunConfig):
+    """All schedules at one configuration, predicted and measured."""
+
+    only: tuple[str, ...] = ()
+    """Schedules to compare; all that allow this configuration unless given."""
+    ranks: int = 4
+    """Pipeline ranks."""
+    hidden: int = 256
+    """Hidden size."""
+    steps: int = 5
+    """Measured steps of each schedule."""
+    compute: Literal["real", "timed"] = "timed"
+    """Timed: waits of the profiled length with real messages. Real: computes."""
+    verify: bool = True
+    """Compare each schedule's gradients with one process, in a real run."""
+    out: Path = Path("studies/out/schedules")
+    """Directory for report.html and summary.json."""
+    json: bool = False
+    """Print summary.json's object and nothing else on standard output."""
+
+    def execute(self) -> None:
+        """Measure every schedule, print the table and write the report."""
+        directory = existing_directory(self.out)
+        configs = self.configurations()
+        rows: list[dict[str, Any]] = []
+        outcomes: dict[str, Outcome] = {}
+        with ppexec.WorkerPool() as pool, warnings.catch_warnings():
+            warnings.simplefilter("ignore")  # every schedule would repeat the same advice on microbatches
+            layers = self.profiled(pool) if self.compute == "timed" else None
+            for name, config in tqdm(configs.items(), file=sys.stderr, leave=False):
+                costs = None
+                if layers is not None:
+                    costs = ppsim.partition(layers, stages=config.pipeline.stages, method=config.layer_sizes)
+                outcomes[name] = predict_and_measure(config, pool=pool, costs=costs, verify=False)
+                equal = ppexec.verify(replace(config, compute="real"), pool=pool) if self.verify else None
+                rows.append(row(name, outcomes[name], equal))
+        summary = {
+            "schedules": rows,
+            "config": self.to_dict(),
+            "environment": next(iter(outcomes.values())).environment,
+        }
+        (directory / "summary.json").write_text(json.dumps(summary, indent=1) + "\n", encoding="utf-8")
+        report(self, rows, outcomes).save(directory / "report.html")
+        if self.json:
+            command.print_json(summary)
+        else:
+            print_rows(rows)
+            print(f"\nwritten to {directory}: report.html, summary.json")
+
+    def configurations(self) -> dict[str, RunConfig]:
+        """A configuration for each schedule; one that was asked for by name must be possible."""
+        found = {}
+        for name in self.only or ppsim.schedule_names():
+            try:
+                found[name] = replace(self.plain(), schedule=name, stages_per_rank=None)
+            except ValueError as error:
+                if self.only:
+                    raise
+                print(f"left out: {error}", file=sys.stderr)
+        if not found:
+            raise ValueError(
+                f"no schedule allows {self.ranks} ranks, {self.microbatches} microbatches and {self.layers} layers"
+            )
+        return found
+
+    def profiled(self, pool: ppexec.WorkerPool) -> list[ppsim.LayerCost]:
+        """The layers' costs, from the file or measured on as many processes as there are cores."""
+        if self.layer_costs is not None:
+            return self.layer_costs
+        ranks = max(n for n in range(1, min(self.ranks, os.cpu_count() or 1) + 1) if self.layers % n == 0)
+        real = replace(self.plain(), schedule="zb-h1", ranks=ranks, stages_per_rank=None, compute="real", threads=1)
+        return ppexec.profile(real, pool=pool)
+
+
+def row(name: str, outcome: Outcome, equal: ppexec.VerifyReport | None) -> dict[str, Any]:
+    """One schedule's figures as JSON values."""
+    summary = outcome.summary()
+    held = summary["activation_bytes"]
+    return {
+        "schedule": name,
+        "stages_per_rank": outcome.config.pipeline.stages // outcome.config.ranks,
+        "step_time_s": summary["step_time_s"],
+        "bubble_fraction": summary["bubble_fraction"],
+        "rank_time_s": {
+            "predicted": float(outcome.predicted.rank_time_s.max()),
+            "measured": float(np.median([trace.rank_time_s.max() for trace in outcome.measured])),
+        },
+        "peak_activation_bytes": {"predicted": max(held["predicted"]), "measured": max(held["measured"])},
+        "gradients_bit_equal": None if equal is None else equal.gradients_bit_equal,
+    }
+
+
+def print_rows(rows: Sequence[dict[str, Any]]) -> None:
+    """A line for each schedule."""
+    print(
+        f"{'schedule':<17} {'v':>2} {'predicted ms':>13} {'measured ms':>12} {'error':>7} {'bubble':>7} "
+        f"{'measured':>9} {'peak MiB':>9} {'measured':>9}  gradients"
+    )
+    for entry in rows:
+        step, bubble, peak = entry["step_time_s"], entry["bubble_fraction"], entry["peak_activation_bytes"]
+        print(
+            f"{entry['schedule']:<17} {entry['stages_per_rank']:>2} {step['predicted'] * 1e3:>13.2f} "
+            f"{step['measured_median'] * 1e3:>12.2f} {step['relative_error']:>+7.2%} {bubble['predicted']:>7.2%} "
+            f"{bubble['measured']:>9.2%} {peak['predicted'] / 2**20:>9.2f} {peak['measured'] / 2**20:>9.2f}  "
+            f"{verdict(entry)}"
+        )
+
+
+def verdict(entry: dict[str, Any]) -> str:
+    """Whether the gradients were those of one process."""
+    equal = entry["gradients_bit_equal"]
+    return "not compared" if equal is None else "bit-equal" if equal else "DIFFERENT"
+
+
+def report(study: Study, rows: Sequence[dict[str, Any]], outcomes: dict[str, Outcome]) -> Report:
+    """The table, the trade-off between memory and bubble, and all timelines."""
+    errors = [abs(entry["step_time_s"]["relative_error"]) for entry in rows]
+    equal = sum(entry["gradients_bit_equal"] is True for entry in rows)
+    fastest = min(rows, key=lambda entry: entry["step_time_s"]["measured_median"])
+    leanest = min(rows, key=lambda entry: entry["peak_activation_bytes"]["measured"])
+    lead = (
+        f"Of {len(rows)} schedules on {study.ranks} ranks with {study.microbatches} microbatches, {fastest['schedule']} "
+        f"has the shortest measured step and {leanest['schedule']} holds least. Predictions are off by "
+        f"{np.median(errors):.1%} in the median and {max(errors):.1%} at most."
+    )
+    if study.verify:
+        lead += f" Gradients of {equal} of {len(rows)} are bit-equal to those of one process."
+    page = Report(title="Schedules compared", subtitle=f"{study.compute} compute, {study.layers} layers", lead=lead)
+    page.add("All schedules", table=[table_row(entry) for entry in rows])
+    page.add(
+        "Memory against bubble",
+        text="Outlines are predicted, filled marks measured; lower left is better.",
+        figure=trade_off(rows),
+    )
+    page.add("Predicted timelines", figure=plots.timeline({name: o.predicted for name, o in outcomes.items()}))
+    page.add(
+        "Measured timelines",
+        text="The median step of each.",
+        figure=plots.timeline({name: o.median for name, o in outcomes.items()}),
+    )
+    page.add("Environment", definitions=environment_rows(next(iter(outcomes.values())).environment))
+    page.add("Configuration", definitions=environment_rows(study.to_dict()))
+    return page
+
+
+def table_row(entry: dict[str, Any]) -> dict[str, Any]:
+    """A schedule's figures for the report's table."""
+    step, bubble, peak = entry["step_time_s"], entry["bubble_fraction"], entry["peak_activation_bytes"]
+    return {
+        "schedule": entry["schedule"],
+        "stages per rank": entry["stages_per_rank"],
+        "predicted": f"{step['predicted'] * 1e3:.2f} ms",
+        "measured": f"{step['measured_median'] * 1e3:.2f} ms",
+        "error": f"{step['relative_error']:+.2%}",
+        "bubble, predicted": f"{bubble['predicted']:.2%}",
+        "measured ": f"{bubble['measured']:.2%}",
+        "peak memory, predicted": f"{peak['predicted'] / 2**20:.2f} MiB",
+        "measured  ": f"{peak['measured'] / 2**20:.2f} MiB",
+        "gradients": verdict(entry),
+    }
+
+
+def trade_off(rows: Sequence[dict[str, Any]]) -> go.Figure:
+    """Peak memory to the right, bubble upwards, a colour for each schedule."""
+    picture = go.Figure(layout=layout(height=420, title=None, bottom=60, entries=len(rows)))
+    for number, entry in enumerate(rows):
+        for source, symbol, size in (("predicted", "circle-open", 14), ("measured", "circle", 7)):
+            picture.add_scatter(
+                x=[entry["peak_activation_bytes"][source] / 2**20],
+                y=[entry["bubble_fraction"][source]],
+                mode="markers",
+                name=entry["schedule"],
+                legendgroup=entry["schedule"],
+                showlegend=source == "measured",
+                marker={
+                    "symbol": symbol.replace("circle", ("circle", "diamond")[series_round(number) % 2]),
+                    "size": size,
+                    "color": series_colour(number),
+                    "line": {"width": 2 if source == "predicted" else 0},
+                },
+                hovertemplate=f"{entry['schedule']}, {source}: %{{x:.2f}} MiB, %{{y:.2%}}<extra></extra>",
+            )
+    picture.update_xaxes(title_text="peak activations of the fullest rank [MiB]", rangemode="tozero")
+    picture.update_yaxes(title_text="bubble fraction", tickformat=".0%", rangemode="tozero")
+    return picture
+
+
+def main() -> int:
+    """Run the study with the command line's flags; the exit code."""
+
+    def work() -> None:
+        warnings.showwarning = show_warning
+        command.parse(Study, prog="schedules.py", description=(__doc__ or "").split("\n")[0]).execute()
+
+    return run_command(work, prog="schedules.py")
+
+
+if __name__ == "__main__":
+    sys.exit(main())
