@@ -114,11 +114,8 @@ class RunConfig:
             object.__setattr__(self, name, value)
 
     def _refuse_what_is_not_there(self) -> None:
-        for name in ("dp", "tp"):
-            if getattr(self, name) != 1:
-                raise ValueError(
-                    f"{name}={getattr(self, name)} is not built yet: leave it at 1 (pipeline ranks: --ranks)"
-                )
+        if self.tp != 1:
+            raise ValueError(f"tp={self.tp} is not built yet: leave it at 1 (pipeline ranks: --ranks)")
         if self.backend == "nccl":
             raise ValueError("backend='nccl' is not built yet: use gloo")
 

@@ -24,18 +24,20 @@ def load_batch(
     seed: int,
     step: int,
     microbatches: int,
+    dp: int = 1,
+    dp_rank: int = 0,
     has_first: bool,
     has_last: bool,
     device: torch.device,
 ) -> Batch:
-    """Read a step's microbatches in the order of (seed, step), keeping the half that this rank needs.
+    """Read a replica's microbatches of a step in the order of (seed, step), keeping the half that this rank needs.
 
     Raises ValueError if a microbatch is not a pair of tensors.
     """
     if not (has_first or has_last):
         return Batch()
     batch = Batch()
-    for index in microbatch_order(seed, step=step, microbatches=microbatches).tolist():
+    for index in microbatch_order(seed, step=step, microbatches=microbatches, dp=dp, dp_rank=dp_rank).tolist():
         pair = sample(index)
         if not (isinstance(pair, tuple) and len(pair) == 2 and all(isinstance(part, torch.Tensor) for part in pair)):
             raise ValueError(f"sample({index}) must give (inputs, targets), two tensors, got {type(pair).__name__}")

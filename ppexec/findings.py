@@ -55,6 +55,8 @@ def verdict(outcome: Outcome) -> str:
         what = "Outputs" if outcome.config.forward_only else "Outputs and gradients"
         if verified.first_difference is None:
             parts.append(f"{what} are bit-equal to those of one process without a pipeline.")
+        elif verified.passed:
+            parts.append(f"{what} are those of one process up to the rounding of another order of adding up.")
         else:
             parts.append(f"Against one process without a pipeline, {verified.first_difference}.")
     cores = outcome.environment["cores"]

@@ -10,8 +10,9 @@ import torch
 import torch.distributed as dist
 from torch import nn
 
-from ppexec.data import load_batch
-from ppexec.models import Model, initialize_layer, load_model
+from ppexec.config import RunConfig
+from ppexec.data import Batch, load_batch
+from ppexec.models import initialize_layer, load_model
 from ppexec.stage import Stage
 from ppsim import Kind, Program
 
@@ -21,13 +22,20 @@ if TYPE_CHECKING:
 
 @dataclass(frozen=True, kw_only=True)
 class Comparison:
-    """One tensor of the pipeline against the reference's: "output" by microbatch, or "gradient" by layer and name."""
+    """One tensor of the pipeline against the reference's: "output" by microbatch, or "gradient" by layer and name.
+
+    tolerance: the largest difference that rounding alone can make, over the tensor's elements; 0 where the same
+    operations run in the same order. within: no element differs by more than its own tolerance. largest: magnitude of
+    the reference's largest element.
+    """
 
     what: str
     layer: int
     name: str
     bit_equal: bool
+    within: bool
     max_abs_diff: float
+    tolerance: float
     largest: float
 
 
@@ -40,143 +48,177 @@ def accumulation_orders(program: Program) -> list[tuple[int, ...]]:
     return [tuple(order) for order in orders]
 
 
-def run_reference(
-    layers: Sequence[nn.Module],
-    model: Model,
-    inputs: Sequence[torch.Tensor],
-    targets: Sequence[torch.Tensor],
-    order: Sequence[int],
-    *,
-    trains: bool,
-) -> dict[int, torch.Tensor]:
-    """Forward and backward of each microbatch in turn; gradients add up in the layers; gives the outputs.
+class Reference:
+    """The whole model in this process, from the same seeds, over the batches of all replicas."""
 
-    The loss of the step is the mean over microbatches, so each counts 1 / m.
-    """
-    outputs = {}
-    with torch.set_grad_enabled(trains):
-        for microbatch in order:
-            value = inputs[microbatch]
-            for layer in layers:
-                value = layer(value)
-            outputs[microbatch] = value.detach().clone()
-            loss = model.loss(value, targets[microbatch]) / len(inputs)
-            if trains and loss.requires_grad:
-                loss.backward()
-    return outputs
+    def __init__(self, config: RunConfig, device: torch.device) -> None:
+        self._model = load_model(config)
+        self._device = device
+        self._config = config
+        self.layers = [
+            initialize_layer(layer, index=index, seed=config.seed, device=device)
+            for index, layer in enumerate(self._model.layers)
+        ]
+        self._batches = [self._load(dp_rank) for dp_rank in range(config.dp)]
+        self.outputs: list[dict[int, torch.Tensor]] = []
+        self._magnitudes: dict[nn.Parameter, torch.Tensor] = {}
+
+    def _load(self, dp_rank: int) -> Batch:
+        config = self._config
+        return load_batch(
+            self._model.sample,
+            seed=config.seed,
+            step=0,
+            microbatches=config.microbatches,
+            dp=config.dp,
+            dp_rank=dp_rank,
+            has_first=True,
+            has_last=True,
+            device=self._device,
+        )
+
+    def run(self, order: Sequence[int]) -> None:
+        """Forward and backward of each microbatch in turn, replica after replica; gradients add up in the layers.
+
+        The loss of the step is the mean over all microbatches, so each counts 1 / (dp m).
+        """
+        config = self._config
+        for layer in self.layers:
+            layer.zero_grad(set_to_none=True)
+        self._magnitudes.clear()
+        self.outputs = [{} for _ in self._batches]
+        for batch, outputs in zip(self._batches, self.outputs, strict=True):
+            for microbatch in order:
+                with torch.set_grad_enabled(not config.forward_only):
+                    value = batch.inputs[microbatch]
+                    for layer in self.layers:
+                        value = layer(value)
+                    loss = self._model.loss(value, batch.targets[microbatch]) / (config.microbatches * config.dp)
+                outputs[microbatch] = value.detach().clone()
+                if loss.requires_grad:
+                    self._add_gradients(loss)
+
+    def _add_gradients(self, loss: torch.Tensor) -> None:
+        if self._config.dp == 1:
+            loss.backward()
+            return
+        parameters = [p for layer in self.layers for p in layer.parameters() if p.requires_grad]
+        sums = {parameter: parameter.grad for parameter in parameters}
+        for parameter in parameters:
+            parameter.grad = None
+        loss.backward()
+        for parameter in parameters:
+            term, total = parameter.grad, sums[parameter]
+            if term is not None:
+                magnitude = term.double().abs()
+                self._magnitudes[parameter] = self._magnitudes.get(parameter, torch.zeros_like(magnitude)) + magnitude
+            parameter.grad = term if total is None else total if term is None else total.add_(term)
+
+    def gradient(self, layer: int, name: str) -> torch.Tensor:
+        """A parameter's gradient; zeros where nothing reached it, which is what an optimizer would see."""
+        return gradient_of(self.layers[layer].get_parameter(name))
+
+    def rounding(self, layer: int, name: str) -> torch.Tensor:
+        """By how much another order of adding up can change each element of a gradient, in float64.
+
+        n terms g added in floating point, in any order, are off by at most (n - 1) u / (1 - (n - 1) u) times the sum
+        of |g| (Higham, Accuracy and Stability of Numerical Algorithms, equation 4.4); here both sums are.
+        """
+        parameter = self.layers[layer].get_parameter(name)
+        terms = self._config.microbatches * self._config.dp
+        slips = (terms - 1) * torch.finfo(parameter.dtype).eps / 2
+        magnitude = self._magnitudes.get(parameter)
+        if magnitude is None:
+            return torch.zeros(parameter.shape, dtype=torch.float64)
+        return 2 * slips / (1 - slips) * magnitude
+
+
+def gradient_of(parameter: torch.Tensor) -> torch.Tensor:
+    """A parameter's gradient, zeros if it has none."""
+    return torch.zeros_like(parameter) if parameter.grad is None else parameter.grad
 
 
 def compare_with_reference(worker: Worker, outputs: dict[int, torch.Tensor]) -> list[Comparison]:
     """What this rank's outputs and gradients differ from the reference's, tensor by tensor.
 
-    The pipeline's first rank computes the reference with its own thread count and sends each tensor to the rank that
+    Each replica's first rank computes the reference with its own thread count and sends each tensor to the rank that
     has its counterpart. Where stages add their microbatches up in different sequences, the reference runs once for each
     sequence, and a stage is held to its own.
     """
-    config, program = worker.config, worker.program
-    schedule = config.pipeline
+    config, schedule = worker.config, worker.config.pipeline
     every = tuple(range(config.microbatches))
-    orders = [every] * schedule.stages if config.forward_only else accumulation_orders(program)
-    last_rank = schedule.placement[-1]
+    orders = [every] * schedule.stages if config.forward_only else accumulation_orders(worker.program)
+    reference = Reference(config, worker.device) if worker.rank == 0 else None
     result: list[Comparison] = []
-    reference = _Reference(worker) if worker.rank == 0 else None
     for number, order in enumerate(dict.fromkeys(orders)):
         if reference is not None:
             reference.run(order)
         if number == 0:
+            holder = schedule.placement[-1]
             for microbatch in every:
-                theirs = None if reference is None else reference.outputs[microbatch]
-                result += _compare(worker, last_rank, theirs, outputs.get(microbatch), "output", -1, str(microbatch))
-        if config.forward_only:
-            continue
+                expected = None if reference is None else reference.outputs[worker.dp_rank][microbatch]
+                theirs = _bring(worker, holder, expected, outputs.get(microbatch))
+                if theirs is not None:
+                    result.append(
+                        _compare(outputs[microbatch], theirs, None, what="output", layer=-1, name=str(microbatch))
+                    )
         for stage, stage_order in enumerate(orders):
-            if stage_order == order:
+            if stage_order == order and not config.forward_only:
                 result += _compare_gradients(worker, stage, reference)
     return result
 
 
-class _Reference:
-    """The whole model in this process, from the same seeds."""
-
-    def __init__(self, worker: Worker) -> None:
-        config = worker.config
-        self.model = load_model(config)
-        self.layers = [
-            initialize_layer(layer, index=index, seed=config.seed, device=worker.device)
-            for index, layer in enumerate(self.model.layers)
-        ]
-        self.batch = load_batch(
-            self.model.sample,
-            seed=config.seed,
-            step=0,
-            microbatches=config.microbatches,
-            has_first=True,
-            has_last=True,
-            device=worker.device,
-        )
-        self.trains = not config.forward_only
-        self.outputs: dict[int, torch.Tensor] = {}
-
-    def run(self, order: Sequence[int]) -> None:
-        for layer in self.layers:
-            layer.zero_grad(set_to_none=True)
-        self.outputs = run_reference(
-            self.layers, self.model, self.batch.inputs, self.batch.targets, order, trains=self.trains
-        )
-
-
-def _compare_gradients(worker: Worker, stage: int, reference: _Reference | None) -> list[Comparison]:
+def _compare_gradients(worker: Worker, stage: int, reference: Reference | None) -> list[Comparison]:
     result: list[Comparison] = []
     holder = worker.config.pipeline.placement[stage]
-    mine = worker.stages.get(stage)
+    held = worker.stages.get(stage)
     for position, layer in enumerate(range(*worker.layer_bounds[stage])):
-        names = [name for name, parameter in worker.model.layers[layer].named_parameters() if parameter.requires_grad]
-        own = dict(mine.layers[position].named_parameters()) if isinstance(mine, Stage) else {}
-        theirs = dict(reference.layers[layer].named_parameters()) if reference else {}
-        for name in names:
-            result += _compare(
-                worker, holder, _gradient(theirs.get(name)), _gradient(own.get(name)), "gradient", layer, name
-            )
+        own = dict(held.layers[position].named_parameters()) if isinstance(held, Stage) else {}
+        for name, parameter in worker.model.layers[layer].named_parameters():
+            if not parameter.requires_grad:
+                continue
+            mine = gradient_of(own[name]) if own else None
+            theirs = _bring(worker, holder, reference.gradient(layer, name) if reference else None, mine)
+            rounding = None
+            if worker.config.dp > 1:
+                blank = None if mine is None else torch.empty(mine.shape, dtype=torch.float64)
+                rounding = _bring(worker, holder, reference.rounding(layer, name) if reference else None, blank)
+            if mine is not None and theirs is not None:
+                result.append(_compare(mine, theirs, rounding, what="gradient", layer=layer, name=name))
     return result
 
 
-def _gradient(parameter: torch.Tensor | None) -> torch.Tensor | None:
-    """A parameter's gradient; zeros where nothing reached it, which is what an optimizer would see."""
-    if parameter is None:
+def _bring(
+    worker: Worker, holder: int, reference: torch.Tensor | None, counterpart: torch.Tensor | None
+) -> torch.Tensor | None:
+    """The reference's tensor, from the first rank to the holder of its counterpart; None on every other rank."""
+    if holder == 0:
+        return reference
+    if worker.rank == 0 and reference is not None:
+        dist.send(reference.contiguous(), group_dst=holder, group=worker.group)
+    if worker.rank != holder or counterpart is None:
         return None
-    return torch.zeros_like(parameter) if parameter.grad is None else parameter.grad
+    buffer = torch.empty_like(counterpart, memory_format=torch.contiguous_format)
+    dist.recv(buffer, group_src=0, group=worker.group)
+    return buffer
 
 
 def _compare(
-    worker: Worker,
-    holder: int,
-    reference: torch.Tensor | None,
-    mine: torch.Tensor | None,
-    what: str,
-    layer: int,
-    name: str,
-) -> list[Comparison]:
-    """Bring the reference's tensor from the first rank to the holder of its counterpart and compare it there."""
-    if holder != 0 and worker.rank == 0 and reference is not None:
-        dist.send(reference.contiguous(), group_dst=holder, group=worker.group)
-    if worker.rank != holder or mine is None:
-        return []
-    if holder != 0:
-        reference = torch.empty_like(mine, memory_format=torch.contiguous_format)
-        dist.recv(reference, group_src=0, group=worker.group)
-    if reference is None:
-        raise RuntimeError(f"the reference has no {what} {name} of layer {layer}")
-    difference = (mine.double() - reference.double()).abs()
-    return [
-        Comparison(
-            what=what,
-            layer=layer,
-            name=name,
-            bit_equal=_same_bits(mine, reference),
-            max_abs_diff=float(difference.max()) if difference.numel() else 0.0,
-            largest=float(reference.double().abs().max()) if reference.numel() else 0.0,
-        )
-    ]
+    mine: torch.Tensor, theirs: torch.Tensor, rounding: torch.Tensor | None, *, what: str, layer: int, name: str
+) -> Comparison:
+    difference = (mine.double() - theirs.double()).abs()
+    bit_equal = _same_bits(mine, theirs)
+    allowed = torch.zeros_like(difference) if rounding is None else rounding
+    return Comparison(
+        what=what,
+        layer=layer,
+        name=name,
+        bit_equal=bit_equal,
+        within=bit_equal or bool((difference <= allowed).all()),
+        max_abs_diff=float(difference.max()) if difference.numel() else 0.0,
+        tolerance=float(allowed.max()) if allowed.numel() else 0.0,
+        largest=float(theirs.double().abs().max()) if theirs.numel() else 0.0,
+    )
 
 
 def _same_bits(first: torch.Tensor, second: torch.Tensor) -> bool:

@@ -7,6 +7,7 @@ from dataclasses import dataclass, field
 from typing import NamedTuple
 
 import torch
+import torch.distributed as dist
 
 from ppexec.clock import now_ns
 from ppexec.data import Batch
@@ -29,6 +30,7 @@ class _Row(NamedTuple):
     message_out: int
     local_output: bool
     is_split: bool
+    reduces: bool
 
 
 @dataclass(kw_only=True)
@@ -48,11 +50,22 @@ class StepRecord:
 
 
 class Runtime:
-    """One rank's part of a program, with its stages and its end of the links."""
+    """One rank's part of a program, with its stages and its end of the links.
+
+    replicas: the ranks that hold the same stages in other data-parallel replicas; a stage's gradients are added up over
+    them as soon as its last backward has ended (REDUCE_GRAD). None without replicas.
+    """
 
     def __init__(
-        self, program: Program, rank: int, stages: Mapping[int, Stage | TimedStage], transport: DistributedTransport
+        self,
+        program: Program,
+        rank: int,
+        stages: Mapping[int, Stage | TimedStage],
+        transport: DistributedTransport,
+        *,
+        replicas: dist.ProcessGroup | None = None,
     ) -> None:
+        self._replicas = replicas
         self.stages = stages
         self._transport = transport
         needed_here = {
@@ -61,6 +74,9 @@ class Runtime:
             if program.needs[row] >= 0 > program.message_in[row]
         }
         weight_rows = [row for row in program.rows_of(rank) if program.kind[row] == Kind.W]
+        last_gradient = {
+            int(program.stage[row]): row for row in program.rows_of(rank) if program.kind[row] in (Kind.B, Kind.W)
+        }
         split = {(int(program.stage[row]), int(program.microbatch[row])) for row in weight_rows}
         last_stage = program.schedule.stages - 1
         self._last_stage = last_stage
@@ -79,6 +95,7 @@ class Runtime:
                         message_in=int(program.message_in[row]),
                         message_out=int(program.message_out[row]),
                         local_output=row in needed_here,
+                        reduces=last_gradient.get(int(program.stage[row])) == row,
                         is_split=(int(program.stage[row]), int(program.microbatch[row])) in split,
                     )
                     for row in rows
@@ -95,6 +112,7 @@ class Runtime:
         """
         record = StepRecord()
         results: dict[int, torch.Tensor | None] = {}
+        reductions: list[dist.Work] = []
         for stage in self.stages.values():
             stage.ledger = ledgers[stage.index] if ledgers else None
         self._transport.start()
@@ -112,6 +130,8 @@ class Runtime:
                     self._transport.send(row.message_out, output)
                 elif row.local_output:
                     results[row.row] = output
+                if row.reduces and self._replicas is not None:
+                    reductions += row.stage.reduce_gradients(self._replicas)
                 if keep_outputs and row.kind == Kind.F and row.stage.index == self._last_stage and output is not None:
                     record.outputs[row.microbatch] = output.clone()
             del outputs
@@ -119,6 +139,8 @@ class Runtime:
                 level_bytes = sum(ledger.level_bytes for ledger in ledgers.values())
                 record.levels.extend([level_bytes] * len(rows))
         self._transport.finish()
+        for reduction in reductions:
+            reduction.wait()
         return record
 
     def _input(

@@ -71,14 +71,18 @@ class Session:
             self._own_pool.close()
 
     def measure(self, steps: int, *, first_step: int = 0) -> list[Trace]:
-        """Run and time `steps` steps; a trace of each, without activation bytes (see `count_memory`)."""
-        by_rank: list[list[StepRecord]] = self._workers.call("measure", steps=steps, first_step=first_step)
+        """Run and time `steps` steps; a trace of each, without activation bytes (see `count_memory`).
+
+        With several replicas the trace is the first one's.
+        """
+        every: list[list[StepRecord]] = self._workers.call("measure", steps=steps, first_step=first_step)
+        by_rank = every[: self.config.ranks]
         program, specs = self.config.pipeline.program, self._message_bytes()
         return [assemble_trace(program, [records[step] for records in by_rank], specs) for step in range(steps)]
 
     def count_memory(self) -> list[list[int]]:
-        """Per rank the activation bytes after each row's action, from one untimed step."""
-        return self._workers.call("count_memory")
+        """Per rank (of the first replica) the activation bytes after each row's action, from one untimed step."""
+        return self._workers.call("count_memory")[: self.config.ranks]
 
     def profile(self, rounds: int) -> Profile:
         """Layer costs from `rounds` rounds on all ranks at once."""
@@ -100,7 +104,8 @@ class Session:
 
     def probe_network(self) -> Network:
         """The links as measured by ping-pong at their own message sizes, all of it taken as latency."""
-        samples: list[LinkSample] = [sample for rank in self._workers.call("probe") for sample in rank]
+        by_rank = self._workers.call("probe")[: self.config.ranks]
+        samples: list[LinkSample] = [sample for rank in by_rank for sample in rank]
         return Network(links={(s.source, s.destination): Link(latency_s=s.one_way_s) for s in samples})
 
     def verify(self) -> VerifyReport:

@@ -8,6 +8,7 @@ from functools import cached_property
 from typing import NamedTuple
 
 import torch
+import torch.distributed as dist
 from torch import nn
 
 from ppexec.ledger import Ledger
@@ -27,9 +28,9 @@ class _Held(NamedTuple):
 class Stage:
     """Runs F, B, I and W of its layers, one microbatch at a time.
 
-    index: stage number. layers: its modules, real. loss: None unless it is the last stage. microbatches: m; each
-    microbatch's loss counts 1 / m, so that the step's loss is their mean. trains: False for an evaluation, which keeps
-    nothing. ledger: where it writes what it holds; None counts nothing.
+    index: stage number. layers: its modules, real. loss: None unless it is the last stage. microbatches: of the step
+    over all replicas; each one's loss counts 1 / microbatches, so that the step's loss is their mean. trains: False for
+    an evaluation, which keeps nothing. ledger: where it writes what it holds; None counts nothing.
     """
 
     def __init__(
@@ -130,6 +131,17 @@ class Stage:
             self.ledger.drop(inputs)
             self.ledger.drop(output)
         return input_gradient
+
+    def reduce_gradients(self, group: dist.ProcessGroup) -> list[dist.Work]:
+        """Start adding up the gradients of all replicas; they are there once what is returned has been waited for."""
+        works = []
+        for layer in self.layers:
+            for parameter in layer.parameters():
+                if parameter.requires_grad:
+                    if parameter.grad is None:  # every replica must take part
+                        parameter.grad = torch.zeros_like(parameter)
+                    works.append(dist.all_reduce(parameter.grad, group=group, async_op=True))
+        return [work for work in works if work is not None]
 
     def clear(self) -> None:
         """Forget gradients, losses and microbatches under way."""

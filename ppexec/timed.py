@@ -7,6 +7,7 @@ import ctypes
 import time
 
 import torch
+import torch.distributed as dist
 
 from ppexec.clock import now_ns
 from ppexec.ledger import Ledger
@@ -67,6 +68,10 @@ class TimedStage:
         wait_s(self._cost.backward_weight_s)
         if self.ledger:
             self.ledger.add(-self._cost.weight_activation_bytes)
+
+    def reduce_gradients(self, group: dist.ProcessGroup) -> list[dist.Work]:
+        """There are no gradients."""
+        return []
 
     def clear(self) -> None:
         """Nothing is kept from one step to the next."""

@@ -16,9 +16,10 @@ from ppexec.reference import Comparison
 class VerifyReport:
     """Outputs on the last stage and every parameter's gradient against the reference.
 
-    tolerance: absolute; 0 where bits must be equal (dp = tp = 1 on the CPU), since the same operations run in the same
-    order. first_difference: the first tensor that is not bit-equal, and by how much; None if all are.
-    compared: number of tensors.
+    tolerance: by how much any gradient may differ; 0 where bits must be equal (dp = tp = 1 on the CPU), since the same
+    operations run in the same order. With replicas the microbatches are added up in another order; every element is
+    held to the bound of that (see `Reference.rounding`), of which this is the largest. first_difference: the first
+    tensor that is not bit-equal, and by how much; None if all are. compared: number of tensors.
     """
 
     outputs_bit_equal: bool
@@ -34,7 +35,7 @@ class VerifyReport:
     @classmethod
     def of(cls, config: RunConfig, comparisons: Sequence[Comparison]) -> VerifyReport:
         """A report from all ranks' comparisons. Raises ValueError unless every tensor was compared."""
-        expected = config.microbatches
+        expected = config.microbatches * config.dp
         outputs = [c for c in comparisons if c.what == "output"]
         gradients = [c for c in comparisons if c.what == "gradient"]
         if len(outputs) != expected or (not gradients and not config.forward_only):
@@ -42,14 +43,13 @@ class VerifyReport:
                 f"compared {len(outputs)} outputs of {expected} and {len(gradients)} gradients: the run is not complete"
             )
         first = next((c for c in [*outputs, *gradients] if not c.bit_equal), None)
-        tolerance = 0.0
         return cls(
             outputs_bit_equal=all(c.bit_equal for c in outputs),
             gradients_bit_equal=all(c.bit_equal for c in gradients),
-            gradients_equal=all(c.bit_equal or c.max_abs_diff <= tolerance for c in gradients),
+            gradients_equal=all(c.within for c in gradients),
             max_output_diff=_largest(outputs),
             max_gradient_diff=_largest(gradients),
-            tolerance=tolerance,
+            tolerance=max((c.tolerance for c in gradients), default=0.0),
             compared=len(comparisons),
             first_difference=None if first is None else _describe(first),
             config=config.to_dict(),

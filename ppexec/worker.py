@@ -51,6 +51,7 @@ class Worker:
         self.mesh = build_mesh(dp=config.dp, pp=config.ranks, tp=config.tp)
         self.group: dist.ProcessGroup = self.mesh.get_group("pp")
         self.rank = self.mesh.get_local_rank("pp")
+        self.dp_rank = self.mesh.get_local_rank("dp")
         self.program = config.pipeline.program
         self.layer_bounds = bounds(config.layer_sizes)
         self.costs = costs
@@ -67,7 +68,8 @@ class Worker:
         transport = DistributedTransport(
             self.program, self._message_specs(), group=self.group, window=window, device=self.device
         )
-        self.runtime = Runtime(self.program, self.rank, self.stages, transport)
+        replicas = self.mesh.get_group("dp") if config.dp > 1 and not config.forward_only else None
+        self.runtime = Runtime(self.program, self.rank, self.stages, transport, replicas=replicas)
         self.offset_ns = offset_to_first_ns(self.group)
 
     def _real_stage(self, stage: int) -> Stage:
@@ -76,7 +78,7 @@ class Worker:
             self.model,
             range(*self.layer_bounds[stage]),
             is_last=stage == self.config.pipeline.stages - 1,
-            microbatches=self.config.microbatches,
+            microbatches=self.config.microbatches * self.config.dp,
             trains=not self.config.forward_only,
             seed=self.config.seed,
             device=self.device,
@@ -140,6 +142,8 @@ class Worker:
             seed=self.config.seed,
             step=step,
             microbatches=self.config.microbatches,
+            dp=self.config.dp,
+            dp_rank=self.dp_rank,
             has_first=self._has_first,
             has_last=self._has_last,
             device=self.device,
