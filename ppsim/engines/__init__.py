@@ -10,7 +10,16 @@ from ppsim.engines.times import Times
 from ppsim.network import Network
 from ppsim.program import Program
 
-_ENGINES = {"simpy": run_simpy}
+
+def _run_compiled(
+    program: Program, durations_s: npt.NDArray[np.float64], message_bytes: npt.NDArray[np.int64], network: Network
+) -> Times:
+    from ppsim.engines.compiled_engine import run_compiled  # numba takes a second to import, so only who asks pays
+
+    return run_compiled(program, durations_s, message_bytes, network)
+
+
+_ENGINES = {"simpy": run_simpy, "compiled": _run_compiled}
 
 
 def run_engine(
