@@ -7,7 +7,7 @@ from collections.abc import Iterable, Iterator, Sequence
 import numpy as np
 import numpy.typing as npt
 
-from ppsim.action import Action, Kind, OverlappedPair, parse_action
+from ppsim.action import LARGEST_NUMBER, Action, Kind, OverlappedPair, parse_action
 from ppsim.errors import ScheduleError
 
 Integers = npt.NDArray[np.integer]
@@ -21,6 +21,8 @@ class Order(Sequence[Action | OverlappedPair]):
     `len(order.stage)` counts parts.
 
     Orders are written by adding runs: `forwards(0, range(4)) + backwards(0, range(4))`.
+    Raises ScheduleError for numbers that 32 bits do not hold, kinds that do not compute, and pairs that are not one
+    forward and then one full backward.
     """
 
     __slots__ = ("_starts", "joined", "kind", "microbatch", "stage")
@@ -30,13 +32,26 @@ class Order(Sequence[Action | OverlappedPair]):
     ) -> None:
         given = (np.atleast_1d(np.asarray(column)) for column in (stage, kind, microbatch, joined))
         columns = np.broadcast_arrays(*given)
-        self.stage = columns[0].astype(np.int32)
-        self.kind = columns[1].astype(np.int8)
-        self.microbatch = columns[2].astype(np.int32)
+        self.stage = _narrowed("stage", columns[0], LARGEST_NUMBER).astype(np.int32)
+        self.kind = _narrowed("kind", columns[1], int(Kind.W)).astype(np.int8)
+        self.microbatch = _narrowed("microbatch", columns[2], LARGEST_NUMBER).astype(np.int32)
         self.joined = columns[3].astype(bool)
+        if self.joined.any():
+            self._check_pairs()
         for name in ("stage", "kind", "microbatch", "joined"):
             getattr(self, name).flags.writeable = False
         self._starts: Integers | None = None
+
+    def _check_pairs(self) -> None:
+        first = np.flatnonzero(self.joined)
+        is_pair = first + 1 < len(self.joined)
+        second = np.where(is_pair, first + 1, first)
+        is_pair &= (self.kind[first] == Kind.F) & (self.kind[second] == Kind.B) & ~self.joined[second]
+        if not is_pair.all():
+            part = int(first[np.argmin(is_pair)])
+            raise ScheduleError(
+                f"part {part} is joined to the next: a pair is an F and then a B, as (0F3;3B1)OVERLAP_F_B"
+            )
 
     @classmethod
     def of(cls, actions: Iterable[Action | OverlappedPair | str]) -> Order:
@@ -68,6 +83,8 @@ class Order(Sequence[Action | OverlappedPair]):
     def take(self, parts: npt.ArrayLike) -> Order:
         """The given parts (indices or a mask), pairs dissolved, in their sequence here."""
         index = np.asarray(parts)
+        if not index.size:  # of an empty list or range NumPy makes floats
+            index = index.astype(np.intp)
         return Order(self.stage[index], self.kind[index], self.microbatch[index], False)
 
     def __len__(self) -> int:
@@ -116,6 +133,16 @@ class Order(Sequence[Action | OverlappedPair]):
         return f"Order({shown}{' ...' if len(self) > 12 else ''})"
 
 
+def _narrowed(name: str, column: npt.NDArray, largest: int) -> npt.NDArray:
+    """The column itself, once its numbers are known to survive narrowing: a cast would wrap them silently."""
+    if column.size and column.dtype.kind not in "iu":
+        raise ScheduleError(f"an order's {name} must be whole numbers of 0 to {largest}, got {column.dtype}")
+    if column.size and not (column.min() >= 0 and column.max() <= largest):
+        wrong = column.min() if column.min() < 0 else column.max()
+        raise ScheduleError(f"an order's {name} must be 0 to {largest}, got {wrong}")
+    return column
+
+
 def forwards(stage: npt.ArrayLike, microbatches: npt.ArrayLike | range) -> Order:
     """F of the given microbatches, in that sequence; `stage` is one number or one per microbatch."""
     return _run(stage, Kind.F, microbatches)
@@ -126,8 +153,20 @@ def backwards(stage: npt.ArrayLike, microbatches: npt.ArrayLike | range) -> Orde
     return _run(stage, Kind.B, microbatches)
 
 
+def backward_inputs(stage: npt.ArrayLike, microbatches: npt.ArrayLike | range) -> Order:
+    """Backwards for the input I, in that sequence."""
+    return _run(stage, Kind.I, microbatches)
+
+
+def backward_weights(stage: npt.ArrayLike, microbatches: npt.ArrayLike | range) -> Order:
+    """Backwards for the weights W, in that sequence."""
+    return _run(stage, Kind.W, microbatches)
+
+
 def _run(stage: npt.ArrayLike, kind: Kind, microbatches: npt.ArrayLike | range) -> Order:
-    return Order(stage, int(kind), np.asarray(microbatches, dtype=np.int32))
+    if isinstance(microbatches, range):  # not through a list, which for a mistyped length would fill the memory
+        microbatches = np.arange(microbatches.start, microbatches.stop, microbatches.step)
+    return Order(stage, int(kind), microbatches)
 
 
 def concatenate(orders: Sequence[Order]) -> Order:
@@ -142,13 +181,45 @@ def concatenate(orders: Sequence[Order]) -> Order:
     )
 
 
-def interleave(first: Order, second: Order) -> Order:
-    """One part of `first`, one of `second`, and so on; both must have the same length and hold no pairs."""
-    if len(first.stage) != len(second.stage):
-        raise ValueError(f"interleave needs orders of one length, got {len(first.stage)} and {len(second.stage)}")
+def interleave(*orders: Order) -> Order:
+    """One part of each order in turn, and so on; all must have the same length and hold no pairs."""
+    lengths = [len(order.stage) for order in orders]
+    if len(set(lengths)) > 1:
+        raise ValueError(f"interleave needs orders of one length, got {' and '.join(map(str, lengths))}")
     return Order(
         *(
-            np.stack([getattr(first, name), getattr(second, name)], axis=1).reshape(-1)
+            np.stack([getattr(order, name) for order in orders], axis=1).reshape(-1)
             for name in ("stage", "kind", "microbatch", "joined")
         )
     )
+
+
+def overlap(forward: Order, backward: Order) -> Order:
+    """Overlapped pairs: one part of `forward` with one of `backward`, which must have the same length."""
+    parts = interleave(forward, backward)
+    return Order(parts.stage, parts.kind, parts.microbatch, np.arange(len(parts.stage)) % 2 == 0)
+
+
+def in_slots(*runs: tuple[Order, npt.ArrayLike]) -> Order:
+    """Runs drawn on one axis: each run with the slot of each of its parts, shape (parts,), ascending.
+
+    What stands in an earlier slot comes first, and in one slot what was given first. A drawing like
+
+    ```
+    slot  -2 -1  0     1     2
+          F0 F1  F2 B0 F3 B1    B2 ...
+    ```
+    is `in_slots((forwards(0, every), every - 2), (backwards(0, every), every))`. Runs must hold no pairs.
+    """
+    together = concatenate([order for order, _ in runs])
+    slots = np.concatenate([np.asarray(slots) for _, slots in runs])
+    if len(slots) != len(together.stage):
+        raise ValueError(f"in_slots needs a slot for each part, got {len(slots)} for {len(together.stage)} parts")
+    return together.take(np.argsort(slots, kind="stable"))
+
+
+def first_microbatches(order: Order, microbatches: int) -> Order:
+    """The order without the microbatches from number `microbatches` on; of a pair what is left runs alone."""
+    kept = order.microbatch < microbatches
+    joined = order.joined & np.append(kept[1:], False)
+    return Order(order.stage[kept], order.kind[kept], order.microbatch[kept], joined[kept])

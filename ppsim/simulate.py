@@ -28,7 +28,7 @@ def simulate(
     """Predict one step.
 
     stages: the cost of each stage for one microbatch. network: links between ranks; None makes messages free.
-    engine: "simpy". overlap: an overlapped pair takes this share of the sum of its parts.
+    engine: "simpy", or "compiled" for the same answer sooner. overlap: an overlapped pair takes this share of the sum of its parts.
 
     The model: a rank runs its order in sequence, one action at a time; an action starts when its rank is free and its
     inputs have arrived. Nobody waits in a send. A transfer starts when its producer has ended and the transfer before
@@ -47,6 +47,8 @@ def simulate(
     durations = row_durations(program, stages, overlap=overlap)
     sizes = message_bytes(program, stages)
     times = run_engine(engine, program, durations, sizes, network)
+    if not (np.isfinite(times.end_s).all() and np.isfinite(times.message_arrival_s).all()):
+        raise ValueError("the step takes longer than a float holds: give smaller costs, or a higher bytes_per_s")
     return Trace(
         program=program,
         clock="simulated",

@@ -53,7 +53,7 @@ def message_links(program: Program) -> npt.NDArray[np.int64]:
 
 
 @numba.njit(cache=True, nogil=True)
-def _advance(  # type: ignore[no-untyped-def]
+def _advance(
     rank_actions,
     action_start,
     message_in,

@@ -3,19 +3,21 @@
 from __future__ import annotations
 
 import difflib
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
+from typing import cast
 
 from ppsim.order import Order
 from ppsim.schedule import Schedule, loop_placement
 
 OrderOfRank = Callable[..., Order]
+OrdersOfAll = Callable[..., Sequence[Order]]
 
 
 @dataclass(frozen=True, kw_only=True)
 class _Entry:
     name: str
-    order: OrderOfRank
+    orders: OrdersOfAll
     placement: Callable[[int, int], tuple[int, ...]]
     stages_per_rank: int
     chunked: bool
@@ -32,9 +34,10 @@ def _anything(ranks: int, microbatches: int, stages_per_rank: int) -> None:
 
 def register(
     name: str,
-    order: OrderOfRank,
+    order: OrderOfRank | OrdersOfAll,
     *,
     also: str | None = None,
+    all_ranks: bool = False,
     placement: Callable[[int, int], tuple[int, ...]] = loop_placement,
     stages_per_rank: int = 1,
     chunked: bool = False,
@@ -42,14 +45,15 @@ def register(
 ) -> None:
     """Make `order` known as `name` (and `also`).
 
-    order: called as `order(rank, ranks, microbatches)`, and with `stages_per_rank` as a fourth argument if `chunked`;
-    gives that rank's Order. placement: (ranks, stages_per_rank) -> rank of each stage. stages_per_rank: the natural
-    one. chunked: whether other numbers are possible. requirement: (ranks, microbatches, stages_per_rank) -> None, or
-    what is wrong with the remedy.
+    order: called as `order(rank, ranks, microbatches)`, and with `stages_per_rank` as a further argument if `chunked`;
+    gives that rank's Order. all_ranks: True for a rule that sees all ranks at once; `order` is then called without
+    the rank and gives one Order per rank. placement: (ranks, stages_per_rank) -> rank of each stage. stages_per_rank:
+    the natural one. chunked: whether other numbers are possible. requirement: (ranks, microbatches, stages_per_rank)
+    -> None, or what is wrong with the remedy.
     """
     _ENTRIES[name] = _Entry(
         name=name,
-        order=order,
+        orders=cast(OrdersOfAll, order) if all_ranks else _rank_by_rank(cast(OrderOfRank, order)),
         placement=placement,
         stages_per_rank=stages_per_rank,
         chunked=chunked,
@@ -57,6 +61,13 @@ def register(
     )
     if also:
         _ALIASES[also] = name
+
+
+def _rank_by_rank(order: OrderOfRank) -> OrdersOfAll:
+    def orders(ranks: int, *rest: int) -> list[Order]:
+        return [order(rank, ranks, *rest) for rank in range(ranks)]
+
+    return orders
 
 
 def schedule_names() -> list[str]:
@@ -99,7 +110,7 @@ def build_schedule(name: str, *, ranks: int, microbatches: int, stages_per_rank:
         raise ValueError(f"{entry.name} {complaint}")
     extra = (v,) if entry.chunked else ()
     return Schedule(
-        orders=tuple(entry.order(rank, ranks, microbatches, *extra) for rank in range(ranks)),
+        orders=tuple(entry.orders(ranks, microbatches, *extra)),
         placement=entry.placement(ranks, v),
         microbatches=microbatches,
         name=entry.name,
