@@ -61,6 +61,7 @@ class OverlappedPair(NamedTuple):
 _KIND_NAMES = "|".join(sorted((kind.name for kind in Kind), key=len, reverse=True))
 _ACTION = re.compile(rf"(\d+)({_KIND_NAMES})(\d*)", re.ASCII)
 _PAIR = re.compile(r"\(([^;()]*);([^;()]*)\)OVERLAP_F_B")
+LARGEST_NUMBER = 2**31 - 1  # orders keep stages and microbatches in 32 bits
 _WHOLE_STAGE = {Kind.REDUCE_GRAD, Kind.UNSHARD, Kind.RESHARD}
 
 
@@ -93,4 +94,9 @@ def _parse_single(text: str, cell: str) -> Action:
     if (microbatch == "") != (kind in _WHOLE_STAGE):
         remedy = "leave its microbatch out" if kind in _WHOLE_STAGE else f"give its microbatch, as in {text}0"
         raise ScheduleError(f"{cell!r} is not an action: {remedy}")
+    for what, digits in (("stage", stage), ("microbatch", microbatch)):
+        # Digits are counted first: Python refuses to read thousands of them.
+        if len(digits) > 100 or int(digits or 0) > LARGEST_NUMBER:
+            shown = digits if len(digits) <= 20 else f"{digits[:20]}..."
+            raise ScheduleError(f"{what} {shown} is too large: the largest that can be held is {LARGEST_NUMBER}")
     return Action(int(stage), kind, int(microbatch) if microbatch else None)

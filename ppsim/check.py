@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from itertools import pairwise
+
 import numpy as np
 
 from ppsim.errors import ScheduleError
@@ -72,13 +74,16 @@ def smallest_receive_window(program: Program) -> int:
 
     A receiver posts its receives in the order in which the link carries them; it may use them in another order. When
     it needs the message at position k having used j before, k + 1 - j (at least, with the latest position so far for
-    k) are posted. 1 if every link is used in its own order; 0 if there are no messages.
+    k) are posted. An overlapped pair that takes both its messages from one link uses neither before both are there.
+    1 if every link is used in its own order, one message at a time; 0 if there are no messages.
     """
-    window = 0
     messages = program.messages
-    for source, destination in program.links():
-        on_link = np.flatnonzero((messages.source == source) & (messages.destination == destination))
-        used_in_order = on_link[np.argsort(program.row_action[messages.consumer[on_link]], kind="stable")]
-        latest = np.maximum.accumulate(messages.position[used_in_order])
-        window = max(window, int((latest + 1 - np.arange(len(latest))).max()))
+    user = program.row_action[messages.consumer]
+    bounds = [*np.flatnonzero(messages.position == 0).tolist(), len(messages)]  # of the links
+    window = 0
+    for begin, end in pairwise(bounds):
+        in_use = np.lexsort((messages.position[begin:end], user[begin:end]))
+        latest = np.maximum.accumulate(messages.position[begin:end][in_use])
+        used_before = np.searchsorted(user[begin:end][in_use], user[begin:end][in_use], side="left")
+        window = max(window, int((latest + 1 - used_before).max()))
     return window

@@ -25,7 +25,7 @@ def load_costs(path: str | Path) -> list[LayerCost]:
     """
     path = Path(path)
     try:
-        text = path.read_text(encoding="utf-8")
+        text = path.read_text(encoding="utf-8-sig")  # spreadsheets put a byte order mark first
     except UnicodeDecodeError:
         raise CostError(f"{path} is not text: give layer costs as JSON or CSV") from None
     if path.suffix.lower() == ".csv":
@@ -42,7 +42,10 @@ def load_costs(path: str | Path) -> list[LayerCost]:
 def save_costs(layers: Sequence[LayerCost], path: str | Path, *, environment: Mapping[str, Any] | None = None) -> None:
     """Write layer costs, as JSON or CSV by the file's ending; `environment` (where they were measured) in JSON only."""
     path = Path(path)
-    rows = [{name: getattr(layer, name) for name in ["name", *(n for n in _FIELDS if n != "name")]} for layer in layers]
+    rows = [
+        {name: _plain(name, getattr(layer, name)) for name in ["name", *(n for n in _FIELDS if n != "name")]}
+        for layer in layers
+    ]
     if path.suffix.lower() == ".csv":
         text = io.StringIO()
         writer = csv.DictWriter(text, fieldnames=list(rows[0]) if rows else list(_FIELDS), lineterminator="\n")
@@ -56,10 +59,17 @@ def save_costs(layers: Sequence[LayerCost], path: str | Path, *, environment: Ma
         raise CostError(f"{path}: cost files end in .json or .csv")
 
 
+def _plain(name: str, value: Any) -> Any:
+    """The value as both formats spell it: bytes may be held as 1e6 or as a NumPy number, seconds as a fraction."""
+    if name == "name" or value is None:
+        return value
+    return int(value) if name.endswith("_bytes") else float(value)
+
+
 def _read_json(path: Path, text: str) -> list[dict[str, Any]]:
     try:
         document = json.loads(text)
-    except json.JSONDecodeError as error:
+    except (ValueError, RecursionError) as error:  # besides bad syntax: numbers or nesting beyond Python's limits
         raise CostError(f"{path} is not JSON: {error}") from None
     layers = document.get("layers") if isinstance(document, dict) else None
     if not isinstance(layers, list) or not all(isinstance(layer, dict) for layer in layers):
@@ -70,14 +80,21 @@ def _read_json(path: Path, text: str) -> list[dict[str, Any]]:
 
 def _read_csv(path: Path, text: str) -> list[dict[str, Any]]:
     reader = csv.DictReader(io.StringIO(text))
+    try:
+        rows = list(reader)
+    except csv.Error as error:
+        raise CostError(f"{path} is not CSV: {error}") from None
+    header = list(reader.fieldnames or [])
+    twice = next((name for name in header if header.count(name) > 1), None)
+    if twice is not None:
+        raise CostError(f"{path} has the column {twice!r} twice: keep one")
     entries: list[dict[str, Any]] = []
-    for number, row in enumerate(reader):
+    for number, row in enumerate(rows):
         if None in row or None in row.values():
-            wanted = len(reader.fieldnames or [])
-            raise CostError(f"{path}, layer {number}: the row has not as many cells as the header, {wanted}")
+            raise CostError(f"{path}, layer {number}: the row has not as many cells as the header, {len(header)}")
         entry: dict[str, Any] = {}
         for name, cell in row.items():
-            if name == "name":
+            if name not in _FIELDS or name == "name":
                 entry[name] = cell
             elif cell.strip() or name in _REQUIRED:
                 entry[name] = _number(path, number, name, cell)

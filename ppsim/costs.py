@@ -4,14 +4,35 @@ from __future__ import annotations
 
 import math
 import numbers
+from collections.abc import Iterable
 from dataclasses import dataclass, fields
 
 from ppsim.errors import CostError
 
+MOST_BYTES = 2**53  # 9 PB; every smaller whole number is exact as a float
+
 
 def _is_amount(value: object) -> bool:
-    is_number = isinstance(value, numbers.Real) and not isinstance(value, bool)
-    return is_number and math.isfinite(value) and value >= 0  # type: ignore[operator, arg-type]
+    if not isinstance(value, numbers.Real) or isinstance(value, bool):
+        return False
+    try:
+        return 0 <= float(value) < math.inf
+    except OverflowError:  # a whole number of hundreds of digits
+        return False
+
+
+def _total_s(seconds: Iterable[float]) -> float:
+    """The sum, correctly rounded; infinite where no float holds it, which StageCost then refuses."""
+    try:
+        return math.fsum(seconds)
+    except OverflowError:
+        return math.inf
+
+
+def _shown(value: object) -> str:
+    """The value for a message; Python does not print whole numbers of thousands of digits."""
+    is_huge = isinstance(value, int) and value.bit_length() > 1000
+    return "a number of hundreds of digits" if is_huge else repr(value)
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -24,7 +45,7 @@ class StageCost:
     and the output of the stage. weight_activation_bytes: held instead from the end of I to the end of W.
     output_bytes: the message to the next stage, and of the gradient that comes back. parameter_bytes: the weights.
 
-    Seconds are finite and >= 0, bytes are whole numbers >= 0; otherwise CostError.
+    Seconds are finite and >= 0, bytes are whole numbers from 0 to 2**53; otherwise CostError.
     """
 
     forward_s: float
@@ -42,9 +63,11 @@ class StageCost:
             if field.name.endswith("_s"):
                 optional = value is None and field.name == "backward_s"
                 if not optional and not _is_amount(value):
-                    raise CostError(f"{field.name} must be seconds, finite and >= 0, got {value!r}")
-            elif field.name.endswith("_bytes") and not (_is_amount(value) and int(value) == value):
-                raise CostError(f"{field.name} must be a whole number of bytes >= 0, got {value!r}")
+                    raise CostError(f"{field.name} must be seconds, finite and >= 0, got {_shown(value)}")
+            elif field.name.endswith("_bytes") and not (
+                _is_amount(value) and int(value) == value and int(value) <= MOST_BYTES
+            ):
+                raise CostError(f"{field.name} must be a whole number of bytes from 0 to 2**53, got {_shown(value)}")
 
     @property
     def full_backward_s(self) -> float:
@@ -75,10 +98,10 @@ def stage_cost(layers: list[LayerCost] | tuple[LayerCost, ...]) -> StageCost:
     fused = any(layer.backward_s is not None for layer in layers)
     shared = sum(layer.output_bytes for layer in layers[:-1])
     return StageCost(
-        forward_s=math.fsum(layer.forward_s for layer in layers),
-        backward_input_s=math.fsum(layer.backward_input_s for layer in layers),
-        backward_weight_s=math.fsum(layer.backward_weight_s for layer in layers),
-        backward_s=math.fsum(layer.full_backward_s for layer in layers) if fused else None,
+        forward_s=_total_s(layer.forward_s for layer in layers),
+        backward_input_s=_total_s(layer.backward_input_s for layer in layers),
+        backward_weight_s=_total_s(layer.backward_weight_s for layer in layers),
+        backward_s=_total_s(layer.full_backward_s for layer in layers) if fused else None,
         activation_bytes=max(sum(layer.activation_bytes for layer in layers) - shared, 0),
         weight_activation_bytes=sum(layer.weight_activation_bytes for layer in layers),
         output_bytes=layers[-1].output_bytes,

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from bisect import bisect_left
 from collections.abc import Sequence
 from functools import partial
@@ -42,6 +43,8 @@ def partition_sizes(
     if method == "optimal":
         if work_s is None:
             raise ValueError("an optimal partition needs the layers' costs: profile the model, or give a cost file")
+        if len(work_s) != layers:
+            raise ValueError(f"{len(work_s)} costs for {layers} layers: give one for each")
         return _optimal_sizes(list(work_s), stages)
     if isinstance(method, str):
         raise ValueError(f"unknown partition method {method!r}: take 'even', 'optimal' or explicit sizes such as 3,2,3")
@@ -68,6 +71,8 @@ def _optimal_sizes(work_s: list[float], stages: int) -> list[int]:
     """
     count = len(work_s)
     prefix = [0.0, *accumulate(work_s)]
+    if not math.isfinite(prefix[-1]):
+        raise ValueError("the layers' seconds add up to more than a float holds: give them in seconds")
     best = [[0.0] * (count + 1) for _ in range(stages + 1)]
     cut = [[0] * (count + 1) for _ in range(stages + 1)]
     best[1] = prefix[:]

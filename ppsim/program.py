@@ -7,7 +7,7 @@ from dataclasses import dataclass, field
 import numpy as np
 import numpy.typing as npt
 
-from ppsim.action import Action, Kind
+from ppsim.action import Action, Kind, OverlappedPair
 from ppsim.errors import ScheduleError
 from ppsim.schedule import Schedule, concatenated
 
@@ -87,18 +87,24 @@ class Program:
         kind = (Kind.SEND_F if is_forward else Kind.SEND_B) if sending else (Kind.RECV_F if is_forward else Kind.RECV_B)
         return Action(int(self.stage[row]), kind, int(self.microbatch[row]))
 
-    def order_with_messages(self, rank: int) -> list[Action]:
-        """A rank's actions with receives before and sends after the computation they serve, pairs dissolved."""
+    def order_with_messages(self, rank: int) -> list[Action | OverlappedPair]:
+        """A rank's actions with the receives that they need before and their sends after them.
+
+        A link's receives come in the order of its sends, as they must where messages carry no names; so one that is
+        overtaken in use comes before its turn.
+        """
         first, last = int(self.rank_actions[rank]), int(self.rank_actions[rank + 1])
-        result: list[Action] = []
+        posted: dict[int, int] = {}  # source -> how many receives of its link have been written
+        result: list[Action | OverlappedPair] = []
         for action in range(first, last):
             rows = range(int(self.action_start[action]), int(self.action_start[action + 1]))
-            result += [
-                self.message_action(int(self.message_in[row]), sending=False)
-                for row in rows
-                if self.message_in[row] >= 0
-            ]
-            result += [self.action_of(row) for row in rows]
+            for message in (int(self.message_in[row]) for row in rows if self.message_in[row] >= 0):
+                source, position = int(self.messages.source[message]), int(self.messages.position[message])
+                begin = message - position + posted.get(source, 0)  # the table has a link's messages side by side
+                result += [self.message_action(at, sending=False) for at in range(begin, message + 1)]
+                posted[source] = max(posted.get(source, 0), position + 1)
+            parts = [self.action_of(row) for row in rows]
+            result.append(OverlappedPair(*parts) if len(parts) == 2 else parts[0])
             result += [
                 self.message_action(int(self.message_out[row]), sending=True)
                 for row in rows
@@ -108,8 +114,8 @@ class Program:
 
     def links(self) -> list[tuple[int, int]]:
         """The directed links (source rank, destination rank) that carry at least one message, ascending."""
-        pairs = np.stack([self.messages.source, self.messages.destination], axis=1)
-        return [(int(source), int(destination)) for source, destination in np.unique(pairs, axis=0)]
+        first = np.flatnonzero(self.messages.position == 0)  # the table is ordered by link
+        return list(zip(self.messages.source[first].tolist(), self.messages.destination[first].tolist(), strict=True))
 
 
 def lower(schedule: Schedule) -> Program:
@@ -118,6 +124,8 @@ def lower(schedule: Schedule) -> Program:
     Whether it can end is a separate question: `check.check_ends`.
     """
     orders = schedule.orders
+    if not any(len(order) for order in orders):
+        raise ScheduleError("the schedule holds no action: give each rank its actions, as in 0F0 0B0")
     stage, kind, microbatch = (concatenated(orders, name).astype(np.int64) for name in ("stage", "kind", "microbatch"))
     parts = np.array([len(order.stage) for order in orders], np.int64)
     actions = np.array([len(order) for order in orders], np.int64)
@@ -128,6 +136,7 @@ def lower(schedule: Schedule) -> Program:
     row_action = np.repeat(np.arange(len(action_start) - 1), np.diff(action_start))
 
     _check_names(schedule, stage, microbatch, rank)
+    _check_enough(schedule, stage, kind, microbatch)
     rows = _Rows(schedule, stage, kind, microbatch)
     rows.check_complete()
     _check_local_order(schedule, rows, row_action)
@@ -192,6 +201,22 @@ def _check_names(schedule: Schedule, stage: Integers, microbatch: Integers, rank
             f"stage {stage[row]} computes on rank {rank[row]} but is placed on rank "
             f"{schedule.placement[stage[row]]}: move its actions there"
         )
+
+
+def _check_enough(schedule: Schedule, stage: Integers, kind: Integers, microbatch: Integers) -> None:
+    """Find a missing F where there are fewer rows than forwards needed, before tables of that size are made.
+
+    One action with a mistyped microbatch, 0F2000000000, would otherwise ask for gigabytes.
+    """
+    if schedule.stages * schedule.microbatches <= len(stage):
+        return
+    is_forward = kind == Kind.F
+    given = np.unique(np.stack([stage[is_forward], microbatch[is_forward]], axis=1), axis=0)
+    wanted = np.divmod(np.arange(len(given)), min(schedule.microbatches, 2**40))
+    differs = (given[:, 0] != wanted[0]) | (given[:, 1] != wanted[1])
+    missing = int(np.argmax(differs)) if differs.any() else len(given)
+    s, b = divmod(missing, schedule.microbatches)
+    raise ScheduleError(f"stage {s}, microbatch {b} has no F: add {s}F{b}")
 
 
 class _Rows:

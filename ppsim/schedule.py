@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-import csv
-import io
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from functools import cached_property
@@ -11,7 +9,7 @@ from typing import TYPE_CHECKING
 
 import numpy as np
 
-from ppsim.action import Action, Kind, OverlappedPair, parse_action
+from ppsim.action import Action, Kind, OverlappedPair
 from ppsim.errors import ScheduleError
 from ppsim.order import Order
 
@@ -54,10 +52,10 @@ class Schedule:
                     )
                 placement[stage] = rank
         stages = max(placement) + 1
-        missing = [stage for stage in range(stages) if stage not in placement]
-        if missing:
+        missing = next((stage for stage in range(stages) if stage not in placement), None)
+        if missing is not None:
             raise ScheduleError(
-                f"stage {missing[0]} has no action, but stage {stages - 1} has: number stages without gaps"
+                f"stage {missing} has no action, but stage {stages - 1} has: number stages without gaps"
             )
         microbatches = 1 + max(int(order.microbatch.max()) for order in ranks if len(order))
         return cls(
@@ -120,36 +118,21 @@ class Schedule:
 
         check_ends(self.program)
 
-    def to_csv(self) -> str:
-        """PyTorch's format: a row per rank, a cell per action. Idle time is left out: it follows from the costs."""
-        text = io.StringIO()
-        csv.writer(text, lineterminator="\n").writerows([str(action) for action in order] for order in self.orders)
-        return text.getvalue()
+    def to_csv(self, *, messages: bool = False) -> str:
+        """PyTorch's format, a row per rank and a cell per action; `messages` adds communication (see `csvfile`)."""
+        from ppsim.csvfile import write_csv
+
+        return write_csv(self, messages=messages)
 
     @classmethod
     def from_csv(cls, text: str, *, name: str = "custom") -> Schedule:
-        """Read PyTorch's format: a row per rank, a cell per action, an empty cell is idle.
+        """Read PyTorch's format, with or without communication; an empty cell is idle (see `csvfile`).
 
         Raises ScheduleError that names row, column and cell (counted from 1).
         """
-        ranks: list[list[Action | OverlappedPair]] = []
-        for row, cells in enumerate(csv.reader(io.StringIO(text)), start=1):
-            actions: list[Action | OverlappedPair] = []
-            for column, cell in enumerate(cells, start=1):
-                if not cell.strip():
-                    continue
-                try:
-                    action = parse_action(cell.strip())
-                except ScheduleError as error:
-                    raise ScheduleError(f"row {row}, column {column}: {error}") from None
-                if isinstance(action, Action) and not action.kind.computes:
-                    raise ScheduleError(
-                        f"row {row}, column {column}: {cell.strip()!r} is communication; give the compute-only file, "
-                        "messages are derived from it"
-                    )
-                actions.append(action)
-            ranks.append(actions)
-        return cls.of(ranks, name=name)
+        from ppsim.csvfile import read_csv
+
+        return read_csv(text, name=name)
 
     def __str__(self) -> str:
         return f"{self.name}: {self.ranks} ranks, {self.stages} stages, {self.microbatches} microbatches"

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import io
 import json
-import zipfile
+import operator
 from dataclasses import dataclass, field
 from functools import cached_property
 from pathlib import Path
@@ -146,35 +146,51 @@ class Trace:
             arrays[f"order_{rank}"] = np.stack([order.stage, order.kind, order.microbatch, order.joined]).astype(
                 np.int32
             )
+        encoded = np.frombuffer(json.dumps(header).encode(), np.uint8)
         with open(path, "wb") as file:
-            np.savez_compressed(file, header=np.frombuffer(json.dumps(header).encode(), np.uint8), **arrays)
+            np.savez_compressed(file, header=encoded, **arrays)
 
     @classmethod
     def load(cls, path: str | Path) -> Trace:
-        """Read a trace that `save` wrote. Raises ValueError for another kind of file or a newer schema."""
+        """Read a trace that `save` wrote.
+
+        Raises ValueError for another kind of file, a damaged one or another schema, OSError if it cannot be read.
+        """
         data = Path(path).read_bytes()
+        # A file of another kind or a damaged one fails in a dozen ways (zlib.error, struct.error, TypeError, ...),
+        # so everything that reading raises means the same here.
         try:
             with np.load(io.BytesIO(data), allow_pickle=False) as archive:
-                header = json.loads(archive["header"].tobytes())
-                arrays = {name: archive[name] for name in archive.files if name != "header"}
-        except (ValueError, KeyError, EOFError, OSError, zipfile.BadZipFile):
+                arrays = {name: archive[name] for name in archive.files}
+            header = dict(json.loads(arrays.pop("header").tobytes()))
+        except Exception:
             raise ValueError(f"{path} is not a saved trace: write one with Trace.save") from None
         if header.get("schema") != SCHEMA_VERSION:
             raise ValueError(
                 f"{path} has trace schema {header.get('schema')!r}, this version reads {SCHEMA_VERSION}: "
                 "load it with the version that wrote it"
             )
+        try:
+            return cls._of_parts(header, arrays)
+        except Exception as error:
+            raise ValueError(f"{path} is a damaged trace: {type(error).__name__}: {error}") from None
+
+    @classmethod
+    def _of_parts(cls, header: dict[str, Any], arrays: dict[str, np.ndarray]) -> Trace:
         count = sum(name.startswith("order_") for name in arrays)
-        orders = tuple(Order(*arrays[f"order_{rank}"]) for rank in range(count))
         schedule = Schedule(
-            orders=orders,
-            placement=tuple(header["placement"]),
-            microbatches=header["microbatches"],
-            name=header["name"],
+            orders=tuple(Order(*arrays[f"order_{rank}"]) for rank in range(count)),
+            placement=tuple(operator.index(rank) for rank in header["placement"]),
+            microbatches=operator.index(header["microbatches"]),
+            name=str(header["name"]),
         )
-        return cls(
-            program=schedule.program,
-            clock=header["clock"],
-            details=header["details"],
-            **{name: arrays[name] for name in _COLUMNS},
-        )
+        program = schedule.program
+        columns: dict[str, np.ndarray] = {}
+        for name in _COLUMNS:
+            wanted = (len(program.messages) if name.startswith("message_") else len(program.stage),)
+            if arrays[name].shape != wanted:
+                raise ValueError(f"{name} has shape {arrays[name].shape}, its schedule needs {wanted}")
+            columns[name] = arrays[name].astype(
+                np.int64 if name.endswith("_bytes") else np.float64, casting="same_kind"
+            )
+        return cls(program=program, clock=str(header["clock"]), details=dict(header["details"]), **columns)
