@@ -10,6 +10,7 @@ from ppsim.partition import partition, partition_sizes
 from ppsim.program import Program
 from ppsim.schedule import Schedule
 from ppsim.schedules import build_schedule, schedule_names
+from ppsim.search import SearchResult, search
 from ppsim.simulate import simulate
 from ppsim.trace import Trace
 
@@ -27,6 +28,7 @@ __all__ = [
     "Program",
     "Schedule",
     "ScheduleError",
+    "SearchResult",
     "StageCost",
     "Trace",
     "build_schedule",
@@ -36,5 +38,6 @@ __all__ = [
     "partition_sizes",
     "save_costs",
     "schedule_names",
+    "search",
     "simulate",
 ]

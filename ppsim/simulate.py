@@ -28,7 +28,8 @@ def simulate(
     """Predict one step.
 
     stages: the cost of each stage for one microbatch. network: links between ranks; None makes messages free.
-    engine: "simpy", or "compiled" for the same answer sooner. overlap: an overlapped pair takes this share of the sum of its parts.
+    engine: "simpy", or "compiled" for the same answer sooner. overlap: an overlapped pair takes this share of the sum
+    of its parts.
 
     The model: a rank runs its order in sequence, one action at a time; an action starts when its rank is free and its
     inputs have arrived. Nobody waits in a send. A transfer starts when its producer has ended and the transfer before

@@ -146,8 +146,8 @@ def report(points: list[Point], environment: dict[str, Any]) -> Report:
     worst = max(point["bubble_measured"] - point["bubble_theory"] for point in points)
     page = Report(
         title="AFAB: bubble and memory against ranks and microbatches",
-        lead=f"Lines are theory, rings the SimPy model, dots real runs. The measured bubble is at most {worst * 100:.1f} "
-        "percentage points of the step above theory; the bytes held are exactly m microbatches.",
+        lead=f"Lines are theory, rings the SimPy model, dots real runs. The measured bubble is at most "
+        f"{worst * 100:.1f} percentage points of the step above theory; the bytes held are exactly m microbatches.",
     )
     page.add("Bubble and memory", figure=figure(points))
     names = {"ranks": "p", "microbatches": "m"}

@@ -162,8 +162,8 @@ def report(study: Study, rows: Sequence[dict[str, Any]], outcomes: dict[str, Out
     fastest = min(rows, key=lambda entry: entry["step_time_s"]["measured_median"])
     leanest = min(rows, key=lambda entry: entry["peak_activation_bytes"]["measured"])
     lead = (
-        f"Of {len(rows)} schedules on {study.ranks} ranks with {study.microbatches} microbatches, {fastest['schedule']} "
-        f"has the shortest measured step and {leanest['schedule']} holds least. Predictions are off by "
+        f"Of {len(rows)} schedules on {study.ranks} ranks with {study.microbatches} microbatches, "
+        f"{fastest['schedule']} has the shortest measured step and {leanest['schedule']} holds least. Predictions are off by "
         f"{np.median(errors):.1%} in the median and {max(errors):.1%} at most."
     )
     if study.verify:

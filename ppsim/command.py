@@ -1,0 +1,192 @@
+"""Command: what the command lines of ppsim and ppexec share: flags from dataclasses, errors as one message, JSON."""
+
+from __future__ import annotations
+
+import contextlib
+import io
+import json
+import os
+import re
+import sys
+from collections.abc import Callable, Mapping, Sequence
+from pathlib import Path
+from typing import Annotated, Any, TypeVar
+
+import numpy as np
+import tyro
+from tyro.constructors import PrimitiveConstructorSpec
+
+T = TypeVar("T")
+
+
+def _word(
+    read: Callable[[str], Any], kind: type | tuple[type, ...], metavar: str, wanted: str
+) -> PrimitiveConstructorSpec:
+    """How tyro reads a flag of one word that may be unset; its own way shows as {None}|INT and complains twice."""
+
+    def from_text(words: list[str]) -> Any:
+        try:
+            return read(words[0])
+        except ValueError:
+            raise ValueError(f"must be {wanted}, got {_short(words[0])!r}") from None
+
+    return PrimitiveConstructorSpec(
+        nargs=1,
+        metavar=metavar,
+        instance_from_str=from_text,
+        is_instance=lambda value: value is None or isinstance(value, kind),
+        str_from_instance=lambda value: [_UNSET if value is None else str(value)],
+    )
+
+
+def _default_hint(default: str) -> str:
+    return "" if default == _UNSET else f"(default: {default})"
+
+
+def _short(text: str) -> str:
+    return text if len(text) <= 60 else f"{text[:57]}..."
+
+
+_UNSET = "unset"
+_HINT = tyro.conf.arg(help_behavior_hint=_default_hint)
+
+# Types of flags. Those that may be unset are None then, and their help says nothing of a default.
+OptionalWhole = Annotated[int | None, _word(int, int, "INT", "a whole number"), _HINT]
+OptionalReal = Annotated[float | None, _word(float, (int, float), "FLOAT", "a number"), _HINT]
+OptionalName = Annotated[str | None, _word(str, str, "NAME", "a name"), _HINT]
+OptionalFile = Annotated[Path | None, _word(Path, Path, "FILE", "a path"), _HINT]
+Real = Annotated[float, _word(float, (int, float), "FLOAT", "a number"), _HINT]
+
+
+def parse(command: type[T] | Any, *, prog: str, description: str, args: Sequence[str] | None = None) -> T:
+    """Read the command line into `command`, a dataclass whose fields are the flags, or a union of subcommands.
+
+    args: the words after the program's name; None takes them from sys.argv. Raises ValueError with one message for
+    words that do not fit, and SystemExit(0) once help has been printed.
+    """
+    complaint = io.StringIO()
+    try:
+        with contextlib.redirect_stderr(complaint):
+            return tyro.cli(
+                command,
+                prog=prog,
+                description=description,
+                args=None if args is None else list(args),
+                config=(tyro.conf.FlagCreatePairsOff,),
+            )
+    except SystemExit as stop:
+        if not stop.code:
+            raise
+        raise ValueError(_without_frame(complaint.getvalue())) from None
+
+
+def _without_frame(text: str) -> str:
+    """tyro's complaint as one line: what is wrong, what was perhaps meant, and where help is.
+
+    tyro draws a box of sections parted by rules; the second section may hold suggestions, the last says where help is.
+    Where the output cannot show boxes the title stands alone over a first rule.
+    """
+    sections: list[list[str]] = [[]]
+    lines = text.splitlines()
+    for line in lines if "╭" in text else lines[2:]:
+        content = line.strip("│ \t")
+        if content.startswith(("╭", "╰")):
+            continue
+        if content and not content.strip("─-"):
+            sections.append([])
+        elif content:
+            sections[-1].append(content)
+    if not sections[0]:
+        return text.strip()
+    said = " ".join(sections[0]).rstrip(".")
+    said = re.sub(r"^Error parsing (\S+):", r"\1", said)
+    said = re.sub(r" \(applied to [^)]*\)|\s*Arguments are applied to .*", "", said)
+    rest = [line for section in sections[1:] for line in section]
+    meant = list(dict.fromkeys(word for line in rest if line.startswith("--") for word in line.split()[:1]))
+    is_guess = any(line.startswith("Perhaps you meant") for line in rest)
+    known = [line for line in rest if line.startswith("Available subcommands")]
+    seek = re.search(r"(\S+(?: \w+)*) --help$", rest[-1]) if rest else None
+    helped = re.sub(r"^For full helptext, (run|see) ", "", rest[-1]) if seek else ""
+    parts = [said]
+    if is_guess and meant:
+        parts.append(f"perhaps you meant {' or '.join(meant)}")
+    parts += known
+    if helped:
+        parts.append(f"see {helped}")
+    return "; ".join(parts)
+
+
+def run(work: Callable[[], None], *, prog: str) -> int:
+    """Do the work of a command and return its exit code, with every error a user can cause as one message.
+
+    0: done. 2: bad input, that is ValueError or OSError, or a size that memory does not hold; the message goes to
+    standard error. 130: interrupted. 141: whoever read standard output stopped (`| head`), which is no error.
+    """
+    for name in ("stdout", "stderr"):
+        if getattr(sys, name) is None:  # closed by the caller (`>&-`): print knows that, tyro does not
+            setattr(sys, name, open(os.devnull, "w"))  # noqa: SIM115  (for as long as Python runs)
+    try:
+        try:
+            work()
+        except SystemExit as stop:  # help was printed
+            if stop.code:
+                raise
+        sys.stdout.flush()  # here, not when Python ends: a closed pipe must be noticed where it can be handled
+        return 0
+    except BrokenPipeError:
+        _drop_output()
+        return 141
+    except KeyboardInterrupt:
+        message, code = "interrupted", 130
+    except OSError as error:
+        message, code = _reason(error), 2
+    except MemoryError as error:
+        message, code = f"not enough memory ({str(error) or 'no size given'}): take fewer microbatches or ranks", 2
+    except ValueError as error:
+        message, code = str(error), 2
+    with contextlib.suppress(OSError, ValueError):
+        print(f"{prog}: {message}", file=sys.stderr)
+    try:
+        sys.stdout.flush()
+    except OSError:
+        _drop_output()
+    return code
+
+
+def _reason(error: OSError) -> str:
+    said = error.strerror or str(error)
+    if error.filename is None:
+        return f"cannot read or write: {said}"
+    return f"cannot open {os.fspath(error.filename)!r}: {said}. Give the path of a file"
+
+
+def _drop_output() -> None:
+    """Point standard output nowhere, so that Python's last flush finds nobody to complain about."""
+    with contextlib.suppress(OSError, ValueError):
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+
+
+def print_json(document: Mapping[str, Any]) -> None:
+    """Print one JSON object on one line; arrays and NumPy numbers become lists and numbers.
+
+    Raises ValueError for NaN and infinities, which JSON does not have.
+    """
+    print(json.dumps(document, allow_nan=False, default=_plain))
+
+
+def _plain(value: Any) -> Any:
+    if isinstance(value, np.ndarray):
+        return value.tolist()
+    if isinstance(value, np.generic):
+        return value.item()
+    if isinstance(value, Path):
+        return str(value)
+    raise TypeError(f"{type(value).__name__} has no JSON form")
+
+
+def read_text(path: Path) -> str:
+    """The text of a file. Raises OSError if it cannot be read, ValueError if it is not text."""
+    try:
+        return path.read_text(encoding="utf-8-sig")  # spreadsheets put a byte order mark first
+    except UnicodeDecodeError:
+        raise ValueError(f"{path} is not text: give a text file") from None
