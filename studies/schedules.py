@@ -163,8 +163,8 @@ def report(study: Study, rows: Sequence[dict[str, Any]], outcomes: dict[str, Out
     leanest = min(rows, key=lambda entry: entry["peak_activation_bytes"]["measured"])
     lead = (
         f"Of {len(rows)} schedules on {study.ranks} ranks with {study.microbatches} microbatches, "
-        f"{fastest['schedule']} has the shortest measured step and {leanest['schedule']} holds least. Predictions are off by "
-        f"{np.median(errors):.1%} in the median and {max(errors):.1%} at most."
+        f"{fastest['schedule']} has the shortest measured step and {leanest['schedule']} holds least. "
+        f"Predictions are off by {np.median(errors):.1%} in the median and {max(errors):.1%} at most."
     )
     if study.verify:
         lead += f" Gradients of {equal} of {len(rows)} are bit-equal to those of one process."
