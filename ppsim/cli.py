@@ -144,7 +144,7 @@ def _drawn(schedule: Schedule) -> str:
     summary = (
         "With F = I = W = 1, B = 2 and free messages:\n"
         f"makespan {trace.makespan_s:g}, bubble {trace.bubble_fraction:.1%}, "
-        f"microbatches held at most per rank: {_listed(trace.peak_activation_bytes.tolist())}"
+        f"activations held at most per rank: {_listed(trace.peak_activation_bytes.tolist())}"
     )
     if trace.makespan_s > most_units:
         return f"{summary}\nnot drawn: {trace.makespan_s:g} units of time; drawings end at {most_units}"

@@ -35,11 +35,14 @@ def lower_bound_s(problem: Problem) -> float:
     they add. Else the larger one counts.
 
     Memory in time (Little's law). Each microbatch holds M on s for at least R + I, then M' for W (or M for R + B); the
-    sum over stages and microbatches is at most L times r's time. With one stage and k = floor(L / M) slots: forwards
-    start at f(i) >= max(f(i - 1) + F, f(i - k) + R + b), because when the i-th starts at least i - k + 1 of the earlier
-    ones have ended their backward. If M' does not fit beside k M, then i - k + 1 have ended their W too, or i - k + 2
-    have ended their backward: R + min(w, F + b) takes the place of R + b. So f(i) is at least i F, and (i mod k) F +
-    floor(i / k) times that. After the last F: R and w.
+    sum over stages and microbatches is at most L times r's time.
+
+    Slots. Of the microbatches that have begun on r but not ended their backward on sv there are never more than k = 1 +
+    floor((L - M(s1) - ... - M(sv)) / M(s1)): when the first of them ends that backward it holds all its M, each of the
+    others at least M(s1). So the i-th F on s1 starts at f(i) >= f(i - k) + H, where H is the shortest time from F on s1
+    to the end of the backward on sv, and f(i) >= f(i - 1) + F: f(i) is at least i F, and (i mod k) F + floor(i / k) H.
+    After the last F: R and w. With one stage, if M' does not fit beside k M, then i - k + 1 of the earlier ones have
+    ended their W too or i - k + 2 their backward: H is R + min(w, F + b) instead of R + b.
 
     Stages. From the first F on s to the start of the last backward there pass max(m (F + b) - b, R + (m - 1) max(F, b))
     at least; before and after it the chains from s1(a), or stage 0, to s and back, and w.
@@ -110,8 +113,10 @@ class _Rank:
         self.first_trip = chain.turn - chain.ahead[index[0]] - chain.back[index[-1]]
         work_s = self.microbatches * (math.fsum(self.forward) + math.fsum(self.work))
         idle_s = self._idle()
-        self.until_last_backward_s = work_s + idle_s - self._knapsack(self.limit, self._waiting_weights())
-        self.time_s = max(work_s + idle_s, self._memory_in_time(), self._slots())
+        last_trip_s = self._last_start_s() + self.round_trip[0]
+        self.time_s = max(work_s + idle_s, self._memory_in_time(), last_trip_s + self.work[0])
+        waiting_s = self._knapsack(self.limit, self._waiting_weights())
+        self.until_last_backward_s = max(work_s + idle_s - waiting_s, last_trip_s + self.least[0])
 
     def _waiting_weights(self) -> list[tuple[int, float]]:
         return [
@@ -173,15 +178,14 @@ class _Rank:
         )
         return self.microbatches * byte_seconds / (self.limit // divisor * divisor)
 
-    def _slots(self) -> float:
-        if len(self.stages) > 1 or self.held[0] == 0:
-            return 0.0
-        slots = self.limit // self.held[0]
-        if slots >= self.microbatches:
-            return 0.0
-        released = self.least[0]
-        if self.limit - slots * self.held[0] < self.kept[0]:
+    def _last_start_s(self) -> float:
+        """From the first to the last start of F on s1, at least."""
+        apart = (self.microbatches - 1) * self.forward[0]
+        if self.held[0] == 0:
+            return apart
+        slots = 1 + (self.limit - sum(self.held)) // self.held[0]
+        released = self.least[-1]
+        if len(self.stages) == 1 and self.limit - slots * self.held[0] < self.kept[0]:
             released = min(self.work[0], self.forward[0] + self.least[0])
-        last, between = self.microbatches - 1, self.round_trip[0] + released
-        start = max(last * self.forward[0], last % slots * self.forward[0] + last // slots * between)
-        return start + self.round_trip[0] + self.work[0]
+        rounds, rest = divmod(self.microbatches - 1, slots)
+        return max(apart, rest * self.forward[0] + rounds * (self.first_trip + released))

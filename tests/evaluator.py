@@ -1,0 +1,219 @@
+"""Evaluator: a second, slow answer to what a step is, written from the design's "Exact meanings" and nothing else.
+
+It reads spelled actions ("2F0", "(0F3;3B1)OVERLAP_F_B") and does its sums in fractions. Every time is the recursive
+definition of that time; every memory level is counted afresh. It shares no code with the package.
+"""
+
+from __future__ import annotations
+
+import math
+import re
+from collections.abc import Sequence
+from dataclasses import dataclass
+from fractions import Fraction
+from functools import cache
+from typing import Any
+
+Part = tuple[int, str, int]  # stage, kind, microbatch
+Orders = list[list[tuple[Part, ...]]]  # per rank, per action, its one or two parts
+
+
+def spelled(schedule: Any) -> Orders:
+    """The orders of a schedule, by way of their spelling alone."""
+    return [[parts(str(action)) for action in order] for order in schedule.orders]
+
+
+def parts(text: str) -> tuple[Part, ...]:
+    """The one or two computations in a spelled action."""
+    return tuple((int(stage), kind, int(mb)) for stage, kind, mb in re.findall(r"(\d+)([FBIW])(\d+)", text))
+
+
+def source_of(part: Part, stages: int, kinds: dict[tuple[int, int], str]) -> Part | None:
+    """The computation on another stage whose result this one takes; kinds: B or I for each (stage, microbatch)."""
+    stage, kind, microbatch = part
+    if kind == "F" and stage > 0:
+        return (stage - 1, "F", microbatch)
+    if kind in "BI" and stage < stages - 1:
+        return (stage + 1, kinds[stage + 1, microbatch], microbatch)
+    return None
+
+
+def backward_kinds(orders: Orders) -> dict[tuple[int, int], str]:
+    """Whether the backward of (stage, microbatch) toward its input is B or I."""
+    return {(s, b): k for order in orders for action in order for s, k, b in action if k in "BI"}
+
+
+def messages_of_links(orders: Orders, placement: Sequence[int]) -> dict[tuple[int, int], list[tuple[Part, Part]]]:
+    """Per directed link its (producer, consumer), in the order in which the sender's program produces them."""
+    kinds, stages = backward_kinds(orders), len(placement)
+    consumers = {
+        source_of(part, stages, kinds): part
+        for order in orders
+        for action in order
+        for part in action
+        if source_of(part, stages, kinds) is not None
+    }
+    links: dict[tuple[int, int], list[tuple[Part, Part]]] = {}
+    for rank, order in enumerate(orders):
+        for action in order:
+            for part in action:
+                consumer = consumers.get(part)
+                if consumer is not None and placement[consumer[0]] != rank:
+                    links.setdefault((rank, placement[consumer[0]]), []).append((part, consumer))
+    return links
+
+
+@dataclass
+class Answer:
+    """starts, ends: per rank, per action. levels: activation bytes per rank after each action.
+
+    transfers: (producer, consumer) -> (begun, left, arrived).
+    """
+
+    starts: list[list[Fraction]]
+    ends: list[list[Fraction]]
+    computes: list[Fraction]
+    levels: list[list[int]]
+    transfers: dict[tuple[Part, Part], tuple[Fraction, Fraction, Fraction]]
+
+    @property
+    def makespan(self) -> Fraction:
+        return max(e for rank in self.ends for e in rank) - min(s for rank in self.starts for s in rank)
+
+    @property
+    def rank_times(self) -> list[Fraction]:
+        return [
+            max(ends) - min(starts) if ends else Fraction(0)
+            for starts, ends in zip(self.starts, self.ends, strict=True)
+        ]
+
+    @property
+    def bubbles(self) -> list[Fraction]:
+        return [self.makespan - compute for compute in self.computes]
+
+    @property
+    def bubble_fraction(self) -> Fraction:
+        total = len(self.ends) * self.makespan
+        return sum(self.bubbles) / total if total else Fraction(0)
+
+    @property
+    def peaks(self) -> list[int]:
+        return [max(levels, default=0) for levels in self.levels]
+
+
+def evaluate(
+    orders: Orders, placement: Sequence[int], costs: Sequence[Any], network: Any = None, overlap: float = 1
+) -> Answer:
+    """The step of `orders`. costs: objects with the fields of a stage's cost. network: `link(source, destination)`."""
+    stages, kinds = len(placement), backward_kinds(orders)
+    links = messages_of_links(orders, placement)
+    where = {part: (r, k) for r, order in enumerate(orders) for k, action in enumerate(order) for part in action}
+
+    def seconds(part: Part) -> Fraction:
+        cost = costs[part[0]]
+        full = cost.backward_s
+        return {
+            "F": Fraction(cost.forward_s),
+            "I": Fraction(cost.backward_input_s),
+            "W": Fraction(cost.backward_weight_s),
+            "B": Fraction(cost.backward_input_s) + Fraction(cost.backward_weight_s) if full is None else Fraction(full),
+        }[part[1]]
+
+    def length(rank: int, index: int) -> Fraction:
+        action = orders[rank][index]
+        return sum(map(seconds, action), Fraction(0)) * (Fraction(overlap) if len(action) == 2 else 1)
+
+    @cache
+    def start(rank: int, index: int) -> Fraction:
+        inputs = [arrival(part) for part in orders[rank][index]]
+        return max([Fraction(0) if index == 0 else end(rank, index - 1), *inputs])
+
+    @cache
+    def end(rank: int, index: int) -> Fraction:
+        return start(rank, index) + length(rank, index)
+
+    def arrival(part: Part) -> Fraction:
+        """When what this computation takes from another stage is there."""
+        source = source_of(part, stages, kinds)
+        if source is None:
+            return Fraction(0)
+        if placement[source[0]] == placement[part[0]]:
+            return end(*where[source])
+        link = (placement[source[0]], placement[part[0]])
+        return transfer(link, links[link].index((source, part)))[2]
+
+    @cache
+    def transfer(link: tuple[int, int], position: int) -> tuple[Fraction, Fraction, Fraction]:
+        producer, consumer = links[link][position]
+        begun = end(*where[producer])
+        if position > 0:
+            begun = max(begun, transfer(link, position - 1)[1])
+        size = costs[min(producer[0], consumer[0])].output_bytes
+        latency, bandwidth = (0.0, math.inf)
+        if network is not None:
+            latency, bandwidth = network.link(*link).latency_s, network.link(*link).bytes_per_s
+        left = begun + (Fraction(0) if math.isinf(bandwidth) else Fraction(size) / Fraction(bandwidth))
+        return begun, left, left + Fraction(latency)
+
+    def level(rank: int, index: int) -> int:
+        """What the rank holds once its first index + 1 actions have taken effect."""
+        done = {part for action in orders[rank][: index + 1] for part in action}
+        total = 0
+        for stage, kind, microbatch in done:
+            ended = {(stage, "B", microbatch), (stage, "I", microbatch)} & done
+            if kind == "F" and not ended:
+                total += costs[stage].activation_bytes
+            if kind == "I" and (stage, "W", microbatch) not in done:
+                total += costs[stage].weight_activation_bytes
+        return total
+
+    everything = [[(rank, index) for index in range(len(order))] for rank, order in enumerate(orders)]
+    return Answer(
+        starts=[[start(*at) for at in rank] for rank in everything],
+        ends=[[end(*at) for at in rank] for rank in everything],
+        computes=[sum((length(*at) for at in rank), Fraction(0)) for rank in everything],
+        levels=[[level(*at) if kinds else 0 for at in rank] for rank in everything],  # an evaluation keeps nothing
+        transfers={pair: transfer(link, k) for link, pairs in links.items() for k, pair in enumerate(pairs)},
+    )
+
+
+def stuck_ranks(orders: Orders, placement: Sequence[int], window: int | None = None) -> list[int]:
+    """The ranks that can never finish, found by moving tokens until nothing moves.
+
+    window: how many receives of each link are posted and not yet used, in the link's order; None for all. A message
+    is there once it was produced, its receive was posted, and all messages before it on the link are there.
+    """
+    stages, kinds, links = len(placement), backward_kinds(orders), messages_of_links(orders, placement)
+    position = [0] * len(orders)
+    done: set[Part] = set()
+
+    def is_there(link: tuple[int, int], source: Part, part: Part) -> bool:
+        queue = links[link]
+        used = sum(consumer in done for _, consumer in queue)
+        posted = len(queue) if window is None else used + window
+        place = queue.index((source, part))
+        return place < posted and all(producer in done for producer, _ in queue[: place + 1])
+
+    def can_run(rank: int) -> bool:
+        for part in orders[rank][position[rank]]:
+            stage, kind, microbatch = part
+            source = source_of(part, stages, kinds)
+            local = {"B": "F", "I": "F", "W": "I"}.get(kind)
+            if local and (stage, local, microbatch) not in done:
+                return False
+            if source is None:
+                continue
+            here, there = placement[stage], placement[source[0]]
+            if source not in done if here == there else not is_there((there, here), source, part):
+                return False
+        return True
+
+    moved = True
+    while moved:
+        moved = False
+        for rank, order in enumerate(orders):
+            while position[rank] < len(order) and can_run(rank):
+                done.update(order[position[rank]])
+                position[rank] += 1
+                moved = True
+    return [rank for rank, order in enumerate(orders) if position[rank] < len(order)]

@@ -1,0 +1,141 @@
+"""Strategies: random schedules, costs and networks.
+
+Numbers are multiples of powers of two, so that sums of floats are exact and answers can be compared with `==`.
+"""
+
+from __future__ import annotations
+
+import math
+import random
+
+from hypothesis import strategies as st
+
+from ppsim import Action, Kind, Link, Network, OverlappedPair, Schedule, StageCost
+
+
+def _actions(stages: int, microbatches: int, split: set[tuple[int, int]]) -> dict[Action, set[Action]]:
+    """Every action of a complete step and what it needs; `split`: which (stage, microbatch) have I and W."""
+
+    def toward_input(stage: int, mb: int) -> Action:
+        return Action(stage, Kind.I if (stage, mb) in split else Kind.B, mb)
+
+    needs: dict[Action, set[Action]] = {}
+    for stage in range(stages):
+        for mb in range(microbatches):
+            forward, backward = Action(stage, Kind.F, mb), toward_input(stage, mb)
+            needs[forward] = {Action(stage - 1, Kind.F, mb)} if stage else set()
+            needs[backward] = {forward} | ({toward_input(stage + 1, mb)} if stage + 1 < stages else set())
+            if backward.kind == Kind.I:
+                needs[Action(stage, Kind.W, mb)] = {backward}
+    return needs
+
+
+@st.composite
+def schedules(
+    draw: st.DrawFn,
+    *,
+    least: int = 1,
+    max_ranks: int = 4,
+    max_stages: int = 6,
+    max_microbatches: int = 4,
+    pairs: bool = True,
+) -> Schedule:
+    """A schedule that can end: a random sequence of all actions in which needs come first, dealt to the ranks.
+
+    Placement is random (any number of stages on a rank), some backwards are split, some pairs overlap. There are
+    `least` ranks, stages and microbatches or more.
+    """
+    ranks, stages = draw(st.integers(least, max_ranks)), draw(st.integers(least, max_stages))
+    microbatches = draw(st.integers(least, max_microbatches))
+    placement = draw(st.lists(st.integers(0, ranks - 1), min_size=stages, max_size=stages))
+    splitting = draw(st.sampled_from([0.0, 0.5, 1.0]))
+    pairing = draw(st.sampled_from([0.0, 0.5, 1.0])) if pairs else 0.0
+    dice = random.Random(draw(st.integers(0, 2**32)))
+    split = {(s, b) for s in range(stages) for b in range(microbatches) if dice.random() < splitting}
+    needs = _actions(stages, microbatches, split)
+    orders: list[list[Action | OverlappedPair]] = [[] for _ in range(ranks)]
+    done: set[Action] = set()
+    while len(done) < len(needs):
+        ready = sorted(action for action, wants in needs.items() if action not in done and wants <= done)
+        action = dice.choice(ready)
+        home = orders[placement[action.stage]]
+        partners = [a for a in ready if placement[a.stage] == placement[action.stage] and a.kind == Kind.B]
+        if action.kind == Kind.F and partners and dice.random() < pairing:
+            partner = dice.choice(partners)
+            home.append(OverlappedPair(action, partner))
+            done |= {action, partner}
+        else:
+            home.append(action)
+            done.add(action)
+    return Schedule.of(orders, name="random")
+
+
+@st.composite
+def orders_that_may_hang(draw: st.DrawFn) -> list[list[Action | OverlappedPair]]:
+    """Complete orders, each in order by itself, whatever that means for the others: about a third of them hang.
+
+    A few actions of a schedule that can end change places: shuffled at random nearly all would hang for many reasons.
+    """
+    schedule = draw(schedules(least=2, max_ranks=3, max_stages=5, max_microbatches=3))
+    orders = [list(order) for order in schedule.orders]
+    dice = random.Random(draw(st.integers(0, 2**32)))
+    for _ in range(draw(st.integers(4, 12))):
+        order = dice.choice([order for order in orders if order])
+        first, second = dice.randrange(len(order)), dice.randrange(len(order))
+        order[first], order[second] = order[second], order[first]
+        if not _is_in_order(order):
+            order[first], order[second] = order[second], order[first]
+    return orders
+
+
+def _is_in_order(order: list[Action | OverlappedPair]) -> bool:
+    """F before B or I, before W, of every stage and microbatch."""
+    places = {
+        part: place
+        for place, action in enumerate(order)
+        for part in ([action] if isinstance(action, Action) else action)
+    }
+    needs = {Kind.B: [Kind.F], Kind.I: [Kind.F], Kind.W: [Kind.I]}
+    return all(
+        places[Action(part.stage, kind, part.microbatch)] < place
+        for part, place in places.items()
+        for kind in needs.get(part.kind, [])
+    )
+
+
+def exact_seconds(most: int = 64) -> st.SearchStrategy[float]:
+    """Multiples of 1/16."""
+    return st.integers(0, most).map(lambda sixteenths: sixteenths / 16)
+
+
+def stage_costs(stages: int) -> st.SearchStrategy[list[StageCost]]:
+    """Uneven costs, one for each stage."""
+    amounts = st.integers(0, 100)
+    cost = st.builds(
+        StageCost,
+        forward_s=exact_seconds(),
+        backward_input_s=exact_seconds(),
+        backward_weight_s=exact_seconds(),
+        backward_s=st.none() | exact_seconds(),
+        activation_bytes=amounts,
+        weight_activation_bytes=amounts,
+        output_bytes=amounts,
+    )
+    return st.lists(cost, min_size=stages, max_size=stages)
+
+
+def links() -> st.SearchStrategy[Link]:
+    """Latency in sixteenths, bandwidth a power of two or unlimited."""
+    return st.builds(Link, latency_s=exact_seconds(32), bytes_per_s=st.sampled_from([1.0, 4.0, 64.0, math.inf]))
+
+
+@st.composite
+def networks(draw: st.DrawFn, ranks: int) -> Network:
+    """One link for all pairs and others for some."""
+    default = draw(links())
+    pair = st.tuples(st.integers(0, ranks - 1), st.integers(0, ranks - 1))
+    return Network(
+        latency_s=default.latency_s,
+        bytes_per_s=default.bytes_per_s,
+        links=draw(st.dictionaries(pair, links(), max_size=6)),
+    )
