@@ -17,6 +17,7 @@ from ppexec.config import RunConfig
 from ppexec.session import under_torchrun
 from ppsim import command, save_costs
 from ppsim.command import OptionalFile
+from ppsim.export.files import write_trace
 
 _DESCRIPTION = "Run a pipeline schedule for real, measure it, and prove its gradients."
 
@@ -26,7 +27,8 @@ class Output:
     """Where the answer goes."""
 
     out: OptionalFile = None
-    """File to write: the trace (run), the costs as .json or .csv (profile), the report as JSON (verify)."""
+    """File to write. run: the trace, .json or .json.gz for Perfetto, .csv as a table, else for ppsim.Trace.load;
+    profile: the costs, .json or .csv; verify: the report, as JSON."""
     json: bool = False
     """Print one JSON object and nothing else on standard output."""
 
@@ -35,13 +37,20 @@ class Output:
 class Run(RunConfig, Output):
     """Run and time a schedule; shows the median step."""
 
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        if self.out is not None and not self.out.parent.is_dir():
+            raise ValueError(f"cannot write {self.out}: there is no directory {str(self.out.parent)!r}; make it first")
+        if self.out is not None and self.out.is_dir():
+            raise ValueError(f"cannot write {self.out}: it is a directory; give the path of a file")
+
     def execute(self) -> None:
         """Print and write what `ppexec.run` gives."""
         trace = ppexec.run(self)
         if not _speaks():
             return
         if self.out:
-            trace.save(self.out)
+            write_trace(trace, self.out)
         times_s = sorted(trace.details["step_times_s"])
         document = {
             "step_times_s": trace.details["step_times_s"],
@@ -104,6 +113,11 @@ class Verify(Run):
 @dataclass(frozen=True, kw_only=True)
 class Profile(Run):
     """Measure every layer's cost for one microbatch, on as many processes as the run has."""
+
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        if self.out is not None and self.out.suffix.lower() not in (".json", ".csv"):
+            raise ValueError(f"cannot write {self.out}: cost files end in .json or .csv")
 
     def execute(self) -> None:
         """Print and write what `ppexec.profile` gives."""

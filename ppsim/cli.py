@@ -5,16 +5,19 @@ from __future__ import annotations
 import sys
 from collections.abc import Sequence
 from dataclasses import dataclass
-from pathlib import Path
-from typing import Annotated, Any
+from typing import Annotated, Any, Literal
 
+import numpy as np
 import tyro
 
 from ppsim import command
+from ppsim.action import Kind
 from ppsim.check import smallest_receive_window
-from ppsim.command import OptionalFile, Real
-from ppsim.flags import CostFlags, NetworkFlags, ScheduleFlags
+from ppsim.command import OptionalFile, OptionalReal, Real
+from ppsim.export.files import write_trace
+from ppsim.flags import MOST_ACTIONS, CostFlags, NetworkFlags, ScheduleFlags
 from ppsim.schedule import Schedule
+from ppsim.search import search
 from ppsim.simulate import simulate
 from ppsim.staircase import staircase, unit_trace
 from ppsim.trace import Trace
@@ -29,6 +32,8 @@ class ScheduleCommand(ScheduleFlags):
 
     csv: OptionalFile = None
     """Write the schedule in PyTorch's CSV format."""
+    messages: bool = False
+    """Write sends, receives and reductions too, as PyTorch's runtime runs them; with --csv."""
     json: bool = False
     """Print one JSON object instead of text."""
 
@@ -36,7 +41,7 @@ class ScheduleCommand(ScheduleFlags):
         """Do it."""
         schedule = self.load_schedule()
         if self.csv is not None:
-            self.csv.write_text(schedule.to_csv(), encoding="utf-8")
+            self.csv.write_text(schedule.to_csv(messages=self.messages), encoding="utf-8")
         about = {
             **_about(schedule),
             "is_forward_only": schedule.is_forward_only,
@@ -77,31 +82,83 @@ class SimulateCommand(NetworkFlags, CostFlags, ScheduleFlags):
         schedule = self.load_schedule()
         if self.forward_only:
             schedule = schedule.forward_only()
+        kinds = {kind for order in schedule.orders for kind in np.unique(order.kind).tolist()}
         trace = simulate(
             schedule,
-            self.stage_costs(schedule),
+            self.stage_costs(schedule.stages, kinds),
             network=self.network(),
             engine=self.engine,
             overlap=self.overlap,
         )
         if self.out is not None:
-            _write(trace, self.out)
+            write_trace(trace, self.out)
         if self.json:
             command.print_json({**_about(schedule), **_results(trace)})
         else:
             print(_table(trace))
 
 
-def _write(trace: Trace, path: Path) -> None:
-    """In the format that the name's ending asks for."""
-    if path.name.endswith((".json", ".json.gz")):
-        from ppsim.export.perfetto import save_perfetto
+@dataclass(frozen=True, kw_only=True)
+class SearchCommand(NetworkFlags, CostFlags):
+    """Find the order with the shortest step (or rank time) under an activation limit, and what no order can beat."""
 
-        save_perfetto({"predicted": trace}, path)
-    elif path.name.endswith(".csv"):
-        path.write_text(trace.to_frame().to_csv(index=False), encoding="utf-8")
-    else:
-        trace.save(path)
+    ranks: int
+    """p, the number of pipeline ranks."""
+    microbatches: int
+    """m, the number of microbatches of a step."""
+    stages_per_rank: int = 1
+    """v, the number of stages on each rank."""
+    placement: Literal["loop", "v"] = "loop"
+    """Where stages live: loop (stage s on rank s mod p), or v (there and back; two stages per rank)."""
+    objective: Literal["makespan", "rank_time"] = "makespan"
+    """What is to be short: the step, or the longest time of a single rank."""
+    memory_limit_bytes: OptionalReal = None
+    """The most activation bytes that a rank may hold (default: no limit)."""
+    csv: OptionalFile = None
+    """Write the schedule found in PyTorch's CSV format."""
+    out: OptionalFile = None
+    """Write its trace: .json or .json.gz for ui.perfetto.dev, .csv as a table, any other name for ppsim.Trace.load."""
+    json: bool = False
+    """Print one JSON object instead of text."""
+
+    def run(self) -> None:
+        """Do it."""
+        for name in ("ranks", "microbatches", "stages_per_rank"):
+            if getattr(self, name) < 1:
+                raise ValueError(f"--{name.replace('_', '-')} must be 1 or more, got {getattr(self, name)}")
+        stages = self.ranks * self.stages_per_rank
+        if 3 * stages * self.microbatches > MOST_ACTIONS:
+            raise ValueError(
+                f"{stages} stages and {self.microbatches} microbatches make {3 * stages * self.microbatches} actions, "
+                f"at most {MOST_ACTIONS} can be searched: take fewer"
+            )
+        found = search(
+            self.stage_costs(stages, {Kind.F, Kind.I, Kind.W}),
+            ranks=self.ranks,
+            microbatches=self.microbatches,
+            network=self.network(),
+            memory_limit_bytes=self.memory_limit_bytes,
+            stages_per_rank=self.stages_per_rank,
+            placement=self.placement,
+            objective=self.objective,
+        )
+        if self.csv is not None:
+            self.csv.write_text(found.schedule.to_csv(), encoding="utf-8")
+        if self.out is not None:
+            write_trace(found.trace, self.out)
+        trace = found.trace
+        reached_s = trace.makespan_s if self.objective == "makespan" else float(trace.rank_time_s.max())
+        if self.json:
+            results = {"objective": self.objective, "objective_s": reached_s, "lower_bound_s": found.lower_bound_s}
+            command.print_json({**_about(found.schedule), **results, **_results(trace)})
+            return
+        gap = reached_s / found.lower_bound_s - 1 if found.lower_bound_s > 0 else 0.0
+        print(
+            f"{self.objective.replace('_', ' ')} {reached_s:.6g} s; no order is below {found.lower_bound_s:.6g} s",
+            end="",
+        )
+        print(" (optimal)\n" if gap < 1e-12 else f" (at most {gap:.2%} above the optimum)\n")
+        print(_table(trace))
 
 
 def _about(schedule: Schedule) -> dict[str, Any]:
@@ -168,6 +225,7 @@ def _table(trace: Trace) -> str:
 Command = (
     Annotated[ScheduleCommand, tyro.conf.subcommand("schedule")]
     | Annotated[SimulateCommand, tyro.conf.subcommand("simulate")]
+    | Annotated[SearchCommand, tyro.conf.subcommand("search")]
 )
 
 
@@ -175,7 +233,7 @@ def main(args: Sequence[str] | None = None) -> int:
     """Run the command line; returns the exit code (see `command.run`)."""
 
     def work() -> None:
-        chosen: ScheduleCommand | SimulateCommand = command.parse(
+        chosen: ScheduleCommand | SimulateCommand | SearchCommand = command.parse(
             Command, prog="ppsim", description=_DESCRIPTION, args=args
         )
         chosen.run()

@@ -99,7 +99,8 @@ def _without_frame(text: str) -> str:
     if not sections[0]:
         return text.strip()
     said = " ".join(sections[0]).rstrip(".")
-    said = re.sub(r"^Error parsing (\S+):", r"\1", said)
+    said = re.sub(r"^Error parsing (-\S+):", r"\1", said)
+    said = re.sub(r"^Error parsing \w+: ", "", said)  # a dataclass refused its fields; its name means nothing here
     said = re.sub(r" \(applied to [^)]*\)|\s*Arguments are applied to .*", "", said)
     rest = [line for section in sections[1:] for line in section]
     meant = list(dict.fromkeys(word for line in rest if line.startswith("--") for word in line.split()[:1]))

@@ -5,7 +5,6 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import Annotated
 
-import numpy as np
 import tyro
 
 from ppsim.action import Kind
@@ -17,7 +16,7 @@ from ppsim.partition import Method, partition
 from ppsim.schedule import Schedule
 from ppsim.schedules import build_schedule, natural_stages_per_rank, schedule_names
 
-_MOST_ACTIONS = 8_000_000  # about 4 GB and minutes to simulate; more is a typing error rather than a pipeline
+MOST_ACTIONS = 8_000_000  # about 4 GB and minutes to simulate; more is a typing error rather than a pipeline
 _MOST_RANKS = 100_000
 _SCHEDULE_HELP = tyro.conf.arg(help=f"Built-in schedule: {', '.join(schedule_names())}.")
 
@@ -70,18 +69,18 @@ def _refuse_giants(name: str, ranks: int, microbatches: int, stages_per_rank: in
     if ranks > _MOST_RANKS:
         raise ValueError(f"--ranks {ranks} is more than this can hold: take at most {_MOST_RANKS}")
     stages = ranks * (natural_stages_per_rank(name) if stages_per_rank is None else stages_per_rank)
-    if ranks > 0 and stages > 0 and 2 * stages * microbatches > _MOST_ACTIONS:
-        most = _MOST_ACTIONS // (2 * stages)
+    if ranks > 0 and stages > 0 and 2 * stages * microbatches > MOST_ACTIONS:
+        most = MOST_ACTIONS // (2 * stages)
         remedy = f"at most {most} microbatches or fewer stages" if most else "fewer stages"
         raise ValueError(
             f"{stages} stages and --microbatches {microbatches} make {2 * stages * microbatches} actions, at most "
-            f"{_MOST_ACTIONS} can be held: take {remedy}"
+            f"{MOST_ACTIONS} can be held: take {remedy}"
         )
 
 
 @dataclass(frozen=True, kw_only=True)
 class CostFlags:
-    """What a microbatch costs: one set of numbers for all stages, or a file of layers."""
+    """What a microbatch costs: one set of numbers for all stages, or a file of layers; F = I = W = 1 s unless given."""
 
     forward_s: OptionalReal = None
     """F on each stage, in seconds."""
@@ -102,25 +101,26 @@ class CostFlags:
     partition: OptionalName = None
     """How layers become stages: even, optimal, or counts such as 3,2,3; with --costs (default: even)."""
 
-    def stage_costs(self, schedule: Schedule) -> list[StageCost]:
-        """Each stage's cost, from a file or the same for all."""
+    def stage_costs(self, stages: int, kinds: set[int]) -> list[StageCost]:
+        """Each stage's cost, from a file or the same for all; `kinds`: those that actions have."""
         uniform = {name: getattr(self, name) for name in _UNIFORM if getattr(self, name) is not None}
         if self.costs is not None:
             if uniform:
                 raise ValueError(f"--costs holds every stage's cost: leave out {_flag(next(iter(uniform)))} or --costs")
             layers = load_costs(self.costs)
-            return partition(layers, stages=schedule.stages, method=_method(self.partition))
+            return partition(layers, stages=stages, method=_method(self.partition))
         if self.partition is not None:
             raise ValueError(f"--partition {self.partition} cuts the layers of a cost file: give it with --costs FILE")
-        missing = self._missing_costs(schedule)
+        if not uniform:
+            return [StageCost(forward_s=1, backward_input_s=1, backward_weight_s=1)] * stages
+        missing = self._missing_costs(kinds)
         if missing:
             raise ValueError(f"{_flag(missing)} is missing: give it in seconds, or all costs with --costs FILE")
         # What no action of this schedule takes may be left out, but a StageCost has a number for everything.
-        return [StageCost(**{"backward_input_s": 0.0, "backward_weight_s": 0.0, **uniform})] * schedule.stages
+        return [StageCost(**{"backward_input_s": 0.0, "backward_weight_s": 0.0, **uniform})] * stages
 
-    def _missing_costs(self, schedule: Schedule) -> str | None:
-        """The first cost that some action of the schedule takes and no flag gives."""
-        kinds = {kind for order in schedule.orders for kind in np.unique(order.kind).tolist()}
+    def _missing_costs(self, kinds: set[int]) -> str | None:
+        """The first cost that some action takes and no flag gives."""
         needed = ["forward_s"]
         if kinds & {Kind.I, Kind.W} or (Kind.B in kinds and self.backward_s is None):
             needed += ["backward_input_s", "backward_weight_s"]

@@ -231,3 +231,25 @@ def test_closed_standard_output_is_no_error() -> None:
     command = f"'{sys.executable}' -c 'import sys; from ppsim.cli import main; sys.exit(main())' --help >&-"
     done = subprocess.run(["sh", "-c", command], stderr=subprocess.PIPE, text=True, check=False)
     assert (done.returncode, done.stderr) == (0, "")
+
+
+def test_without_costs_every_action_takes_a_second(capsys) -> None:
+    found = run_json(capsys, "simulate --schedule afab --ranks 4 --microbatches 8")
+    assert found["makespan_s"] == (8 + 4 - 1) * 3
+
+
+def test_search_reports_the_best_order_found_and_what_no_order_beats(capsys, tmp_path) -> None:
+    path = tmp_path / "found.csv"
+    costs = "--forward-s 1 --backward-input-s 1 --backward-weight-s 1 --activation-bytes 1 --memory-limit-bytes 3"
+    found = run_json(capsys, f"search --ranks 3 --microbatches 6 {costs} --csv {path}")
+    assert found["lower_bound_s"] <= found["objective_s"] == found["makespan_s"]
+    assert max(found["peak_activation_bytes"]) <= 3
+    again = run_json(capsys, f"simulate --from-csv {path} {costs.rpartition(' --memory')[0]}")
+    assert again["makespan_s"] == found["makespan_s"]
+
+
+@pytest.mark.parametrize(
+    "flags", ["--ranks 0", "--microbatches 0", "--placement v", "--memory-limit-bytes 0.5", "--ranks 99999999"]
+)
+def test_a_search_that_cannot_be_is_refused(capsys, flags: str) -> None:
+    refused(capsys, f"search --ranks 3 --microbatches 6 {COSTS} --activation-bytes 1 {flags}")

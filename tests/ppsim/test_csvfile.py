@@ -37,8 +37,7 @@ def test_an_evaluation_reduces_nothing() -> None:
         ("0F0,0SEND_F0,0B0,0RECV_B0\n1RECV_F0,1F0,1B0,1SEND_B0", "row 1, column 4: 0RECV_B0 must come before 0B0"),
         ("0F0,0SEND_F0,0SEND_F0,0RECV_B0,0B0\n1RECV_F0,1F0,1B0,1SEND_B0", "row 1, column 3: 0SEND_F0 occurs twice"),
         (
-            "0F0,0SEND_F0,0F1,0SEND_F1,0RECV_B0,0B0,0RECV_B1,0B1\n"
-            "1RECV_F1,1RECV_F0,1F0,1F1,1B0,1SEND_B0,1B1,1SEND_B1",
+            "0F0,0SEND_F0,0F1,0SEND_F1,0RECV_B0,0B0,0RECV_B1,0B1\n1RECV_F1,1RECV_F0,1F0,1F1,1B0,1SEND_B0,1B1,1SEND_B1",
             "row 2, column 1: 1RECV_F1 stands where 1RECV_F0 arrives: order receives as rank 0 sends them",
         ),
         ("0F0,0SEND_F1,0B0\n1F0,1B0", "row 1, column 2: 0SEND_F1 has nothing to carry on rank 0"),

@@ -47,7 +47,10 @@ from tests.commandline import AFAB, COSTS, refused, run_json
         (f"schedule {AFAB} --csv none/x.csv", "cannot open 'none/x.csv': No such file or directory"),
         (f"schedule {AFAB} --forward-s 1", "--forward-s 1; perhaps you meant --forward-s"),
         (f"schedule {AFAB} --json 3", "Unrecognized options: 3"),
-        (f"simulate {AFAB}", "--forward-s is missing: give it in seconds, or all costs with --costs FILE"),
+        (
+            f"simulate {AFAB} --backward-s 2",
+            "--forward-s is missing: give it in seconds, or all costs with --costs FILE",
+        ),
         (f"simulate {AFAB} --forward-s 1", "--backward-input-s is missing"),
         (f"simulate {AFAB} --forward-s 1 --backward-input-s 1", "--backward-weight-s is missing"),
         (f"simulate {AFAB} {COSTS} --costs c.json", "leave out --forward-s or --costs"),
