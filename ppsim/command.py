@@ -120,20 +120,20 @@ def _without_frame(text: str) -> str:
 def run(work: Callable[[], None], *, prog: str) -> int:
     """Do the work of a command and return its exit code, with every error a user can cause as one message.
 
-    0: done. 2: bad input, that is ValueError or OSError, or a size that memory does not hold; the message goes to
+    0: done, or the code of a SystemExit. 2: bad input, that is ValueError or OSError, or a size that memory does not hold; the message goes to
     standard error. 130: interrupted. 141: whoever read standard output stopped (`| head`), which is no error.
     """
     for name in ("stdout", "stderr"):
         if getattr(sys, name) is None:  # closed by the caller (`>&-`): print knows that, tyro does not
             setattr(sys, name, open(os.devnull, "w"))  # noqa: SIM115  (for as long as Python runs)
     try:
+        code = 0
         try:
             work()
-        except SystemExit as stop:  # help was printed
-            if stop.code:
-                raise
+        except SystemExit as stop:  # help was printed, or the work's answer is no
+            code = stop.code if isinstance(stop.code, int) else int(stop.code is not None)
         sys.stdout.flush()  # here, not when Python ends: a closed pipe must be noticed where it can be handled
-        return 0
+        return code
     except BrokenPipeError:
         _drop_output()
         return 141

@@ -1,0 +1,105 @@
+"""The studies run, at small sizes, and write what they say."""
+
+from __future__ import annotations
+
+import importlib.util
+import json
+import sys
+from pathlib import Path
+from types import ModuleType
+
+import pytest
+
+from ppsim import LayerCost, save_costs
+
+STUDIES = Path(__file__).parents[2] / "studies"
+
+
+def load(name: str) -> ModuleType:
+    """A study's script as a module."""
+    specification = importlib.util.spec_from_file_location(f"study_{name}", STUDIES / f"{name}.py")
+    assert specification is not None
+    assert specification.loader is not None
+    module = importlib.util.module_from_spec(specification)
+    sys.modules[specification.name] = module
+    specification.loader.exec_module(module)
+    return module
+
+
+def run(name: str, words: str, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) -> tuple[int, str]:
+    """Exit code and standard output of a study."""
+    monkeypatch.setattr(sys, "argv", [f"{name}.py", *words.split()])
+    code = load(name).main()
+    return code, capsys.readouterr().out
+
+
+def test_every_published_figure_holds(monkeypatch, capsys) -> None:
+    code, out = run("published", "--no-search --json", monkeypatch, capsys)
+    found = json.loads(out)
+    assert code == 0
+    assert found["holds"] is True
+    assert len(found["rows"]) > 70
+
+
+def test_a_row_that_is_off_ends_with_1(monkeypatch, capsys, tmp_path) -> None:
+    for source in (STUDIES / "published").iterdir():
+        (tmp_path / source.name).write_text(source.read_text())
+    table = json.loads((tmp_path / "zero_bubble_iclr2024.json").read_text())
+    table["rows"][0][table["columns"].index("zb_h1")] += 0.0001
+    (tmp_path / "zero_bubble_iclr2024.json").write_text(json.dumps(table))
+    module = load("published")
+    monkeypatch.setattr(module, "_DATA", tmp_path)
+    monkeypatch.setattr(sys, "argv", ["published.py", "--no-search"])
+    assert module.main() == 1
+    assert capsys.readouterr().out.count("OFF") == 1
+
+
+def test_schedules_are_compared(monkeypatch, capsys, tmp_path) -> None:
+    layer = LayerCost(forward_s=0.001, backward_input_s=0.001, backward_weight_s=0.001, activation_bytes=1000,
+                      weight_activation_bytes=500, output_bytes=100)  # fmt: skip
+    save_costs([layer] * 4, tmp_path / "costs.json")
+    words = "--only 1f1b zb-v --ranks 2 --layers 4 --microbatches 4 --hidden 8 --seq 4 --steps 2 --warmup 0"
+    code, out = run(
+        "schedules", f"{words} --costs {tmp_path / 'costs.json'} --out {tmp_path / 'out'} --json", monkeypatch, capsys
+    )
+    assert code == 0
+    rows = json.loads(out)["schedules"]
+    assert [row["schedule"] for row in rows] == ["1f1b", "zb-v"]
+    for row in rows:
+        assert row["gradients_bit_equal"] is True
+        assert row["peak_activation_bytes"]["predicted"] == row["peak_activation_bytes"]["measured"]
+        # Every action sleeps at least its time, so no step is shorter than its critical path of computations.
+        assert row["step_time_s"]["measured_median"] >= 0.9 * row["step_time_s"]["predicted"]
+    assert (tmp_path / "out" / "report.html").stat().st_size > 1_000_000
+
+
+def test_afab_bubble_and_memory(monkeypatch, capsys, tmp_path) -> None:
+    words = f"--ranks 1 2 --microbatches 1 3 --forward-s 0.002 --backward-s 0.004 --steps 1 --out {tmp_path} --json"
+    code, out = run("afab_bubble", words, monkeypatch, capsys)
+    assert code == 0
+    for point in json.loads(out)["points"]:
+        assert point["bubble_simulated"] == pytest.approx(point["bubble_theory"], abs=1e-9)
+        assert point["held_theory"] == point["held_simulated"] == point["held_measured"] == point["microbatches"]
+
+
+@pytest.mark.parametrize(
+    ("name", "words"),
+    [
+        ("published", "--out pyproject.toml"),
+        ("schedules", "--only 1f1c"),
+        ("schedules", "--layers 7"),
+        ("afab_bubble", "--ranks 0"),
+        ("afab_bubble", "--forward-s -1"),
+        ("afab_bubble", "--steps x"),
+        ("sim_vs_measured", "--hidden -3"),
+        ("sim_vs_measured", "--out pyproject.toml"),
+    ],
+)
+def test_bad_flags_end_with_2_and_one_message(name: str, words: str, monkeypatch, capsys) -> None:
+    monkeypatch.chdir(STUDIES.parent)
+    monkeypatch.setattr(sys, "argv", [f"{name}.py", *words.split()])
+    assert load(name).main() == 2
+    out, err = capsys.readouterr()
+    assert out == ""
+    assert err.splitlines()[-1].startswith(f"{name}.py: ")
+    assert "Traceback" not in err
