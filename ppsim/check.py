@@ -9,6 +9,8 @@ import numpy as np
 from ppsim.errors import ScheduleError
 from ppsim.program import Program
 
+_LARGE = 200_000  # actions
+
 
 def check_ends(program: Program) -> None:
     """Raise ScheduleError if some action waits, through others, for itself; the message shows the circle.
@@ -16,6 +18,15 @@ def check_ends(program: Program) -> None:
     Every rank runs its actions in sequence and sends wait for nobody, so a program hangs exactly when the graph of
     "comes after on this rank" and "needs the result of" has a circle. Advances all ranks as far as they go.
     """
+    position = _advance_large(program) if program.actions > _LARGE else _advance(program)
+    ends = program.rank_actions[1:]
+    stuck = [rank for rank in range(program.ranks) if position[rank] < ends[rank]]
+    if stuck:
+        raise ScheduleError(_circle(program, position, stuck[0]))
+
+
+def _advance(program: Program) -> list[int]:
+    """Run every rank as far as it gets; the action at which each one stands then."""
     needs, starts = program.needs.tolist(), program.action_start.tolist()
     position = program.rank_actions[:-1].tolist()
     ends = program.rank_actions[1:].tolist()
@@ -38,9 +49,14 @@ def check_ends(program: Program) -> None:
                     ready.append(waiter)
             action += 1
         position[rank] = action
-    stuck = [rank for rank in range(program.ranks) if position[rank] < ends[rank]]
-    if stuck:
-        raise ScheduleError(_circle(program, position, stuck[0]))
+    return position
+
+
+def _advance_large(program: Program) -> list[int]:
+    """As `_advance`, compiled; worth numba's second of importing for large programs alone."""
+    from ppsim.engines.compiled_check import advance
+
+    return advance(program).tolist()
 
 
 def _circle(program: Program, position: list[int], rank: int) -> str:

@@ -120,8 +120,9 @@ def _without_frame(text: str) -> str:
 def run(work: Callable[[], None], *, prog: str) -> int:
     """Do the work of a command and return its exit code, with every error a user can cause as one message.
 
-    0: done, or the code of a SystemExit. 2: bad input, that is ValueError or OSError, or a size that memory does not hold; the message goes to
-    standard error. 130: interrupted. 141: whoever read standard output stopped (`| head`), which is no error.
+    0: done, or the code of a SystemExit. 2: bad input, that is ValueError or OSError, or a size that memory does not
+    hold; the message goes to standard error. 130: interrupted. 141: whoever read standard output stopped (`| head`),
+    which is no error.
     """
     for name in ("stdout", "stderr"):
         if getattr(sys, name) is None:  # closed by the caller (`>&-`): print knows that, tyro does not

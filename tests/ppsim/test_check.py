@@ -5,7 +5,7 @@ from __future__ import annotations
 import pytest
 from hypothesis import event, given
 
-from ppsim import Action, Order, OverlappedPair, Schedule, ScheduleError
+from ppsim import Action, Order, OverlappedPair, Schedule, ScheduleError, check
 from ppsim.check import smallest_receive_window
 from tests.evaluator import spelled, stuck_ranks
 from tests.strategies import orders_that_may_hang, schedules
@@ -26,6 +26,12 @@ def test_a_schedule_is_refused_exactly_if_tokens_get_stuck(orders: list[list[Act
         assert named <= set(stuck)
     else:
         schedule.check()
+
+
+@given(orders_that_may_hang())
+def test_the_compiled_check_stops_where_the_other_does(orders: list[list[Action | OverlappedPair]]) -> None:
+    program = Schedule.of(orders).program
+    assert check._advance_large(program) == check._advance(program)
 
 
 @given(schedules())
