@@ -13,10 +13,11 @@ from ppsim.search.problem import Problem
 from ppsim.search.tune import run_policies, tune
 
 # Effort, in actions scheduled, so that time does not grow with the problem (about 15 M actions a second).
-_SMALL = 500  # up to this many actions, the wide portfolio (if no full B can pay, which multiplies it)
+_SMALL = 500  # up to this many actions, the wide portfolio (if no full B can pay, which multiplies it), all heats
 _WHOLE = 8_000  # up to this many actions, policies are judged at the full microbatch count
 _TUNE, _TUNE_LEAST, _TUNE_MOST = 2_000_000, 60, 1_500
 _MOVE, _MOVE_LEAST, _MOVE_MOST = 8_000_000, 150, 6_000  # too few moves are not worth their start
+_HEATS = (0.05, 0.3, 1.0)  # in mean durations: how much worse a move may be at first; the first, if not small
 _STARTS = 2  # policies that are tuned
 _SEED = 20240
 _SAME = 1 + 1e-12
@@ -32,7 +33,7 @@ def search_at(problem: Problem) -> tuple[Plan, float]:
     model = _shortened(problem)
     chosen = _judge(model, portfolio(model, wide=actions_of(model) <= _SMALL and not is_fusable(model)))
     best, best_s = _run(problem, chosen)
-    if best_s <= goal:
+    if best_s <= goal or best_s == np.inf:
         return best, best_s
     tuned = _tuned(model, chosen)
     plan, found_s = _run(problem, tuned)
@@ -46,27 +47,34 @@ def climb(problem: Problem, plan: Plan, goal_s: float) -> tuple[Plan, float]:
 
     The plan holds no pairs and fits the problem's limit; so does the result.
     """
-    tries = min(_MOVE_MOST, _MOVE // actions_of(problem))
+    actions = actions_of(problem)
+    tries = min(_MOVE_MOST, _MOVE // actions)
+    best, best_s = plan, plan.objective_s(problem)
     if tries < _MOVE_LEAST:
-        return plan, plan.objective_s(problem)
-    better = plan.copy()
-    heat = 0.05 * float(problem.tables.duration.mean())
-    found_s = improve(
-        problem.tables,
-        problem.microbatches,
-        problem.limit_bytes,
-        problem.by_rank_time,
-        is_fusable(problem),
-        better.kind,
-        better.stage,
-        better.microbatch,
-        better.length,
-        tries,
-        heat,
-        goal_s * _SAME,
-        _SEED,
-    )
-    return better, float(found_s)
+        return best, best_s
+    mean_s = float(problem.tables.duration.mean())
+    for seed, heat in enumerate(_HEATS if actions <= _SMALL else _HEATS[:1]):
+        if best_s <= goal_s * _SAME:
+            break
+        better = plan.copy()
+        found_s = improve(
+            problem.tables,
+            problem.microbatches,
+            problem.limit_bytes,
+            problem.by_rank_time,
+            is_fusable(problem),
+            better.kind,
+            better.stage,
+            better.microbatch,
+            better.length,
+            tries,
+            heat * mean_s,
+            goal_s * _SAME,
+            _SEED + seed,
+        )
+        if found_s < best_s:
+            best, best_s = better, float(found_s)
+    return best, best_s
 
 
 def actions_of(problem: Problem) -> int:

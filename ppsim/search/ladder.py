@@ -15,6 +15,8 @@ from ppsim.search.problem import UNLIMITED_BYTES, Integers, Problem
 
 # Steps of the ladder in shares of p whole microbatches per rank. Fine where limits are usually set.
 _SHARES = [eighth / 8 for eighth in range(1, 17)] + [2.25, 2.5, 2.75, 3, 4, 6, 8, 12, 16, 24, 32]
+# And in whole microbatches: where only a few fit, each part of one counts.
+_WHOLES = [quarter / 4 for quarter in range(4, 16)] + [half / 2 for half in range(8, 17)]
 _SAME = 1 + 1e-12  # objectives this close are equal: sums of the same numbers in another order
 _TO_THE_BIT = 20_000  # up to this many actions, steps that could win by that much are searched as well
 
@@ -62,6 +64,7 @@ def _steps(problem: Problem) -> list[Integers]:
     everything = int(np.bincount(problem.placement, larger, problem.ranks).max()) * problem.microbatches
     given = problem.limit_bytes
     levels = {whole, everything, *(math.floor(share * problem.ranks * whole) for share in _SHARES)}
+    levels |= {math.floor(count * whole) for count in _WHOLES if count <= 2 * problem.ranks}
     fitting = [level for level in levels if whole <= level <= everything and level <= given.min()]
     steps = [np.full(problem.ranks, level, np.int64) for level in sorted(fitting, reverse=True)]
     if (given != given[0]).any():

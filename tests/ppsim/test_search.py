@@ -320,7 +320,7 @@ def problems(draw):
     }
 
 
-@settings(max_examples=40, deadline=None)
+@settings(max_examples=25, deadline=None)
 @given(problems())
 def test_any_problem_gives_a_complete_schedule_within_the_limit_that_the_simulator_confirms(problem) -> None:
     stages, options = problem
