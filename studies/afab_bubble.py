@@ -32,7 +32,7 @@ from tqdm import tqdm
 
 import ppexec
 import ppsim
-from ppexec.cli import existing_directory, run_command, show_warning
+from ppexec.cli import existing_directory, study_main
 from ppexec.environment import describe_environment
 from ppexec.findings import environment_rows
 from ppsim import command, theory
@@ -195,12 +195,7 @@ def figure(points: list[Point]) -> go.Figure:
 
 def main() -> int:
     """Run the study with the command line's flags; the exit code."""
-
-    def work() -> None:
-        warnings.showwarning = show_warning
-        command.parse(Study, prog="afab_bubble.py", description=(__doc__ or "").split("\n")[0]).execute()
-
-    return run_command(work, prog="afab_bubble.py")
+    return study_main(Study, __doc__)
 
 
 if __name__ == "__main__":

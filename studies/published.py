@@ -25,7 +25,7 @@ from typing import Any
 from tqdm import tqdm
 
 import ppsim
-from ppexec.cli import existing_directory, run_command
+from ppexec.cli import existing_directory, study_main
 from ppsim import command, theory
 from ppsim.export.report import Report
 
@@ -301,11 +301,7 @@ def report(rows: list[Row]) -> Report:
 
 def main() -> int:
     """Run the study with the command line's flags; the exit code."""
-
-    def work() -> None:
-        command.parse(Study, prog="published.py", description=(__doc__ or "").split("\n")[0]).execute()
-
-    return run_command(work, prog="published.py")
+    return study_main(Study, __doc__)
 
 
 if __name__ == "__main__":

@@ -31,7 +31,7 @@ from tqdm import tqdm
 
 import ppexec
 import ppsim
-from ppexec.cli import existing_directory, run_command, show_warning
+from ppexec.cli import existing_directory, study_main
 from ppexec.config import RunConfig
 from ppexec.experiment import Outcome, predict_and_measure
 from ppexec.findings import environment_rows
@@ -230,12 +230,7 @@ def trade_off(rows: Sequence[dict[str, Any]]) -> go.Figure:
 
 def main() -> int:
     """Run the study with the command line's flags; the exit code."""
-
-    def work() -> None:
-        warnings.showwarning = show_warning
-        command.parse(Study, prog="schedules.py", description=(__doc__ or "").split("\n")[0]).execute()
-
-    return run_command(work, prog="schedules.py")
+    return study_main(Study, __doc__)
 
 
 if __name__ == "__main__":

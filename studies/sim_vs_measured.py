@@ -16,14 +16,13 @@ from __future__ import annotations
 
 import json
 import sys
-import warnings
 from dataclasses import dataclass
 from pathlib import Path
 
 import pandas
 from tqdm import tqdm
 
-from ppexec.cli import existing_directory, run_command, show_warning
+from ppexec.cli import existing_directory, study_main
 from ppexec.config import RunConfig
 from ppexec.experiment import Outcome, experiment_length, predict_and_measure
 from ppexec.findings import comparison_rows, environment_rows, verdict
@@ -137,12 +136,7 @@ def report(outcome: Outcome, traces: dict) -> Report:
 
 def main() -> int:
     """Run the study with the command line's flags; the exit code."""
-
-    def work() -> None:
-        warnings.showwarning = show_warning
-        command.parse(Study, prog="sim_vs_measured.py", description=(__doc__ or "").split("\n")[0]).execute()
-
-    return run_command(work, prog="sim_vs_measured.py")
+    return study_main(Study, __doc__)
 
 
 if __name__ == "__main__":
