@@ -12,6 +12,7 @@ import torch
 
 import ppsim
 from ppexec.warn import bubble_warning
+from ppsim.check import smallest_receive_window
 from ppsim.command import read_text
 
 _PRESETS: dict[str, dict[str, int]] = {
@@ -99,6 +100,7 @@ class RunConfig:
         self._default("microbatches", schedule.microbatches)
         self._default("global_batch_size", self.microbatches * self.micro_batch_size * self.dp)
         self._default("threads", max((os.cpu_count() or 1) // self.world_size, 1))
+        self._check_window()
         self.layer_costs, self.layer_sizes  # noqa: B018  (refuse a bad file or cut now, not in the workers)
 
     def _at_least(self, name: str, least: int) -> None:
@@ -140,6 +142,14 @@ class RunConfig:
                 f"microbatches is {self.microbatches}: leave one of the two out"
             )
         self._default("microbatches", size // per_round)
+
+    def _check_window(self) -> None:
+        needed = smallest_receive_window(self.pipeline.program) if self.receive_window else 0
+        if self.receive_window < needed:
+            raise ValueError(
+                f"receive_window {self.receive_window} is too small: a rank of this schedule needs {needed} receives "
+                f"posted at once on a link, or it waits for ever; take {needed} or more, or 0"
+            )
 
     @property
     def world_size(self) -> int:

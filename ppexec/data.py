@@ -38,14 +38,20 @@ def load_batch(
         return Batch()
     batch = Batch()
     for index in microbatch_order(seed, step=step, microbatches=microbatches, dp=dp, dp_rank=dp_rank).tolist():
-        pair = sample(index)
-        if not (isinstance(pair, tuple) and len(pair) == 2 and all(isinstance(part, torch.Tensor) for part in pair)):
-            raise ValueError(f"sample({index}) must give (inputs, targets), two tensors, got {type(pair).__name__}")
+        inputs, targets = read_sample(sample, index)
         if has_first:
-            batch.inputs.append(_own(pair[0].to(device)))
+            batch.inputs.append(_own(inputs.to(device)))
         if has_last:
-            batch.targets.append(_own(pair[1].to(device)))
+            batch.targets.append(_own(targets.to(device)))
     return batch
+
+
+def read_sample(sample: Sample, index: int) -> tuple[torch.Tensor, torch.Tensor]:
+    """One microbatch by its global index; raises ValueError if it is not a pair of tensors."""
+    pair = sample(index)
+    if not (isinstance(pair, tuple) and len(pair) == 2 and all(isinstance(part, torch.Tensor) for part in pair)):
+        raise ValueError(f"sample({index}) must give (inputs, targets), two tensors, got {type(pair).__name__}")
+    return pair
 
 
 def _own(tensor: torch.Tensor) -> torch.Tensor:

@@ -108,6 +108,20 @@ class Session:
         samples: list[LinkSample] = [sample for rank in by_rank for sample in rank]
         return Network(links={(s.source, s.destination): Link(latency_s=s.one_way_s) for s in samples})
 
+    def time_compute(self, rounds: int) -> list[list[dict[str, float]]]:
+        """By rank, each round's seconds of F and B in a plain loop without messages; one stage per rank."""
+        self._refuse_timed("compute")
+        return self._workers.call("time_compute", rounds=rounds)[: self.config.ranks]
+
+    def time_steps(self, executor: str | None, steps: int) -> list[float]:
+        """Seconds of whole steps, first begin to last end, of this runtime (None) or one of `peer.PEERS`."""
+        self._refuse_timed("compare")
+        by_rank = self._workers.call("time_steps", executor=executor, steps=steps)[: self.config.ranks]
+        return [
+            (max(end for _, end in times) - min(begin for begin, _ in times)) / 1e9
+            for times in zip(*by_rank, strict=True)
+        ]
+
     def verify(self) -> VerifyReport:
         """Outputs and gradients against one process without a pipeline."""
         self._refuse_timed("verify")

@@ -105,14 +105,16 @@ class SplitBackward:
         unit = Unit(module)
         unit.ledger = self._ledger
         self._open.append(unit)
+        inner_of: dict[int, torch.Tensor] = {}  # one for one: attention computes otherwise where query is not key
 
         def cut(value: Any) -> Any:
             if not isinstance(value, torch.Tensor) or not value.requires_grad:
                 return value
-            inner = value.detach().requires_grad_()
-            unit.outer_inputs.append(value)
-            unit.inner_inputs.append(inner)
-            return inner
+            if id(value) not in inner_of:
+                inner_of[id(value)] = inner = value.detach().requires_grad_()
+                unit.outer_inputs.append(value)
+                unit.inner_inputs.append(inner)
+            return inner_of[id(value)]
 
         return pytree.tree_map(cut, (arguments, named))
 

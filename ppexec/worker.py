@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import gc
 import os
-from collections.abc import Sequence
+from collections.abc import Callable, Iterator, Sequence
 from datetime import timedelta
 from functools import cached_property
 from typing import Any
@@ -14,7 +14,7 @@ import torch.distributed as dist
 
 from ppexec.clock import offset_to_first_ns
 from ppexec.config import RunConfig
-from ppexec.data import Batch, load_batch
+from ppexec.data import Batch, load_batch, read_sample
 from ppexec.environment import ALLOCATOR, memory_bytes
 from ppexec.ledger import Ledger, tensors_of
 from ppexec.mesh import build_mesh
@@ -70,6 +70,7 @@ class Worker:
         )
         replicas = self.mesh.get_group("dp") if config.dp > 1 and not config.forward_only else None
         self.runtime = Runtime(self.program, self.rank, self.stages, transport, replicas=replicas)
+        self.peers: dict[str, Callable[[Batch], Any]] = {}
         self.offset_ns = offset_to_first_ns(self.group)
 
     def _real_stage(self, stage: int) -> Stage:
@@ -113,7 +114,7 @@ class Worker:
         message: list[Any] = [None]
         if self.rank == holder:
             try:
-                inputs, _ = self.model.sample(0)
+                inputs, _ = read_sample(self.model.sample, 0)
                 message = [infer_boundaries(self.model.layers, TensorSpec.of(inputs))]
             except ValueError as error:
                 message = [error]
@@ -154,19 +155,24 @@ class Worker:
         for stage in self.stages.values():
             stage.clear()
 
-    def measure(self, steps: int, first_step: int = 0) -> list[StepRecord]:
-        """Run and time `steps` steps; times are on the first rank's clock."""
-        records = []
-        for step in range(first_step, first_step + steps):
+    def _together(self, first: int, count: int) -> Iterator[Batch]:
+        """The batches of `count` steps; all ranks of a replica go on from each at once, and no garbage is collected."""
+        for step in range(first, first + count):
             batch = self.load(step)
             self.clear()
             gc.collect()
             gc.disable()
             try:
                 dist.barrier(self.group)
-                record = self.runtime.step(batch)
+                yield batch
             finally:
                 gc.enable()
+
+    def measure(self, steps: int, first_step: int = 0) -> list[StepRecord]:
+        """Run and time `steps` steps; times are on the first rank's clock."""
+        records = []
+        for batch in self._together(first_step, steps):
+            record = self.runtime.step(batch)
             record.start_ns = [time + self.offset_ns for time in record.start_ns]
             record.end_ns = [time + self.offset_ns for time in record.end_ns]
             record.sent_ns = {message: time + self.offset_ns for message, time in record.sent_ns.items()}
@@ -186,18 +192,7 @@ class Worker:
 
     def profile(self, rounds: int, first_step: int = 0) -> list[LayerSamples]:
         """Time this rank's layers, in its order, at the same time as the other ranks time theirs."""
-        results = []
-        for step in range(first_step, first_step + rounds):
-            batch = self.load(step)
-            self.clear()
-            gc.collect()
-            gc.disable()
-            try:
-                dist.barrier(self.group)
-                results.append(self._profiler.round(batch))
-            finally:
-                gc.enable()
-        return results
+        return [self._profiler.round(batch) for batch in self._together(first_step, rounds)]
 
     @cached_property
     def _profiler(self) -> LayerProfiler:
@@ -215,6 +210,18 @@ class Worker:
     def allocator(self) -> dict[str, str | None]:
         """This process's allocator settings."""
         return {name: os.environ.get(name) for name in ALLOCATOR}
+
+    def time_compute(self, rounds: int) -> list[dict[str, float]]:
+        """F and B of this rank's stage in a plain loop (see `peer`)."""
+        from ppexec.peer import time_compute
+
+        return time_compute(self, rounds)
+
+    def time_steps(self, executor: str | None, steps: int) -> list[tuple[int, int]]:
+        """Begin and end of whole steps, of this project's runtime (None) or a peer's (see `peer`)."""
+        from ppexec.peer import time_ours, time_peer
+
+        return time_ours(self, steps) if executor is None else time_peer(self, executor, steps)
 
     def verify(self) -> list[Comparison]:
         """Run a step and compare this rank's outputs and gradients with one process that has no pipeline."""

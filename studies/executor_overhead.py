@@ -1,0 +1,161 @@
+"""What does running a schedule cost beside the computation, and what does PyTorch's own executor cost?
+
+Question   The same model, the same workers, the same messages: how much longer than its computations is a step?
+
+Command    python studies/executor_overhead.py
+           python studies/executor_overhead.py --hidden 512 --seq 256 --layers 4 --json
+
+Method     PyTorch's ScheduleGPipe, Schedule1F1B and schedule runtime and ours run in turn, step by step, in one run.
+           The floor is the prediction from F and B alone, each measured in a plain loop without messages in between. A
+           step is timed from the barrier before it to the last rank's end. Overhead is (step - floor) / microbatches.
+
+Writes DIR/report.html and summary.json.
+"""
+
+from __future__ import annotations
+
+import json
+import sys
+import warnings
+from dataclasses import dataclass, replace
+from pathlib import Path
+from statistics import median
+from typing import Any
+
+from tqdm import tqdm
+
+import ppexec
+import ppsim
+from ppexec.cli import existing_directory, study_main
+from ppexec.config import RunConfig
+from ppexec.findings import environment_rows
+from ppsim import command
+from ppsim.export.report import Report
+
+_PEER_OF = {"afab": "torch-gpipe", "1f1b": "torch-1f1b"}
+
+
+@dataclass(frozen=True, kw_only=True)
+class Study(RunConfig):
+    """The cost of running AFAB and 1F1B beside their computations: ours and PyTorch's."""
+
+    layers: int = 2
+    """Number of layers."""
+    hidden: int = 8
+    """Hidden size; tiny, so that all there is is overhead."""
+    seq: int = 2
+    """Sequence length."""
+    micro_batch_size: int = 1
+    """Samples of a microbatch."""
+    microbatches: int = 32
+    """Microbatches of a step."""
+    steps: int = 30
+    """Measured steps of each executor."""
+    warmup: int = 5
+    """Steps of each executor before."""
+    out: Path = Path("studies/out/executor_overhead")
+    """Directory for report.html and summary.json."""
+    json: bool = False
+    """Print summary.json's object and nothing else on standard output."""
+
+    def execute(self) -> None:
+        """Measure, print the table, write the files."""
+        directory = existing_directory(self.out)
+        with ppexec.WorkerPool() as pool, warnings.catch_warnings():
+            warnings.simplefilter("ignore")
+            with tqdm(total=2 * (self.steps + self.warmup), file=sys.stderr, leave=False) as bar:
+                found = {name: self.measure(name, pool, bar.update) for name in _PEER_OF}
+            with ppexec.Session(replace(self.plain(), schedule="afab"), pool=pool) as session:
+                environment = session.environment()
+        summary = {
+            "step_time_s": {name: values["step_time_s"] for name, values in found.items()},
+            "floor_s": {name: values["floor_s"] for name, values in found.items()},
+            "overhead_us": {name: values["overhead_us"] for name, values in found.items()},
+            "overhead_ratio": {
+                name: values["overhead_us"]["ours"] / values["overhead_us"][_PEER_OF[name]]
+                for name, values in found.items()
+            },
+            "ours_over_floor": {
+                name: values["step_time_s"]["ours"] / values["floor_s"] for name, values in found.items()
+            },
+            "config": self.to_dict(),
+            "environment": environment,
+        }
+        (directory / "summary.json").write_text(json.dumps(summary, indent=1) + "\n", encoding="utf-8")
+        report(summary).save(directory / "report.html")
+        if self.json:
+            command.print_json(summary)
+            return
+        for row in rows(summary):
+            print(
+                "  ".join(
+                    f"{text:<14}" if key in ("schedule", "executor") else f"{text:>16}" for key, text in row.items()
+                )
+            )
+        print(f"\noverhead, ours / PyTorch's: { {k: round(v, 3) for k, v in summary['overhead_ratio'].items()} }")
+        print(f"step, ours / floor:         { {k: round(v, 3) for k, v in summary['ours_over_floor'].items()} }")
+
+    def measure(self, schedule: str, pool: ppexec.WorkerPool, advance: Any) -> dict[str, Any]:
+        """One schedule: medians of every executor's step, and the floor."""
+        config = replace(self.plain(), schedule=schedule)
+        executors = ["ours", _PEER_OF[schedule], "torch-runtime"]
+        times: dict[str, list[float]] = {name: [] for name in executors}
+        compute: list[list[dict[str, float]]] = [[] for _ in range(config.ranks)]
+        with ppexec.Session(config, pool=pool) as session:
+            for number in range(self.warmup + self.steps):
+                rounds = session.time_compute(1)
+                for name in executors:
+                    step_s = session.time_steps(None if name == "ours" else name, 1)
+                    if number >= self.warmup:
+                        times[name] += step_s
+                if number >= self.warmup:
+                    for gathered, new in zip(compute, rounds, strict=True):
+                        gathered += new
+                advance()
+        stages = [
+            ppsim.StageCost(
+                forward_s=median(values["forward_s"] for values in rank),
+                backward_input_s=0,
+                backward_weight_s=0,
+                backward_s=median(values["backward_s"] for values in rank),
+            )
+            for rank in compute
+        ]
+        floor_s = ppsim.simulate(config.pipeline, stages).makespan_s
+        step_s = {name: median(values) for name, values in times.items()}
+        overhead = {name: (value - floor_s) / config.microbatches * 1e6 for name, value in step_s.items()}
+        return {"step_time_s": step_s, "floor_s": floor_s, "overhead_us": overhead}
+
+
+def rows(summary: dict[str, Any]) -> list[dict[str, str]]:
+    """A line for each schedule and executor, the first being the heading."""
+    table = [{"schedule": "schedule", "executor": "executor", "step": "step (ms)", "over": "over floor (us)"}]
+    for schedule, steps in summary["step_time_s"].items():
+        for name, step_s in steps.items():
+            over = summary["overhead_us"][schedule][name]
+            table.append({"schedule": schedule, "executor": name, "step": f"{step_s * 1e3:.3f}", "over": f"{over:.1f}"})
+        floor = f"{summary['floor_s'][schedule] * 1e3:.3f}"
+        table.append({"schedule": schedule, "executor": "floor", "step": floor, "over": ""})
+    return table
+
+
+def report(summary: dict[str, Any]) -> Report:
+    """The table and where it was measured."""
+    ratios = ", ".join(f"{name} {ratio:.2f}" for name, ratio in summary["overhead_ratio"].items())
+    page = Report(
+        title="What running a schedule costs", lead=f"Overhead beside the computation, ours over PyTorch's: {ratios}."
+    )
+    heading, *lines = rows(summary)
+    page.add("Every executor", table=[{heading[key]: text for key, text in line.items()} for line in lines])
+    page.add("Environment", definitions=environment_rows(summary["environment"]))
+    page.add("Configuration", definitions=environment_rows(summary["config"]))
+    return page
+
+
+def main() -> int:
+    """Run the study with the command line's flags; the exit code."""
+    return study_main(Study, __doc__)
+
+
+if __name__ == "__main__":
+    sys.exit(main())

@@ -1,0 +1,217 @@
+"""RunConfig: what can run, with every number settled; what cannot is refused with the numbers that work."""
+
+from __future__ import annotations
+
+import math
+import re
+from pathlib import Path
+from typing import Any
+
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+import ppsim
+from ppexec import RunConfig
+
+
+def test_an_empty_configuration_is_a_small_run() -> None:
+    config = RunConfig()
+    assert (config.layers, config.ranks, config.microbatches, config.micro_batch_size) == (8, 2, 8, 2)
+    assert (config.hidden, config.intermediate, config.seq) == (512, 2048, 64)
+    assert config.global_batch_size == 16
+    assert config.world_size == 2
+    assert config.pipeline.name == "afab"
+    assert config.threads >= 1
+
+
+def test_the_assignment_preset_has_its_sizes() -> None:
+    config = RunConfig(preset="assignment")
+    assert (config.micro_batch_size, config.seq, config.hidden, config.intermediate) == (2, 8192, 4096, 16384)
+
+
+def test_a_size_that_is_given_beats_the_preset() -> None:
+    config = RunConfig(preset="assignment", hidden=64, seq=5, micro_batch_size=3, intermediate=7)
+    assert (config.micro_batch_size, config.seq, config.hidden, config.intermediate) == (3, 5, 64, 7)
+
+
+@given(st.integers(1, 12), st.integers(1, 12))
+def test_microbatches_and_global_batch_follow_from_each_other(microbatches: int, size: int) -> None:
+    by_count = RunConfig(microbatches=microbatches, micro_batch_size=size)
+    by_batch = RunConfig(global_batch_size=microbatches * size, micro_batch_size=size)
+    assert by_count == by_batch
+    assert by_batch.microbatches == microbatches
+    assert by_count.global_batch_size == microbatches * size
+
+
+@given(st.integers(1, 60), st.integers(1, 12))
+def test_a_batch_that_does_not_divide_is_refused_with_the_nearest_that_do(batch: int, size: int) -> None:
+    if batch % size == 0:
+        assert RunConfig(global_batch_size=batch, micro_batch_size=size).microbatches == batch // size
+        return
+    with pytest.raises(ValueError, match=f"global_batch_size {batch} .* micro_batch_size {size}") as caught:
+        RunConfig(global_batch_size=batch, micro_batch_size=size)
+    remedy = str(caught.value).split("take")[1]
+    *batches, micro = [int(number) for number in re.findall(r"\d+", remedy)]
+    assert batches == [n for n in (batch // size * size, batch // size * size + size) if n]
+    assert micro == max(n for n in range(1, size + 1) if batch % n == 0)
+
+
+def test_a_batch_and_a_number_of_microbatches_that_disagree_are_refused() -> None:
+    with pytest.raises(ValueError, match="global_batch_size 12 is 6 microbatches of 2, but microbatches is 5"):
+        RunConfig(global_batch_size=12, micro_batch_size=2, microbatches=5)
+
+
+@given(st.integers(1, 40), st.integers(1, 8))
+def test_layers_that_do_not_divide_are_refused_with_the_nearest_that_do(layers: int, ranks: int) -> None:
+    if layers % ranks == 0:
+        assert RunConfig(layers=layers, ranks=ranks).layer_sizes == [layers // ranks] * ranks
+        return
+    with pytest.raises(ValueError, match=rf"\b{layers} layers .*\b{ranks} stages") as caught:
+        RunConfig(layers=layers, ranks=ranks)
+    message = str(caught.value)
+    if layers > ranks:
+        below, above = (int(number) for number in re.findall(r"take (\d+) or (\d+) layers", message)[0])
+        assert RunConfig(layers=below, ranks=ranks).layers == layers - layers % ranks
+        assert RunConfig(layers=above, ranks=ranks).layers == below + ranks
+    else:
+        assert f"1 to {layers} stages" in message
+
+
+def test_layers_are_cut_into_the_sizes_given() -> None:
+    assert RunConfig(layers=7, ranks=3, partition="4,1,2").layer_sizes == [4, 1, 2]
+
+
+@pytest.mark.parametrize("partition", ["4,1", "4,1,1", "4,0,3", "8,-1,0", "", "a,b", "evenly", "1.5,2,3.5"])
+def test_sizes_that_do_not_cut_the_layers_are_refused(partition: str) -> None:
+    with pytest.raises(ValueError, match=r"sizes|partition"):
+        RunConfig(layers=7, ranks=3, partition=partition)
+
+
+def test_an_optimal_cut_needs_costs_and_follows_them(tmp_path: Path) -> None:
+    with pytest.raises(ValueError, match="optimal partition needs the layers' costs"):
+        RunConfig(layers=3, partition="optimal")
+    path = tmp_path / "costs.json"
+    seconds = (1.0, 1.0, 5.0)
+    layers = [ppsim.LayerCost(name=str(s), forward_s=s, backward_input_s=s, backward_weight_s=s) for s in seconds]
+    ppsim.save_costs(layers, path)
+    assert RunConfig(layers=3, partition="optimal", costs=path).layer_sizes == [2, 1]
+    with pytest.raises(ValueError, match=r"has 3 layers, but layers is 4: pass 3"):
+        RunConfig(layers=4, costs=path)
+
+
+WHOLE = ["layers", "dp", "tp", "steps", "hidden", "intermediate", "seq", "micro_batch_size", "microbatches"]
+WHOLE += ["global_batch_size", "ranks", "threads", "warmup", "receive_window"]
+
+
+@pytest.mark.parametrize("name", WHOLE)
+@pytest.mark.parametrize("value", [-1, 1.5, True, "2", None, 10**12])
+def test_a_number_that_is_not_whole_or_in_range_is_refused_by_name(name: str, value: Any) -> None:
+    with pytest.raises(ValueError, match=rf"^{name} must be"):
+        RunConfig(**{name: value})
+
+
+@pytest.mark.parametrize("name", ["layers", "dp", "tp", "steps"])
+def test_what_has_no_default_cannot_be_0(name: str) -> None:
+    with pytest.raises(ValueError, match=f"{name} must be a whole number of 1 or more, got 0"):
+        RunConfig(**{name: 0})
+
+
+@pytest.mark.parametrize("timeout_s", [0, -1, math.nan, math.inf, 1e9])
+def test_a_timeout_is_a_time(timeout_s: float) -> None:
+    with pytest.raises(ValueError, match="timeout_s"):
+        RunConfig(timeout_s=timeout_s)
+
+
+@pytest.mark.parametrize(
+    ("changes", "message"),
+    [
+        ({"backend": "nccl"}, "nccl.*not built yet: use gloo"),
+        ({"schedule": "afap"}, "unknown schedule 'afap': did you mean 'afab'"),
+        ({"stages_per_rank": 3}, "afab has 1 stage"),
+    ],
+)
+def test_what_is_not_there_is_refused(changes: dict[str, Any], message: str) -> None:
+    with pytest.raises(ValueError, match=message):
+        RunConfig(**changes)
+
+
+def test_a_schedule_file_sets_ranks_and_microbatches(tmp_path: Path) -> None:
+    path = tmp_path / "mine.csv"
+    path.write_text(ppsim.build_schedule("afab", ranks=3, microbatches=5).to_csv())
+    config = RunConfig(from_csv=path, layers=6)
+    assert (config.ranks, config.microbatches, config.global_batch_size) == (3, 5, 10)
+    assert config.pipeline.name == "mine"
+    with pytest.raises(ValueError, match="has 3 ranks, but ranks is 2: leave it out"):
+        RunConfig(from_csv=path, layers=6, ranks=2)
+    with pytest.raises(ValueError, match="has 5 microbatches, but microbatches is 4"):
+        RunConfig(from_csv=path, layers=6, microbatches=4)
+
+
+def test_a_schedule_file_from_a_spreadsheet_may_begin_with_a_byte_order_mark(tmp_path: Path) -> None:
+    """ppsim read such a file and ppexec did not, since each opened it in a way of its own."""
+    path = tmp_path / "sheet.csv"
+    path.write_bytes(b"\xef\xbb\xbf" + ppsim.build_schedule("afab", ranks=2, microbatches=2).to_csv().encode())
+    assert RunConfig(from_csv=path).ranks == 2
+
+
+@pytest.mark.parametrize(
+    ("content", "message"),
+    [
+        (b"", "holds no action"),
+        (b"\xff\xfe\x00", "is not text"),
+        (b"0F0,0B0\n0F1", "stage 0 computes on rank 0 and on rank 1"),
+        (b"0F0junk\n", "row 1, column 1: '0F0junk' is not an action"),
+        (b"0F0\n1F0,1B0\n", "stage 0, microbatch 0 has no backward"),
+        (b"hello", "'hello' is not an action"),
+    ],
+)
+def test_a_damaged_schedule_file_is_refused(tmp_path: Path, content: bytes, message: str) -> None:
+    path = tmp_path / "bad.csv"
+    path.write_bytes(content)
+    with pytest.raises(ValueError, match=message):
+        RunConfig(from_csv=path)
+
+
+def test_a_schedule_that_would_hang_is_refused_before_anything_starts(tmp_path: Path) -> None:
+    path = tmp_path / "hang.csv"
+    path.write_text("0F0,0B0,0F1,0B1\n1F0,1F1,1B0,1B1\n")
+    with pytest.raises(ppsim.ScheduleError, match="wait for ever"):
+        RunConfig(from_csv=path)
+
+
+def test_an_evaluation_runs_the_forwards_alone() -> None:
+    schedule = RunConfig(forward_only=True, microbatches=3).pipeline
+    assert [[str(action) for action in order] for order in schedule.orders] == [
+        ["0F0", "0F1", "0F2"],
+        ["1F0", "1F1", "1F2"],
+    ]
+
+
+# Fewer than 2 p microbatches
+
+
+@given(st.integers(2, 6), st.data())
+def test_few_microbatches_warn_with_the_bubble_and_the_number_that_halves_it(ranks: int, data: st.DataObject) -> None:
+    microbatches = data.draw(st.integers(1, 2 * ranks - 1))
+    config = RunConfig(layers=ranks, ranks=ranks, microbatches=microbatches)
+    (warning,) = config.warnings()
+    bubble = (ranks - 1) / (microbatches + ranks - 1)
+    # (p - 1) / (m' + p - 1) <= bubble / 2 from m' = 2 m + p - 1 on.
+    halving = 2 * microbatches + ranks - 1
+    assert f"{microbatches} microbatches over {ranks} ranks are fewer than 2 x ranks = {2 * ranks}" in warning
+    assert f"a bubble fraction of {bubble:.3f}; {halving} microbatches would halve it" in warning
+
+
+@pytest.mark.parametrize(("ranks", "microbatches"), [(1, 1), (2, 4), (3, 6), (4, 9)])
+def test_enough_microbatches_do_not_warn(ranks: int, microbatches: int) -> None:
+    assert RunConfig(layers=ranks, ranks=ranks, microbatches=microbatches).warnings() == []
+
+
+def test_a_configuration_as_json_values_makes_the_same_configuration(tmp_path: Path) -> None:
+    path = tmp_path / "one.csv"
+    path.write_text("0F0,0B0\n")
+    config = RunConfig(from_csv=path, layers=2)
+    values = config.to_dict()
+    assert values["from_csv"] == str(path)
+    assert RunConfig(**{**values, "from_csv": Path(values["from_csv"])}) == config
