@@ -15,6 +15,7 @@ from ppexec.data import Batch, load_batch
 from ppexec.models import initialize_layer, load_model
 from ppexec.stage import Stage
 from ppsim import Kind, Program
+from ppsim.partition import bounds
 
 if TYPE_CHECKING:
     from ppexec.worker import Worker
@@ -91,8 +92,10 @@ class Reference:
             for microbatch in order:
                 with torch.set_grad_enabled(not config.forward_only):
                     value = batch.inputs[microbatch]
-                    for layer in self.layers:
-                        value = layer(value)
+                    for first, last in bounds(config.layer_sizes):
+                        for layer in self.layers[first:last]:
+                            value = layer(value)
+                        value = value.contiguous()  # kernels may differ by layout, and what crosses a cut is dense
                     loss = self._model.loss(value, batch.targets[microbatch]) / (config.microbatches * config.dp)
                 outputs[microbatch] = value.detach().clone()
                 if loss.requires_grad:

@@ -6,7 +6,8 @@ of its output. So when the first half is over, everything that autograd had save
 each unit there is left what the second half needs: what it saved itself (the input, for a linear layer) and the
 gradient of its output; this is the memory that the zero-bubble papers count on (Qi et al., 2024, section 2). The
 kernels are those of the whole backward, each run once, so gradients have the same bits. A unit that computes with more
-than its weights keeps all of its own graph and walks it twice: correct, but not smaller.
+than its weights keeps all of its own graph and walks it twice: correct, but not smaller; and if it uses its input in
+several places, that input's gradient is added up in another order, a rounding off.
 """
 
 from __future__ import annotations

@@ -67,7 +67,7 @@ class Stage:
     def forward(
         self, microbatch: int, inputs: torch.Tensor | None, target: torch.Tensor | None, *, split: bool = False
     ) -> torch.Tensor:
-        """F: the output for this microbatch, detached; the last stage computes its loss too.
+        """F: the output for this microbatch, detached and dense, as messages are; the last stage computes its loss too.
 
         split: whether its backward will come as I and W instead of B.
         """
@@ -78,7 +78,7 @@ class Stage:
                 output = self._chain(inputs)
                 if self.loss is not None and target is not None:
                     self.losses[microbatch] = self.loss(output, target)
-            return output
+            return output.contiguous()
         if not self.is_first and inputs.is_floating_point():
             inputs.requires_grad_()
         cutting: AbstractContextManager[list[Unit]] = self._split.recording(self.ledger) if split else nullcontext([])
@@ -94,7 +94,7 @@ class Stage:
         if self.ledger:
             self.ledger.hold(inputs)
             self.ledger.hold(output)
-        return output.detach()
+        return output.detach().contiguous()
 
     def _chain(self, value: torch.Tensor) -> torch.Tensor:
         for layer in self.layers:
