@@ -72,7 +72,7 @@ class RunConfig:
     threads: int = 0
     """Threads of each rank; 0 shares this machine's cores out among its ranks."""
     receive_window: int = 0
-    """Receives posted ahead on each link; 0 takes the smallest that suffices plus 2."""
+    """Receives posted ahead on each link; 0 takes the smallest that suffices plus 2, or what 16 MiB hold if more."""
     backend: Literal["gloo", "nccl"] = "gloo"
     """Transport of torch.distributed."""
     compute: Literal["real", "timed"] = "real"

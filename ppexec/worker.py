@@ -31,6 +31,8 @@ from ppsim import StageCost
 from ppsim.check import smallest_receive_window
 from ppsim.partition import bounds
 
+_BUFFER_BYTES = 16 << 20  # of posted receives, for each link
+
 
 def join_world(*, rank: int, world_size: int, store: dist.Store, backend: str, timeout_s: float) -> None:
     """Make this process one of `world_size`, leaving the world it was in before."""
@@ -64,7 +66,7 @@ class Worker:
             self._refuse_what_does_not_fit()
             self.boundaries = self._agree_on_boundaries()
             self.stages = {stage: self._real_stage(stage) for stage in config.pipeline.stages_of(self.rank)}
-        window = config.receive_window or smallest_receive_window(self.program) + 2
+        window = config.receive_window or self._ample_window()
         transport = DistributedTransport(
             self.program, self._message_specs(), group=self.group, window=window, device=self.device
         )
@@ -122,6 +124,15 @@ class Worker:
         if isinstance(message[0], Exception):
             raise message[0]
         return message[0]
+
+    def _ample_window(self) -> int:
+        """The smallest window that suffices and 2 more; but all that some MiB of buffers hold.
+
+        A message moves only once its receive is posted, and to post one costs the sender's answer a wake-up: with small
+        messages more than the message.
+        """
+        largest = max((spec.size_bytes for spec in self._message_specs()), default=0)
+        return max(smallest_receive_window(self.program) + 2, _BUFFER_BYTES // max(largest, 1))
 
     def _message_specs(self) -> list[TensorSpec]:
         """Between stages s and s + 1 both ways: what leaves the last layer of s."""

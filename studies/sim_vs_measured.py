@@ -35,7 +35,7 @@ from ppsim.export.report import Report
 class Study(RunConfig):
     """Predict a step, run it for real, and lay the two side by side."""
 
-    steps: int = 20
+    steps: int = 12
     """Measured steps."""
     out: Path = Path("studies/out/sim_vs_measured")
     """Directory for report.html, summary.json, events.csv and trace.json.gz."""
