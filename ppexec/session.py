@@ -103,7 +103,7 @@ class Session:
         return summarise(rounds_by_rank, names, self.environment())
 
     def probe_network(self) -> Network:
-        """The links as measured by ping-pong at their own message sizes, all of it taken as latency."""
+        """The links as measured at their own message sizes, waking the receiver up included; all of it is latency."""
         by_rank = self._workers.call("probe")[: self.config.ranks]
         samples: list[LinkSample] = [sample for rank in by_rank for sample in rank]
         return Network(links={(s.source, s.destination): Link(latency_s=s.one_way_s) for s in samples})

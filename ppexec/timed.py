@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import ctypes
+import os
 import time
 
 import torch
@@ -14,10 +15,11 @@ from ppexec.ledger import Ledger
 from ppsim import StageCost
 
 _PR_SET_TIMERSLACK = 29
+_AWAKE_NS = 150_000
 
 
 class TimedStage:
-    """Stands in for a Stage: every action waits, without using a core, until its stated time has passed.
+    """Stands in for a Stage: every action waits, all but asleep, until its stated time has passed.
 
     Messages are real, of `output_bytes` each. Activations are not allocated; the ledger is told the stated bytes, so
     that it follows the runtime's own order. So the bubbles of more ranks than there are cores can be measured.
@@ -78,10 +80,12 @@ class TimedStage:
 
 
 def wait_s(seconds: float) -> None:
-    """Sleep for this long; sleeping itself ends some tens of microseconds late (see `sharpen_sleep`)."""
+    """Wait for this long: asleep but for the end, since sleeping itself ends about a tenth of a millisecond late."""
     until = now_ns() + round(seconds * 1e9)
-    while (left := until - now_ns()) > 0:
-        time.sleep(left / 1e9)
+    while (left := until - now_ns()) > _AWAKE_NS:
+        time.sleep((left - _AWAKE_NS) / 1e9)
+    while now_ns() < until:
+        os.sched_yield()  # whoever has work goes first
 
 
 def sharpen_sleep() -> None:

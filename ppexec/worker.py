@@ -212,7 +212,7 @@ class Worker:
 
     def probe(self) -> list[LinkSample]:
         """What a message costs on every link of the program, measured by its sender."""
-        return probe_links(self.program, self._message_specs(), self.group)
+        return probe_links(self.program, self._message_specs(), self.group, offset_ns=self.offset_ns)
 
     def message_bytes(self) -> list[int]:
         """The size of every message of the program."""
