@@ -11,7 +11,7 @@ Method     Bubbles are measured with timed compute (each action waits its stated
            MLP.
 
 Answer     Theory and simulation agree to rounding everywhere, and memory is m microbatches to the byte. The measured
-           bubble is above theory by what messages, waking up and late sleeps take: 0.2 to 3.6 points of the step for
+           bubble is above theory by what messages, waking up and late sleeps take: 0.1 to 3.1 points of the step for
            p = 1, 2, 4 and m = 1 to 16 on two cores, with F = 10 ms and B = 20 ms.
 
 Writes DIR/report.html and summary.json.

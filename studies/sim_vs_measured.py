@@ -6,8 +6,8 @@ Question   Profile a model's layers, predict one step of a schedule with SimPy, 
 Command    python studies/sim_vs_measured.py
            python studies/sim_vs_measured.py --schedule afab-eager --microbatches 16 --hidden 256 --out DIR
 
-Answer     Within a few percent on two shared cores (AMD EPYC, one thread a rank, gloo, torch 2.13): four default runs
-           predicted 1.1 to 2.5 % less than the median measured step, whose quartiles were 6 to 26 % apart. Activation
+Answer     Within a few percent on two shared cores (AMD EPYC, one thread a rank, gloo, torch 2.13): five default runs
+           predicted 1.1 to 2.5 % less than the median measured step, whose quartiles were 4 to 24 % apart. Activation
            bytes are equal on every rank, and outputs and gradients have the bits of one process. What is missing in the
            prediction is mostly jitter: a step waits for whichever rank is slower, and averages do not know that.
 
