@@ -142,10 +142,12 @@ def lower(schedule: Schedule) -> Program:
     _check_local_order(schedule, rows, row_action)
 
     needs = np.full(len(stage), -1, np.int64)
-    if schedule.stages > 1:
-        _route(rows.forward[:-1], rows.forward[1:], needs)
-        if not schedule.is_forward_only:
-            _route(rows.backward[1:], rows.backward[:-1], needs)
+    after = schedule.next_stages()
+    stages, microbatches = np.nonzero(after >= 0)
+    following = after[stages, microbatches]
+    needs[rows.forward[following, microbatches]] = rows.forward[stages, microbatches]
+    if not schedule.is_forward_only:
+        needs[rows.backward[stages, microbatches]] = rows.backward[following, microbatches]
     consumer = np.flatnonzero(needs >= 0)
     consumer = consumer[rank[needs[consumer]] != rank[consumer]]
     messages = _message_table(needs[consumer], consumer, rank)
@@ -166,10 +168,6 @@ def lower(schedule: Schedule) -> Program:
         message_out=message_out,
         messages=messages,
     )
-
-
-def _route(producers: Integers, consumers: Integers, needs: Integers) -> None:
-    needs[consumers.reshape(-1)] = producers.reshape(-1)
 
 
 def _message_table(producer: Integers, consumer: Integers, rank: Integers) -> Messages:

@@ -8,6 +8,7 @@ from functools import cached_property
 from typing import TYPE_CHECKING
 
 import numpy as np
+import numpy.typing as npt
 
 from ppsim.action import Action, Kind, OverlappedPair
 from ppsim.errors import ScheduleError
@@ -80,12 +81,14 @@ class Schedule:
         """True if no rank computes a backward: an evaluation pass."""
         return all(bool((order.kind == Kind.F).all()) for order in self.orders)
 
-    def next_stage(self, stage: int, microbatch: int) -> int | None:
-        """The stage that takes this stage's output for this microbatch; None after the last.
+    def next_stages(self) -> npt.NDArray[np.int32]:
+        """The stage that takes each stage's output, shape (stages, microbatches); -1 after the last.
 
         The one place that knows the route: schedules in two directions will answer by microbatch.
         """
-        return stage + 1 if stage + 1 < self.stages else None
+        after = np.arange(1, self.stages + 1, dtype=np.int32)
+        after[-1] = -1
+        return np.broadcast_to(after[:, None], (self.stages, self.microbatches))
 
     def forward_only(self) -> Schedule:
         """The same schedule without its backwards, as an evaluation runs it."""
