@@ -28,6 +28,8 @@ def peer_step(worker: Worker, name: str) -> Callable[[Batch], Any]:
 
     name: "torch-gpipe", "torch-1f1b", or "torch-runtime", which interprets this run's own schedule file.
     """
+    if name not in PEERS:
+        raise ValueError(f"unknown executor {name!r}: known are {', '.join(PEERS)}")
     (stage,) = (stage for stage in worker.stages.values() if isinstance(stage, Stage))
     module = nn.Sequential(*stage.layers)
     count, last = worker.config.pipeline.stages, stage.loss is not None
