@@ -2,12 +2,10 @@
 
 from __future__ import annotations
 
-import gc
 from collections.abc import Callable, Sequence
 from typing import TYPE_CHECKING, Any
 
 import torch
-import torch.distributed as dist
 from torch import nn
 from torch.distributed.pipelining import PipelineStage, Schedule1F1B, ScheduleGPipe
 from torch.distributed.pipelining.schedules import _PipelineScheduleRuntime
@@ -68,25 +66,21 @@ def time_peer(worker: Worker, name: str, steps: int) -> list[tuple[int, int]]:
     step = worker.peers.get(name)
     if step is None:
         step = worker.peers[name] = peer_step(worker, name)
-    return [_timed(worker, step, batch) for batch in (worker.load(number) for number in range(steps))]
+    return _timed(worker, step, steps)
 
 
 def time_ours(worker: Worker, steps: int) -> list[tuple[int, int]]:
     """The same for this project's runtime, over the whole of its step."""
-    return [_timed(worker, worker.runtime.step, worker.load(number)) for number in range(steps)]
+    return _timed(worker, worker.runtime.step, steps)
 
 
-def _timed(worker: Worker, step: Callable[[Batch], Any], batch: Batch) -> tuple[int, int]:
-    worker.clear()
-    gc.collect()
-    gc.disable()
-    try:
-        dist.barrier(worker.group)
+def _timed(worker: Worker, step: Callable[[Batch], Any], steps: int) -> list[tuple[int, int]]:
+    times = []
+    for batch in worker.together(0, steps):
         began = now_ns()
         step(batch)
-        return began + worker.offset_ns, now_ns() + worker.offset_ns
-    finally:
-        gc.enable()
+        times.append((began + worker.offset_ns, now_ns() + worker.offset_ns))
+    return times
 
 
 def time_compute(worker: Worker, rounds: int) -> list[dict[str, float]]:
@@ -97,16 +91,7 @@ def time_compute(worker: Worker, rounds: int) -> list[dict[str, float]]:
             for row in worker.program.rows_of(worker.rank)]  # fmt: skip
     received = worker.boundaries[stage.first_layer].empty().normal_()
     gradient = worker.boundaries[stage.first_layer + len(stage.layers)].empty().normal_()
-    results = []
-    for number in range(rounds):
-        batch = worker.load(number)
-        worker.clear()
-        gc.collect()
-        gc.disable()
-        dist.barrier(worker.group)
-        results.append(_one_round(stage, module, rows, batch, received, gradient))
-        gc.enable()
-    return results
+    return [_one_round(stage, module, rows, batch, received, gradient) for batch in worker.together(0, rounds)]
 
 
 def _one_round(

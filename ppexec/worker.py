@@ -166,7 +166,7 @@ class Worker:
         for stage in self.stages.values():
             stage.clear()
 
-    def _together(self, first: int, count: int) -> Iterator[Batch]:
+    def together(self, first: int, count: int) -> Iterator[Batch]:
         """The batches of `count` steps; all ranks of a replica go on from each at once, and no garbage is collected."""
         for step in range(first, first + count):
             batch = self.load(step)
@@ -182,7 +182,7 @@ class Worker:
     def measure(self, steps: int, first_step: int = 0) -> list[StepRecord]:
         """Run and time `steps` steps; times are on the first rank's clock."""
         records = []
-        for batch in self._together(first_step, steps):
+        for batch in self.together(first_step, steps):
             record = self.runtime.step(batch)
             record.start_ns = [time + self.offset_ns for time in record.start_ns]
             record.end_ns = [time + self.offset_ns for time in record.end_ns]
@@ -203,7 +203,7 @@ class Worker:
 
     def profile(self, rounds: int, first_step: int = 0) -> list[LayerSamples]:
         """Time this rank's layers, in its order, at the same time as the other ranks time theirs."""
-        return [self._profiler.round(batch) for batch in self._together(first_step, rounds)]
+        return [self._profiler.round(batch) for batch in self.together(first_step, rounds)]
 
     @cached_property
     def _profiler(self) -> LayerProfiler:

@@ -8,8 +8,7 @@ Command    python studies/sim_vs_measured.py
 
 Answer     Within a few percent on two shared cores (AMD EPYC, one thread a rank, gloo, torch 2.13): five default runs
            predicted 1.1 to 2.5 % less than the median measured step, whose quartiles were 4 to 24 % apart. Activation
-           bytes are equal on every rank, and outputs and gradients have the bits of one process. What is missing in the
-           prediction is mostly jitter: a step waits for whichever rank is slower, and averages do not know that.
+           bytes are equal on every rank, and outputs and gradients have the bits of one process.
 
 Writes DIR/report.html (timelines on one axis, memory, bubbles, environment), summary.json, events.csv and
 trace.json.gz (open it in Perfetto).
