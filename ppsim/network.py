@@ -5,6 +5,14 @@ from __future__ import annotations
 import math
 from collections.abc import Mapping
 from dataclasses import dataclass, field
+from itertools import pairwise
+from typing import TYPE_CHECKING
+
+import numpy as np
+import numpy.typing as npt
+
+if TYPE_CHECKING:
+    from ppsim.program import Program
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -44,3 +52,16 @@ class Network:
         """The directed link from rank `source` to rank `destination`."""
         default = Link(latency_s=self.latency_s, bytes_per_s=self.bytes_per_s)
         return self.links.get((source, destination), default)
+
+    def transfer_times(
+        self, program: Program, message_bytes: npt.NDArray[np.int64]
+    ) -> tuple[npt.NDArray[np.float64], npt.NDArray[np.float64]]:
+        """How long each message keeps its link, and how much later it arrives; two arrays (messages,) of seconds."""
+        messages = program.messages
+        occupied_s, latency_s = np.empty(len(messages)), np.empty(len(messages))
+        bounds = [*np.flatnonzero(messages.position == 0).tolist(), len(messages)]
+        for (source, destination), (begin, end) in zip(program.links(), pairwise(bounds), strict=True):
+            link = self.link(source, destination)
+            occupied_s[begin:end] = message_bytes[begin:end] / link.bytes_per_s
+            latency_s[begin:end] = link.latency_s
+        return occupied_s, latency_s
