@@ -8,6 +8,7 @@ from ppsim.network import Link, Network
 from ppsim.order import Order
 from ppsim.partition import partition, partition_sizes
 from ppsim.program import Program
+from ppsim.reduction import Reduction
 from ppsim.schedule import Schedule
 from ppsim.schedules import build_schedule, schedule_names
 from ppsim.search import SearchResult, search
@@ -26,6 +27,7 @@ __all__ = [
     "Order",
     "OverlappedPair",
     "Program",
+    "Reduction",
     "Schedule",
     "ScheduleError",
     "SearchResult",

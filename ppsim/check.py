@@ -5,58 +5,91 @@ from __future__ import annotations
 from itertools import pairwise
 
 import numpy as np
+import numpy.typing as npt
 
 from ppsim.errors import ScheduleError
 from ppsim.program import Program
 
-_LARGE = 200_000  # actions
+_FEW = 8  # ranks up to which one action after the other is found sooner than a wave of all ranks
 
 
-def check_ends(program: Program) -> None:
-    """Raise ScheduleError if some action waits, through others, for itself; the message shows the circle.
+def execution_order(program: Program) -> npt.NDArray[np.int32]:
+    """All actions in one sequence in which each comes after what it needs, shape (actions,): proof that all can run.
 
     Every rank runs its actions in sequence and sends wait for nobody, so a program hangs exactly when the graph of
-    "comes after on this rank" and "needs the result of" has a circle. Advances all ranks as far as they go.
+    "comes after on this rank" and "needs the result of" has a circle. Advances all ranks as far as they go. Raises
+    ScheduleError if some action waits, through others, for itself; the message shows the circle.
     """
-    position = _advance_large(program) if program.actions > _LARGE else _advance(program)
-    ends = program.rank_actions[1:]
-    stuck = [rank for rank in range(program.ranks) if position[rank] < ends[rank]]
-    if stuck:
-        raise ScheduleError(_circle(program, position, stuck[0]))
+    order = _one_by_one(program) if program.ranks <= _FEW else _in_waves(program)
+    if len(order) < program.actions:
+        position = program.rank_actions[:-1] + np.bincount(_rank_of(program, order), minlength=program.ranks)
+        stuck = np.flatnonzero(position < program.rank_actions[1:])
+        raise ScheduleError(_circle(program, position.tolist(), int(stuck[0])))
+    return order
 
 
-def _advance(program: Program) -> list[int]:
-    """Run every rank as far as it gets; the action at which each one stands then."""
-    needs, starts = program.needs.tolist(), program.action_start.tolist()
-    position = program.rank_actions[:-1].tolist()
+def _rank_of(program: Program, actions: npt.NDArray[np.int32]) -> npt.NDArray[np.integer]:
+    return program.rank[program.action_start[actions]]
+
+
+def _needed_actions(program: Program) -> list[npt.NDArray[np.integer]]:
+    """The action that each action needs by its first and, where there are pairs, by its last row; -1 for none."""
+    if not program.has_pairs:
+        return [program.needs]
+    needed = np.where(program.needs >= 0, program.row_action[program.needs], -1)
+    return [needed[program.action_start[:-1]], needed[program.action_start[1:] - 1]]
+
+
+def _in_waves(program: Program) -> npt.NDArray[np.int32]:
+    """All ranks at once: in each wave every rank whose next action has what it needs does it."""
+    needed = _needed_actions(program)
+    done = np.zeros(program.actions + 1, bool)
+    done[-1] = True  # where -1, "needs nothing", points
+    has_actions = np.diff(program.rank_actions) > 0
+    at = program.rank_actions[:-1][has_actions].astype(np.int32)
+    end = program.rank_actions[1:][has_actions].astype(np.int32)
+    waves = [at[:0]]
+    while len(at):
+        ready = done[needed[0][at]]
+        for more in needed[1:]:
+            ready &= done[more[at]]
+        wave = at[ready]
+        if not len(wave):
+            break
+        waves.append(wave)
+        done[wave] = True
+        at = at + ready
+        goes_on = at < end
+        if not goes_on.all():
+            at, end = at[goes_on], end[goes_on]
+    return np.concatenate(waves)
+
+
+def _one_by_one(program: Program) -> npt.NDArray[np.int32]:
+    """Each rank as far as it gets; one that lacks a result leaves its name there and goes on when it is done."""
+    needed = [column.tolist() for column in _needed_actions(program)]
+    first, last = needed[0], needed[-1]
+    rank_of = _rank_of(program, np.arange(program.actions, dtype=np.int32)).tolist()
     ends = program.rank_actions[1:].tolist()
-    done = bytearray(len(needs))
-    waiting: dict[int, int] = {}  # row that is not done yet -> rank that waits for it
-    ready = list(range(program.ranks))
+    done = bytearray(program.actions + 1)
+    done[-1] = 1
+    waiting: dict[int, list[int]] = {}  # action that is not done yet -> those that need it, two if it is a pair
+    ready = [action for action, end in zip(program.rank_actions[:-1].tolist(), ends, strict=True) if action < end]
+    order: list[int] = []
     while ready:
-        rank = ready.pop()
-        action = position[rank]
-        while action < ends[rank]:
-            rows = range(starts[action], starts[action + 1])
-            missing = next((needs[row] for row in rows if needs[row] >= 0 and not done[needs[row]]), -1)
-            if missing >= 0:
-                waiting[missing] = rank
+        action = ready.pop()
+        end = ends[rank_of[action]]
+        while action < end:
+            missing = first[action] if not done[first[action]] else last[action]
+            if not done[missing]:
+                waiting.setdefault(missing, []).append(action)
                 break
-            for row in rows:
-                done[row] = 1
-                waiter = waiting.pop(row, -1)
-                if waiter >= 0:
-                    ready.append(waiter)
+            done[action] = 1
+            order.append(action)
+            if action in waiting:
+                ready += waiting.pop(action)
             action += 1
-        position[rank] = action
-    return position
-
-
-def _advance_large(program: Program) -> list[int]:
-    """As `_advance`, compiled; worth numba's second of importing for large programs alone."""
-    from ppsim.engines.compiled_check import advance
-
-    return advance(program).tolist()
+    return np.array(order, np.int32)
 
 
 def _circle(program: Program, position: list[int], rank: int) -> str:

@@ -5,7 +5,6 @@ from __future__ import annotations
 import math
 from collections.abc import Mapping
 from dataclasses import dataclass, field
-from itertools import pairwise
 from typing import TYPE_CHECKING
 
 import numpy as np
@@ -57,11 +56,8 @@ class Network:
         self, program: Program, message_bytes: npt.NDArray[np.int64]
     ) -> tuple[npt.NDArray[np.float64], npt.NDArray[np.float64]]:
         """How long each message keeps its link, and how much later it arrives; two arrays (messages,) of seconds."""
-        messages = program.messages
-        occupied_s, latency_s = np.empty(len(messages)), np.empty(len(messages))
-        bounds = [*np.flatnonzero(messages.position == 0).tolist(), len(messages)]
-        for (source, destination), (begin, end) in zip(program.links(), pairwise(bounds), strict=True):
-            link = self.link(source, destination)
-            occupied_s[begin:end] = message_bytes[begin:end] / link.bytes_per_s
-            latency_s[begin:end] = link.latency_s
-        return occupied_s, latency_s
+        links = [self.link(*pair) for pair in program.links()]
+        link = program.messages.link
+        rate = np.array([model.bytes_per_s for model in links], np.float64)
+        latency_s = np.array([model.latency_s for model in links], np.float64)
+        return message_bytes / rate[link], latency_s[link]

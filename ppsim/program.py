@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import dataclass, field
+from functools import cached_property
 
 import numpy as np
 import numpy.typing as npt
@@ -11,7 +12,9 @@ from ppsim.action import Action, Kind, OverlappedPair
 from ppsim.errors import ScheduleError
 from ppsim.schedule import Schedule, concatenated
 
-Integers = npt.NDArray[np.int64]
+Integers = npt.NDArray[np.integer]
+
+_MOST_ROWS = 2**31 - 1  # the tables hold 32-bit numbers: half the memory, and half of what an engine must read
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -19,14 +22,15 @@ class Messages:
     """The message table, shape (messages,) each, ordered by link and then by position on it.
 
     producer, consumer: rows of the program. source, destination: ranks; a link is such an ordered pair.
-    position: 0 for the first message of the link; a link carries messages in the order in which its sender's
-    program produces them.
+    link: its number in `Program.links()`. position: 0 for the first message of the link; a link carries messages in
+    the order in which its sender's program produces them.
     """
 
     producer: Integers
     consumer: Integers
     source: Integers
     destination: Integers
+    link: Integers
     position: Integers
 
     def __len__(self) -> int:
@@ -67,9 +71,24 @@ class Program:
         return len(self.action_start) - 1
 
     @property
+    def has_pairs(self) -> bool:
+        """Whether some action is an overlapped pair; without one, row k is action k."""
+        return self.actions < len(self.stage)
+
+    @cached_property
     def row_action(self) -> Integers:
         """The action that each row belongs to, shape (rows,)."""
-        return np.repeat(np.arange(self.actions), np.diff(self.action_start))
+        return _row_actions(self.action_start)
+
+    @cached_property
+    def execution_order(self) -> Integers:
+        """All actions in one sequence in which each comes after everything it needs, shape (actions,).
+
+        The proof that the program ends; raises ScheduleError, with the circle, if it cannot (see `ppsim.check`).
+        """
+        from ppsim.check import execution_order
+
+        return execution_order(self)
 
     def action_of(self, row: int) -> Action:
         """The row as an Action (one part of a pair)."""
@@ -121,40 +140,32 @@ class Program:
 def lower(schedule: Schedule) -> Program:
     """Lower a schedule; raises ScheduleError unless it is complete and in order on every rank.
 
-    Whether it can end is a separate question: `check.check_ends`.
+    Whether it can end is a separate question: `Program.execution_order`.
     """
     orders = schedule.orders
     if not any(len(order) for order in orders):
         raise ScheduleError("the schedule holds no action: give each rank its actions, as in 0F0 0B0")
-    stage, kind, microbatch = (concatenated(orders, name).astype(np.int64) for name in ("stage", "kind", "microbatch"))
     parts = np.array([len(order.stage) for order in orders], np.int64)
+    if parts.sum() > _MOST_ROWS:
+        raise ScheduleError(f"the schedule has {parts.sum()} actions, more than {_MOST_ROWS}: take fewer microbatches")
+    stage, kind, microbatch = (concatenated(orders, name) for name in ("stage", "kind", "microbatch"))
     actions = np.array([len(order) for order in orders], np.int64)
-    rank = np.repeat(np.arange(len(orders)), parts)
+    rank = np.repeat(np.arange(len(orders), dtype=np.int32), parts)
     part_offset = np.cumsum(parts) - parts
     starts = [order.starts + offset for order, offset in zip(orders, part_offset, strict=True)]
-    action_start = np.concatenate([*starts, [len(stage)]]).astype(np.int64)
-    row_action = np.repeat(np.arange(len(action_start) - 1), np.diff(action_start))
+    action_start = np.concatenate([*starts, [len(stage)]]).astype(np.int32)
 
     _check_names(schedule, stage, microbatch, rank)
     _check_enough(schedule, stage, kind, microbatch)
     rows = _Rows(schedule, stage, kind, microbatch)
     rows.check_complete()
-    _check_local_order(schedule, rows, row_action)
+    _check_local_order(schedule, rows, _row_actions(action_start))
 
-    needs = np.full(len(stage), -1, np.int64)
-    after = schedule.next_stages()
-    stages, microbatches = np.nonzero(after >= 0)
-    following = after[stages, microbatches]
-    needs[rows.forward[following, microbatches]] = rows.forward[stages, microbatches]
-    if not schedule.is_forward_only:
-        needs[rows.backward[stages, microbatches]] = rows.backward[following, microbatches]
-    consumer = np.flatnonzero(needs >= 0)
-    consumer = consumer[rank[needs[consumer]] != rank[consumer]]
-    messages = _message_table(needs[consumer], consumer, rank)
-    message_in = np.full(len(stage), -1, np.int64)
-    message_out = np.full(len(stage), -1, np.int64)
-    message_in[messages.consumer] = np.arange(len(messages))
-    message_out[messages.producer] = np.arange(len(messages))
+    needs = _needs(schedule, rows)
+    messages = _message_table(needs, rank)
+    message_in = np.full(len(stage), -1, np.int32)
+    message_out = np.full(len(stage), -1, np.int32)
+    message_in[messages.consumer] = message_out[messages.producer] = np.arange(len(messages), dtype=np.int32)
     return Program(
         schedule=schedule,
         stage=stage,
@@ -170,18 +181,65 @@ def lower(schedule: Schedule) -> Program:
     )
 
 
-def _message_table(producer: Integers, consumer: Integers, rank: Integers) -> Messages:
-    source, destination = rank[producer], rank[consumer]
-    by_link = np.lexsort((producer, destination, source))
-    producer, consumer = producer[by_link], consumer[by_link]
-    source, destination = source[by_link], destination[by_link]
-    index = np.arange(len(producer))
-    new_link = np.ones(len(producer), bool)
-    new_link[1:] = (source[1:] != source[:-1]) | (destination[1:] != destination[:-1])
-    first = np.maximum.accumulate(np.where(new_link, index, 0)) if len(index) else index
+def _row_actions(action_start: Integers) -> Integers:
+    rows, actions = int(action_start[-1]), len(action_start) - 1
+    index = np.arange(actions, dtype=np.int32)
+    return index if rows == actions else np.repeat(index, np.diff(action_start))
+
+
+def _needs(schedule: Schedule, rows: _Rows) -> Integers:
+    """The row whose result each row takes from another stage, shape (rows,); -1 for none."""
+    needs = np.full(len(rows.stage), -1, np.int32)
+    after = schedule.next_stages()
+    microbatch = np.arange(schedule.microbatches)
+    for stage in range(schedule.stages):  # a stage at a time, so that no table as large as the program is made
+        following = after[stage]
+        there = following >= 0
+        if not there.any():
+            continue
+        index = (following[there], microbatch[there])
+        needs[rows.forward[index]] = rows.forward[stage][there]
+        if not schedule.is_forward_only:
+            needs[rows.backward[stage][there]] = rows.backward[index]
+    return needs
+
+
+def _message_table(needs: Integers, rank: Integers) -> Messages:
+    """The results that cross ranks, by link and then as their sender produces them."""
+    given_to = np.full(len(needs), -1, np.int32)  # no result is needed twice
+    takers = np.flatnonzero(needs >= 0)
+    takers = takers[rank[needs[takers]] != rank[takers]]
+    given_to[needs[takers]] = takers
+    producer = np.flatnonzero(given_to >= 0).astype(np.int32)  # ascending, and so their ranks are
+    link = _link_numbers(rank[producer], rank[given_to[producer]], int(rank[-1]) + 1)
+    by_link = np.argsort(link, kind="stable")
+    producer = producer[by_link]
+    link = link[by_link].astype(np.int32)
+    consumer = given_to[producer]
+    per_link = np.bincount(link)
+    first = np.repeat(np.cumsum(per_link) - per_link, per_link)
     return Messages(
-        producer=producer, consumer=consumer, source=source, destination=destination, position=index - first
+        producer=producer,
+        consumer=consumer,
+        source=rank[producer],
+        destination=rank[consumer],
+        link=link,
+        position=(np.arange(len(link)) - first).astype(np.int32),
     )
+
+
+def _link_numbers(source: Integers, destination: Integers, ranks: int) -> Integers:
+    """Number the pairs that occur, ascending; in 16 bits where they fit, which NumPy sorts in linear time."""
+    pair = source.astype(np.int64) * ranks + destination
+    if ranks > 4096:  # a table of all pairs would be large
+        links, number = np.unique(pair, return_inverse=True)
+        return number if len(links) > 2**16 else number.astype(np.uint16)
+    occurs = np.zeros(ranks * ranks, bool)
+    occurs[pair] = True
+    links = np.flatnonzero(occurs)
+    numbers = np.zeros(ranks * ranks, np.int64 if len(links) > 2**16 else np.uint16)
+    numbers[links] = np.arange(len(links))
+    return numbers[pair]
 
 
 def _check_names(schedule: Schedule, stage: Integers, microbatch: Integers, rank: Integers) -> None:
@@ -232,12 +290,13 @@ class _Rows:
 
     def _index(self, kind: Kind) -> Integers:
         rows = np.flatnonzero(self.kind == kind)
-        cell = self.stage[rows] * self.shape[1] + self.microbatch[rows]
+        # Fits 32 bits: there are no more cells than rows (`_check_enough`).
+        cell = self.stage[rows] * np.int32(self.shape[1]) + self.microbatch[rows]
         counts = np.bincount(cell, minlength=self.shape[0] * self.shape[1])
         if (counts > 1).any():
             stage, microbatch = divmod(int(np.argmax(counts > 1)), self.shape[1])
             raise ScheduleError(f"{Action(stage, kind, microbatch)} occurs {counts.max()} times: keep one")
-        index = np.full(self.shape[0] * self.shape[1], -1, np.int64)
+        index = np.full(self.shape[0] * self.shape[1], -1, np.int32)
         index[cell] = rows
         return index.reshape(self.shape)
 

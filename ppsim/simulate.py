@@ -2,17 +2,22 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
+from dataclasses import asdict, replace
 
 import numpy as np
 import numpy.typing as npt
 
 from ppsim.action import Kind
+from ppsim.check import smallest_receive_window
 from ppsim.costs import StageCost
+from ppsim.devices import Sharing, devices_of
 from ppsim.engines import run_engine
+from ppsim.engines.load import Load
 from ppsim.memory import activation_levels
 from ppsim.network import Network
 from ppsim.program import Program
+from ppsim.reduction import Reduction
 from ppsim.schedule import Schedule
 from ppsim.trace import Trace
 
@@ -24,39 +29,67 @@ def simulate(
     network: Network | None = None,
     engine: str = "simpy",
     overlap: float = 1.0,
+    scale: npt.ArrayLike = 1.0,
+    slow_ranks: Mapping[int, float] | None = None,
+    dispatch_s: float = 0.0,
+    receive_window: int | None = None,
+    cores: int | None = None,
+    devices: Sequence[int] | None = None,
+    sharing: Sharing = "turns",
+    reduction: Reduction | None = None,
 ) -> Trace:
     """Predict one step.
 
     stages: the cost of each stage for one microbatch. network: links between ranks; None makes messages free.
-    engine: "simpy", or "compiled" for the same answer sooner. overlap: an overlapped pair takes this share of the sum
-    of its parts.
+    engine: "simpy", or "compiled" for the same answer sooner.
 
     The model: a rank runs its order in sequence, one action at a time; an action starts when its rank is free and its
     inputs have arrived. Nobody waits in a send. A transfer starts when its producer has ended and the transfer before
     it has left the link, keeps the link for bytes / bytes_per_s and arrives latency_s later. Stages on one rank hand
     over for nothing. Memory: see `ppsim.memory`.
 
-    Raises ScheduleError if the schedule is incomplete or could hang, ValueError if costs and stages do not match.
+    Refinements, all off unless asked for and all named in the trace's details:
+    overlap: an overlapped pair takes this share of the sum of its parts. scale: a factor on what each (stage,
+    microbatch) takes, an array that broadcasts to (stages, microbatches), e.g. microbatches of different length.
+    slow_ranks: rank -> factor on all it computes, a straggler. dispatch_s: seconds that a rank spends before each
+    action, once it could start, on running the schedule itself. receive_window: receives posted ahead on each link, as
+    where a transfer starts only once its receive is posted (rendezvous); None: always posted. cores: how many ranks
+    compute at once on what they share; devices: the device of each rank where there are several, with `cores` of them
+    at once on each (default 1); sharing: see `ppsim.devices`. reduction: adds up each stage's gradients over
+    data-parallel replicas as its last backward ends (see `ppsim.reduction`).
+
+    Raises ScheduleError if the schedule is incomplete or could hang, ValueError if costs and stages do not match or an
+    option cannot be.
     """
-    if len(stages) != schedule.stages:
-        raise ValueError(f"{len(stages)} stage costs for a schedule of {schedule.stages} stages: give one for each")
-    if not (np.isfinite(overlap) and overlap > 0):
-        raise ValueError(f"overlap must be a finite number > 0, got {overlap!r}")
-    schedule.check()
     program = schedule.program
     network = Network() if network is None else network
-    durations = row_durations(program, stages, overlap=overlap)
-    sizes = message_bytes(program, stages)
-    times = run_engine(engine, program, durations, sizes, network)
+    load = load_of(program, stages, network, overlap=overlap, scale=scale, slow_ranks=slow_ranks, dispatch_s=dispatch_s)
+    load = replace(
+        load,
+        receive_window=_checked_window(program, receive_window),
+        devices=devices_of(program.ranks, cores=cores, devices=devices, sharing=sharing),
+    )
+    with np.errstate(over="ignore"):  # refused below
+        times = run_engine(engine, load)
     if not (np.isfinite(times.end_s).all() and np.isfinite(times.message_arrival_s).all()):
         raise ValueError("the step takes longer than a float holds: give smaller costs, or a higher bytes_per_s")
-    return Trace(
+    given = {
+        "scale": np.asarray(scale).tolist() if np.any(np.asarray(scale) != 1) else None,
+        "slow_ranks": {str(rank): factor for rank, factor in (slow_ranks or {}).items()} or None,
+        "dispatch_s": dispatch_s or None,
+        "receive_window": receive_window,
+        "cores": cores,
+        "devices": None if devices is None else list(devices),
+        "sharing": None if cores is None and devices is None else sharing,
+        "reduction": None if reduction is None else asdict(reduction),
+    }
+    trace = Trace(
         program=program,
         clock="simulated",
         start_s=times.start_s,
         end_s=times.end_s,
         activation_bytes=activation_levels(program, stages),
-        message_bytes=sizes,
+        message_bytes=message_bytes(program, stages),
         message_start_s=times.message_start_s,
         message_left_s=times.message_left_s,
         message_arrival_s=times.message_arrival_s,
@@ -66,8 +99,82 @@ def simulate(
             "latency_s": network.latency_s,
             "bytes_per_s": network.bytes_per_s if np.isfinite(network.bytes_per_s) else None,
             "links": len(network.links),
+            **{name: value for name, value in given.items() if value is not None},
         },
     )
+    return trace if reduction is None else reduction.added_to(trace, stages)
+
+
+def load_of(
+    program: Program,
+    stages: Sequence[StageCost],
+    network: Network,
+    *,
+    overlap: float = 1.0,
+    scale: npt.ArrayLike = 1.0,
+    slow_ranks: Mapping[int, float] | None = None,
+    dispatch_s: float = 0.0,
+) -> Load:
+    """What an engine runs: durations and journeys from costs and network. Raises as `simulate` does."""
+    if len(stages) != program.schedule.stages:
+        raise ValueError(
+            f"{len(stages)} stage costs for a schedule of {program.schedule.stages} stages: give one for each"
+        )
+    if not (np.isfinite(overlap) and overlap > 0):
+        raise ValueError(f"overlap must be a finite number > 0, got {overlap!r}")
+    if not (np.isfinite(dispatch_s) and dispatch_s >= 0):
+        raise ValueError(f"dispatch_s must be seconds, finite and >= 0, got {dispatch_s!r}")
+    durations_s = row_durations(program, stages, overlap=overlap)
+    factors = _factors(program, scale)
+    if factors is not None:
+        durations_s *= factors
+    if slow_ranks:
+        durations_s *= _rank_factors(program.ranks, slow_ranks)[program.rank]
+    with np.errstate(over="ignore"):
+        occupied_s, latency_s = network.transfer_times(program, message_bytes(program, stages))
+    return Load(
+        program=program,
+        duration_s=durations_s,
+        dispatch_s=np.full(program.actions, float(dispatch_s)),
+        occupied_s=occupied_s,
+        latency_s=latency_s,
+    )
+
+
+def _factors(program: Program, scale: npt.ArrayLike) -> npt.NDArray[np.float64] | None:
+    """The factor of each row, shape (rows,); None if all are 1."""
+    table = np.asarray(scale, np.float64)
+    shape = (program.schedule.stages, program.schedule.microbatches)
+    if not (np.isfinite(table).all() and (table >= 0).all()):
+        raise ValueError("scale must hold factors, finite and >= 0")
+    try:
+        table = np.broadcast_to(table, shape)
+    except ValueError:
+        raise ValueError(f"scale has shape {np.shape(scale)}: give one that broadcasts to {shape}") from None
+    return None if (table == 1).all() else table[program.stage, program.microbatch]
+
+
+def _rank_factors(ranks: int, slow_ranks: Mapping[int, float]) -> npt.NDArray[np.float64]:
+    factors = np.ones(ranks)
+    for rank, factor in slow_ranks.items():
+        if not 0 <= rank < ranks:
+            raise ValueError(f"slow_ranks has rank {rank}, but there are {ranks} ranks, counted from 0")
+        if not (np.isfinite(factor) and factor > 0):
+            raise ValueError(f"slow_ranks[{rank}] must be a finite factor > 0, got {factor!r}")
+        factors[rank] = factor
+    return factors
+
+
+def _checked_window(program: Program, window: int | None) -> int | None:
+    if window is None:
+        return None
+    needed = smallest_receive_window(program)
+    if isinstance(window, bool) or not isinstance(window, int) or window < max(needed, 1):
+        raise ValueError(
+            f"receive_window {window!r} is too small: this schedule needs {max(needed, 1)} receives posted at once on "
+            "a link, or it waits for ever; give that or more, or None"
+        )
+    return window
 
 
 def row_durations(program: Program, stages: Sequence[StageCost], *, overlap: float = 1.0) -> npt.NDArray[np.float64]:
@@ -78,8 +185,9 @@ def row_durations(program: Program, stages: Sequence[StageCost], *, overlap: flo
     table[Kind.I] = [stage.backward_input_s for stage in stages]
     table[Kind.W] = [stage.backward_weight_s for stage in stages]
     durations = table[program.kind, program.stage]
-    in_pair = np.diff(program.action_start)[program.row_action] == 2
-    return np.where(in_pair, durations * overlap, durations)
+    if overlap != 1.0 and program.has_pairs:
+        durations[np.diff(program.action_start)[program.row_action] == 2] *= overlap
+    return durations
 
 
 def message_bytes(program: Program, stages: Sequence[StageCost]) -> npt.NDArray[np.int64]:

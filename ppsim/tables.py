@@ -19,7 +19,7 @@ def frame_columns(trace: Trace) -> dict[str, Any]:
     is_forward = program.kind[messages.producer] == Kind.F
     sent, received = np.where(is_forward, Kind.SEND_F, Kind.SEND_B), np.where(is_forward, Kind.RECV_F, Kind.RECV_B)
     producer, consumer = messages.producer, messages.consumer
-    return {
+    columns = {
         "rank": np.concatenate([program.rank, messages.source, messages.destination]),
         "stage": np.concatenate([program.stage, program.stage[producer], program.stage[consumer]]),
         "kind": names[np.concatenate([program.kind, sent, received])],
@@ -28,3 +28,18 @@ def frame_columns(trace: Trace) -> dict[str, Any]:
         "end_s": np.concatenate([trace.end_s, trace.message_left_s, trace.message_arrival_s]),
         "size_bytes": np.concatenate([trace.activation_bytes, trace.message_bytes, trace.message_bytes]),
     }
+    return columns if trace.reduce_start_s is None else _with_reductions(columns, trace)
+
+
+def _with_reductions(columns: dict[str, Any], trace: Trace) -> dict[str, Any]:
+    stages = np.arange(trace.schedule.stages)
+    more = {
+        "rank": np.asarray(trace.schedule.placement),
+        "stage": stages,
+        "kind": np.full(len(stages), Kind.REDUCE_GRAD.name),
+        "microbatch": np.full(len(stages), -1),
+        "start_s": trace.reduce_start_s,
+        "end_s": trace.reduce_end_s,
+        "size_bytes": trace.reduce_bytes,
+    }
+    return {name: np.concatenate([column, more[name]]) for name, column in columns.items()}

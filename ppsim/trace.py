@@ -34,6 +34,7 @@ _COLUMNS = (
     "message_left_s",
     "message_arrival_s",
 )
+_REDUCTIONS = ("reduce_start_s", "reduce_end_s", "reduce_bytes")
 
 
 @dataclass(frozen=True, kw_only=True, eq=False)
@@ -45,6 +46,8 @@ class Trace:
     (start of F, end of B, I, W and of a pair). message_*: shape (messages,), in the program's message table: size,
     when the transfer began, when it had left the sender's link, and when it was there. Measured messages: posted by
     the sender, seen complete by the sender, seen complete by the receiver.
+    reduce_*: shape (stages,): when adding up each stage's gradients over data-parallel replicas began and ended, and
+    how many bytes they are; None without replicas.
     clock: "simulated" or "measured". details: how it was made (options, environment, all steps' times); JSON values.
     """
 
@@ -57,6 +60,9 @@ class Trace:
     message_start_s: Seconds
     message_left_s: Seconds
     message_arrival_s: Seconds
+    reduce_start_s: Seconds | None = None
+    reduce_end_s: Seconds | None = None
+    reduce_bytes: npt.NDArray[np.int64] | None = None
     details: dict[str, Any] = field(default_factory=dict)
 
     @property
@@ -88,6 +94,13 @@ class Trace:
     def makespan_s(self) -> float:
         """The step: last end minus first start over all ranks' compute."""
         return metrics.makespan_s(self)
+
+    @property
+    def step_s(self) -> float:
+        """From the first start until all compute and all reductions have ended, in seconds."""
+        if self.reduce_end_s is None:
+            return self.makespan_s
+        return max(self.makespan_s, float(self.reduce_end_s.max() - self.start_s.min()))
 
     @property
     def rank_time_s(self) -> Seconds:
@@ -123,6 +136,7 @@ class Trace:
         Columns rank, stage, kind, microbatch, start_s, end_s, size_bytes. Kinds F, B, I, W compute (size_bytes: the
         activation bytes their rank holds from then on); SEND_F, RECV_F, SEND_B, RECV_B are messages (size_bytes: the
         message's): a send from the transfer's start until it has left the link, a receive until it is there.
+        REDUCE_GRAD adds up a stage's gradients over replicas (microbatch -1, size_bytes: the gradients').
         """
         import pandas
 
@@ -142,6 +156,7 @@ class Trace:
             "placement": list(self.schedule.placement),
         }
         arrays = {name: getattr(self, name) for name in _COLUMNS}
+        arrays |= {name: getattr(self, name) for name in _REDUCTIONS if getattr(self, name) is not None}
         for rank, order in enumerate(self.schedule.orders):
             arrays[f"order_{rank}"] = np.stack([order.stage, order.kind, order.microbatch, order.joined]).astype(
                 np.int32
@@ -186,11 +201,17 @@ class Trace:
         )
         program = schedule.program
         columns: dict[str, np.ndarray] = {}
-        for name in _COLUMNS:
-            wanted = (len(program.messages) if name.startswith("message_") else len(program.stage),)
+        for name in (*_COLUMNS, *(name for name in _REDUCTIONS if name in arrays)):
+            wanted = (_length(name, program),)
             if arrays[name].shape != wanted:
                 raise ValueError(f"{name} has shape {arrays[name].shape}, its schedule needs {wanted}")
             columns[name] = arrays[name].astype(
                 np.int64 if name.endswith("_bytes") else np.float64, casting="same_kind"
             )
         return cls(program=program, clock=str(header["clock"]), details=dict(header["details"]), **columns)
+
+
+def _length(column: str, program: Program) -> int:
+    if column.startswith("message_"):
+        return len(program.messages)
+    return program.schedule.stages if column.startswith("reduce_") else len(program.stage)

@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import math
 import re
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from fractions import Fraction
 from functools import cache
@@ -102,9 +102,21 @@ class Answer:
 
 
 def evaluate(
-    orders: Orders, placement: Sequence[int], costs: Sequence[Any], network: Any = None, overlap: float = 1
+    orders: Orders,
+    placement: Sequence[int],
+    costs: Sequence[Any],
+    network: Any = None,
+    overlap: float = 1,
+    *,
+    factor: Callable[[int, int], float] = lambda stage, microbatch: 1.0,
+    dispatch_s: float = 0.0,
+    window: int | None = None,
 ) -> Answer:
-    """The step of `orders`. costs: objects with the fields of a stage's cost. network: `link(source, destination)`."""
+    """The step of `orders`. costs: objects with the fields of a stage's cost. network: `link(source, destination)`.
+
+    factor: on what a (stage, microbatch) takes. dispatch_s: before each action, once it could start. window: receives
+    posted ahead on a link; the next is posted whenever one is used, and a transfer waits for its receive.
+    """
     stages, kinds = len(placement), backward_kinds(orders)
     links = messages_of_links(orders, placement)
     where = {part: (r, k) for r, order in enumerate(orders) for k, action in enumerate(order) for part in action}
@@ -112,21 +124,36 @@ def evaluate(
     def seconds(part: Part) -> Fraction:
         cost = costs[part[0]]
         full = cost.backward_s
-        return {
-            "F": Fraction(cost.forward_s),
-            "I": Fraction(cost.backward_input_s),
-            "W": Fraction(cost.backward_weight_s),
-            "B": Fraction(cost.backward_input_s) + Fraction(cost.backward_weight_s) if full is None else Fraction(full),
-        }[part[1]]
+        return (
+            Fraction(factor(part[0], part[2]))
+            * {
+                "F": Fraction(cost.forward_s),
+                "I": Fraction(cost.backward_input_s),
+                "W": Fraction(cost.backward_weight_s),
+                "B": Fraction(cost.backward_input_s) + Fraction(cost.backward_weight_s)
+                if full is None
+                else Fraction(full),
+            }[part[1]]
+        )
 
     def length(rank: int, index: int) -> Fraction:
         action = orders[rank][index]
         return sum(map(seconds, action), Fraction(0)) * (Fraction(overlap) if len(action) == 2 else 1)
 
     @cache
-    def start(rank: int, index: int) -> Fraction:
+    def could_start(rank: int, index: int) -> Fraction:
         inputs = [arrival(part) for part in orders[rank][index]]
         return max([Fraction(0) if index == 0 else end(rank, index - 1), *inputs])
+
+    def start(rank: int, index: int) -> Fraction:
+        return could_start(rank, index) + Fraction(dispatch_s)
+
+    def posted(link: tuple[int, int], position: int) -> Fraction:
+        """When the receiver had a place for a message: once it had used as many as go before, less the window."""
+        if window is None or position < window:
+            return Fraction(0)
+        uses = sorted(where[consumer] for _, consumer in links[link])
+        return could_start(*uses[position - window])
 
     @cache
     def end(rank: int, index: int) -> Fraction:
@@ -145,7 +172,7 @@ def evaluate(
     @cache
     def transfer(link: tuple[int, int], position: int) -> tuple[Fraction, Fraction, Fraction]:
         producer, consumer = links[link][position]
-        begun = end(*where[producer])
+        begun = max(end(*where[producer]), posted(link, position))
         if position > 0:
             begun = max(begun, transfer(link, position - 1)[1])
         size = costs[min(producer[0], consumer[0])].output_bytes

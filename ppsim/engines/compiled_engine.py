@@ -4,126 +4,120 @@ from __future__ import annotations
 
 import numba
 import numpy as np
-import numpy.typing as npt
 
+from ppsim.engines.load import Load
 from ppsim.engines.times import Times
-from ppsim.network import Network
-from ppsim.program import Program
 
 
-def run_compiled(
-    program: Program, durations_s: npt.NDArray[np.float64], message_bytes: npt.NDArray[np.int64], network: Network
-) -> Times:
-    """Run a program that passed the check; seconds from the step's start. Compiled once per machine, then cached."""
-    messages = program.messages
-    links = program.links()
-    link = message_links(program)
-    models = [network.link(*pair) for pair in links]
-    rate = np.array([model.bytes_per_s for model in models], np.float64)
-    latency_s = np.array([model.latency_s for model in models], np.float64)
-    occupied_s = message_bytes / rate[link] if len(messages) else np.zeros(0)
-    start_s, end_s = np.empty(len(durations_s)), np.empty(len(durations_s))
-    begun_s, left_s, arrival_s = np.empty(len(messages)), np.empty(len(messages)), np.empty(len(messages))
-    _advance(
-        program.rank_actions,
+def run_compiled(load: Load) -> Times:
+    """Run a program that can end; seconds from the step's start. Compiled once per machine, then cached.
+
+    Raises ValueError for shared devices, whose queues only SimPy's clock has.
+    """
+    if load.devices is not None:
+        raise ValueError("the compiled engine has no shared devices (cores, devices): use engine='simpy'")
+    program, messages = load.program, load.program.messages
+    start_s = np.empty(len(load.duration_s))
+    journeys_s = np.empty((len(messages), 2))
+    window = load.receive_window
+    _pass(
+        program.execution_order,
         program.action_start,
+        program.rank,
         program.message_in,
         program.message_out,
-        messages.destination,
-        durations_s,
-        link,
-        occupied_s,
-        latency_s[link] if len(messages) else np.zeros(0),
-        np.zeros(len(links)),
+        load.duration_s,
+        load.dispatch_s,
+        messages.link,
+        load.occupied_s,
+        load.latency_s,
+        np.zeros(0, np.int32) if window is None else load.posts(),
+        np.zeros(0) if window is None else np.where(messages.position < window, 0.0, np.nan),
+        np.zeros(program.ranks),
+        np.zeros(len(program.links())),
         start_s,
-        end_s,
-        begun_s,
-        left_s,
-        arrival_s,
+        journeys_s,
     )
+    message_start_s = np.ascontiguousarray(journeys_s[:, 0])
     return Times(
-        start_s=start_s, end_s=end_s, message_start_s=begun_s, message_left_s=left_s, message_arrival_s=arrival_s
+        start_s=start_s,
+        end_s=start_s + load.duration_s,
+        message_start_s=message_start_s,
+        message_left_s=message_start_s + load.occupied_s,
+        message_arrival_s=np.ascontiguousarray(journeys_s[:, 1]),
     )
-
-
-def message_links(program: Program) -> npt.NDArray[np.int64]:
-    """The index of each message's link in `program.links()`, shape (messages,)."""
-    is_first = program.messages.position == 0  # the table is ordered by link and starts each at position 0
-    return np.cumsum(is_first) - 1
 
 
 @numba.njit(cache=True, nogil=True)
-def _advance(
-    rank_actions,
+def _pass(
+    order,
     action_start,
+    rank_of,
     message_in,
     message_out,
-    destination,
-    durations,
-    link,
+    duration,
+    dispatch,
+    link_of,
     occupied,
     latency,
+    posts,
+    posted,
+    free,
     link_free,
     start,
-    end,
-    begun,
-    left,
-    arrival,
+    journeys,
 ):
-    """Run each rank as far as its messages have arrived, then whoever was waiting for what it has sent.
+    """Every action in an order in which what it needs has come before: the longest path through the step.
 
-    Every float is computed as the SimPy engine computes it: an order's times depend on nothing but the arrivals, and
-    a link has one sender, so the sequence in which ranks are advanced does not matter.
+    Each float is computed as the SimPy engine computes it; a link has one sender, so no other order of the actions
+    could change one. journeys: begun and arrived, side by side, as both are written at once. With a window a transfer
+    begins when both its producer has ended and its receive is posted, whichever comes second.
     """
-    ranks = len(rank_actions) - 1
-    position = rank_actions[:-1].copy()
-    free = np.zeros(ranks)
-    awaited = np.full(ranks, -1)  # the message that holds a rank
-    ready = np.arange(ranks)[::-1].copy()
-    count = ranks
-    arrival[:] = np.nan
-    while count:
-        count -= 1
-        rank = ready[count]
-        now = free[rank]
-        action = position[rank]
-        last = rank_actions[rank + 1]
-        awaited[rank] = -1
-        while action < last:
-            first_row, end_row = action_start[action], action_start[action + 1]
-            begin = now
-            missing = -1
-            for row in range(first_row, end_row):
+    windowed = len(posted) > 0
+    produced = np.full(len(posted), np.nan)
+    for action in order:
+        first, last = action_start[action], action_start[action + 1]
+        rank = rank_of[first]
+        begin = free[rank]
+        for row in range(first, last):
+            message = message_in[row]
+            if message >= 0:
+                there = journeys[message, 1]
+                if there > begin:
+                    begin = there
+        if windowed:
+            for row in range(first, last):
                 message = message_in[row]
-                if message >= 0:
-                    there = arrival[message]
-                    if np.isnan(there):
-                        missing = message
-                        break
-                    begin = max(begin, there)
-            if missing >= 0:
-                awaited[rank] = missing
-                break
-            for row in range(first_row, end_row):
-                start[row] = begin
-                begin = begin + durations[row]
-                end[row] = begin
-            now = begin
-            for row in range(first_row, end_row):
-                message = message_out[row]
-                if message >= 0:
-                    lane = link[message]
-                    leaves = max(now, link_free[lane])
-                    begun[message] = leaves
-                    leaves = leaves + occupied[message]
-                    left[message] = leaves
-                    link_free[lane] = leaves
-                    arrival[message] = leaves + latency[message]
-                    receiver = destination[message]
-                    if awaited[receiver] == message:
-                        awaited[receiver] = -1
-                        ready[count] = receiver
-                        count += 1
-            action += 1
-        position[rank] = action
-        free[rank] = now
+                if message >= 0 and posts[message] >= 0:
+                    freed = posts[message]
+                    posted[freed] = begin
+                    if not np.isnan(produced[freed]):
+                        _transfer(freed, max(produced[freed], begin), link_of, occupied, latency, link_free, journeys)
+        begin = begin + dispatch[action]
+        for row in range(first, last):
+            start[row] = begin
+            begin = begin + duration[row]
+        free[rank] = begin
+        for row in range(first, last):
+            message = message_out[row]
+            if message >= 0:
+                if windowed:
+                    produced[message] = begin
+                    if np.isnan(posted[message]):
+                        continue
+                    _transfer(message, max(begin, posted[message]), link_of, occupied, latency, link_free, journeys)
+                else:
+                    _transfer(message, begin, link_of, occupied, latency, link_free, journeys)
+
+
+@numba.njit(cache=True, nogil=True, inline="always")
+def _transfer(message, ready, link_of, occupied, latency, link_free, journeys):
+    """Put a message on its link, which serves first in, first out."""
+    link = link_of[message]
+    begun = link_free[link]
+    if ready > begun:
+        begun = ready
+    journeys[message, 0] = begun
+    left = begun + occupied[message]
+    link_free[link] = left
+    journeys[message, 1] = left + latency[message]

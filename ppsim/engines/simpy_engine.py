@@ -1,101 +1,186 @@
-"""The SimPy engine: one process per rank, one timeout per action."""
+"""The SimPy engine: one event per action."""
 
 from __future__ import annotations
 
-from collections.abc import Generator
+from collections.abc import Callable, Generator, Iterator
+from itertools import repeat
 from typing import Any
 
 import numpy as np
-import numpy.typing as npt
 import simpy
+from simpy.events import NORMAL
 
+from ppsim.engines.load import Load
 from ppsim.engines.times import Times
-from ppsim.network import Network
-from ppsim.program import Program
+
+Resume = Callable[[Any], Any]
 
 
-def run_simpy(
-    program: Program, durations_s: npt.NDArray[np.float64], message_bytes: npt.NDArray[np.int64], network: Network
-) -> Times:
-    """Run a program that passed the check; seconds from the step's start."""
-    run = _Run(program, durations_s, message_bytes, network)
-    for rank in range(program.ranks):
-        run.environment.process(run.rank_process(rank))
+def run_simpy(load: Load) -> Times:
+    """Run a program; seconds from the step's start."""
+    run = _Run(load)
+    for rank in range(load.program.ranks):
+        run.begin(rank)
     run.environment.run()
-    return Times(
-        start_s=np.array(run.start),
-        end_s=np.array(run.end),
-        message_start_s=np.array(run.message_start),
-        message_left_s=np.array(run.message_left),
-        message_arrival_s=np.array(run.arrival, float),
+    if sum(map(len, run.start)) < load.program.actions:
+        load.program.execution_order  # noqa: B018  (somebody waits for ever: says who, and for what)
+    return Times.of_actions(
+        load,
+        action_start_s=np.array([start_s for of_rank in run.start for start_s in of_rank]),
+        message_start_s=np.array(run.message_start, float),
+        message_arrival_s=np.array(run.arrival[:-1], float),
     )
 
 
 class _Run:
-    """The state that the ranks' processes share. Lists, not arrays: single elements are read and written."""
+    """The state that the ranks share. Lists, not arrays: single elements are read and written.
 
-    def __init__(
-        self,
-        program: Program,
-        durations_s: npt.NDArray[np.float64],
-        message_bytes: npt.NDArray[np.int64],
-        network: Network,
-    ) -> None:
+    A rank is a generator that SimPy's events resume as their callback. It waits either for its own alarm, set for the
+    end of each action, or for whoever sends it what it lacks; so an action costs one event and a message none.
+    """
+
+    def __init__(self, load: Load) -> None:
+        messages = load.program.messages
         self.environment = simpy.Environment()
-        self.durations = durations_s.tolist()
-        self.action_start = program.action_start.tolist()
-        self.rank_actions = program.rank_actions.tolist()
-        self.needs_message = program.message_in.tolist()
-        self.gives_message = program.message_out.tolist()
-        messages = program.messages
-        links = program.links()
-        index = {pair: number for number, pair in enumerate(links)}
-        self.link = [index[pair] for pair in zip(messages.source.tolist(), messages.destination.tolist(), strict=True)]
-        self.link_free = [0.0] * len(links)
-        models = [network.link(*pair) for pair in links]
-        self.occupied = [
-            models[link].occupied_s(size) for link, size in zip(self.link, message_bytes.tolist(), strict=True)
-        ]
-        self.latency = [models[link].latency_s for link in self.link]
-        self.start = [0.0] * len(self.durations)
-        self.end = [0.0] * len(self.durations)
-        self.message_start = [0.0] * len(messages)
-        self.message_left = [0.0] * len(messages)
-        self.arrival: list[Any] = [None] * len(messages)
-        self.waiting: dict[int, simpy.Event] = {}
+        self.actions = _Actions(load)
+        self.link = messages.link.tolist()
+        self.occupied, self.latency = load.occupied_s.tolist(), load.latency_s.tolist()
+        self.link_free = [0.0] * len(load.program.links())
+        self.window = None if load.receive_window is None else _Window(load, load.receive_window)
+        self.start: list[list[float]] = [[] for _ in range(load.program.ranks)]
+        self.message_start: list[float | None] = [None] * len(messages)
+        self.arrival: list[float | None] = [None] * len(messages) + [0.0]  # the last stands for -1, "no message"
+        self.waiting: list[Resume | None] = [None] * len(messages)
 
-    def rank_process(self, rank: int) -> Generator[simpy.Event, None, None]:
-        """Run a rank's order. What a rank needs from itself is there: its own earlier action has ended.
+    def begin(self, rank: int) -> None:
+        """Set a rank going."""
+        process = self.process(rank)
+        next(process)
+        process.send(process.send)
 
-        Times are kept as sums of costs, not read back from the clock, so that every engine gives the same floats.
+    def process(self, rank: int) -> Generator[None, Any, None]:
+        """A rank's order, action by action; the first thing sent in is how to resume it.
+
+        What a rank needs from itself is there: its own earlier action has ended. Times are kept as sums of costs, not
+        read back from the clock, so that every engine gives the same floats.
         """
-        environment, timeout = self.environment, self.environment.timeout
+        environment, window, schedule = self.environment, self.window, self.environment.schedule
+        arrival, waiting, link_of, link_free = self.arrival, self.waiting, self.link, self.link_free
+        occupied, latency, message_start = self.occupied, self.latency, self.message_start
+        note = self.start[rank].append
+        resume = yield
+        alarm, resumed_by_alarm = environment.timeout(0), [resume]
+        alarm.callbacks.append(resume)
+        yield
         free = 0.0
-        for action in range(self.rank_actions[rank], self.rank_actions[rank + 1]):
-            rows = range(self.action_start[action], self.action_start[action + 1])
-            begin = free
-            for row in rows:
-                message = self.needs_message[row]
-                if message >= 0:
-                    if self.arrival[message] is None:
-                        self.waiting[message] = event = environment.event()
-                        yield event
-                    begin = max(begin, self.arrival[message])
-            for row in rows:
-                self.start[row] = begin
-                begin = self.end[row] = begin + self.durations[row]
-            free = begin
-            yield timeout(max(free - environment.now, 0.0))
-            for row in rows:
-                if self.gives_message[row] >= 0:
-                    self.send(self.gives_message[row], free)
+        for needed, also, dispatch, duration, second, given, given_also in self.actions.of_rank(rank):
+            begin = arrival[needed]
+            if begin is None:
+                waiting[needed] = resume
+                yield
+                begin = arrival[needed]
+            if also >= 0:
+                while (there := arrival[also]) is None:
+                    waiting[also] = resume
+                    yield
+                begin = max(begin, there)
+            if free > begin:
+                begin = free
+            if window is not None:
+                for message in (needed, also):
+                    freed = window.posts[message]
+                    if freed >= 0 and (ready := window.post(freed, begin)) is not None:
+                        self.transfer(freed, ready)
+            begin += dispatch
+            note(begin)
+            free = begin + duration + second
+            alarm.callbacks = resumed_by_alarm
+            schedule(alarm, NORMAL, free - environment.now)
+            yield
+            if given >= 0 and window is None:  # `transfer` in place: calling it would cost as much as the event
+                link = link_of[given]
+                begin = link_free[link]
+                if free > begin:
+                    begin = free
+                message_start[given] = begin
+                link_free[link] = left = begin + occupied[given]
+                arrival[given] = left + latency[given]
+                waiter = waiting[given]
+                if waiter is not None:
+                    waiter(None)
+            elif given >= 0:
+                self.give(given, free)
+            if given_also >= 0:
+                self.give(given_also, free)
+        yield
 
-    def send(self, message: int, now: float) -> None:
-        """Put a message on its link. The link serves first in, first out, so its arrival is known at once."""
+    def give(self, message: int, now: float) -> None:
+        """A message is produced; it sets off once its receive is posted."""
+        ready = now if self.window is None else self.window.produce(message, now)
+        if ready is not None:
+            self.transfer(message, ready)
+
+    def transfer(self, message: int, ready: float) -> None:
+        """Put a message on its link, which serves first in, first out: so its arrival is known at once."""
         link = self.link[message]
-        self.message_start[message] = begin = max(now, self.link_free[link])
-        self.message_left[message] = self.link_free[link] = left = begin + self.occupied[message]
+        begin = self.link_free[link]
+        if ready > begin:
+            begin = ready
+        self.message_start[message] = begin
+        self.link_free[link] = left = begin + self.occupied[message]
         self.arrival[message] = left + self.latency[message]
-        waiter = self.waiting.pop(message, None)
+        waiter = self.waiting[message]
         if waiter is not None:
-            waiter.succeed()
+            waiter(None)
+
+
+class _Window:
+    """Which receives are posted: a message sets off when it is produced and its receive is, whichever comes later."""
+
+    def __init__(self, load: Load, size: int) -> None:
+        self.posts = [*load.posts().tolist(), -1]  # the last stands for -1, "no message"
+        self._posted = [0.0 if position < size else None for position in load.program.messages.position.tolist()]
+        self._produced: list[float | None] = [None] * len(self._posted)
+
+    def produce(self, message: int, now: float) -> float | None:
+        """When a message that is there now may set off; None if nobody knows yet."""
+        self._produced[message] = now
+        posted = self._posted[message]
+        return None if posted is None else max(now, posted)
+
+    def post(self, message: int, now: float) -> float | None:
+        """The same once its receive is posted."""
+        self._posted[message] = now
+        produced = self._produced[message]
+        return None if produced is None else max(now, produced)
+
+
+class _Actions:
+    """What a rank must know of each of its actions, as columns; a pair has a second message in and out, if any."""
+
+    def __init__(self, load: Load) -> None:
+        program = load.program
+        first, last = program.action_start[:-1], program.action_start[1:] - 1
+        is_pair = last > first
+        self._bounds = program.rank_actions.tolist()
+        self._columns: list[list[Any] | None] = [
+            program.message_in[first].tolist(),
+            np.where(is_pair, program.message_in[last], -1).tolist() if program.has_pairs else None,
+            load.dispatch_s.tolist(),
+            load.duration_s[first].tolist(),
+            np.where(is_pair, load.duration_s[last], 0.0).tolist() if program.has_pairs else None,
+            program.message_out[first].tolist(),
+            np.where(is_pair, program.message_out[last], -1).tolist() if program.has_pairs else None,
+        ]
+
+    def of_rank(self, rank: int) -> Iterator[tuple[Any, ...]]:
+        """needed, also needed, dispatch, duration, the pair's other duration, given, also given."""
+        begin, end = self._bounds[rank : rank + 2]
+        absent = (None, -1, None, 0.0, 0.0, None, -1)
+        return zip(
+            *(
+                repeat(none) if column is None else column[begin:end]
+                for column, none in zip(self._columns, absent, strict=True)
+            ),
+            strict=False,
+        )

@@ -29,9 +29,17 @@ def test_a_schedule_is_refused_exactly_if_tokens_get_stuck(orders: list[list[Act
 
 
 @given(orders_that_may_hang())
-def test_the_compiled_check_stops_where_the_other_does(orders: list[list[Action | OverlappedPair]]) -> None:
+def test_waves_go_as_far_as_one_action_at_a_time(orders: list[list[Action | OverlappedPair]]) -> None:
+    """And every order they find is one in which an action comes after what it needs."""
     program = Schedule.of(orders).program
-    assert check._advance_large(program) == check._advance(program)
+    found = [order.tolist() for order in (check._one_by_one(program), check._in_waves(program))]
+    assert sorted(found[0]) == sorted(found[1])
+    for order in found:
+        at = {action: place for place, action in enumerate(order)}
+        for action in order:
+            needs = [int(program.needs[row]) for row in range(*program.action_start[action : action + 2])]
+            assert all(at[int(program.row_action[need])] < at[action] for need in needs if need >= 0)
+            assert action == program.rank_actions[program.rank[program.action_start[action]]] or action - 1 in at
 
 
 @given(schedules())

@@ -10,8 +10,9 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from ppsim import CostError, Link, Network, Schedule, ScheduleError, StageCost, Trace, build_schedule, simulate
+from ppsim.check import smallest_receive_window
 from tests.evaluator import Answer, evaluate, spelled
-from tests.strategies import networks, schedules, stage_costs
+from tests.strategies import exact_seconds, networks, schedules, stage_costs
 
 
 def _assert_equal(trace: Trace, answer: Answer) -> None:
@@ -58,6 +59,49 @@ def test_so_is_an_evaluation(engine: str, data: st.DataObject) -> None:
         simulate(schedule, costs, network=network, engine=engine),
         evaluate(spelled(schedule), schedule.placement, costs, network),
     )
+
+
+@pytest.mark.parametrize("engine", ["simpy", "compiled"])
+@given(data=st.data())
+def test_so_are_the_refinements_together(engine: str, data: st.DataObject) -> None:
+    """Microbatches of different length, slow ranks, dispatch and rendezvous, none special to an engine."""
+    schedule = data.draw(schedules())
+    costs, network = data.draw(stage_costs(schedule.stages)), data.draw(networks(schedule.ranks))
+    factors = st.sampled_from([0.0, 0.5, 1.0, 2.0])
+    scale = np.array(
+        data.draw(
+            st.lists(
+                st.lists(factors, min_size=schedule.microbatches, max_size=schedule.microbatches),
+                min_size=schedule.stages,
+                max_size=schedule.stages,
+            )
+        )
+    )
+    slow = data.draw(st.dictionaries(st.integers(0, schedule.ranks - 1), st.sampled_from([0.5, 2.0, 4.0])))
+    dispatch_s = data.draw(exact_seconds())
+    window = data.draw(
+        st.none() | st.integers(0, 3).map(lambda m: m + max(smallest_receive_window(schedule.program), 1))
+    )
+    trace = simulate(
+        schedule,
+        costs,
+        network=network,
+        scale=scale,
+        slow_ranks=slow,
+        dispatch_s=dispatch_s,
+        receive_window=window,
+        engine=engine,
+    )
+    answer = evaluate(
+        spelled(schedule),
+        schedule.placement,
+        costs,
+        network,
+        factor=lambda stage, microbatch: scale[stage, microbatch] * slow.get(schedule.placement[stage], 1.0),
+        dispatch_s=dispatch_s,
+        window=window,
+    )
+    _assert_equal(trace, answer)
 
 
 _any_seconds = st.floats(0, 1e3)
@@ -154,6 +198,17 @@ _COST = StageCost(forward_s=1, backward_input_s=1, backward_weight_s=1, output_b
         ([_COST] * 2, {"overlap": math.nan}, "overlap must be a finite number > 0, got nan"),
         ([_COST] * 2, {"overlap": math.inf}, "overlap must be a finite number > 0, got inf"),
         ([_COST] * 2, {"engine": "fast"}, "unknown engine 'fast': known are simpy"),
+        ([_COST] * 2, {"engine": "compiled", "cores": 1}, "the compiled engine has no shared devices"),
+        ([_COST] * 2, {"scale": [1.0, 2.0, 3.0]}, "scale has shape (3,): give one that broadcasts to (2, 2)"),
+        ([_COST] * 2, {"scale": -1.0}, "scale must hold factors, finite and >= 0"),
+        ([_COST] * 2, {"slow_ranks": {2: 2.0}}, "slow_ranks has rank 2, but there are 2 ranks"),
+        ([_COST] * 2, {"slow_ranks": {1: 0.0}}, "slow_ranks[1] must be a finite factor > 0, got 0.0"),
+        ([_COST] * 2, {"dispatch_s": -1.0}, "dispatch_s must be seconds, finite and >= 0, got -1.0"),
+        ([_COST] * 2, {"receive_window": 0}, "receive_window 0 is too small: this schedule needs 1 receives"),
+        ([_COST] * 2, {"cores": 0}, "cores must be a whole number of 1 or more, got 0"),
+        ([_COST] * 2, {"devices": [0]}, "devices names 1 devices for 2 ranks"),
+        ([_COST] * 2, {"devices": [0, -1]}, "devices are numbered from 0, got [0, -1]"),
+        ([_COST] * 2, {"cores": 1, "sharing": "luck"}, "sharing must be one of turns, fair, got 'luck'"),
         # Cause of a bug: infinite times, and a bubble that is not a number.
         ([_COST] * 2, {"network": Network(bytes_per_s=1e-300)}, "the step takes longer than a float holds"),
         (
@@ -164,7 +219,9 @@ _COST = StageCost(forward_s=1, backward_input_s=1, backward_weight_s=1, output_b
     ],
 )
 def test_bad_arguments_are_refused(stages: list[StageCost], options: dict, said: str) -> None:
-    with pytest.raises(ValueError, match=r"stage|overlap|engine|float") as caught:
+    with pytest.raises(
+        ValueError, match=r"stage|overlap|engine|float|scale|slow|dispatch|window|cores|devices|sharing"
+    ) as caught:
         simulate(build_schedule("afab", ranks=2, microbatches=2), stages, **options)
     assert said in str(caught.value)
 

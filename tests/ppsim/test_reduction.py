@@ -1,0 +1,66 @@
+"""Reductions over replicas: the ring's closed form, and when each starts."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import numpy as np
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from ppsim import Reduction, StageCost, Trace, build_schedule, simulate
+from tests.strategies import networks, schedules, stage_costs
+
+
+def test_a_ring_sends_each_part_round_twice() -> None:
+    """Four replicas, 8 bytes at 1 byte/s: 2 x 3 rounds of 2 s and 0.5 s latency."""
+    assert Reduction(replicas=4, latency_s=0.5, bytes_per_s=1).seconds(8) == 15
+    assert Reduction(replicas=1, latency_s=0.5, bytes_per_s=1).seconds(8) == 0
+
+
+@given(st.data())
+def test_each_starts_with_its_stages_last_backward_one_after_another(data: st.DataObject) -> None:
+    schedule = data.draw(schedules())
+    costs, network = data.draw(stage_costs(schedule.stages)), data.draw(networks(schedule.ranks))
+    reduction = Reduction(replicas=data.draw(st.integers(2, 4)), latency_s=0.25, bytes_per_s=4.0)
+    plain = simulate(schedule, costs, network=network)
+    trace = simulate(schedule, costs, network=network, reduction=reduction)
+    assert np.array_equal(plain.end_s, trace.end_s)
+    frame = trace.to_frame()
+    rows = frame[frame.kind == "REDUCE_GRAD"]
+    assert sorted(rows.stage) == list(range(schedule.stages))
+    for rank, of_rank in rows.groupby("rank"):
+        free = 0.0
+        for row in of_rank.sort_values("start_s").itertuples():
+            assert schedule.placement[row.stage] == rank
+            backwards = frame[(frame.stage == row.stage) & frame.kind.isin(["B", "W"])]
+            assert row.start_s == max(backwards.end_s.max(), free)
+            assert row.end_s == row.start_s + reduction.seconds(costs[row.stage].parameter_bytes)
+            free = row.end_s
+    assert trace.step_s == max(trace.makespan_s, rows.end_s.max() - trace.start_s.min())
+
+
+def test_a_trace_keeps_its_reductions(tmp_path: Path) -> None:
+    cost = StageCost(forward_s=1, backward_input_s=1, backward_weight_s=1, parameter_bytes=8)
+    reduction = Reduction(replicas=2, bytes_per_s=1.0)
+    trace = simulate(build_schedule("1f1b", ranks=2, microbatches=2), [cost] * 2, reduction=reduction)
+    trace.save(tmp_path / "trace.npz")
+    back = Trace.load(tmp_path / "trace.npz")
+    assert back.step_s == trace.step_s > trace.makespan_s
+    assert back.to_frame().equals(trace.to_frame())
+
+
+def test_an_evaluation_and_a_single_replica_reduce_nothing() -> None:
+    cost = StageCost(forward_s=1, backward_input_s=1, backward_weight_s=1, parameter_bytes=8)
+    schedule = build_schedule("1f1b", ranks=2, microbatches=2)
+    assert simulate(schedule, [cost] * 2, reduction=Reduction(replicas=1)).reduce_end_s is None
+    assert simulate(schedule.forward_only(), [cost] * 2, reduction=Reduction(replicas=2)).reduce_end_s is None
+
+
+@pytest.mark.parametrize(
+    "options", [{"replicas": 0}, {"replicas": 2, "latency_s": -1}, {"replicas": 2, "bytes_per_s": 0}]
+)
+def test_bad_numbers_are_refused(options: dict) -> None:
+    with pytest.raises(ValueError, match=next(reversed(options))):
+        Reduction(**options)
