@@ -18,8 +18,8 @@ def transformer_work(model: Transformer, execution: Execution) -> list[LayerWork
     Kept between I and W is, for every linear layer and norm, its input and the gradient of its output.
 
     Without the norms' statistics an unfused GPT block with dropout and 2-byte elements saves the classic
-    s b h (10 + 24 / t + 5 a s / (h t)) bytes (Korthikanti et al., Reducing Activation Recomputation in Large Transformer
-    Models, 2022, equation 2; with t = 1, equation 1: 34 s b h + 5 a s^2 b).
+    s b h (10 + 24 / t + 5 a s / (h t)) bytes (Korthikanti et al., Reducing Activation Recomputation in Large
+    Transformer Models, 2022, equation 2; with t = 1, equation 1: 34 s b h + 5 a s^2 b).
 
     Raises ValueError where tp does not divide, or seq exceeds a learned table of positions.
     """

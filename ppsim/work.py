@@ -39,9 +39,9 @@ class Execution:
 
     micro_batch_size: b. seq: s. dtype_bytes: of a weight and of an activation alike. tp: t tensor-parallel ranks
     (Megatron-LM without sequence parallelism). split_vocabulary: whether tp cuts embedding and head too; otherwise
-    every rank has them whole. attention: "fused" keeps no scores and computes them again in the backward (five products
-    instead of four: Dao et al., FlashAttention, 2022); "unfused" keeps them. skip_masked: whether fused attention leaves
-    out pairs under the causal mask; unfused attention never does. dropout: masks of one byte per element after
+    every rank has them whole. attention: "fused" keeps no scores and computes them again in the backward (five
+    products instead of four: Dao et al., FlashAttention, 2022); "unfused" keeps them. skip_masked: whether fused
+    attention leaves out masked pairs; unfused attention never does. dropout: masks of one byte per element after
     attention and MLP, and on unfused scores. recompute: per block, "none", "selective" (unfused scores; Korthikanti et
     al., 2022) or "full" (all but the block's input). loss: whether the head computes the cross entropy.
 
