@@ -126,7 +126,7 @@ class EstimateCommand:
         return model
 
     def _device(self) -> Device:
-        shares = {
+        shares: dict[str, Any] = {
             "efficiency": self.efficiency,
             "bandwidth_efficiency": self.bandwidth_efficiency,
             "launch_s": self.launch_s,

@@ -29,12 +29,16 @@ BATCH, SEQ = 3, 7
 EXECUTION = Execution(micro_batch_size=BATCH, seq=SEQ, dtype_bytes=4, skip_masked=False)
 
 # PyTorch counts its CPU's fused attention by no formula, though it has those of the same operation on a GPU.
-_ATTENTION = torch.ops.aten._scaled_dot_product_flash_attention
+_aten = torch.ops.aten
 _ON_CPU = {
-    torch.ops.aten._scaled_dot_product_flash_attention_for_cpu: flop_registry[_ATTENTION],
-    torch.ops.aten._scaled_dot_product_flash_attention_for_cpu_backward: flop_registry[
-        torch.ops.aten._scaled_dot_product_flash_attention_backward
-    ],
+    on_cpu: flop_registry[on_gpu].__wrapped__  # a mapping's formulas take shapes, the registry's take tensors
+    for on_cpu, on_gpu in (
+        (_aten._scaled_dot_product_flash_attention_for_cpu, _aten._scaled_dot_product_flash_attention),
+        (
+            _aten._scaled_dot_product_flash_attention_for_cpu_backward,
+            _aten._scaled_dot_product_flash_attention_backward,
+        ),
+    )
 }
 
 
