@@ -3,7 +3,11 @@
 from ppsim.action import Action, Kind, OverlappedPair, parse_action
 from ppsim.costfile import load_costs, save_costs
 from ppsim.costs import LayerCost, StageCost
+from ppsim.device import Device, device_names, named_device
 from ppsim.errors import CostError, ScheduleError
+from ppsim.estimate import estimate_costs
+from ppsim.huggingface import read_huggingface_config
+from ppsim.layerwork import transformer_work
 from ppsim.network import Link, Network
 from ppsim.order import Order
 from ppsim.partition import partition, partition_sizes
@@ -14,12 +18,16 @@ from ppsim.schedules import build_schedule, schedule_names
 from ppsim.search import SearchResult, search
 from ppsim.simulate import simulate
 from ppsim.trace import Trace
+from ppsim.transformer import Transformer
+from ppsim.work import Execution
 
 __version__ = "0.1.0"
 
 __all__ = [
     "Action",
     "CostError",
+    "Device",
+    "Execution",
     "Kind",
     "LayerCost",
     "Link",
@@ -33,13 +41,19 @@ __all__ = [
     "SearchResult",
     "StageCost",
     "Trace",
+    "Transformer",
     "build_schedule",
+    "device_names",
+    "estimate_costs",
     "load_costs",
+    "named_device",
     "parse_action",
     "partition",
     "partition_sizes",
+    "read_huggingface_config",
     "save_costs",
     "schedule_names",
     "search",
     "simulate",
+    "transformer_work",
 ]

@@ -1,4 +1,4 @@
-"""The command line `ppsim`: a thin face of build_schedule, Schedule.check and simulate."""
+"""The command line `ppsim`: a thin face of build_schedule, Schedule.check, simulate, search and estimate_costs."""
 
 from __future__ import annotations
 
@@ -14,6 +14,7 @@ from ppsim import command
 from ppsim.action import Kind
 from ppsim.check import smallest_receive_window
 from ppsim.command import OptionalFile, OptionalReal, Real
+from ppsim.estimate_command import EstimateCommand
 from ppsim.export.files import write_trace
 from ppsim.flags import MOST_ACTIONS, CostFlags, NetworkFlags, ScheduleFlags
 from ppsim.schedule import Schedule
@@ -226,6 +227,7 @@ Command = (
     Annotated[ScheduleCommand, tyro.conf.subcommand("schedule")]
     | Annotated[SimulateCommand, tyro.conf.subcommand("simulate")]
     | Annotated[SearchCommand, tyro.conf.subcommand("search")]
+    | Annotated[EstimateCommand, tyro.conf.subcommand("estimate")]
 )
 
 
@@ -233,7 +235,7 @@ def main(args: Sequence[str] | None = None) -> int:
     """Run the command line; returns the exit code (see `command.run`)."""
 
     def work() -> None:
-        chosen: ScheduleCommand | SimulateCommand | SearchCommand = command.parse(
+        chosen: ScheduleCommand | SimulateCommand | SearchCommand | EstimateCommand = command.parse(
             Command, prog="ppsim", description=_DESCRIPTION, args=args
         )
         chosen.run()

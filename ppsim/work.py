@@ -1,0 +1,140 @@
+"""Work: the FLOPs and the bytes of a transformer's layers, operation by operation."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable
+from dataclasses import dataclass, field
+from typing import Literal
+
+Recompute = Literal["none", "selective", "full"]
+Attention = Literal["fused", "unfused"]
+INDEX_BYTES = 8  # a token id is int64
+STATISTIC_BYTES = 4  # means, reciprocal deviations and log-sum-exps are float32
+
+
+@dataclass(frozen=True, kw_only=True)
+class Work:
+    """flops: of matrix products, 2 m n k each; nothing else counts. traffic_bytes: read from and written to memory."""
+
+    flops: int = 0
+    traffic_bytes: int = 0
+
+
+_NOTHING = Work()
+
+
+@dataclass(frozen=True, kw_only=True)
+class Operation:
+    """One operation of a layer: its forward, its backward for the input and for the weights."""
+
+    name: str
+    forward: Work
+    backward_input: Work = _NOTHING
+    backward_weight: Work = _NOTHING
+
+
+@dataclass(frozen=True, kw_only=True)
+class Execution:
+    """How one microbatch is computed on one rank.
+
+    micro_batch_size: b. seq: s. dtype_bytes: of a weight and of an activation alike. tp: t tensor-parallel ranks
+    (Megatron-LM without sequence parallelism). split_vocabulary: whether tp cuts embedding and head too; otherwise
+    every rank has them whole. attention: "fused" keeps no scores and computes them again in the backward (five
+    products instead of four: Dao et al., FlashAttention, 2022); "unfused" keeps them. skip_masked: whether fused
+    attention leaves out masked pairs; unfused attention never does. dropout: masks of one byte per element after
+    attention and MLP, and on unfused scores. recompute: per block, "none", "selective" (unfused scores; Korthikanti et
+    al., 2022) or "full" (all but the block's input). loss: whether the head computes the cross entropy.
+
+    Raises ValueError for values that have no meaning.
+    """
+
+    micro_batch_size: int
+    seq: int
+    dtype_bytes: int = 2
+    tp: int = 1
+    split_vocabulary: bool = False
+    attention: Attention = "fused"
+    skip_masked: bool = True
+    dropout: bool = False
+    recompute: Recompute = "none"
+    loss: bool = True
+
+    def __post_init__(self) -> None:
+        for name in ("micro_batch_size", "seq", "dtype_bytes", "tp"):
+            value = getattr(self, name)
+            if not isinstance(value, int) or isinstance(value, bool) or value < 1:
+                raise ValueError(f"{name} must be a whole number of 1 or more, got {value!r}")
+        if self.attention not in ("fused", "unfused"):
+            raise ValueError(f"attention must be 'fused' or 'unfused', got {self.attention!r}")
+        if self.recompute not in ("none", "selective", "full"):
+            raise ValueError(f"recompute must be 'none', 'selective' or 'full', got {self.recompute!r}")
+        if self.recompute == "selective" and self.attention == "fused":
+            raise ValueError(
+                "recompute 'selective' drops the attention scores, which fused attention does not keep: "
+                "take 'none' or 'full', or attention 'unfused'"
+            )
+
+    @property
+    def tokens(self) -> int:
+        """b s."""
+        return self.micro_batch_size * self.seq
+
+
+@dataclass(frozen=True, kw_only=True)
+class LayerWork:
+    """What one microbatch makes one layer do, on one rank.
+
+    operations: in forward order. recomputed: those that the backward runs forward once more. forward_reduces,
+    backward_reduces: all-reduces of `output`-sized tensors over the tp ranks. saved: bytes of each thing held from F to
+    the end of B besides the output, the input among them; kept: the same from I to W. output_bytes, parameter_bytes.
+    """
+
+    name: str
+    operations: tuple[Operation, ...]
+    recomputed: tuple[Operation, ...] = ()
+    forward_reduces: int = 0
+    backward_reduces: int = 0
+    reduced_bytes: int = 0
+    saved: dict[str, int] = field(default_factory=dict)
+    kept: dict[str, int] = field(default_factory=dict)
+    output_bytes: int = 0
+    parameter_bytes: int = 0
+
+    @property
+    def forward_work(self) -> list[Work]:
+        """Of F, one for each operation that has some."""
+        return _some(op.forward for op in self.operations)
+
+    @property
+    def backward_input_work(self) -> list[Work]:
+        """Of I, what it recomputes first; W then recomputes nothing, so a split backward pays once."""
+        return _some([*(op.forward for op in self.recomputed), *(op.backward_input for op in self.operations)])
+
+    @property
+    def backward_weight_work(self) -> list[Work]:
+        """Of W."""
+        return _some(op.backward_weight for op in self.operations)
+
+    @property
+    def forward_flops(self) -> int:
+        """FLOPs of F."""
+        return sum(work.flops for work in self.forward_work)
+
+    @property
+    def backward_flops(self) -> int:
+        """FLOPs of B = I + W, recomputation included."""
+        return sum(work.flops for work in self.backward_input_work + self.backward_weight_work)
+
+    @property
+    def activation_bytes(self) -> int:
+        """Held from F to the end of B: what is saved, and the output."""
+        return sum(self.saved.values()) + self.output_bytes
+
+    @property
+    def weight_activation_bytes(self) -> int:
+        """Held from the end of I to the end of W."""
+        return sum(self.kept.values())
+
+
+def _some(works: Iterable[Work]) -> list[Work]:
+    return [work for work in works if work != _NOTHING]
