@@ -12,6 +12,7 @@ from ppsim.schedule import Schedule
 from ppsim.schedules import build_schedule, schedule_names
 from ppsim.search import SearchResult, search
 from ppsim.simulate import simulate
+from ppsim.sweep import SweepResult, SweepRow, load_sweep, sweep
 from ppsim.trace import Trace
 
 __version__ = "0.1.0"
@@ -30,9 +31,12 @@ __all__ = [
     "ScheduleError",
     "SearchResult",
     "StageCost",
+    "SweepResult",
+    "SweepRow",
     "Trace",
     "build_schedule",
     "load_costs",
+    "load_sweep",
     "parse_action",
     "partition",
     "partition_sizes",
@@ -40,4 +44,5 @@ __all__ = [
     "schedule_names",
     "search",
     "simulate",
+    "sweep",
 ]
