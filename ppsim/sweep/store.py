@@ -52,7 +52,7 @@ class Store:
                 pass
         self._connection = sqlite3.connect(self._path, timeout=_WAIT_S, isolation_level=None)
         try:
-            self._use(self._prepare)
+            self._use(self._prepare, read_only)
         except BaseException:
             self._connection.close()
             raise
@@ -96,9 +96,11 @@ class Store:
     def _all(self, query: str, values: tuple[Any, ...]) -> list[Any]:
         return self._connection.execute(query, values).fetchall()
 
-    def _prepare(self) -> None:
+    def _prepare(self, read_only: bool) -> None:
         """Check that the file is ours, and make the table where the file is empty."""
         version = self._version()
+        if version is None and read_only:
+            raise ValueError(f"{self._path} holds no results: it is empty")
         if version is None:
             # Readers do not wait for the writer then, and a commit costs no wait for the disk. SQLite does not wait
             # by itself where two processes switch at once.
