@@ -27,7 +27,7 @@ _MOST_PER_BATCH = 500
 _SHARES_PER_WORKER = 8  # what is left is shared out in so many batches per worker at least
 _CROWD_LOSSES = 2  # how often a point may be lost beside others before it has to run alone
 _LOSSES = 3  # and how often in all before it is given up
-_HOPELESS = 10  # so many given up and nothing computed: it is not the points
+_HOPELESS = 5  # so many given up and nothing computed: it is not the points
 
 
 def sweep(
@@ -109,6 +109,7 @@ class _Run:
         self._keys_in_flight: set[bytes] = set()
         self._returned: queue.SimpleQueue[Future[list[Outcome]]] = queue.SimpleQueue()
         self._failed: set[bytes] = set()
+        self._is_alone = False  # whether what is under way is a suspect
         self._seen = 0  # points of the grid that were looked at
         self._mean_s: float | None = None  # of a point
         self._computed = 0
@@ -171,15 +172,19 @@ class _Run:
 
     def _next_batch(self) -> list[_Task]:
         batch: list[_Task] = []
-        if self._lost:
+        if self._is_alone and self._in_flight:
+            return batch
+        # Right after a breakage nothing is under way: the moment to find out which point it was.
+        self._is_alone = bool(self._suspects) and not self._in_flight
+        if self._is_alone:
+            batch = [self._suspects.popleft()]
+        elif self._lost:
             batch = [self._lost.popleft()]
         else:
             size = self._batch_size()
             while len(batch) < size and (task := next(self._fresh, None)) is not None:
                 batch.append(task)
                 self._keys_in_flight.add(task.key)
-            if not batch and self._suspects and not self._in_flight:
-                batch = [self._suspects.popleft()]
         self._keys_in_flight.update(task.key for task in batch)
         return batch
 
