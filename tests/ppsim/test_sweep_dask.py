@@ -30,12 +30,10 @@ def test_nothing_is_lost_or_doubled_when_a_worker_is_killed(client: Client, tmp_
     grid = {"a": range(60), "folder": [str(folder)], "pause_s": [0.03]}
     killed = []
 
-    class Watch:
-        """The client's executor; one worker is killed as the twentieth call comes back."""
-
     executor = client.get_executor()
     submit = executor.submit
 
+    # One worker is killed as the twentieth call, or a later one, comes back.
     def submit_and_watch(*arguments: object, **options: object) -> object:
         future = submit(*arguments, **options)
         future.add_done_callback(lambda _: kill_once())
