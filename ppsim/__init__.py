@@ -17,6 +17,7 @@ from ppsim.schedule import Schedule
 from ppsim.schedules import build_schedule, schedule_names
 from ppsim.search import SearchResult, search
 from ppsim.simulate import simulate
+from ppsim.sweep import SweepResult, SweepRow, load_sweep, sweep
 from ppsim.trace import Trace
 from ppsim.transformer import Transformer
 from ppsim.work import Execution
@@ -40,12 +41,15 @@ __all__ = [
     "ScheduleError",
     "SearchResult",
     "StageCost",
+    "SweepResult",
+    "SweepRow",
     "Trace",
     "Transformer",
     "build_schedule",
     "device_names",
     "estimate_costs",
     "load_costs",
+    "load_sweep",
     "named_device",
     "parse_action",
     "partition",
@@ -55,5 +59,6 @@ __all__ = [
     "schedule_names",
     "search",
     "simulate",
+    "sweep",
     "transformer_work",
 ]

@@ -1,0 +1,97 @@
+"""Result: what a sweep found, a row per point."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, overload
+
+from ppsim.sweep.grid import Point
+from ppsim.sweep.key import function_name, readable
+from ppsim.sweep.store import Outcome, Store
+
+if TYPE_CHECKING:
+    import pandas as pd
+
+
+@dataclass(frozen=True, kw_only=True)
+class SweepRow:
+    """One point of a sweep.
+
+    configuration: name -> value. result: what the function returned, as JSON gives it back (tuples are lists, keys
+    text); None where it failed. error: one line then, else None; traceback: the whole of it. took_s: seconds in the
+    function; None where its process was lost.
+    """
+
+    configuration: Point
+    result: Any
+    error: str | None
+    traceback: str | None
+    took_s: float | None
+
+
+class SweepResult(Sequence[SweepRow]):
+    """The rows of a sweep, in the order of its grid (of a store: in the order in which they came back)."""
+
+    def __init__(self, points: Sequence[Point], outcomes: Sequence[Outcome]) -> None:
+        self._points, self._outcomes = points, outcomes
+
+    def __len__(self) -> int:
+        return len(self._outcomes)
+
+    @overload
+    def __getitem__(self, index: int) -> SweepRow: ...
+    @overload
+    def __getitem__(self, index: slice) -> list[SweepRow]: ...
+    def __getitem__(self, index: int | slice) -> SweepRow | list[SweepRow]:
+        if isinstance(index, slice):
+            return [self[at] for at in range(*index.indices(len(self)))]
+        outcome = self._outcomes[index]
+        return SweepRow(
+            configuration=self._points[index],
+            result=None if outcome.result is None else json.loads(outcome.result),
+            error=outcome.error,
+            traceback=outcome.traceback,
+            took_s=outcome.took_s,
+        )
+
+    def __repr__(self) -> str:
+        return f"<SweepResult: {len(self)} points, {len(self.failed)} failed>"
+
+    @property
+    def failed(self) -> list[SweepRow]:
+        """The rows whose function raised, or whose process was lost every time; the next sweep tries them again."""
+        return [self[index] for index, outcome in enumerate(self._outcomes) if outcome.error is not None]
+
+    def to_frame(self) -> pd.DataFrame:
+        """A row per point; columns are the configuration's names, the result's keys (`result` for what is no dict), and
+        `error`, None where there is none. A key of the result that is taken already is called `result.<key>`."""
+        import pandas as pd
+
+        rows = list(self)
+        names = list(dict.fromkeys(name for row in rows for name in row.configuration))
+        columns: dict[str, list[Any]] = {name: [row.configuration.get(name) for row in rows] for name in names}
+        results = [row.result if isinstance(row.result, dict) else {"result": row.result} for row in rows]
+        kept = [result for row, result in zip(rows, results, strict=True) if row.error is None]
+        for key in dict.fromkeys(key for result in kept for key in result):
+            column = f"result.{key}" if key in names or key == "error" else key
+            columns[column] = [result.get(key) for result in results]
+        columns["error"] = [row.error for row in rows]
+        frame = pd.DataFrame({name: pd.Series(values) for name, values in columns.items() if name != "error"})
+        frame["error"] = pd.Series(columns["error"], dtype=object, index=frame.index)
+        return frame
+
+
+def load_sweep(path: str | Path, function: Callable[..., Any] | str | None = None) -> SweepResult:
+    """Everything that a store holds, or what a function (or its "module.name") left there; nothing is computed.
+
+    Values of configurations are as the store spells them: dataclasses are mappings of their fields, tuples lists. A
+    sweep may still be writing. Raises FileNotFoundError, and ValueError for a file that is no store.
+    """
+    name = function_name(function, why=None) if callable(function) else function
+    with Store(path, read_only=True) as store:
+        rows = [(json.loads(text), outcome) for of, text, outcome in store.rows() if name is None or of == name]
+    points = [{key: readable(value) for key, value in point.items()} for point, _ in rows]
+    return SweepResult(points, [outcome for _, outcome in rows])
