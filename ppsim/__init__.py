@@ -4,7 +4,8 @@ from ppsim.action import Action, Kind, OverlappedPair, parse_action
 from ppsim.costfile import load_costs, save_costs
 from ppsim.costs import LayerCost, StageCost
 from ppsim.errors import CostError, ScheduleError
-from ppsim.network import Link, Network
+from ppsim.link import Link, LinkPiece
+from ppsim.network import Network
 from ppsim.order import Order
 from ppsim.partition import partition, partition_sizes
 from ppsim.program import Program
@@ -22,6 +23,7 @@ __all__ = [
     "Kind",
     "LayerCost",
     "Link",
+    "LinkPiece",
     "Network",
     "Order",
     "OverlappedPair",
