@@ -7,10 +7,10 @@ Command    python studies/link.py
            python studies/link.py --ranks 3 --sizes 1024 65536 1048576 --rounds 40 --out DIR
            ppsim simulate --network DIR/network.json ...
 
-Method     Every directed link in turn carries messages of every size through the runtime's own transport: single ones to
-           a receiver that has slept in its wait for 3 ms or has just begun to wait, single ones whose receive is
-           posted late, and bursts of up to 8. What each further message of a burst adds keeps the link; the rest of the
-           single message's time to a sleeping receiver is latency. Pieces are fitted to both (ppsim.linkfit).
+Method     Every directed link in turn carries messages of every size through the runtime's own transport: single ones
+           to a receiver that has slept in its wait for 3 ms or has just begun to wait, single ones whose receive is
+           posted late, and bursts of up to 8. What each further message of a burst adds keeps the link; the rest of
+           the single message's time to a sleeping receiver is latency. Pieces are fitted to both (ppsim.linkfit).
 
 Answer     PENDING
 
@@ -107,15 +107,15 @@ class Study:
         config = ppexec.RunConfig(
             ranks=self.ranks, microbatches=self.ranks, layers=self.ranks, hidden=8, seq=2, compute="timed"
         )
-        with ppexec.WorkerPool() as pool, ppexec.Session(config, pool=pool, costs=[cost] * self.ranks) as session:
-            with warnings.catch_warnings():
-                warnings.simplefilter("ignore")
+        with ppexec.WorkerPool() as pool, warnings.catch_warnings():
+            warnings.simplefilter("ignore")  # few microbatches do no harm where none is run
+            with ppexec.Session(config, pool=pool, costs=[cost] * self.ranks) as session:
                 samples = [
                     sample
                     for size in tqdm(sorted(set(self.sizes)), file=sys.stderr, leave=False)
                     for sample in session.probe_sizes([size], rounds=self.rounds)
                 ]
-            return samples, session.environment()
+                return samples, session.environment()
 
 
 def fitted(samples: Sequence[PingSample], *, most_pieces: int) -> Network:
@@ -205,9 +205,9 @@ def report(samples: Sequence[PingSample], network: Network, summary: dict[str, A
     )
     page.add(
         "Time against size",
-        text="Left: one message, to a receiver that slept in its wait, that had just begun to wait, and that posted its "
-        "receive late (counted from then). Right: what each further message of a burst adds, which is for how long "
-        "a message keeps the link, and what a send and the posting of a receive keep their rank.",
+        text="Left: one message, to a receiver that slept in its wait, to one that had just begun to wait, and to one "
+        "that posted its receive late (counted from then). Right: what each further message of a burst adds, which is "
+        "for how long a message keeps the link, and for how long a send and the posting of a receive keep their rank.",
         figure=figure(samples, network),
     )
     named = {"every other pair": network.default, **{f"{a} to {b}": link for (a, b), link in network.links.items()}}
