@@ -12,7 +12,13 @@ Method     Every directed link in turn carries messages of every size through th
            posted late, and bursts of up to 8. What each further message of a burst adds keeps the link; the rest of
            the single message's time to a sleeping receiver is latency. Pieces are fitted to both (ppsim.linkfit).
 
-Answer     PENDING
+Answer     On two cores (gloo over loopback, torch 2.13): up to 64 KiB about 0.2 ms, of which 0.16 ms is latency and 0.04 ms
+           keeps the link; a receiver that has just begun to wait goes on after 0.12 ms, so 0.08 ms is waking up. From
+           1 MiB 0.24 ms + 0.24 ms + bytes / 3.9 GB/s. Fits are 6 to 7 % off at the median and 21 % at most (58 % in a
+           run with a disturbed size). A message waits for its receive at every size: posted late it takes 0.25 ms from
+           then, all of the way anew and the posting. And a send is not free: it keeps its rank for about as long as
+           the message keeps the link (0.05 ms; 0.3 ms at 1 MiB, 3.6 to 5 ms at 16 MiB), as the sender copies. To post
+           a receive takes 0.05 ms, 0.13 ms at 16 MiB.
 
 Writes DIR/network.json (for ppsim.Network.from_file), report.html and summary.json.
 """
@@ -40,7 +46,7 @@ from ppexec.transport.ping import PingSample
 from ppsim import Link, Network, command
 from ppsim.export.report import Report
 from ppsim.linkfit import fit_link
-from ppsim.plots.style import FAINT, layout, series_colour
+from ppsim.plots.style import GRID, layout, series_colour
 from ppsim.plots.units import bytes_text
 
 _MOST_BYTES = 1 << 30
@@ -244,42 +250,49 @@ def report(samples: Sequence[PingSample], network: Network, summary: dict[str, A
 
 _SHOWN = (
     {"asleep": "to a sleeping receiver", "awake": "to an awake receiver", "late": "receive posted late"},
-    {"occupied": "each further of a burst", "send": "the send keeps its rank", "post": "posting keeps its rank"},
+    {"occupied": "each further of a burst", "send": "a send keeps its rank", "post": "posting keeps its rank"},
 )
 
 
 def figure(samples: Sequence[PingSample], network: Network) -> go.Figure:
     """Left single messages, right what keeps links and ranks; both against size, log-log, with the first link's fit.
 
-    Of several links the first is shown, every one's numbers are in the table.
+    A fit has the colour of what it was fitted to. Of several links the first is shown; the table has them all.
     """
     first = (samples[0].source, samples[0].destination)
     shown = [sample for sample in samples if (sample.source, sample.destination) == first]
     link = network.link(*first)
     sizes = [sample.size_bytes for sample in shown]
-    picture = make_subplots(cols=2, horizontal_spacing=0.09, shared_yaxes=True)
-    for column, quantities in enumerate(_SHOWN, start=1):
-        for quantity, label in quantities.items():
-            colour = series_colour(3 * (column - 1) + list(quantities).index(quantity))
-            picture.add_scatter(**_points(shown, quantity, colour), x=sizes, name=label, row=1, col=column)
     dense = np.unique(np.geomspace(min(sizes), max(sizes), 600).astype(int)).tolist()
     dense = sorted({*dense, *(p.from_bytes + d for p in link.larger for d in (-1, 0) if p.from_bytes <= max(sizes))})
-    for column, cost in enumerate((link.one_way_s, link.occupied_s), start=1):
+    picture = make_subplots(cols=2, horizontal_spacing=0.09, shared_yaxes=True)
+    for column, quantities in enumerate(_SHOWN, start=1):
+        colours = [series_colour(3 * (column - 1) + number) for number in range(len(quantities))]
+        for (quantity, label), colour in zip(quantities.items(), colours, strict=True):
+            picture.add_scatter(**_points(shown, quantity, colour), x=sizes, name=label, row=1, col=column)
+        fit, label = [(link.one_way_s, "to a sleeping receiver, fit"), (link.occupied_s, "each further, fit")][
+            column - 1
+        ]
         picture.add_scatter(
             x=dense,
-            y=[cost(size) * 1e6 for size in dense],
+            y=[fit(size) * 1e6 for size in dense],
             mode="lines",
-            line={"color": FAINT, "width": 2},
-            name=("fit: one way", "fit: keeps the link")[column - 1],
+            line={"color": colours[0], "width": 2},
+            name=label,
             row=1,
             col=column,
         )
     picture.update_layout(layout(height=460, title=None, bottom=60, entries=8))
-    ticks = [size for size in (64 << (2 * power) for power in range(13)) if min(sizes) <= size <= max(sizes)] or sizes
+    ticks = [size for size in (64 << (3 * power) for power in range(9)) if min(sizes) <= size <= max(sizes)] or sizes
     picture.update_xaxes(
-        title_text="size of the message", type="log", tickvals=ticks, ticktext=[bytes_text(size) for size in ticks]
+        title_text="size of the message",
+        type="log",
+        tickvals=ticks,
+        ticktext=[bytes_text(size) for size in ticks],
+        tickangle=0,
+        gridcolor=GRID,
     )
-    picture.update_yaxes(type="log", dtick=1, exponentformat="none", showticklabels=True)
+    picture.update_yaxes(type="log", dtick=1, exponentformat="none", showticklabels=True, gridcolor=GRID)
     picture.update_yaxes(title_text=f"rank {first[0]} to rank {first[1]} [µs]", col=1)
     return picture
 
