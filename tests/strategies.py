@@ -125,14 +125,16 @@ def stage_costs(stages: int) -> st.SearchStrategy[list[StageCost]]:
 
 
 @st.composite
-def links(draw: st.DrawFn) -> Link:
-    """Latency and gap in sixteenths, bandwidth a power of two or unlimited; up to three pieces, dearer by size."""
+def links(draw: st.DrawFn, *, most_pieces: int = 1) -> Link:
+    """Latency in sixteenths, bandwidth a power of two or unlimited; with more pieces than one a gap, dearer by size."""
     rates = st.sampled_from([1.0, 4.0, 64.0, math.inf])
     first = LinkPiece(
-        latency_s=draw(exact_seconds(32)), gap_s=draw(st.just(0.0) | exact_seconds(8)), bytes_per_s=draw(rates)
+        latency_s=draw(exact_seconds(32)),
+        gap_s=draw(exact_seconds(8 if most_pieces > 1 else 0)),
+        bytes_per_s=draw(rates),
     )
     pieces = [first]
-    for size in sorted(draw(st.sets(st.integers(1, 100), max_size=2))):
+    for size in sorted(draw(st.sets(st.integers(1, 100), max_size=most_pieces - 1))):
         before = pieces[-1]
         # The latency may fall where the gap rises by more than all that the piece before takes.
         latency_s, least_s = draw(exact_seconds(32)), math.ceil(before.one_way_s(size))
@@ -141,8 +143,8 @@ def links(draw: st.DrawFn) -> Link:
 
 
 @st.composite
-def networks(draw: st.DrawFn, ranks: int) -> Network:
+def networks(draw: st.DrawFn, ranks: int, *, most_pieces: int = 1) -> Network:
     """One link for all pairs and others for some."""
-    default = draw(links())
+    default = draw(links(most_pieces=most_pieces))
     pair = st.tuples(st.integers(0, ranks - 1), st.integers(0, ranks - 1))
-    return Network.of(default, draw(st.dictionaries(pair, links(), max_size=6)))
+    return Network.of(default, draw(st.dictionaries(pair, links(most_pieces=most_pieces), max_size=6)))

@@ -14,7 +14,7 @@ from tests.strategies import networks
 
 
 @settings(suppress_health_check=[HealthCheck.function_scoped_fixture])
-@given(networks(4))
+@given(networks(4, most_pieces=3))
 def test_what_is_written_is_read(tmp_path: Path, network: Network) -> None:
     network = Network.of(network.default, {pair: link for pair, link in network.links.items() if pair[0] != pair[1]})
     network.to_file(tmp_path / "n.json")
