@@ -17,6 +17,7 @@ from ppexec.models import resolve_factory
 from ppexec.pool import WorkerPool
 from ppexec.profile import Profile, summarise
 from ppexec.runtime import StepRecord
+from ppexec.transport.ping import PingSample
 from ppexec.transport.probe import LinkSample
 from ppexec.verify import VerifyReport
 from ppsim import Link, Network, StageCost, Trace
@@ -107,6 +108,12 @@ class Session:
         by_rank = self._workers.call("probe")[: self.config.ranks]
         samples: list[LinkSample] = [sample for rank in by_rank for sample in rank]
         return Network(links={(s.source, s.destination): Link(latency_s=s.one_way_s) for s in samples})
+
+    def probe_sizes(self, size_bytes: Sequence[int], *, rounds: int) -> list[PingSample]:
+        """What messages of these sizes cost on every directed link between two ranks, by size and then by link."""
+        by_rank = self._workers.call("probe_sizes", size_bytes=list(size_bytes), rounds=rounds)[: self.config.ranks]
+        samples: list[PingSample] = [sample for rank in by_rank for sample in rank]
+        return sorted(samples, key=lambda sample: (sample.size_bytes, sample.source, sample.destination))
 
     def time_compute(self, rounds: int) -> list[list[dict[str, float]]]:
         """By rank, each round's seconds of F and B in a plain loop without messages; one stage per rank."""

@@ -26,7 +26,8 @@ from ppexec.shapes import TensorSpec, infer_boundaries
 from ppexec.stage import Stage, build_stage
 from ppexec.timed import TimedStage, sharpen_sleep
 from ppexec.transport import DistributedTransport
-from ppexec.transport.probe import LinkSample, probe_links
+from ppexec.transport.ping import PingSample
+from ppexec.transport.probe import LinkSample, probe_links, probe_sizes
 from ppsim import StageCost
 from ppsim.check import smallest_receive_window
 from ppsim.partition import bounds
@@ -213,6 +214,10 @@ class Worker:
     def probe(self) -> list[LinkSample]:
         """What a message costs on every link of the program, measured by its sender."""
         return probe_links(self.program, self._message_specs(), self.group, offset_ns=self.offset_ns)
+
+    def probe_sizes(self, size_bytes: Sequence[int], rounds: int) -> list[PingSample]:
+        """What messages of these sizes cost between any two ranks, measured by their senders."""
+        return probe_sizes(size_bytes, self.group, rounds=rounds, offset_ns=self.offset_ns)
 
     def message_bytes(self) -> list[int]:
         """The size of every message of the program."""

@@ -8,7 +8,8 @@ from ppsim.errors import CostError, ScheduleError
 from ppsim.estimate import estimate_costs
 from ppsim.huggingface import read_huggingface_config
 from ppsim.layerwork import transformer_work
-from ppsim.network import Link, Network
+from ppsim.link import Link, LinkPiece
+from ppsim.network import Network
 from ppsim.order import Order
 from ppsim.partition import partition, partition_sizes
 from ppsim.program import Program
@@ -32,6 +33,7 @@ __all__ = [
     "Kind",
     "LayerCost",
     "Link",
+    "LinkPiece",
     "Network",
     "Order",
     "OverlappedPair",

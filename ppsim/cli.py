@@ -87,7 +87,7 @@ class SimulateCommand(NetworkFlags, CostFlags, ScheduleFlags):
         trace = simulate(
             schedule,
             self.stage_costs(schedule.stages, kinds),
-            network=self.network(),
+            network=self.load_network(),
             engine=self.engine,
             overlap=self.overlap,
         )
@@ -137,7 +137,7 @@ class SearchCommand(NetworkFlags, CostFlags):
             self.stage_costs(stages, {Kind.F, Kind.I, Kind.W}),
             ranks=self.ranks,
             microbatches=self.microbatches,
-            network=self.network(),
+            network=self.load_network(),
             memory_limit_bytes=self.memory_limit_bytes,
             stages_per_rank=self.stages_per_rank,
             placement=self.placement,

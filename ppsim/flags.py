@@ -8,7 +8,7 @@ from typing import Annotated
 import tyro
 
 from ppsim.action import Kind
-from ppsim.command import OptionalFile, OptionalName, OptionalReal, OptionalWhole, Real, read_text
+from ppsim.command import OptionalFile, OptionalName, OptionalReal, OptionalWhole, read_text
 from ppsim.costfile import load_costs
 from ppsim.costs import StageCost
 from ppsim.network import Network
@@ -129,18 +129,23 @@ class CostFlags:
 
 @dataclass(frozen=True, kw_only=True)
 class NetworkFlags:
-    """What a message costs: one link for all pairs of ranks."""
+    """What a message costs: one link for all pairs of ranks, or a file of links."""
 
-    latency_s: Real = 0.0
-    """Seconds from a message's leaving its link to its arrival."""
+    latency_s: OptionalReal = None
+    """Seconds from a message's leaving its link to its arrival (default: 0)."""
     bytes_per_s: OptionalReal = None
     """Bandwidth of each directed link between two ranks, in bytes per second (default: no limit)."""
+    network: OptionalFile = None
+    """Links as measured by studies/link.py, .json; instead of the two flags above."""
 
-    def network(self) -> Network:
-        """The links."""
-        if self.bytes_per_s is None:
-            return Network(latency_s=self.latency_s)
-        return Network(latency_s=self.latency_s, bytes_per_s=self.bytes_per_s)
+    def load_network(self) -> Network:
+        """The links. Raises ValueError for flags that contradict."""
+        given = {name: getattr(self, name) for name in ("latency_s", "bytes_per_s") if getattr(self, name) is not None}
+        if self.network is None:
+            return Network(**given)
+        if given:
+            raise ValueError(f"--network holds every link: leave out {_flag(next(iter(given)))} or --network")
+        return Network.from_file(self.network)
 
 
 _UNIFORM = (

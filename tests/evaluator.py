@@ -176,11 +176,16 @@ def evaluate(
         if position > 0:
             begun = max(begun, transfer(link, position - 1)[1])
         size = costs[min(producer[0], consumer[0])].output_bytes
-        latency, bandwidth = (0.0, math.inf)
-        if network is not None:
-            latency, bandwidth = network.link(*link).latency_s, network.link(*link).bytes_per_s
-        left = begun + (Fraction(0) if math.isinf(bandwidth) else Fraction(size) / Fraction(bandwidth))
-        return begun, left, left + Fraction(latency)
+        if network is None:
+            return begun, begun, begun
+        whole = network.link(*link)
+        model = max(
+            [whole, *(p for p in whole.larger if p.from_bytes <= size)], key=lambda p: getattr(p, "from_bytes", 0)
+        )
+        left = begun + Fraction(model.gap_s)
+        if not math.isinf(model.bytes_per_s):
+            left += Fraction(size) / Fraction(model.bytes_per_s)
+        return begun, left, left + Fraction(model.latency_s)
 
     def level(rank: int, index: int) -> int:
         """What the rank holds once its first index + 1 actions have taken effect."""

@@ -10,7 +10,7 @@ import random
 
 from hypothesis import strategies as st
 
-from ppsim import Action, Kind, Link, Network, OverlappedPair, Schedule, StageCost
+from ppsim import Action, Kind, Link, LinkPiece, Network, OverlappedPair, Schedule, StageCost
 
 
 def _actions(stages: int, microbatches: int, split: set[tuple[int, int]]) -> dict[Action, set[Action]]:
@@ -124,18 +124,27 @@ def stage_costs(stages: int) -> st.SearchStrategy[list[StageCost]]:
     return st.lists(cost, min_size=stages, max_size=stages)
 
 
-def links() -> st.SearchStrategy[Link]:
-    """Latency in sixteenths, bandwidth a power of two or unlimited."""
-    return st.builds(Link, latency_s=exact_seconds(32), bytes_per_s=st.sampled_from([1.0, 4.0, 64.0, math.inf]))
+@st.composite
+def links(draw: st.DrawFn, *, most_pieces: int = 3) -> Link:
+    """Latency in sixteenths, bandwidth a power of two or unlimited; with more pieces than one a gap, dearer by size."""
+    rates = st.sampled_from([1.0, 4.0, 64.0, math.inf])
+    first = LinkPiece(
+        latency_s=draw(exact_seconds(32)),
+        gap_s=draw(exact_seconds(8 if most_pieces > 1 else 0)),
+        bytes_per_s=draw(rates),
+    )
+    pieces = [first]
+    for size in sorted(draw(st.sets(st.integers(1, 100), max_size=most_pieces - 1))):
+        before = pieces[-1]
+        # The latency may fall where the gap rises by more than all that the piece before takes.
+        latency_s, least_s = draw(exact_seconds(32)), math.ceil(before.one_way_s(size))
+        pieces.append(LinkPiece(from_bytes=size, latency_s=latency_s, gap_s=float(least_s), bytes_per_s=draw(rates)))
+    return Link.of(*pieces)
 
 
 @st.composite
-def networks(draw: st.DrawFn, ranks: int) -> Network:
+def networks(draw: st.DrawFn, ranks: int, *, most_pieces: int = 3) -> Network:
     """One link for all pairs and others for some."""
-    default = draw(links())
+    default = draw(links(most_pieces=most_pieces))
     pair = st.tuples(st.integers(0, ranks - 1), st.integers(0, ranks - 1))
-    return Network(
-        latency_s=default.latency_s,
-        bytes_per_s=default.bytes_per_s,
-        links=draw(st.dictionaries(pair, links(), max_size=6)),
-    )
+    return Network.of(default, draw(st.dictionaries(pair, links(most_pieces=most_pieces), max_size=6)))

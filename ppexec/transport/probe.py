@@ -1,21 +1,17 @@
-"""Probe: what a message costs on a link."""
+"""Probe: what a message costs on the links of a program, or on all links by size."""
 
 from __future__ import annotations
 
-import time
 from collections.abc import Sequence
 from dataclasses import dataclass
-from statistics import median
 
-import torch
 import torch.distributed as dist
 
-from ppexec.clock import now_ns
 from ppexec.shapes import TensorSpec
+from ppexec.transport.ping import MakeTransport, PingSample, ping, ping_asleep
 from ppsim import Program
 
-_ROUNDS = 15
-_PAUSE_S = 0.003
+_ROUNDS = 12
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -29,7 +25,12 @@ class LinkSample:
 
 
 def probe_links(
-    program: Program, specs: Sequence[TensorSpec], group: dist.ProcessGroup, *, offset_ns: int = 0
+    program: Program,
+    specs: Sequence[TensorSpec],
+    group: dist.ProcessGroup,
+    *,
+    offset_ns: int = 0,
+    make_transport: MakeTransport | None = None,
 ) -> list[LinkSample]:
     """The median time of a message between every two ranks that share a link, at the link's own message size.
 
@@ -38,7 +39,6 @@ def probe_links(
     turns, so that none disturbs another. offset_ns: from this rank's clock to the first rank's. Collective; gives what
     this rank measured as the sender.
     """
-    rank = dist.get_rank(group)
     samples = []
     sizes = {
         (int(source), int(destination)): specs[message].size_bytes
@@ -47,33 +47,53 @@ def probe_links(
         )
     }
     for (source, destination), size_bytes in sorted(sizes.items()):
-        if rank == source:
-            one_way_s = _send_all(destination, size_bytes, group, offset_ns)
-            samples.append(
-                LinkSample(source=source, destination=destination, size_bytes=size_bytes, one_way_s=one_way_s)
+        if dist.get_rank(group) in (source, destination):
+            taken = ping_asleep(
+                source,
+                destination,
+                size_bytes,
+                group,
+                rounds=_ROUNDS,
+                offset_ns=offset_ns,
+                make_transport=make_transport,
             )
-        elif rank == destination:
-            _receive_all(source, size_bytes, group, offset_ns)
+            if taken is not None:
+                samples.append(
+                    LinkSample(source=source, destination=destination, size_bytes=size_bytes, one_way_s=taken.median_s)
+                )
         dist.barrier(group)
     return samples
 
 
-def _send_all(peer: int, size_bytes: int, group: dist.ProcessGroup, offset_ns: int) -> float:
-    """Send `_ROUNDS` messages and learn when each was there; the median of what they took, in seconds."""
-    payload, arrived_ns = torch.zeros(size_bytes, dtype=torch.uint8), torch.zeros(_ROUNDS, dtype=torch.int64)
-    sent_ns = []
-    for _ in range(_ROUNDS):
-        time.sleep(_PAUSE_S)
-        sent_ns.append(now_ns() + offset_ns)
-        dist.send(payload, group_dst=peer, group=group)
-    dist.recv(arrived_ns, group_src=peer, group=group)
-    taken = [arrived - sent for arrived, sent in zip(arrived_ns.tolist(), sent_ns, strict=True)]
-    return max(median(taken[3:]), 0) / 1e9
+def probe_sizes(
+    size_bytes: Sequence[int],
+    group: dist.ProcessGroup,
+    *,
+    rounds: int,
+    offset_ns: int = 0,
+    make_transport: MakeTransport | None = None,
+) -> list[PingSample]:
+    """Every directed link between two ranks of the group at every size; see `ping`.
 
-
-def _receive_all(peer: int, size_bytes: int, group: dist.ProcessGroup, offset_ns: int) -> None:
-    payload, arrived_ns = torch.empty(size_bytes, dtype=torch.uint8), []
-    for _ in range(_ROUNDS):
-        dist.recv(payload, group_src=peer, group=group)
-        arrived_ns.append(now_ns() + offset_ns)
-    dist.send(torch.tensor(arrived_ns, dtype=torch.int64), group_dst=peer, group=group)
+    Pairs take turns, so that none disturbs another. Collective; gives what this rank measured as the sender.
+    """
+    rank, ranks = dist.get_rank(group), dist.get_world_size(group)
+    samples = []
+    for size in size_bytes:
+        for source in range(ranks):
+            for destination in range(ranks):
+                if source == destination:
+                    continue
+                if rank in (source, destination):
+                    sample = ping(
+                        source,
+                        destination,
+                        size,
+                        group,
+                        rounds=rounds,
+                        offset_ns=offset_ns,
+                        make_transport=make_transport,
+                    )
+                    samples += [] if sample is None else [sample]
+                dist.barrier(group)
+    return samples

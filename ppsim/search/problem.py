@@ -129,8 +129,8 @@ class Problem:
                 continue
             model = self.network.link(*pair)
             link[stage] = numbers.setdefault(pair, len(numbers))
-            occupied[stage] = model.occupied_s(self.costs[min(stage, stage + step)].output_bytes)
-            latency[stage] = model.latency_s
+            size_bytes = self.costs[min(stage, stage + step)].output_bytes
+            occupied[stage], latency[stage] = model.occupied_s(size_bytes), model.piece(size_bytes).latency_s
         return link, occupied, latency
 
 

@@ -86,6 +86,17 @@ def test_simulate_json_is_simulate(capsys: pytest.CaptureFixture[str]) -> None:
     assert (printed["name"], printed["placement"]) == ("afab", [0, 1, 2])
 
 
+@pytest.mark.parametrize("subcommand", [f"simulate {AFAB}", "search --ranks 3 --microbatches 4"])
+def test_a_network_file_is_the_network_that_flags_spell(
+    capsys: pytest.CaptureFixture[str], tmp_path: Path, subcommand: str
+) -> None:
+    Network(latency_s=0.25, bytes_per_s=50).to_file(tmp_path / "n.json")
+    words = (subcommand, COSTS, "--output-bytes 100")
+    by_flags = run_json(capsys, *words, "--latency-s 0.25 --bytes-per-s 50")
+    assert run_json(capsys, *words, f"--network {tmp_path}/n.json") == by_flags
+    assert run_json(capsys, *words)["makespan_s"] < by_flags["makespan_s"]
+
+
 def test_simulate_text(capsys: pytest.CaptureFixture[str]) -> None:
     code, out, err = run(
         capsys,

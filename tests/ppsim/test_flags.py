@@ -58,6 +58,11 @@ from tests.commandline import AFAB, COSTS, refused, run_json
         (f"simulate {AFAB} {COSTS} --partition even", "--partition even cuts the layers of a cost file"),
         (f"simulate {AFAB} --costs none.json", "cannot open 'none.json'"),
         (f"simulate {AFAB} --costs .", "cannot open '.': Is a directory"),
+        (f"simulate {AFAB} {COSTS} --network n.json --latency-s 0", "leave out --latency-s or --network"),
+        (f"simulate {AFAB} {COSTS} --network n.json --bytes-per-s 1", "leave out --bytes-per-s or --network"),
+        ("search --ranks 2 --microbatches 2 --network n.json --latency-s 1", "leave out --latency-s or --network"),
+        (f"simulate {AFAB} {COSTS} --network none.json", "cannot open 'none.json': No such file or directory"),
+        (f"simulate {AFAB} {COSTS} --network .", "cannot open '.': Is a directory"),
         (f"simulate {AFAB} {COSTS} --engine warp", "unknown engine 'warp': known are simpy"),
         (f"simulate {AFAB} {COSTS} --out .", "cannot open '.': Is a directory"),
         (f"simulate {AFAB} {COSTS} --out none/t", "cannot open 'none/t': No such file or directory"),
@@ -159,7 +164,7 @@ def test_cost_files_without_meaning(
 _FLAGS = [
     *("schedule", "ranks", "microbatches", "stages-per-rank", "from-csv", "forward-s", "backward-s", "costs", "json"),
     *("backward-input-s", "backward-weight-s", "output-bytes", "latency-s", "bytes-per-s", "overlap", "forward-only"),
-    *("partition", "engine", "nonsense"),
+    *("partition", "engine", "network", "nonsense"),
 ]
 _VALUES = [
     "0",

@@ -1,0 +1,138 @@
+"""Link: what a message costs on its way from one rank to another, by its size."""
+
+from __future__ import annotations
+
+import math
+from dataclasses import dataclass, replace
+from itertools import pairwise
+
+import numpy as np
+import numpy.typing as npt
+
+_ROUNDING = 1e-9  # relative; pieces may meet, and then rounding decides which of them is the cheaper
+
+
+@dataclass(frozen=True, kw_only=True)
+class LinkPiece:
+    """What messages of `from_bytes` and more cost: each occupies the link for gap_s + bytes / bytes_per_s and arrives
+    latency_s after that.
+
+    gap_s is what every message takes of the link whatever its size (the g of LogP: Culler et al., PPoPP 1993; bytes
+    as in LogGP: Alexandrov et al., SPAA 1995).
+    """
+
+    from_bytes: int = 0
+    latency_s: float = 0.0
+    gap_s: float = 0.0
+    bytes_per_s: float = math.inf
+
+    def __post_init__(self) -> None:
+        for name in ("latency_s", "gap_s"):
+            value = getattr(self, name)
+            if not (_is_number(value) and math.isfinite(value) and value >= 0):
+                raise ValueError(f"{name} must be seconds, finite and >= 0, got {value!r}")
+        if not (_is_number(self.bytes_per_s) and self.bytes_per_s > 0):
+            raise ValueError(f"bytes_per_s must be > 0 (leave it out for no limit), got {self.bytes_per_s!r}")
+        if not (isinstance(self.from_bytes, int | np.integer) and not isinstance(self.from_bytes, bool)):
+            raise ValueError(f"from_bytes must be a whole number of bytes, got {self.from_bytes!r}")
+        if self.from_bytes < 0:
+            raise ValueError(f"from_bytes must be 0 or more, got {self.from_bytes!r}")
+
+    def occupied_s(self, size_bytes: float) -> float:
+        """Seconds for which a message of that size keeps the link."""
+        return self.gap_s + size_bytes / self.bytes_per_s
+
+    def one_way_s(self, size_bytes: float) -> float:
+        """Seconds from the start of a transfer to its arrival."""
+        return self.occupied_s(size_bytes) + self.latency_s
+
+    def slowed(self, factor: float) -> LinkPiece:
+        """The piece in which all takes `factor` times as long."""
+        return replace(
+            self,
+            latency_s=self.latency_s * factor,
+            gap_s=self.gap_s * factor,
+            bytes_per_s=self.bytes_per_s / factor,
+        )
+
+
+@dataclass(frozen=True, kw_only=True)
+class Link:
+    """A directed link. A transfer occupies it for gap_s + bytes / bytes_per_s and arrives latency_s after that.
+
+    larger: what larger messages cost instead, each piece from its `from_bytes` on; their sizes ascend, and no message
+    may arrive sooner than a smaller one. Links that were measured jump where a library changes its protocol.
+
+        Link(latency_s=1e-4, larger=[LinkPiece(from_bytes=524288, latency_s=1e-4, gap_s=8e-5, bytes_per_s=3.8e9)])
+    """
+
+    latency_s: float = 0.0
+    gap_s: float = 0.0
+    bytes_per_s: float = math.inf
+    larger: tuple[LinkPiece, ...] = ()
+
+    def __post_init__(self) -> None:
+        object.__setattr__(self, "larger", tuple(self.larger))
+        for smaller, piece in pairwise(self.pieces):
+            size = piece.from_bytes
+            if size <= smaller.from_bytes:
+                raise ValueError(
+                    f"pieces must ascend in from_bytes, from 1 on, got {size} after {smaller.from_bytes}: sort them"
+                )
+            before_s, here_s = smaller.one_way_s(size - 1), piece.one_way_s(size)
+            if before_s > here_s * (1 + _ROUNDING):
+                raise ValueError(
+                    f"a message of {size} bytes would take {here_s!r} s and one of {size - 1} bytes {before_s!r} s: "
+                    "give pieces in which no message is cheaper than a smaller one"
+                )
+
+    @classmethod
+    def of(cls, *pieces: LinkPiece) -> Link:
+        """The link of these pieces, the first from 0 bytes on. Raises ValueError as `Link(...)` does."""
+        if not pieces or pieces[0].from_bytes != 0:
+            raise ValueError(f"the first piece must have from_bytes 0, got {pieces[:1]!r}")
+        first = pieces[0]
+        return cls(
+            latency_s=first.latency_s, gap_s=first.gap_s, bytes_per_s=first.bytes_per_s, larger=tuple(pieces[1:])
+        )
+
+    @property
+    def pieces(self) -> tuple[LinkPiece, ...]:
+        """All pieces, the one from 0 bytes on first."""
+        first = LinkPiece(latency_s=self.latency_s, gap_s=self.gap_s, bytes_per_s=self.bytes_per_s)
+        return (first, *self.larger)
+
+    def piece(self, size_bytes: float) -> LinkPiece:
+        """What holds for a message of that size."""
+        return next(piece for piece in reversed(self.pieces) if piece.from_bytes <= size_bytes)
+
+    def occupied_s(self, size_bytes: float) -> float:
+        """Seconds for which a message of that size keeps the link."""
+        return self.piece(size_bytes).occupied_s(size_bytes)
+
+    def one_way_s(self, size_bytes: float) -> float:
+        """Seconds from the start of a transfer to its arrival."""
+        return self.piece(size_bytes).one_way_s(size_bytes)
+
+    def transfer_times(
+        self, size_bytes: npt.NDArray[np.int64]
+    ) -> tuple[npt.NDArray[np.float64], npt.NDArray[np.float64]]:
+        """How long messages of these sizes keep the link, and how much later each arrives: two arrays of seconds.
+
+        The same floats as from `piece(size).occupied_s(size)` and `piece(size).latency_s`, one by one.
+        """
+        pieces = self.pieces
+        which = np.searchsorted([piece.from_bytes for piece in pieces], size_bytes, side="right") - 1
+        latency_s, gap_s, bytes_per_s = np.array([(p.latency_s, p.gap_s, p.bytes_per_s) for p in pieces], float).T
+        with np.errstate(over="ignore"):  # whoever adds the times up says what is too large
+            return gap_s[which] + size_bytes / bytes_per_s[which], latency_s[which]
+
+    def slowed(self, factor: float) -> Link:
+        """The link on which every message takes `factor` times as long: a straggler."""
+        if not (_is_number(factor) and math.isfinite(factor) and factor > 0):
+            raise ValueError(f"a link is slowed by a finite factor > 0 (3.0: three times as long), got {factor!r}")
+        return Link.of(*(piece.slowed(factor) for piece in self.pieces))
+
+
+def _is_number(value: object) -> bool:
+    return isinstance(value, int | float | np.integer | np.floating) and not isinstance(value, bool)
