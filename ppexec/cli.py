@@ -59,6 +59,7 @@ class Run(RunConfig, Output):
             "bubble_s": trace.bubble_s,
             "rank_time_s": trace.rank_time_s,
             "peak_activation_bytes": trace.peak_activation_bytes,
+            "memory": trace.memory.to_dict(),
             "config": trace.details["config"],
             "environment": trace.details["environment"],
         }

@@ -18,6 +18,7 @@ if TYPE_CHECKING:
 
 Bytes = npt.NDArray[np.int64]
 _COUNTED = {"activation_bytes": "activations", "receive_buffer_bytes": "receive buffers", "gradient_bytes": "gradients"}
+_STATIC = ("parameter_bytes", "optimizer_bytes")
 
 
 @dataclass(frozen=True, kw_only=True, eq=False)
@@ -43,23 +44,19 @@ class Memory:
     @classmethod
     def of(cls, trace: Trace) -> Memory:
         """The columns of a trace."""
-        sending = sending_levels(trace)
-        levels = trace.activation_bytes + sending
-        levels = levels + sum(each for each in (trace.receive_buffer_bytes, trace.gradient_bytes) if each is not None)
-        total = peak_per_rank(trace.program, levels)
-        total = total + sum(each for each in (trace.parameter_bytes, trace.optimizer_bytes) if each is not None)
-
-        def peak(each: Bytes | None) -> Bytes | None:
-            return None if each is None else peak_per_rank(trace.program, each)
-
+        levels = _levels(trace)
+        peaks = {name: peak_per_rank(trace.program, each) for name, each in levels.items()}
+        static = {name: getattr(trace, name) for name in _STATIC}
+        total = peak_per_rank(trace.program, sum(levels.values(), np.zeros(len(trace.start_s), np.int64)))
+        for each in static.values():
+            total = total if each is None else total + each
         return cls(
-            activation_bytes=trace.peak_activation_bytes,
-            receive_buffer_bytes=peak(trace.receive_buffer_bytes),
-            send_buffer_bytes=peak_per_rank(trace.program, sending),
-            parameter_bytes=trace.parameter_bytes,
-            gradient_bytes=peak(trace.gradient_bytes),
-            optimizer_bytes=trace.optimizer_bytes,
+            activation_bytes=peaks["activation_bytes"],
+            receive_buffer_bytes=peaks.get("receive_buffer_bytes"),
+            send_buffer_bytes=peaks["send_buffer_bytes"],
+            gradient_bytes=peaks.get("gradient_bytes"),
             total_bytes=total,
+            **static,
         )
 
     def to_dict(self) -> dict[str, list[int]]:
@@ -72,6 +69,28 @@ class Memory:
         import pandas
 
         return pandas.DataFrame(self.to_dict()).rename_axis("rank")
+
+
+def held_at_peak(trace: Trace) -> dict[str, Bytes]:
+    """Every known column when a rank's total is the largest, for the first time; shape (p,) each. They add up to it."""
+    levels = _levels(trace)
+    total = sum(levels.values(), np.zeros(len(trace.start_s), np.int64))
+    found = {name: np.zeros(trace.ranks, np.int64) for name in levels}
+    for rank in range(trace.ranks):
+        rows = trace.program.rows_of(rank)
+        if len(rows):
+            row = rows.start + int(np.argmax(total[rows.start : rows.stop]))
+            for name, each in levels.items():
+                found[name][rank] = each[row]
+    known = {name: getattr(trace, name) for name in _STATIC}
+    return found | {name: each for name, each in known.items() if each is not None}
+
+
+def _levels(trace: Trace) -> dict[str, Bytes]:
+    """The known columns that change, shape (rows,) each."""
+    levels = {name: getattr(trace, name) for name in _COUNTED}
+    levels["send_buffer_bytes"] = sending_levels(trace)
+    return {name: each for name, each in levels.items() if each is not None}
 
 
 def sending_levels(trace: Trace) -> Bytes:

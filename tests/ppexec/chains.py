@@ -66,7 +66,11 @@ def chains(draw: st.DrawFn, *, length: int | None = None, keep_inputs: bool = Fa
     shape = (batch, seq) if integers else (batch, seq, width)
     flat = False
     while len(layers) < length:
-        kinds = ["linear", *_KEEP_INPUT] if keep_inputs else ["linear", "tanh", "identity", "cast", *_FREE, *_KEEP_WIDTH[:-1]]
+        kinds = (
+            ["linear", *_KEEP_INPUT]
+            if keep_inputs
+            else ["linear", "tanh", "identity", "cast", *_FREE, *_KEEP_WIDTH[:-1]]
+        )
         if odd:
             kinds += _ODD
         if layers[-1][0] not in _SAVE_NO_OUTPUT:
