@@ -58,7 +58,7 @@ def memory_rows(outcome: Outcome) -> list[dict[str, str]]:
     clocks = ("predicted", "measured")
     known = [name for name in _COLUMNS if all(name in held[clock] for clock in clocks)]
     return [
-        {"rank": f"rank {rank}", "clock": clock}
+        {"rank": str(rank), "clock": clock}
         | {f"{_COLUMNS[name]} (MiB)": f"{held[clock][name][rank] / 2**20:.3f}" for name in known}
         for rank in range(outcome.config.ranks)
         for clock in clocks

@@ -203,8 +203,10 @@ class Worker:
         self.clear()
         ledgers = {}
         for index, stage in self.stages.items():
-            own = [*tensors_of(stage.layers), *footprints[index].older] if isinstance(stage, Stage) else []
-            ledgers[index] = Ledger([*own, *batch.targets])
+            older: list[torch.Tensor | torch.UntypedStorage] = [*batch.targets]
+            if isinstance(stage, Stage):
+                older += [*tensors_of(stage.layers), *footprints[index].older]
+            ledgers[index] = Ledger(older)
         record = self.runtime.step(batch, ledgers=ledgers)
         layers = [layer for stage in self.stages.values() if isinstance(stage, Stage) for layer in stage.layers]
         return RankMemory(

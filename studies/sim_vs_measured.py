@@ -125,7 +125,8 @@ def report(outcome: Outcome, traces: dict) -> Report:
     page.add("Bubbles", text="Each rank's time in the step without compute.", figure=plots.bubbles(traces))
     page.add(
         "Stage costs",
-        text="Profiled layer by layer on all ranks at once, in turn with the measured steps, then added up by stage.",
+        text="Seconds were profiled layer by layer on all ranks at once, in turn with the measured steps, then added "
+        "up by stage; bytes were counted on each stage as cut.",
         table=[
             {
                 "stage": stage,
