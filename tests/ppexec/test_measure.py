@@ -54,6 +54,8 @@ def test_bytes_counted_in_another_step_are_laid_over_it() -> None:
         RankMemory(activation_bytes=[10, 0], buffer_bytes=[64, 0], gradient_bytes=[0, 5], parameter_bytes=5),
         RankMemory(activation_bytes=[7, 0], buffer_bytes=[0, 0], gradient_bytes=[0, 6], parameter_bytes=6),
     ]
+    trained = [replace(rank, optimizer_bytes=8) for rank in counted]
+    assert with_memory(trace(), trained).memory.to_dict()["optimizer_bytes"] == [8, 8]
     measured = with_memory(trace(), counted)
     assert measured.activation_bytes.tolist() == [10, 0, 7, 0]
     assert measured.receive_buffer_bytes is not None
