@@ -84,7 +84,7 @@ def verdict(outcome: Outcome) -> str:
     parts = [
         f"The prediction is {abs(outcome.step_time_error):.1%} "
         f"{'above' if outcome.step_time_error > 0 else 'below'} the median of {len(outcome.measured)} measured steps; "
-        f"activation bytes are {memory}."
+        f"the memory held is {memory}."
     ]
     if not is_equal:
         parts.append(memory_verdict(outcome))
