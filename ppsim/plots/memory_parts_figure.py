@@ -26,7 +26,8 @@ _PARTS = {
 def memory_parts(traces: Mapping[str, Trace], *, title: str | None = None) -> go.Figure:
     """One stacked bar for each rank and trace: the parts of the most that the rank holds at one time.
 
-    A part that no trace knows, or that is nowhere more than 0, is left out. Raises ValueError if there are no traces.
+    A part beside activations that no trace knows, or that is nowhere more than 0, is left out. Raises ValueError if
+    there are no traces.
     """
     chosen = style.named(traces)
     held = {name: held_at_peak(trace) for name, trace in chosen.items()}
@@ -43,7 +44,11 @@ def memory_parts(traces: Mapping[str, Trace], *, title: str | None = None) -> go
     }
     largest = max(totals.values())
     unit = bytes_unit(largest)
-    parts = [part for part in _PARTS if any(each.get(part) is not None and each[part].any() for each in held.values())]
+    parts = [
+        part
+        for part in _PARTS
+        if part == "activation_bytes" or any(part in each and each[part].any() for each in held.values())
+    ]
     figure = go.Figure(layout=style.layout(height=260, title=title, bottom=60))
     axis = [[rank for rank, _ in places], [html.escape(name) for _, name in places]]
     for part in parts:
