@@ -4,10 +4,10 @@ from __future__ import annotations
 
 from dataclasses import replace
 
-import ppsim
 from ppexec.config import RunConfig
 from ppexec.measure import median_step, with_memory
 from ppexec.pool import WorkerPool
+from ppexec.profile import Profile
 from ppexec.session import Session
 from ppexec.verify import VerifyReport
 from ppsim import LayerCost, StageCost, Trace
@@ -23,7 +23,7 @@ def run(config: RunConfig, *, pool: WorkerPool | None = None) -> Trace:
         if config.warmup:
             session.measure(config.warmup)
         traces = session.measure(config.steps, first_step=config.warmup)
-        trace = with_memory(median_step(traces), session.count_memory())
+        trace = with_memory(median_step(traces), session.memory())
         details = {
             "step_times_s": [t.makespan_s for t in traces],
             "config": config.to_dict(),
@@ -36,8 +36,7 @@ def _profiled(config: RunConfig, pool: WorkerPool | None) -> list[StageCost] | N
     """Timed compute takes its durations from the cost file, else from a profile made first."""
     if config.compute == "real" or config.costs is not None:
         return None
-    layers = profile(replace(config, compute="real"), pool=pool)
-    return ppsim.partition(layers, stages=config.pipeline.stages, method=config.layer_sizes)
+    return _profile(replace(config, compute="real"), pool).stages
 
 
 def verify(config: RunConfig, *, pool: WorkerPool | None = None) -> VerifyReport:
@@ -48,6 +47,10 @@ def verify(config: RunConfig, *, pool: WorkerPool | None = None) -> VerifyReport
 
 def profile(config: RunConfig, *, pool: WorkerPool | None = None) -> list[LayerCost]:
     """Measure every layer's cost for one microbatch, with as many processes as the run has."""
+    return _profile(config, pool).layers
+
+
+def _profile(config: RunConfig, pool: WorkerPool | None) -> Profile:
     with Session(config, pool=pool) as session:
         session.profile_rounds(max(config.warmup, 1))
-        return session.profile(config.steps).layers
+        return session.profile(config.steps)

@@ -59,6 +59,7 @@ class Run(RunConfig, Output):
             "bubble_s": trace.bubble_s,
             "rank_time_s": trace.rank_time_s,
             "peak_activation_bytes": trace.peak_activation_bytes,
+            "memory": trace.memory.to_dict(),
             "config": trace.details["config"],
             "environment": trace.details["environment"],
         }
@@ -135,7 +136,11 @@ class Profile(Run):
                 f"{layer.backward_input_s * 1e3:>9.3f}  {layer.activation_bytes / 2**20:>10.2f} MiB  "
                 f"{layer.parameter_bytes / 2**20:>9.2f} MiB"
             )
-        document = {"layers": [asdict(layer) for layer in profile.layers], "environment": profile.environment}
+        document = {
+            "layers": [asdict(layer) for layer in profile.layers],
+            "stages": [asdict(stage) for stage in profile.stages],
+            "environment": profile.environment,
+        }
         self._print(document, lines)
 
 

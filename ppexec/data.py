@@ -37,12 +37,13 @@ def load_batch(
     if not (has_first or has_last):
         return Batch()
     batch = Batch()
+    storages: set[int] = set()
     for index in microbatch_order(seed, step=step, microbatches=microbatches, dp=dp, dp_rank=dp_rank).tolist():
         inputs, targets = read_sample(sample, index)
         if has_first:
-            batch.inputs.append(_own(inputs.to(device)))
+            batch.inputs.append(_own(inputs.to(device), storages))
         if has_last:
-            batch.targets.append(_own(targets.to(device)))
+            batch.targets.append(_own(targets.to(device), storages))
     return batch
 
 
@@ -54,6 +55,15 @@ def read_sample(sample: Sample, index: int) -> tuple[torch.Tensor, torch.Tensor]
     return pair
 
 
-def _own(tensor: torch.Tensor) -> torch.Tensor:
-    """A tensor with a storage of its own: a slice of a data set would hold all of it as an activation."""
+def _own(tensor: torch.Tensor, taken: set[int]) -> torch.Tensor:
+    """A tensor whose storage no other of the batch has: a microbatch's input counts as its own, whoever else has it."""
+    tensor = fitted(tensor)
+    if tensor.untyped_storage()._cdata in taken:
+        tensor = tensor.clone()
+    taken.add(tensor.untyped_storage()._cdata)
+    return tensor
+
+
+def fitted(tensor: torch.Tensor) -> torch.Tensor:
+    """A tensor whose storage holds nothing else: a slice of a data set would hold all of it as an activation."""
     return tensor.clone() if tensor.untyped_storage().nbytes() > tensor.nbytes else tensor

@@ -16,6 +16,7 @@ from ppexec.profile import Profile
 from ppexec.session import Session
 from ppexec.verify import VerifyReport
 from ppsim import Network, StageCost, Trace
+from ppsim.memory_columns import first_difference, with_columns
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -71,6 +72,7 @@ class Outcome:
                 "predicted": self.predicted.peak_activation_bytes.tolist(),
                 "measured": self.median.peak_activation_bytes.tolist(),
             },
+            "memory": self._memory(),
             "gradients": None
             if verified is None or self.config.forward_only
             else {"bit_equal": verified.gradients_bit_equal, "max_abs_diff": verified.max_gradient_diff},
@@ -80,6 +82,17 @@ class Outcome:
             "first_difference": None if verified is None else verified.first_difference,
             "config": self.config.to_dict(),
             "environment": self.environment,
+        }
+
+    def _memory(self) -> dict[str, Any]:
+        """Both clocks' columns, peaks by rank; whether what is counted is equal after every action, and where not."""
+        predicted, measured = self.predicted, self.median
+        difference = first_difference(predicted, measured)
+        return {
+            "predicted": predicted.memory.to_dict(),
+            "measured": measured.memory.to_dict(),
+            "equal_at_every_action": difference is None,
+            "first_difference": difference,
         }
 
 
@@ -113,15 +126,16 @@ def predict_and_measure(
             traces += session.measure(1, first_step=step)
             advance("profile and step")
         network = session.probe_network()
-        levels = session.count_memory()
+        memory = session.memory()
+        window = session.receive_window
         advance("memory")
         verified = session.verify() if verify and not is_timed else None
         advance("verify")
         profile = None if is_timed else session.summarise(rounds)
         environment = session.environment()
-        stages = _stages(config, session.costs, profile)
-    predicted = ppsim.simulate(config.pipeline, stages, network=network)
-    measured = [with_memory(trace, levels) for trace in traces]
+        stages = list(session.costs or []) if profile is None else profile.stages
+    predicted = with_columns(ppsim.simulate(config.pipeline, stages, network=network), receive_window=window)
+    measured = [with_memory(trace, memory) for trace in traces]
     details = {"config": config.to_dict(), "environment": environment}
     return Outcome(
         config=config,
@@ -133,12 +147,6 @@ def predict_and_measure(
         measured=[replace(trace, details=details) for trace in measured],
         verified=verified,
     )
-
-
-def _stages(config: RunConfig, costs: Sequence[StageCost] | None, profile: Profile | None) -> list[StageCost]:
-    if profile is None:
-        return list(costs or [])
-    return ppsim.partition(profile.layers, stages=config.pipeline.stages, method=config.layer_sizes)
 
 
 def experiment_length(config: RunConfig) -> int:

@@ -41,15 +41,53 @@ def comparison_rows(outcome: Outcome) -> list[dict[str, str]]:
     return rows
 
 
+_COLUMNS = {
+    "activation_bytes": "activations",
+    "receive_buffer_bytes": "receive buffers",
+    "send_buffer_bytes": "unfinished sends",
+    "gradient_bytes": "gradients",
+    "parameter_bytes": "parameters",
+    "optimizer_bytes": "optimizer",
+    "total_bytes": "total",
+}
+
+
+def memory_rows(outcome: Outcome) -> list[dict[str, str]]:
+    """A row for each rank and clock: the peak of every column that both clocks know, in MiB."""
+    held = outcome.summary()["memory"]
+    clocks = ("predicted", "measured")
+    known = [name for name in _COLUMNS if all(name in held[clock] for clock in clocks)]
+    return [
+        {"rank": str(rank), "clock": clock}
+        | {f"{_COLUMNS[name]} (MiB)": f"{held[clock][name][rank] / 2**20:.3f}" for name in known}
+        for rank in range(outcome.config.ranks)
+        for clock in clocks
+    ]
+
+
+def memory_verdict(outcome: Outcome) -> str:
+    """Whether predicted and measured bytes are equal after every action, or where they first are not."""
+    difference = outcome.summary()["memory"]["first_difference"]
+    if difference is None:
+        return "Bytes are equal on every rank after every action."
+    where = f" after {difference['action']}" if difference["action"] else ""
+    return (
+        f"Bytes first differ in the {difference['column']} of rank {difference['rank']}{where}: "
+        f"predicted {difference['predicted']:,}, measured {difference['measured']:,}."
+    )
+
+
 def verdict(outcome: Outcome) -> str:
     """What a reader should know first, in two or three sentences."""
-    held = outcome.summary()["activation_bytes"]
-    memory = "equal to the byte" if held["predicted"] == held["measured"] else "not equal"
+    is_equal = outcome.summary()["memory"]["equal_at_every_action"]
+    memory = "equal to the byte after every action" if is_equal else "not equal"
     parts = [
         f"The prediction is {abs(outcome.step_time_error):.1%} "
         f"{'above' if outcome.step_time_error > 0 else 'below'} the median of {len(outcome.measured)} measured steps; "
-        f"activation bytes are {memory}."
+        f"the memory held is {memory}."
     ]
+    if not is_equal:
+        parts.append(memory_verdict(outcome))
     verified = outcome.verified
     if verified is not None:
         what = "Outputs" if outcome.config.forward_only else "Outputs and gradients"

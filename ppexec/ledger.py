@@ -2,11 +2,12 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable
+from collections.abc import Iterable, Sequence
 from contextlib import AbstractContextManager
 
 import torch
 from torch import nn
+from torch.multiprocessing.reductions import StorageWeakRef
 
 
 class Ledger:
@@ -15,10 +16,14 @@ class Ledger:
     Left out is what is older than the step: parameters, buffers and other tensors of the modules, targets. The bytes
     are those of whole storages, since a view keeps all of its storage alive. A ledger is one stage's: where two stages
     of a rank share the tensor that they hand over, each of them counts it, as each needs it.
+
+    remembers: keep track of all that was ever saved, for `survivors`.
     """
 
-    def __init__(self, older: Iterable[torch.Tensor]) -> None:
-        self._older = {_key(tensor) for tensor in older}
+    def __init__(self, older: Iterable[torch.Tensor | torch.UntypedStorage], *, remembers: bool = False) -> None:
+        # Kept alive, since a new storage may get the address of one that is gone.
+        self._older = {storage._cdata: storage for storage in map(_storage, older)}
+        self._remembered: dict[int, StorageWeakRef] | None = {} if remembers else None
         self._users: dict[int, int] = {}
         self._bytes: dict[int, int] = {}
         self.level_bytes = 0
@@ -33,10 +38,13 @@ class Ledger:
 
     def hold(self, tensor: torch.Tensor) -> None:
         """Count a tensor's storage until it is dropped."""
-        key = _key(tensor)
+        storage = _storage(tensor)
+        key = storage._cdata
         if key not in self._users:
-            self._bytes[key] = tensor.untyped_storage().nbytes()
+            self._bytes[key] = storage.nbytes()
             self.level_bytes += self._bytes[key]
+            if self._remembered is not None:
+                self._remembered[key] = StorageWeakRef(storage)
         self._users[key] = self._users.get(key, 0) + 1
 
     def add(self, size_bytes: int) -> None:
@@ -50,6 +58,11 @@ class Ledger:
         if not self._users[key]:
             del self._users[key]
             self.level_bytes -= self._bytes.pop(key)
+
+    def survivors(self) -> list[torch.UntypedStorage]:
+        """What was counted once and is still there: if its microbatch is over, a cache that is older than any step."""
+        alive = [reference for reference in (self._remembered or {}).values() if not reference.expired()]
+        return [torch.UntypedStorage._new_with_weak_ptr(reference.cdata) for reference in alive]
 
 
 class _Saved:
@@ -69,8 +82,19 @@ def _unpack(saved: torch.Tensor | _Saved) -> torch.Tensor:
     return saved.tensor if isinstance(saved, _Saved) else saved
 
 
+def _storage(tensor: torch.Tensor | torch.UntypedStorage) -> torch.UntypedStorage:
+    if isinstance(tensor, torch.UntypedStorage):
+        return tensor
+    return local(tensor).untyped_storage()
+
+
 def _key(tensor: torch.Tensor) -> int:
-    return tensor.untyped_storage()._cdata
+    return _storage(tensor)._cdata
+
+
+def local(tensor: torch.Tensor) -> torch.Tensor:
+    """This rank's part of a tensor: the shard of a DTensor, else the tensor itself."""
+    return getattr(tensor, "_local_tensor", tensor)
 
 
 def tensors_of(layers: Iterable[nn.Module]) -> list[torch.Tensor]:
@@ -81,3 +105,25 @@ def tensors_of(layers: Iterable[nn.Module]) -> list[torch.Tensor]:
         for module in layer.modules():
             found += [value for value in vars(module).values() if isinstance(value, torch.Tensor)]
     return found
+
+
+def parameter_bytes(layers: Iterable[nn.Module]) -> int:
+    """The layers' parameters on this rank, each once."""
+    return _sum_bytes(parameter for layer in layers for parameter in layer.parameters())
+
+
+def gradient_bytes(layers: Iterable[nn.Module]) -> int:
+    """The gradients that the layers' parameters have by now, each once."""
+    gradients = [parameter.grad for layer in layers for parameter in layer.parameters()]
+    return _sum_bytes(gradient for gradient in gradients if gradient is not None)
+
+
+def optimizer_bytes(optimizer: torch.optim.Optimizer) -> int:
+    """What an optimizer keeps from step to step: moments and step counters; 0 before its first step."""
+    states: Sequence[dict] = list(optimizer.state.values())
+    return _sum_bytes(value for state in states for value in state.values() if isinstance(value, torch.Tensor))
+
+
+def _sum_bytes(tensors: Iterable[torch.Tensor]) -> int:
+    sizes = {id(tensor): local(tensor).nbytes for tensor in list(tensors)}
+    return sum(sizes.values())

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from dataclasses import dataclass, replace
 
 import numpy as np
 
@@ -40,11 +41,41 @@ def assemble_trace(program: Program, records: Sequence[StepRecord], message_byte
     )
 
 
-def with_memory(trace: Trace, levels_by_rank: Sequence[Sequence[int]]) -> Trace:
-    """The trace with the activation bytes that an untimed step of the same program counted."""
-    from dataclasses import replace
+@dataclass(frozen=True, kw_only=True)
+class RankMemory:
+    """What one rank counted in an untimed step: bytes after each of its rows' actions, and those that stay.
 
-    return replace(trace, activation_bytes=np.concatenate([np.array(levels, np.int64) for levels in levels_by_rank]))
+    buffer_bytes: of receives posted and not yet used. parameter_bytes, optimizer_bytes: of the whole step (see
+    `ledger.optimizer_bytes`). None for what timed compute, or a run without an optimizer, does not have.
+    """
+
+    activation_bytes: list[int]
+    buffer_bytes: list[int]
+    gradient_bytes: list[int] | None
+    parameter_bytes: int | None
+    optimizer_bytes: int | None = None
+
+
+def with_memory(trace: Trace, by_rank: Sequence[RankMemory]) -> Trace:
+    """The trace with what an untimed step of the same program counted on each rank."""
+    gradients = [rank.gradient_bytes for rank in by_rank if rank.gradient_bytes is not None]
+    return replace(
+        trace,
+        activation_bytes=_joined([rank.activation_bytes for rank in by_rank]),
+        receive_buffer_bytes=_joined([rank.buffer_bytes for rank in by_rank]),
+        gradient_bytes=_joined(gradients) if len(gradients) == len(by_rank) else None,
+        parameter_bytes=_known([rank.parameter_bytes for rank in by_rank]),
+        optimizer_bytes=_known([rank.optimizer_bytes for rank in by_rank]),
+    )
+
+
+def _known(by_rank: Sequence[int | None]) -> np.ndarray | None:
+    """One number for each rank; None unless every rank has one."""
+    return None if None in by_rank else np.array(by_rank, np.int64)
+
+
+def _joined(levels_by_rank: Sequence[Sequence[int]]) -> np.ndarray:
+    return np.concatenate([np.array(levels, np.int64) for levels in levels_by_rank])
 
 
 def median_step(traces: Sequence[Trace]) -> Trace:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections import defaultdict
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from statistics import fmean, median
 from typing import Any
 
@@ -12,10 +12,11 @@ import torch
 
 from ppexec.clock import now_ns
 from ppexec.data import Batch
-from ppexec.ledger import Ledger, tensors_of
+from ppexec.footprint import Footprint, measure_footprint
+from ppexec.ledger import tensors_of
 from ppexec.shapes import TensorSpec
 from ppexec.stage import Stage
-from ppsim import Kind, LayerCost, Program
+from ppsim import Kind, LayerCost, Program, StageCost, partition
 
 _TIMES = ("forward_s", "backward_s", "backward_input_s", "backward_weight_s")
 _FIELD = {Kind.F: "forward_s", Kind.B: "backward_s", Kind.I: "backward_input_s", Kind.W: "backward_weight_s"}
@@ -25,11 +26,13 @@ _FIELD = {Kind.F: "forward_s", Kind.B: "backward_s", Kind.I: "backward_input_s",
 class LayerSamples:
     """One round on one rank.
 
-    seconds: field of LayerCost -> layer -> seconds of each microbatch. sizes: layer -> field -> bytes.
+    seconds: field of LayerCost -> layer -> seconds of each microbatch. sizes: layer -> field -> bytes, of the layer as
+    a stage of its own. stage_sizes: stage -> field -> bytes, of the stage as cut.
     """
 
     seconds: dict[str, dict[int, list[float]]] = field(default_factory=lambda: {name: {} for name in _TIMES})
     sizes: dict[int, dict[str, int]] = field(default_factory=dict)
+    stage_sizes: dict[int, dict[str, int]] = field(default_factory=dict)
 
     def add(self, kind: Kind, layer: int, elapsed_ns: int) -> None:
         """Note how long an action of this kind took on a layer."""
@@ -39,11 +42,17 @@ class LayerSamples:
 class LayerProfiler:
     """Times one rank's layers, each as a stage of its own, in the order and memory of a run but without messages.
 
-    boundaries: specs before each layer and after the last. Other stages' outputs and gradients are made up of noise.
+    Bytes are counted once, of each layer and of each stage as cut. boundaries: specs before each layer and after the
+    last. overwriting: see `shapes.first_overwriting`. Other stages' outputs and gradients are made up of noise.
     """
 
     def __init__(
-        self, program: Program, rank: int, stages: Mapping[int, Stage], boundaries: Sequence[TensorSpec]
+        self,
+        program: Program,
+        rank: int,
+        stages: Mapping[int, Stage],
+        boundaries: Sequence[TensorSpec],
+        overwriting: Sequence[int],
     ) -> None:
         self._rows = [
             (int(program.stage[row]), Kind(int(program.kind[row])), int(program.microbatch[row]))
@@ -51,17 +60,26 @@ class LayerProfiler:
         ]
         self._split = {(stage, microbatch) for stage, kind, microbatch in self._rows if kind == Kind.W}
         self._boundaries = boundaries
-        self._layers = {index: _one_by_one(stage) for index, stage in stages.items()}
+        self._stages = stages
+        self._layers = {
+            index: [
+                stage.part(at, at + 1, copies_input=overwriting[stage.first_layer + at] == stage.first_layer + at)
+                for at in range(len(stage.layers))
+            ]
+            for index, stage in stages.items()
+        }
         self._trains = all(stage.trains for stage in stages.values())
+        self._footprints: dict[int, Footprint] = {}
+        self._sizes: dict[int, dict[str, int]] = {}
 
     def round(self, batch: Batch) -> LayerSamples:
-        """Run the rank's order once, then each layer's other kind of backward and its bytes once."""
+        """Run the rank's order once, then each layer's other kind of backward once."""
         samples = LayerSamples()
         for stage, kind, microbatch in self._rows:
             self._run(stage, kind, microbatch, batch, samples, split=(stage, microbatch) in self._split)
         if self._trains:
             measured = {kind for _, kind, _ in self._rows}
-            for stage, layers in self._layers.items():
+            for stage in self._layers:
                 kinds = (Kind.B,) if Kind.I in measured else (Kind.I, Kind.W)
                 only_backward = LayerSamples()
                 self._run(stage, Kind.F, 0, batch, LayerSamples(), split=Kind.W in kinds)
@@ -70,9 +88,32 @@ class LayerProfiler:
                 if not (Kind.B in measured and Kind.I in measured):
                     for name, found in only_backward.seconds.items():
                         samples.seconds[name].update(found)
-                for layer in layers:
-                    samples.sizes[layer.first_layer] = self._sizes(layer, batch)
+        samples.stage_sizes = {index: found.amounts() for index, found in self.footprints(batch).items()}
+        if not self._sizes:
+            self._sizes = {
+                layer.first_layer: self._layer_sizes(layer, batch) for each in self._layers.values() for layer in each
+            }
+        samples.sizes = self._sizes
         return samples
+
+    def footprints(self, batch: Batch) -> dict[int, Footprint]:
+        """What each of this rank's stages holds, counted when first asked for."""
+        if not self._footprints:
+            self._footprints = {
+                index: self._footprint(stage, batch, split=any(cell[0] == index for cell in self._split))
+                for index, stage in self._stages.items()
+            }
+        return self._footprints
+
+    def _footprint(self, stage: Stage, batch: Batch, *, split: bool) -> Footprint:
+        return measure_footprint(
+            stage,
+            lambda: self._input(stage, 0, batch).clone(),
+            lambda: self._gradient(stage),
+            batch.targets[0] if stage.loss is not None else None,
+            [*tensors_of(stage.layers), *batch.targets],
+            split=split,
+        )
 
     def _run(
         self, stage: int, kind: Kind, microbatch: int, batch: Batch, samples: LayerSamples, *, split: bool
@@ -100,42 +141,11 @@ class LayerProfiler:
         return batch.inputs[microbatch] if layer.is_first else _noise(self._boundaries[layer.first_layer])
 
     def _gradient(self, layer: Stage) -> torch.Tensor | None:
-        return None if layer.loss is not None else _noise(self._boundaries[layer.first_layer + 1])
+        return None if layer.loss is not None else _noise(self._boundaries[layer.first_layer + len(layer.layers)])
 
-    def _sizes(self, layer: Stage, batch: Batch) -> dict[str, int]:
-        """The layer's bytes as a stage of its own: during its whole life, and between I and W."""
-        layer.ledger = ledger = Ledger([*tensors_of(layer.layers), *batch.targets])
-        target = batch.targets[0] if layer.loss is not None else None
-        layer.forward(0, self._input(layer, 0, batch), target, split=False)
-        whole = ledger.level_bytes
-        layer.backward(0, self._gradient(layer))
-        layer.forward(0, self._input(layer, 0, batch), target, split=True)
-        layer.backward_input(0, self._gradient(layer))
-        kept = ledger.level_bytes
-        layer.backward_weight(0)
-        layer.ledger = None
-        return {
-            "activation_bytes": whole,
-            "weight_activation_bytes": kept,
-            "output_bytes": self._boundaries[layer.first_layer + 1].size_bytes,
-            "parameter_bytes": sum(p.nbytes for module in layer.layers for p in module.parameters()),
-        }
-
-
-def _one_by_one(stage: Stage) -> list[Stage]:
-    """The layers of a stage as stages; the first takes data where the stage does, the last has its loss."""
-    last = len(stage.layers) - 1
-    return [
-        Stage(
-            stage.index if position == 0 else -1,
-            [layer],
-            first_layer=stage.first_layer + position,
-            loss=stage.loss if position == last else None,
-            microbatches=stage.microbatches,
-            trains=stage.trains,
-        )
-        for position, layer in enumerate(stage.layers)
-    ]
+    def _layer_sizes(self, layer: Stage, batch: Batch) -> dict[str, int]:
+        found = self._footprint(layer, batch, split=False).amounts()
+        return {**found, "output_bytes": self._boundaries[layer.first_layer + 1].size_bytes}
 
 
 def _noise(spec: TensorSpec) -> torch.Tensor:
@@ -147,26 +157,35 @@ def _noise(spec: TensorSpec) -> torch.Tensor:
 class Profile:
     """Layer costs with their spread and where they were measured.
 
-    layers: in model order. spread: layer -> field -> (lower, upper) quartile of the rounds' means, in seconds.
+    layers: in model order. stages: of the run's own cut; seconds are the layers' sums, bytes were counted on each stage
+    as cut, to which layers' bytes do not simply add up. spread: layer -> field -> (lower, upper) quartile of the
+    rounds' means, in seconds.
     """
 
     layers: list[LayerCost]
+    stages: list[StageCost]
     spread: list[dict[str, tuple[float, float]]]
     environment: dict[str, Any]
 
 
 def summarise(
-    rounds_by_rank: Sequence[Sequence[LayerSamples]], names: Sequence[str], environment: dict[str, Any]
+    rounds_by_rank: Sequence[Sequence[LayerSamples]],
+    names: Sequence[str],
+    environment: dict[str, Any],
+    layer_sizes: Sequence[int],
 ) -> Profile:
     """Costs from all ranks' rounds: a round's mean over microbatches, then the median over rounds.
 
     The mean, since a step takes the sum of its microbatches; the median, since a round may be disturbed from outside.
+    layer_sizes: the number of layers of each stage.
     """
     by_layer: dict[str, dict[int, list[float]]] = {name: defaultdict(list) for name in _TIMES}
     sizes: dict[int, dict[str, int]] = {}
+    stage_sizes: dict[int, dict[str, int]] = {}
     for rounds in rounds_by_rank:
         for samples in rounds:
             sizes.update(samples.sizes)
+            stage_sizes.update(samples.stage_sizes)
             for name, layers in samples.seconds.items():
                 for layer, seconds in layers.items():
                     by_layer[name][layer].append(fmean(seconds))
@@ -175,7 +194,9 @@ def summarise(
         middle = {name: median(layers[layer]) if layers[layer] else 0.0 for name, layers in by_layer.items()}
         costs.append(LayerCost(name=names[layer], **middle, **sizes.get(layer, {})))  # type: ignore[arg-type]
         spread.append({name: _quartiles(layers[layer]) for name, layers in by_layer.items() if layers[layer]})
-    return Profile(layers=costs, spread=spread, environment=environment)
+    summed = partition(costs, stages=len(layer_sizes), method=list(layer_sizes))
+    stages = [replace(stage, **stage_sizes.get(index, {})) for index, stage in enumerate(summed)]
+    return Profile(layers=costs, stages=stages, spread=spread, environment=environment)
 
 
 def _quartiles(values: Sequence[float]) -> tuple[float, float]:

@@ -91,7 +91,7 @@ class Reference:
         for batch, outputs in zip(self._batches, self.outputs, strict=True):
             for microbatch in order:
                 with torch.set_grad_enabled(not config.forward_only):
-                    value = batch.inputs[microbatch]
+                    value = batch.inputs[microbatch].clone()  # layers may work in place
                     for first, last in bounds(config.layer_sizes):
                         for layer in self.layers[first:last]:
                             value = layer(value)

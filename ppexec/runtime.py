@@ -10,8 +10,8 @@ import torch
 import torch.distributed as dist
 
 from ppexec.clock import now_ns
-from ppexec.data import Batch
-from ppexec.ledger import Ledger
+from ppexec.data import Batch, fitted
+from ppexec.ledger import Ledger, gradient_bytes
 from ppexec.stage import Stage
 from ppexec.timed import TimedStage
 from ppexec.transport import DistributedTransport
@@ -38,7 +38,8 @@ class StepRecord:
     """What one rank saw of one step; times in nanoseconds of its clock, in the order of its rows.
 
     sent_ns: message -> when it was handed over. received_ns: message -> when its wait ended. levels: activation bytes
-    after each row's action, if a ledger counted. outputs: the last stage's, by microbatch, if asked for.
+    after each row's action, if a ledger counted; posted and gradients: likewise the buffers of receives posted and not
+    yet used, and the parameters' gradients. outputs: the last stage's, by microbatch, if asked for.
     """
 
     start_ns: list[int] = field(default_factory=list)
@@ -46,6 +47,8 @@ class StepRecord:
     sent_ns: dict[int, int] = field(default_factory=dict)
     received_ns: dict[int, int] = field(default_factory=dict)
     levels: list[int] = field(default_factory=list)
+    posted: list[int] = field(default_factory=list)
+    gradients: list[int] = field(default_factory=list)
     outputs: dict[int, torch.Tensor] = field(default_factory=dict)
 
 
@@ -129,7 +132,8 @@ class Runtime:
                     record.sent_ns[row.message_out] = now_ns()
                     self._transport.send(row.message_out, output)
                 elif row.local_output:
-                    results[row.row] = output
+                    # As large as a message would have been: a view would hold on to all that it is a view of.
+                    results[row.row] = None if output is None else fitted(output)
                 if row.reduces and self._replicas is not None:
                     reductions += row.stage.reduce_gradients(self._replicas)
                 if keep_outputs and row.kind == Kind.F and row.stage.index == self._last_stage and output is not None:
@@ -138,6 +142,11 @@ class Runtime:
             if ledgers is not None:
                 level_bytes = sum(ledger.level_bytes for ledger in ledgers.values())
                 record.levels.extend([level_bytes] * len(rows))
+                record.posted.extend([self._transport.posted_bytes] * len(rows))
+                gradients = sum(
+                    gradient_bytes(stage.layers) for stage in self.stages.values() if isinstance(stage, Stage)
+                )
+                record.gradients.extend([gradients] * len(rows))
         self._transport.finish()
         for reduction in reductions:
             reduction.wait()

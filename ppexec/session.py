@@ -5,6 +5,7 @@ from __future__ import annotations
 import os
 import warnings
 from collections.abc import Sequence
+from functools import cached_property
 from typing import Any, Protocol
 
 import torch.distributed as dist
@@ -12,7 +13,7 @@ import torch.distributed as dist
 import ppsim
 from ppexec.config import RunConfig
 from ppexec.environment import describe_environment
-from ppexec.measure import assemble_trace
+from ppexec.measure import RankMemory, assemble_trace
 from ppexec.models import resolve_factory
 from ppexec.pool import WorkerPool
 from ppexec.profile import Profile, summarise
@@ -83,10 +84,19 @@ class Session:
 
     def count_memory(self) -> list[list[int]]:
         """Per rank (of the first replica) the activation bytes after each row's action, from one untimed step."""
+        return [rank.activation_bytes for rank in self.memory()]
+
+    def memory(self) -> list[RankMemory]:
+        """Per rank (of the first replica) all that was counted in one untimed step; see `measure.with_memory`."""
         return self._workers.call("count_memory")[: self.config.ranks]
 
+    @cached_property
+    def receive_window(self) -> int:
+        """How many receives every rank posts ahead on each of its links."""
+        return self._workers.call("receive_window")[0]
+
     def profile(self, rounds: int) -> Profile:
-        """Layer costs from `rounds` rounds on all ranks at once."""
+        """Layer costs, and stage costs of this cut, from `rounds` rounds on all ranks at once."""
         return self.summarise(self.profile_rounds(rounds))
 
     def profile_rounds(self, rounds: int, *, first_step: int = 0) -> list[Any]:
@@ -101,7 +111,7 @@ class Session:
     def summarise(self, rounds_by_rank: list[Any]) -> Profile:
         """Layer costs from rounds by rank."""
         names = [f"{self.config.model} {layer}" for layer in range(self.config.layers)]
-        return summarise(rounds_by_rank, names, self.environment())
+        return summarise(rounds_by_rank, names, self.environment(), self.config.layer_sizes)
 
     def probe_network(self) -> Network:
         """The links as measured at their own message sizes, waking the receiver up included; all of it is latency."""

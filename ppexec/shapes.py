@@ -40,12 +40,8 @@ def infer_boundaries(layers: Sequence[nn.Module], inputs: TensorSpec) -> list[Te
     specs = [inputs]
     value = inputs.empty("meta")
     for index, layer in enumerate(layers):
-        tensors = {
-            name: tensor.detach().to("meta") for name, tensor in [*layer.named_parameters(), *layer.named_buffers()]
-        }
         try:
-            with torch.no_grad():
-                value = torch.func.functional_call(layer, tensors, (value,))
+            value = _on_meta(layer, value)
         except Exception as error:
             raise ValueError(
                 f"layer {index} ({type(layer).__name__}) cannot take {_text(specs[-1])}: {error}. Mend the layer "
@@ -57,6 +53,32 @@ def infer_boundaries(layers: Sequence[nn.Module], inputs: TensorSpec) -> list[Te
             )
         specs.append(TensorSpec.of(value))
     return specs
+
+
+def first_overwriting(layers: Sequence[nn.Module], inputs: TensorSpec) -> list[int]:
+    """Per layer the first one, itself or a later one, that works in place on what this layer is given.
+
+    The number of layers where none does. inputs: of the first layer. The chain must have passed `infer_boundaries`.
+    """
+    value = inputs.empty("meta")
+    given: list[tuple[int, torch.Tensor, int]] = []
+    found = [len(layers)] * len(layers)
+    for index, layer in enumerate(layers):
+        given.append((index, value, value._version))  # a tensor and its views count their changes together
+        storage = value.untyped_storage()._cdata
+        value = _on_meta(layer, value)
+        for before, tensor, version in given:
+            if found[before] == len(layers) and tensor._version != version:
+                found[before] = index
+        if value.untyped_storage()._cdata != storage:
+            given.clear()
+    return found
+
+
+def _on_meta(layer: nn.Module, value: torch.Tensor) -> torch.Tensor:
+    tensors = {name: tensor.detach().to("meta") for name, tensor in [*layer.named_parameters(), *layer.named_buffers()]}
+    with torch.no_grad():
+        return torch.func.functional_call(layer, tensors, (value,))
 
 
 def _text(spec: TensorSpec) -> str:

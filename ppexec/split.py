@@ -20,6 +20,7 @@ import torch
 from torch import nn
 from torch.autograd.graph import GradientEdge, get_gradient_edge
 from torch.utils import _pytree as pytree
+from torch.utils.hooks import RemovableHandle
 
 from ppexec.ledger import Ledger
 
@@ -85,10 +86,17 @@ class SplitBackward:
         self._open: list[Unit] = []
         self._ledger: Ledger | None = None
         self._anchor = torch.zeros((), requires_grad=True)
+        self._hooks: list[RemovableHandle] = []
         for layer in layers:
             for module in owners(layer):
-                module.register_forward_pre_hook(self._enter, with_kwargs=True)
-                module.register_forward_hook(self._leave, with_kwargs=True)
+                self._hooks.append(module.register_forward_pre_hook(self._enter, with_kwargs=True))
+                self._hooks.append(module.register_forward_hook(self._leave, with_kwargs=True))
+
+    def close(self) -> None:
+        """Leave the layers as they were."""
+        for hook in self._hooks:
+            hook.remove()
+        self._hooks.clear()
 
     @contextlib.contextmanager
     def recording(self, ledger: Ledger | None) -> Iterator[list[Unit]]:

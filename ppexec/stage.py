@@ -30,7 +30,9 @@ class Stage:
 
     index: stage number. layers: its modules, real. loss: None unless it is the last stage. microbatches: of the step
     over all replicas; each one's loss counts 1 / microbatches, so that the step's loss is their mean. trains: False for
-    an evaluation, which keeps nothing. ledger: where it writes what it holds; None counts nothing.
+    an evaluation, which keeps nothing. copies_input: True where a layer works in place on the stage's input, which
+    autograd forbids and which the stage before may still need. ledger: where it writes what it holds; None counts
+    nothing.
     """
 
     def __init__(
@@ -42,8 +44,10 @@ class Stage:
         loss: Loss | None,
         microbatches: int,
         trains: bool,
+        copies_input: bool = False,
     ) -> None:
         self.index = index
+        self.copies_input = copies_input
         self.layers = list(layers)
         self.first_layer = first_layer
         self.loss = loss
@@ -97,6 +101,8 @@ class Stage:
         return output.detach().contiguous()
 
     def _chain(self, value: torch.Tensor) -> torch.Tensor:
+        if self.copies_input:
+            value = value.clone()
         for layer in self.layers:
             value = layer(value)
         return value
@@ -143,6 +149,25 @@ class Stage:
                     works.append(dist.all_reduce(parameter.grad, group=group, async_op=True))
         return [work for work in works if work is not None]
 
+    def part(self, begin: int, end: int, *, copies_input: bool) -> Stage:
+        """Some of its layers as a stage of their own, with the data and loss that are theirs; nothing under way."""
+        return Stage(
+            self.index if begin == 0 else -1,
+            self.layers[begin:end],
+            first_layer=self.first_layer + begin,
+            loss=self.loss if end == len(self.layers) else None,
+            microbatches=self.microbatches,
+            trains=self.trains,
+            copies_input=copies_input,
+        )
+
+    def close(self) -> None:
+        """Leave its layers as they were before it ran."""
+        self.clear()
+        if "_split" in vars(self):
+            self._split.close()
+            del self._split
+
     def clear(self) -> None:
         """Forget gradients, losses and microbatches under way."""
         self._held.clear()
@@ -162,6 +187,7 @@ def build_stage(
     trains: bool,
     seed: int,
     device: torch.device,
+    copies_input: bool = False,
 ) -> Stage:
     """A stage with its own layers made real and initialised; the model's other layers stay as they are."""
     modules = [initialize_layer(model.layers[layer], index=layer, seed=seed, device=device) for layer in layers]
@@ -172,4 +198,5 @@ def build_stage(
         loss=model.loss if is_last else None,
         microbatches=microbatches,
         trains=trains,
+        copies_input=copies_input,
     )

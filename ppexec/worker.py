@@ -16,13 +16,14 @@ from ppexec.clock import offset_to_first_ns
 from ppexec.config import RunConfig
 from ppexec.data import Batch, load_batch, read_sample
 from ppexec.environment import ALLOCATOR, memory_bytes
-from ppexec.ledger import Ledger, tensors_of
+from ppexec.ledger import Ledger, parameter_bytes, tensors_of
+from ppexec.measure import RankMemory
 from ppexec.mesh import build_mesh
 from ppexec.models import load_model
 from ppexec.profile import LayerProfiler, LayerSamples
 from ppexec.reference import Comparison, compare_with_reference
 from ppexec.runtime import Runtime, StepRecord
-from ppexec.shapes import TensorSpec, infer_boundaries
+from ppexec.shapes import TensorSpec, first_overwriting, infer_boundaries
 from ppexec.stage import Stage, build_stage
 from ppexec.timed import TimedStage, sharpen_sleep
 from ppexec.transport import DistributedTransport
@@ -66,10 +67,11 @@ class Worker:
             self.model = load_model(config)
             self._refuse_what_does_not_fit()
             self.boundaries = self._agree_on_boundaries()
+            self.overwriting = first_overwriting(self.model.layers, self.boundaries[0])
             self.stages = {stage: self._real_stage(stage) for stage in config.pipeline.stages_of(self.rank)}
-        window = config.receive_window or self._ample_window()
+        self.window = config.receive_window or self._ample_window()
         transport = DistributedTransport(
-            self.program, self._message_specs(), group=self.group, window=window, device=self.device
+            self.program, self._message_specs(), group=self.group, window=self.window, device=self.device
         )
         replicas = self.mesh.get_group("dp") if config.dp > 1 and not config.forward_only else None
         self.runtime = Runtime(self.program, self.rank, self.stages, transport, replicas=replicas)
@@ -77,10 +79,12 @@ class Worker:
         self.offset_ns = offset_to_first_ns(self.group)
 
     def _real_stage(self, stage: int) -> Stage:
+        begin, end = self.layer_bounds[stage]
         return build_stage(
             stage,
             self.model,
-            range(*self.layer_bounds[stage]),
+            range(begin, end),
+            copies_input=self.overwriting[begin] < end,
             is_last=stage == self.config.pipeline.stages - 1,
             microbatches=self.config.microbatches * self.config.dp,
             trains=not self.config.forward_only,
@@ -192,15 +196,30 @@ class Worker:
             records.append(record)
         return records
 
-    def count_memory(self) -> list[int]:
-        """Activation bytes after each row's action, from one untimed step."""
+    def count_memory(self) -> RankMemory:
+        """What this rank holds after each row's action, from one untimed step."""
         batch = self.load(0)
+        is_timed = self.costs is not None
+        footprints = {} if is_timed else self._profiler.footprints(batch)
         self.clear()
         ledgers = {}
         for index, stage in self.stages.items():
-            own = tensors_of(stage.layers) if isinstance(stage, Stage) else []
-            ledgers[index] = Ledger([*own, *batch.targets])
-        return self.runtime.step(batch, ledgers=ledgers).levels
+            older: list[torch.Tensor | torch.UntypedStorage] = [*batch.targets]
+            if isinstance(stage, Stage):
+                older += [*tensors_of(stage.layers), *footprints[index].older]
+            ledgers[index] = Ledger(older)
+        record = self.runtime.step(batch, ledgers=ledgers)
+        layers = [layer for stage in self.stages.values() if isinstance(stage, Stage) for layer in stage.layers]
+        return RankMemory(
+            activation_bytes=record.levels,
+            buffer_bytes=record.posted,
+            gradient_bytes=None if is_timed else record.gradients,
+            parameter_bytes=None if is_timed else parameter_bytes(layers),
+        )
+
+    def receive_window(self) -> int:
+        """How many receives are posted ahead on each link."""
+        return self.window
 
     def profile(self, rounds: int, first_step: int = 0) -> list[LayerSamples]:
         """Time this rank's layers, in its order, at the same time as the other ranks time theirs."""
@@ -209,7 +228,7 @@ class Worker:
     @cached_property
     def _profiler(self) -> LayerProfiler:
         stages = {index: stage for index, stage in self.stages.items() if isinstance(stage, Stage)}
-        return LayerProfiler(self.program, self.rank, stages, self.boundaries)
+        return LayerProfiler(self.program, self.rank, stages, self.boundaries, self.overwriting)
 
     def probe(self) -> list[LinkSample]:
         """What a message costs on every link of the program, measured by its sender."""

@@ -13,10 +13,11 @@ import tyro
 from ppsim import command
 from ppsim.action import Kind
 from ppsim.check import smallest_receive_window
-from ppsim.command import OptionalFile, OptionalReal, Real
+from ppsim.command import OptionalFile, OptionalName, OptionalReal, OptionalWhole, Real
 from ppsim.estimate_command import EstimateCommand
 from ppsim.export.files import write_trace
 from ppsim.flags import MOST_ACTIONS, CostFlags, NetworkFlags, ScheduleFlags
+from ppsim.memory_columns import with_columns
 from ppsim.schedule import Schedule
 from ppsim.search import search
 from ppsim.simulate import simulate
@@ -73,6 +74,10 @@ class SimulateCommand(NetworkFlags, CostFlags, ScheduleFlags):
     """Leave the backwards out, as an evaluation does."""
     engine: str = "simpy"
     """What computes the times: simpy, or compiled for the same answer sooner."""
+    receive_window: OptionalWhole = None
+    """Receives posted ahead on each link, to count their buffers (default: not counted)."""
+    optimizer: OptionalName = None
+    """Whose state to count: sgd, momentum, adam or adamw (default: none)."""
     out: OptionalFile = None
     """Write the trace: .json or .json.gz for ui.perfetto.dev, .csv as a table, any other name for ppsim.Trace.load."""
     json: bool = False
@@ -91,6 +96,7 @@ class SimulateCommand(NetworkFlags, CostFlags, ScheduleFlags):
             engine=self.engine,
             overlap=self.overlap,
         )
+        trace = with_columns(trace, receive_window=self.receive_window, optimizer=self.optimizer)
         if self.out is not None:
             write_trace(trace, self.out)
         if self.json:
@@ -181,6 +187,7 @@ def _results(trace: Trace) -> dict[str, Any]:
         "rank_time_s": trace.rank_time_s,
         "compute_s": trace.compute_s,
         "peak_activation_bytes": trace.peak_activation_bytes,
+        "memory": trace.memory.to_dict(),
         "details": trace.details,
     }
 
@@ -220,7 +227,20 @@ def _table(trace: Trace) -> str:
     columns = (trace.rank_time_s, trace.compute_s, trace.bubble_s, trace.peak_activation_bytes)
     for rank, (rank_time, compute, bubble, peak) in enumerate(zip(*(c.tolist() for c in columns), strict=True)):
         lines.append(f"{rank:>4}  {rank_time:>14.6g}  {compute:>14.6g}  {bubble:>14.6g}  {peak:>24,}")
-    return "\n".join(lines)
+    return "\n".join([*lines, *_memory_lines(trace)])
+
+
+def _memory_lines(trace: Trace) -> list[str]:
+    """The columns of memory beside activations, in bytes; those that hold nothing are left out."""
+    columns = {name: each for name, each in trace.memory.to_dict().items() if any(each)}
+    if set(columns) <= {"activation_bytes", "total_bytes"}:
+        return []
+    titles = {name: name.removesuffix("_bytes").replace("_", " ") for name in columns}
+    widths = {name: max(len(titles[name]), *(len(f"{value:,}") for value in each)) for name, each in columns.items()}
+    lines = ["", "peak bytes", "rank  " + "  ".join(f"{titles[name]:>{widths[name]}}" for name in columns)]
+    for rank in range(trace.ranks):
+        lines.append(f"{rank:>4}  " + "  ".join(f"{each[rank]:>{widths[name]},}" for name, each in columns.items()))
+    return lines
 
 
 Command = (

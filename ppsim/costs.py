@@ -44,6 +44,7 @@ class StageCost:
     activation_bytes: held from the start of F to the end of B: what autograd saved, each storage once, plus the input
     and the output of the stage. weight_activation_bytes: held instead from the end of I to the end of W.
     output_bytes: the message to the next stage, and of the gradient that comes back. parameter_bytes: the weights.
+    gradient_bytes: of the weights that are trained; None means all of them.
 
     Seconds are finite and >= 0, bytes are whole numbers from 0 to 2**53; otherwise CostError.
     """
@@ -56,13 +57,15 @@ class StageCost:
     output_bytes: int = 0
     parameter_bytes: int = 0
     backward_s: float | None = None
+    gradient_bytes: int | None = None
 
     def __post_init__(self) -> None:
         for field in fields(self):
             value = getattr(self, field.name)
+            if value is None and field.default is None:
+                continue
             if field.name.endswith("_s"):
-                optional = value is None and field.name == "backward_s"
-                if not optional and not _is_amount(value):
+                if not _is_amount(value):
                     raise CostError(f"{field.name} must be seconds, finite and >= 0, got {_shown(value)}")
             elif field.name.endswith("_bytes") and not (
                 _is_amount(value) and int(value) == value and int(value) <= MOST_BYTES
@@ -73,6 +76,11 @@ class StageCost:
     def full_backward_s(self) -> float:
         """Seconds of B."""
         return self.backward_input_s + self.backward_weight_s if self.backward_s is None else self.backward_s
+
+    @property
+    def trained_bytes(self) -> int:
+        """Bytes of the gradients."""
+        return self.parameter_bytes if self.gradient_bytes is None else self.gradient_bytes
 
     @property
     def work_s(self) -> float:
@@ -91,11 +99,13 @@ def stage_cost(layers: list[LayerCost] | tuple[LayerCost, ...]) -> StageCost:
     """The cost of consecutive layers as one stage.
 
     Seconds and parameter bytes add. Activations add too, except that the output of one layer is the input of the
-    next and is held once. The stage's output is that of its last layer.
+    next and is held once (an upper bound: where no backward needs such a tensor it is not held at all, so exact bytes
+    come from a profile of the stage as cut). The stage's output is that of its last layer.
     """
     if not layers:
         raise CostError("a stage needs at least one layer, got none")
     fused = any(layer.backward_s is not None for layer in layers)
+    knows_gradients = any(layer.gradient_bytes is not None for layer in layers)
     shared = sum(layer.output_bytes for layer in layers[:-1])
     return StageCost(
         forward_s=_total_s(layer.forward_s for layer in layers),
@@ -106,4 +116,5 @@ def stage_cost(layers: list[LayerCost] | tuple[LayerCost, ...]) -> StageCost:
         weight_activation_bytes=sum(layer.weight_activation_bytes for layer in layers),
         output_bytes=layers[-1].output_bytes,
         parameter_bytes=sum(layer.parameter_bytes for layer in layers),
+        gradient_bytes=sum(layer.trained_bytes for layer in layers) if knows_gradients else None,
     )

@@ -96,6 +96,8 @@ class CostFlags:
     """Bytes that it holds from the end of I to the end of W where the backward is split (default: 0)."""
     output_bytes: OptionalWhole = None
     """Bytes of a message between stages, either way (default: 0)."""
+    parameter_bytes: OptionalWhole = None
+    """Bytes of the weights of a stage, and of their gradients (default: 0)."""
     costs: OptionalFile = None
     """Layer costs, .json or .csv, cut into stages by --partition; instead of the flags above."""
     partition: OptionalName = None
@@ -156,6 +158,7 @@ _UNIFORM = (
     "activation_bytes",
     "weight_activation_bytes",
     "output_bytes",
+    "parameter_bytes",
 )
 
 

@@ -14,7 +14,7 @@ from ppsim.costs import StageCost
 from ppsim.devices import Sharing, devices_of
 from ppsim.engines import run_engine
 from ppsim.engines.load import Load
-from ppsim.memory import activation_levels
+from ppsim.memory import activation_levels, gradient_levels, parameters_per_rank
 from ppsim.network import Network
 from ppsim.program import Program
 from ppsim.reduction import Reduction
@@ -89,6 +89,8 @@ def simulate(
         start_s=times.start_s,
         end_s=times.end_s,
         activation_bytes=activation_levels(program, stages),
+        gradient_bytes=gradient_levels(program, stages),
+        parameter_bytes=parameters_per_rank(program, stages),
         message_bytes=message_bytes(program, stages),
         message_start_s=times.message_start_s,
         message_left_s=times.message_left_s,

@@ -16,6 +16,7 @@ import numpy.typing as npt
 from ppsim import metrics
 from ppsim.action import Kind
 from ppsim.memory import peak_per_rank
+from ppsim.memory_columns import Memory
 from ppsim.order import Order
 from ppsim.program import Program
 from ppsim.schedule import Schedule
@@ -24,6 +25,7 @@ if TYPE_CHECKING:
     import pandas
 
 Seconds = npt.NDArray[np.float64]
+Bytes = npt.NDArray[np.int64]
 SCHEMA_VERSION = 1
 _COLUMNS = (
     "start_s",
@@ -35,6 +37,8 @@ _COLUMNS = (
     "message_arrival_s",
 )
 _REDUCTIONS = ("reduce_start_s", "reduce_end_s", "reduce_bytes")
+_OPTIONAL = ("receive_buffer_bytes", "gradient_bytes", "parameter_bytes", "optimizer_bytes")  # not in older files
+_BY_RANK = ("parameter_bytes", "optimizer_bytes")
 
 
 @dataclass(frozen=True, kw_only=True, eq=False)
@@ -48,6 +52,8 @@ class Trace:
     the sender, seen complete by the sender, seen complete by the receiver.
     reduce_*: shape (stages,): when adding up each stage's gradients over data-parallel replicas began and ended, and
     how many bytes they are; None without replicas.
+    receive_buffer_bytes, gradient_bytes: shape (rows,), likewise: buffers of receives posted and not yet used, and the
+    parameters' gradients. parameter_bytes, optimizer_bytes: of each rank, shape (p,). None where it is not known.
     clock: "simulated" or "measured". details: how it was made (options, environment, all steps' times); JSON values.
     """
 
@@ -64,6 +70,10 @@ class Trace:
     reduce_end_s: Seconds | None = None
     reduce_bytes: npt.NDArray[np.int64] | None = None
     details: dict[str, Any] = field(default_factory=dict)
+    receive_buffer_bytes: Bytes | None = None
+    gradient_bytes: Bytes | None = None
+    parameter_bytes: Bytes | None = None
+    optimizer_bytes: Bytes | None = None
 
     @property
     def schedule(self) -> Schedule:
@@ -122,6 +132,11 @@ class Trace:
         """The largest sum of activations on each rank between its actions, shape (p,)."""
         return peak_per_rank(self.program, self.activation_bytes)
 
+    @cached_property
+    def memory(self) -> Memory:
+        """All that each rank holds, column by column, shape (p,) each: activations and what stands beside them."""
+        return Memory.of(self)
+
     @property
     def effect_s(self) -> Seconds:
         """When each row's memory change takes effect, shape (rows,): start of a lone F, else the action's end."""
@@ -155,8 +170,8 @@ class Trace:
             "microbatches": self.schedule.microbatches,
             "placement": list(self.schedule.placement),
         }
-        arrays = {name: getattr(self, name) for name in _COLUMNS}
-        arrays |= {name: getattr(self, name) for name in _REDUCTIONS if getattr(self, name) is not None}
+        names = (*_COLUMNS, *_REDUCTIONS, *_OPTIONAL)
+        arrays = {name: getattr(self, name) for name in names if getattr(self, name) is not None}
         for rank, order in enumerate(self.schedule.orders):
             arrays[f"order_{rank}"] = np.stack([order.stage, order.kind, order.microbatch, order.joined]).astype(
                 np.int32
@@ -201,7 +216,7 @@ class Trace:
         )
         program = schedule.program
         columns: dict[str, np.ndarray] = {}
-        for name in (*_COLUMNS, *(name for name in _REDUCTIONS if name in arrays)):
+        for name in (*_COLUMNS, *(name for name in (*_REDUCTIONS, *_OPTIONAL) if name in arrays)):
             wanted = (_length(name, program),)
             if arrays[name].shape != wanted:
                 raise ValueError(f"{name} has shape {arrays[name].shape}, its schedule needs {wanted}")
@@ -214,4 +229,6 @@ class Trace:
 def _length(column: str, program: Program) -> int:
     if column.startswith("message_"):
         return len(program.messages)
+    if column in _BY_RANK:
+        return program.ranks
     return program.schedule.stages if column.startswith("reduce_") else len(program.stage)

@@ -27,7 +27,7 @@ from tqdm import tqdm
 from ppexec.cli import existing_directory, study_main
 from ppexec.config import RunConfig
 from ppexec.experiment import Outcome, experiment_length, predict_and_measure
-from ppexec.findings import comparison_rows, environment_rows, verdict
+from ppexec.findings import comparison_rows, environment_rows, memory_rows, memory_verdict, verdict
 from ppsim import command, plots
 from ppsim.export.perfetto import save_perfetto
 from ppsim.export.report import Report
@@ -111,13 +111,22 @@ def report(outcome: Outcome, traces: dict) -> Report:
     page.add(
         "Activation memory",
         text="What each rank holds for its backward passes. Measured bytes are counted in a separate, untimed step on "
-        "what autograd keeps, and drawn at the median step's times.",
+        f"what autograd keeps, and drawn at the median step's times. {memory_verdict(outcome)}",
         figure=plots.memory(traces),
+    )
+    page.add(
+        "Memory in all",
+        text="What each rank holds when it holds the most, the prediction beside the measurement. Gradients are there "
+        "from a stage's first B or W on; receive buffers from posting to use; unfinished sends follow each clock's own "
+        "times. What kernels need within an action is not in it.",
+        figure=plots.memory_parts(traces),
+        table=memory_rows(outcome),
     )
     page.add("Bubbles", text="Each rank's time in the step without compute.", figure=plots.bubbles(traces))
     page.add(
         "Stage costs",
-        text="Profiled layer by layer on all ranks at once, in turn with the measured steps, then added up by stage.",
+        text="Seconds were profiled layer by layer on all ranks at once, in turn with the measured steps, then added "
+        "up by stage; bytes were counted on each stage as cut.",
         table=[
             {
                 "stage": stage,

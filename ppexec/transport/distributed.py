@@ -69,6 +69,11 @@ class DistributedTransport:
             self._post(queue.popleft())
         return buffer
 
+    @property
+    def posted_bytes(self) -> int:
+        """Buffers of receives that are posted and not used yet."""
+        return sum(buffer.nbytes for _, buffer in self._posted.values())
+
     def send(self, message: int, tensor: torch.Tensor) -> None:
         """Hand a message over; it is kept alive until it has left."""
         tensor = tensor.contiguous()

@@ -6,7 +6,8 @@ sequence is the sequence in the picture. No function asks which clock made a tra
 
 from ppsim.plots.bubble_figure import bubbles
 from ppsim.plots.memory_figure import memory
+from ppsim.plots.memory_parts_figure import memory_parts
 from ppsim.plots.style import KIND_COLOURS
 from ppsim.plots.timeline_figure import timeline
 
-__all__ = ["KIND_COLOURS", "bubbles", "memory", "timeline"]
+__all__ = ["KIND_COLOURS", "bubbles", "memory", "memory_parts", "timeline"]

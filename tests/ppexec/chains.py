@@ -43,14 +43,20 @@ class Chain:
 
 
 _KEEP_INPUT = ["norm", "residual", "thrice"]  # for their weights' gradients
-_KEEP_WIDTH = [*_KEEP_INPUT, "attention", "shift", "frozen"]
+_KEEP_WIDTH = [*_KEEP_INPUT, "attention", "shift", "frozen", "scaled"]
+_FREE = ["relu_", "mask", "gelu"]  # no parameters; what they save is not their input
+# For bytes alone: layouts and random numbers that depend on the cut, and state kept from one microbatch to the next.
+_ODD = ["skip", "spread", "turned", "table", "remembers", "dropout", "dropout_", "scaled", "half"]
+_IN_PLACE = ["relu_", "dropout_"]
+_SAVE_NO_OUTPUT = ["linear", "norm", "residual", "shift", "frozen", "cast", "scaled"]  # autograd allows in place after
 
 
 @st.composite
-def chains(draw: st.DrawFn, *, length: int | None = None, keep_inputs: bool = False) -> Chain:
+def chains(draw: st.DrawFn, *, length: int | None = None, keep_inputs: bool = False, odd: bool = False) -> Chain:
     """A chain that fits together and has a parameter to train: perhaps integers in, last position, flattened.
 
-    keep_inputs: of layers that save their input for the backward alone.
+    keep_inputs: of layers that save their input for the backward alone. odd: layers for which bytes alone can be
+    compared.
     """
     length = length or draw(st.integers(1, 7))
     batch, seq, width = draw(st.integers(1, 3)), draw(st.integers(1, 4)), draw(st.integers(2, 6))
@@ -60,7 +66,15 @@ def chains(draw: st.DrawFn, *, length: int | None = None, keep_inputs: bool = Fa
     shape = (batch, seq) if integers else (batch, seq, width)
     flat = False
     while len(layers) < length:
-        kinds = ["linear", *_KEEP_INPUT] if keep_inputs else ["linear", "tanh", "identity", "cast", *_KEEP_WIDTH]
+        kinds = (
+            ["linear", *_KEEP_INPUT]
+            if keep_inputs
+            else ["linear", "tanh", "identity", "cast", *_FREE, *_KEEP_WIDTH[:-1]]
+        )
+        if odd:
+            kinds += _ODD
+        if layers[-1][0] not in _SAVE_NO_OUTPUT:
+            kinds = [kind for kind in kinds if kind not in _IN_PLACE]
         if flat:
             # Without a batch, attention uses its input three times, and the residual a fourth: a backward in two
             # halves adds those four in another order.
@@ -109,7 +123,7 @@ class Case:
 
 
 @st.composite
-def cases(draw: st.DrawFn, *, keep_inputs: bool = False) -> Case:
+def cases(draw: st.DrawFn, *, keep_inputs: bool = False, odd: bool = False) -> Case:
     """The built-in model or a random chain, cut unevenly, under a schedule by name or any valid order."""
     by_name = draw(st.booleans())
     schedule = draw(named_schedules()) if by_name else draw(schedules(max_microbatches=6))
@@ -123,8 +137,8 @@ def cases(draw: st.DrawFn, *, keep_inputs: bool = False) -> Case:
     }
     if by_name:
         values["schedule"] = schedule.name
-    if draw(st.booleans()):
-        values["model"] = draw(chains(length=sum(sizes), keep_inputs=keep_inputs)).name
+    if odd or draw(st.booleans()):
+        values["model"] = draw(chains(length=sum(sizes), keep_inputs=keep_inputs, odd=odd)).name
     else:
         values["hidden"] = draw(st.integers(1, 12))
         values["intermediate"] = draw(st.integers(1, 20))

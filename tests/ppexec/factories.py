@@ -109,6 +109,76 @@ class Frozen(nn.Linear):
         self.requires_grad_(False)
 
 
+class Mask(nn.Module):
+    """Saves a mask, as dropout does."""
+
+    def forward(self, inputs: torch.Tensor) -> torch.Tensor:
+        return torch.where(inputs > -0.5, inputs, inputs / 4)
+
+
+class Half(nn.Module):
+    """A dense view of a part of its input: its storage is larger than it is."""
+
+    def forward(self, inputs: torch.Tensor) -> torch.Tensor:
+        return inputs[:1]
+
+
+class Skip(nn.Module):
+    """A residual connection without parameters; the sum is held by nobody inside."""
+
+    def forward(self, inputs: torch.Tensor) -> torch.Tensor:
+        return inputs + inputs.sigmoid() * inputs
+
+
+class Spread(nn.Module):
+    """An output that takes less memory than its shape says."""
+
+    def forward(self, inputs: torch.Tensor) -> torch.Tensor:
+        return inputs.mean(-1, keepdim=True).expand_as(inputs)
+
+
+class Turned(nn.Module):
+    """The same numbers in another layout."""
+
+    def forward(self, inputs: torch.Tensor) -> torch.Tensor:
+        return inputs.transpose(0, -1).contiguous().transpose(0, -1)
+
+
+class Scaled(nn.Module):
+    """Saves a buffer, which is older than any step."""
+
+    def __init__(self, width: int, dtype: torch.dtype) -> None:
+        super().__init__()
+        self.register_buffer("scale", torch.linspace(1, 2, width, dtype=dtype))
+
+    def forward(self, inputs: torch.Tensor) -> torch.Tensor:
+        return inputs * self.scale
+
+
+class Table(nn.Module):
+    """Saves a table that it makes in its first forward and keeps where no attribute shows it."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.tables: dict[Any, torch.Tensor] = {}
+
+    def forward(self, inputs: torch.Tensor) -> torch.Tensor:
+        key = (inputs.shape[-1], inputs.dtype, inputs.device)
+        if key not in self.tables:
+            self.tables[key] = torch.linspace(1, 2, key[0], dtype=key[1], device=key[2])
+        return inputs * self.tables[key]
+
+
+class Remembers(nn.Module):
+    """Keeps what it gave last in an attribute, for somebody to look at; autograd saves the same tensor."""
+
+    last: torch.Tensor | None = None
+
+    def forward(self, inputs: torch.Tensor) -> torch.Tensor:
+        self.last = inputs.sigmoid()
+        return self.last * inputs
+
+
 _LAYERS: dict[str, Callable[..., nn.Module]] = {
     "embedding": lambda width, *, dtype: nn.Embedding(INTEGERS, width, dtype=dtype),
     "linear": lambda into, out, *, dtype: nn.Linear(into, out, dtype=dtype),
@@ -126,6 +196,18 @@ _LAYERS: dict[str, Callable[..., nn.Module]] = {
     "last": lambda *, dtype: LastPosition(),
     "strided": lambda *, dtype: Strided(),
     "flatten": lambda *, dtype: nn.Flatten(),
+    "relu_": lambda *, dtype: nn.ReLU(inplace=True),
+    "gelu": lambda *, dtype: nn.GELU(),
+    "mask": lambda *, dtype: Mask(),
+    "half": lambda *, dtype: Half(),
+    "skip": lambda *, dtype: Skip(),
+    "spread": lambda *, dtype: Spread(),
+    "turned": lambda *, dtype: Turned(),
+    "scaled": lambda width, *, dtype: Scaled(width, dtype),
+    "table": lambda *, dtype: Table(),
+    "remembers": lambda *, dtype: Remembers(),
+    "dropout": lambda *, dtype: nn.Dropout(0.3),
+    "dropout_": lambda *, dtype: nn.Dropout(0.3, inplace=True),
 }
 
 

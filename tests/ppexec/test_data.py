@@ -83,3 +83,12 @@ def test_only_the_first_and_the_last_rank_read_data(ranks: int, pool: WorkerPool
     read = {(int(rank), int(index)) for rank, index in (path.name.split("-") for path in tmp_path.iterdir())}
     expected = {(rank, index) for rank in {0, ranks - 1} for index in (6, 7, 8)}
     assert read == expected | {(0, 0)}  # the first rank reads one sample for its shape
+
+
+def test_every_input_and_target_has_a_storage_of_its_own() -> None:
+    """Cause of activation bytes that did not add up: a data set that gives one tensor again and again."""
+    constant = torch.ones(3)
+    batch = load(lambda index: (constant, constant))
+    storages = {tensor.untyped_storage().data_ptr() for tensor in [*batch.inputs, *batch.targets]}
+    assert len(storages) == 8
+    assert all(torch.equal(tensor, constant) for tensor in [*batch.inputs, *batch.targets])

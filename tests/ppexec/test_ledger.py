@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import gc
+from dataclasses import replace
 from itertools import accumulate, pairwise
 from pathlib import Path
 
@@ -10,13 +11,16 @@ import numpy as np
 import pytest
 import torch
 from hypothesis import given
+from hypothesis import strategies as st
 from torch import nn
 
 import ppsim
 from ppexec import RunConfig, Session, WorkerPool
-from ppexec.ledger import Ledger, tensors_of
+from ppexec.experiment import predict_and_measure
+from ppexec.ledger import Ledger, optimizer_bytes, tensors_of
 from ppexec.models.mlp import MLPBlock
-from ppsim.memory import activation_levels
+from ppsim.check import smallest_receive_window
+from ppsim.memory import activation_levels, optimizer_state_bytes
 from tests.ppexec.chains import Case, cases
 from tests.ppexec.remote import tiny
 from tests.ppexec.settings import with_workers
@@ -105,6 +109,37 @@ def test_stated_bytes_come_and_go() -> None:
     assert ledger.level_bytes == 4
 
 
+def test_a_sharded_tensor_counts_its_local_part() -> None:
+    class Shard(torch.Tensor):
+        _local_tensor: torch.Tensor
+
+    whole = torch.randn(8, 4).as_subclass(Shard)
+    whole._local_tensor = torch.randn(2, 4)
+    ledger = Ledger([])
+    ledger.hold(whole)
+    assert ledger.level_bytes == 2 * 4 * 4
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.float64])
+@pytest.mark.parametrize("name", ["sgd", "momentum", "adam", "adamw"])
+def test_an_optimizers_state_is_what_torch_keeps(name: str, dtype: torch.dtype) -> None:
+    layers = [MLPBlock(3, 5, dtype=dtype), nn.LayerNorm(3, dtype=dtype)]
+    parameters = list(nn.Sequential(*layers).parameters())
+    optimizer = {
+        "sgd": lambda: torch.optim.SGD(parameters, lr=0.1),
+        "momentum": lambda: torch.optim.SGD(parameters, lr=0.1, momentum=0.9),
+        "adam": lambda: torch.optim.Adam(parameters),
+        "adamw": lambda: torch.optim.AdamW(parameters),
+    }[name]()
+    assert optimizer_bytes(optimizer) == 0
+    nn.Sequential(*layers)(torch.randn(2, 3, dtype=dtype)).sum().backward()
+    optimizer.step()
+    trained = sum(parameter.nbytes for parameter in parameters)
+    counters = 4 if name.startswith("adam") else 0
+    assert optimizer_bytes(optimizer) == optimizer_state_bytes(name, trained, tensors=len(parameters))
+    assert optimizer_bytes(optimizer) == optimizer_state_bytes(name, trained) + counters * len(parameters)
+
+
 # On real workers
 
 
@@ -112,8 +147,7 @@ def levels(config: RunConfig, pool: WorkerPool) -> tuple[list[list[int]], list[l
     """Per rank the bytes after every action: counted, and predicted from a profile of the layers."""
     with Session(config, pool=pool) as session:
         counted = session.count_memory()
-        layers = session.profile(1).layers
-    stages = ppsim.partition(layers, stages=config.pipeline.stages, method=config.layer_sizes)
+        stages = session.profile(1).stages
     predicted = ppsim.simulate(config.pipeline, stages)
     by_rank = [predicted.activation_bytes[list(predicted.program.rows_of(r))].tolist() for r in range(config.ranks)]
     assert all(after[-1] == 0 for after in counted if after), "all is released at the end of the step"
@@ -182,12 +216,52 @@ def test_layers_that_keep_their_input_hold_what_is_predicted_after_every_action(
 
 
 @with_workers
-@given(case=cases())
-def test_no_model_holds_more_than_is_predicted(case: Case, pool: WorkerPool, tmp_path: Path) -> None:
-    """Layers' bytes add up as if each boundary were kept; inside a stage a tensor that no backward needs is not."""
+@given(case=cases(odd=True))
+def test_every_model_holds_what_is_predicted_after_every_action(case: Case, pool: WorkerPool, tmp_path: Path) -> None:
+    """Whatever its layers save, share, cast or view: bytes are profiled on the stage as cut."""
     counted, predicted = levels(case.config(tmp_path), pool)
-    for after, bound in zip(counted, predicted, strict=True):
-        assert all(one <= other for one, other in zip(after, bound, strict=True))
+    assert counted == predicted
+
+
+def difference(config: RunConfig, pool: WorkerPool) -> dict | None:
+    """Where an experiment's columns first differ."""
+    return predict_and_measure(config, pool=pool, verify=False).summary()["memory"]["first_difference"]
+
+
+@with_workers
+@given(case=cases(odd=True), window=st.integers(0, 2))
+def test_every_column_is_equal_after_every_action(case: Case, window: int, pool: WorkerPool, tmp_path: Path) -> None:
+    """Activations, receive buffers under any window, gradients; and the parameters of every rank."""
+    config = case.config(tmp_path)
+    if window:
+        config = replace(config, receive_window=smallest_receive_window(config.pipeline.program) + window)
+    assert difference(config, pool) is None
+
+
+@pytest.mark.parametrize("forward_only", [False, True])
+@pytest.mark.parametrize("schedule", ["1f1b", "zb-v"])
+def test_columns_are_counted_for_real(schedule: str, forward_only: bool, pool: WorkerPool) -> None:
+    """Not equal because both are nothing: the parameters' closed form, buffers of the messages' size."""
+    config = tiny(schedule=schedule, forward_only=forward_only, receive_window=3)
+    outcome = predict_and_measure(config, pool=pool, verify=False)
+    memory = outcome.summary()["memory"]
+    assert memory["equal_at_every_action"]
+    parameters = 2 * 4 * (2 * 8 * 32 + 32 + 8)
+    for clock in ("predicted", "measured"):
+        assert memory[clock]["parameter_bytes"] == [parameters] * 2
+        assert memory[clock]["gradient_bytes"] == ([0] * 2 if forward_only else [parameters] * 2)
+        assert all(0 < held <= 2 * 3 * 64 and held % 64 == 0 for held in memory[clock]["receive_buffer_bytes"][1:])
+
+
+def test_timed_compute_knows_its_buffers_and_has_no_parameters(pool: WorkerPool) -> None:
+    cost = ppsim.StageCost(
+        forward_s=1e-4, backward_input_s=1e-4, backward_weight_s=1e-4, activation_bytes=9, output_bytes=100
+    )
+    outcome = predict_and_measure(tiny(schedule="1f1b"), pool=pool, costs=[cost] * 2)
+    memory = outcome.summary()["memory"]
+    assert memory["equal_at_every_action"]
+    assert "parameter_bytes" not in memory["measured"]
+    assert max(memory["measured"]["receive_buffer_bytes"]) >= 100
 
 
 def test_an_evaluation_holds_nothing(pool: WorkerPool) -> None:

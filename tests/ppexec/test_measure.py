@@ -7,7 +7,7 @@ from dataclasses import replace
 import numpy as np
 import pytest
 
-from ppexec.measure import assemble_trace, median_step, with_memory
+from ppexec.measure import RankMemory, assemble_trace, median_step, with_memory
 from ppexec.runtime import StepRecord
 from ppsim import Schedule, Trace
 
@@ -50,8 +50,28 @@ def test_messages_run_from_their_hand_over_to_the_end_of_their_wait() -> None:
 
 
 def test_bytes_counted_in_another_step_are_laid_over_it() -> None:
-    measured = with_memory(trace(), [[10, 0], [7, 0]])
+    counted = [
+        RankMemory(activation_bytes=[10, 0], buffer_bytes=[64, 0], gradient_bytes=[0, 5], parameter_bytes=5),
+        RankMemory(activation_bytes=[7, 0], buffer_bytes=[0, 0], gradient_bytes=[0, 6], parameter_bytes=6),
+    ]
+    trained = [replace(rank, optimizer_bytes=8) for rank in counted]
+    assert with_memory(trace(), trained).memory.to_dict()["optimizer_bytes"] == [8, 8]
+    measured = with_memory(trace(), counted)
     assert measured.activation_bytes.tolist() == [10, 0, 7, 0]
+    assert measured.receive_buffer_bytes is not None
+    assert measured.receive_buffer_bytes.tolist() == [64, 0, 0, 0]
+    assert measured.gradient_bytes is not None
+    assert measured.gradient_bytes.tolist() == [0, 5, 0, 6]
+    assert measured.parameter_bytes is not None
+    assert measured.parameter_bytes.tolist() == [5, 6]
+    assert measured.memory.to_dict() == {
+        "activation_bytes": [10, 7],
+        "receive_buffer_bytes": [64, 0],
+        "send_buffer_bytes": [0, 64],
+        "parameter_bytes": [5, 6],
+        "gradient_bytes": [5, 6],
+        "total_bytes": [79, 76],
+    }
     assert measured.peak_activation_bytes.tolist() == [10, 7]
     assert np.array_equal(measured.start_s, trace().start_s)
 

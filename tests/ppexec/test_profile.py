@@ -76,7 +76,7 @@ def samples(forward_s: list[float], backward_s: float = 0.0) -> LayerSamples:
 def test_a_cost_is_the_median_over_rounds_of_the_mean_over_microbatches() -> None:
     """A step takes the sum of its microbatches; one disturbed round out of three does not count."""
     rounds = [samples([1.0, 3.0]), samples([100.0, 200.0]), samples([3.0, 5.0])]
-    profile = summarise([rounds], ["only"], {"cores": 1})
+    profile = summarise([rounds], ["only"], {"cores": 1}, [1])
     (layer,) = profile.layers
     assert layer.forward_s == 4.0
     assert layer.output_bytes == 8

@@ -7,7 +7,7 @@ import torch
 from hypothesis import given
 from torch import nn
 
-from ppexec.shapes import TensorSpec, infer_boundaries
+from ppexec.shapes import TensorSpec, first_overwriting, infer_boundaries
 from tests.ppexec.chains import Chain, chains
 
 
@@ -88,3 +88,13 @@ def test_a_spec_knows_its_bytes(shape: tuple[int, ...], dtype: torch.dtype, size
     spec = TensorSpec(shape=shape, dtype=dtype)
     assert spec.size_bytes == size_bytes == spec.empty().nbytes
     assert TensorSpec.of(spec.empty()) == spec
+
+
+def test_what_works_in_place_on_what_is_found_through_views() -> None:
+    """A tensor and its views are one; what a layer makes anew is another's."""
+    in_place, linear, view, copy = nn.ReLU(inplace=True), nn.Linear(4, 4), nn.Flatten(0), nn.Tanh()
+    spec = TensorSpec(shape=(4,), dtype=torch.float32)
+    assert first_overwriting([in_place], spec) == [0]
+    assert first_overwriting([linear, copy], spec) == [2, 2]
+    assert first_overwriting([linear, in_place, linear], spec) == [3, 1, 3]
+    assert first_overwriting([view, nn.Identity(), in_place, copy, in_place], spec) == [2, 2, 2, 5, 4]

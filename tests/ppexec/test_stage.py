@@ -163,3 +163,22 @@ def test_a_stage_makes_its_own_layers_real_and_leaves_the_others() -> None:
     )
     assert (stage.first_layer, stage.loss, stage.is_first) == (1, None, False)
     assert build_stage(0, model, range(1), is_last=True, **common).loss is nn.functional.mse_loss
+
+
+@pytest.mark.parametrize("split", [False, True])
+@pytest.mark.parametrize("index", [0, 1])
+def test_a_layer_may_work_in_place_on_the_stages_input(index: int, split: bool) -> None:
+    """Cause of a failure: autograd forbids it on a leaf, and the tensor is the stage before's, or the data's."""
+    inputs, gradient = torch.randn(2, 3), torch.randn(2, 3)
+    layers = [nn.ReLU(inplace=True), nn.Linear(3, 3)]
+    stage = Stage(index, layers, first_layer=0, loss=None, microbatches=1, trains=True, copies_input=True)
+    given = inputs.clone()
+    output = stage.forward(0, given, None, split=split)
+    assert torch.equal(given, inputs)
+    found = stage.backward_input(0, gradient) if split else stage.backward(0, gradient)
+    leaf = inputs.clone().requires_grad_()
+    expected = layers[1](leaf.relu())
+    assert torch.equal(output, expected)
+    if index:
+        assert found is not None
+        assert torch.equal(found, torch.autograd.grad(expected, leaf, gradient)[0])

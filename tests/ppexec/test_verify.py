@@ -41,6 +41,18 @@ def test_every_run_is_bit_equal_to_one_process(case: Case, pool: WorkerPool, tmp
     assert (report.max_output_diff, report.max_gradient_diff, report.tolerance) == (0, 0, 0)
 
 
+@pytest.mark.parametrize("schedule", ["afab", "1f1b", "zb-h1", "zb-v"])
+def test_layers_that_work_in_place_are_bit_equal_wherever_the_cut_is(schedule: str, pool: WorkerPool) -> None:
+    """Cause of a failure: a stage that began with such a layer ended in autograd's rule on leaves."""
+    linear, in_place = ["linear", 4, 4, "float32"], ["relu_", "float32"]
+    model = spelled("chain", shape=[3, 4], integers=False, layers=[linear, in_place] * 4)
+    for partition in {"zb-v": ["1,2,2,3", "2,2,2,2"]}.get(schedule, ["3,5", "4,4"]):
+        config = tiny(schedule=schedule, model=model, layers=8, partition=partition)
+        report = ppexec.verify(config, pool=pool)
+        assert report.outputs_bit_equal
+        assert report.gradients_bit_equal
+
+
 # The same, with a baseline that shares no code with ppexec
 
 

@@ -264,3 +264,20 @@ def test_search_reports_the_best_order_found_and_what_no_order_beats(capsys, tmp
 )
 def test_a_search_that_cannot_be_is_refused(capsys, flags: str) -> None:
     refused(capsys, f"search --ranks 3 --microbatches 6 {COSTS} --activation-bytes 1 {flags}")
+
+
+def test_simulate_shows_the_columns_of_memory_that_are_known(capsys: pytest.CaptureFixture[str]) -> None:
+    words = "--schedule 1f1b --ranks 2 --microbatches 4 --forward-s 1 --backward-input-s 1 --backward-weight-s 1 "
+    words += "--activation-bytes 100 --output-bytes 10 --parameter-bytes 7000"
+    lines = run(capsys, f"simulate {words}")[1].splitlines()
+    assert lines[-3].split() == ["rank", "activation", "parameter", "gradient", "total"]
+    assert lines[-2].split() == ["0", "200", "7,000", "7,000", "14,200"]
+    memory = run_json(capsys, "simulate", words + " --receive-window 2 --optimizer adamw")["memory"]
+    assert memory["optimizer_bytes"] == [14000, 14000]
+    assert memory["receive_buffer_bytes"] == [20, 20]
+    assert memory["total_bytes"] == [28220, 28120]
+
+
+@pytest.mark.parametrize(("flags", "message"), [("--receive-window 0", "1 or more"), ("--optimizer lion", "'lion'")])
+def test_columns_that_cannot_be_are_refused(capsys: pytest.CaptureFixture[str], flags: str, message: str) -> None:
+    assert message in refused(capsys, f"simulate --schedule 1f1b --ranks 2 --microbatches 4 {flags}")

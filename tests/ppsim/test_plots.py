@@ -4,6 +4,7 @@ import numpy as np
 import pytest
 
 from ppsim import Network, Schedule, StageCost, Trace, build_schedule, plots, simulate
+from ppsim.memory_columns import with_columns
 from ppsim.plots.style import KIND_COLOURS, KIND_NAMES, ink_on, lighter
 from ppsim.plots.units import bytes_text, bytes_unit, time_unit
 
@@ -153,7 +154,7 @@ class TestTimeline:
     def test_a_step_without_length(self):
         free = StageCost(forward_s=0, backward_input_s=0, backward_weight_s=0)
         trace = simulate(build_schedule("afab", ranks=2, microbatches=2), [free] * 2)
-        for draw in (plots.timeline, plots.memory, plots.bubbles):
+        for draw in (plots.timeline, plots.memory, plots.memory_parts, plots.bubbles):
             assert draw({"free": trace}).data
 
 
@@ -203,6 +204,24 @@ class TestMemory:
         assert len([data for data in figure.data if data.mode == "lines"]) == 5
 
 
+class TestMemoryParts:
+    def test_stacks_add_up_to_the_most_that_a_rank_holds(self):
+        predicted = with_columns(afab(), receive_window=2, optimizer="adamw")
+        run = dataclasses.replace(measured(afab()), gradient_bytes=None)
+        figure = plots.memory_parts({"predicted": predicted, "measured": run})
+        places = list(zip(*figure.data[0].x, strict=True))
+        assert places[:3] == [("rank 0", "predicted"), ("rank 0", "measured"), ("rank 1", "predicted")]
+        for at, (rank, name) in enumerate(places):
+            trace = {"predicted": predicted, "measured": run}[name]
+            stacked = sum(bar.y[at] or 0 for bar in figure.data)
+            assert stacked == pytest.approx(trace.memory.total_bytes[int(rank[5:])] / MIB)
+        assert "[MiB]" in figure.layout.yaxis.title.text
+
+    def test_traces_of_different_sizes(self):
+        figure = plots.memory_parts({"small": afab(ranks=2), "large": afab(ranks=3)})
+        assert len(figure.data[0].x[0]) == 5
+
+
 class TestBubbles:
     def test_bars_are_the_traces_bubbles(self):
         predicted = afab()
@@ -224,13 +243,13 @@ class TestBubbles:
         assert all(bar.text is None for bar in figure.data)
 
 
-@pytest.mark.parametrize("draw", [plots.timeline, plots.memory, plots.bubbles])
+@pytest.mark.parametrize("draw", [plots.timeline, plots.memory, plots.memory_parts, plots.bubbles])
 def test_no_trace_is_an_error_that_shows_what_to_give(draw):
     with pytest.raises(ValueError, match="give at least one by name"):
         draw({})
 
 
-@pytest.mark.parametrize("draw", [plots.timeline, plots.memory, plots.bubbles])
+@pytest.mark.parametrize("draw", [plots.timeline, plots.memory, plots.memory_parts, plots.bubbles])
 def test_same_traces_same_figure_with_the_title(draw):
     first, second = (draw({"predicted": afab(), "measured": measured(afab())}, title="A title") for _ in range(2))
     assert first.to_json() == second.to_json()

@@ -78,6 +78,21 @@ def test_activation_bytes_agree_exactly(answer: tuple[Path, dict[str, Any], str]
     assert held["predicted"] == held["measured"] == [5 * (2 * block_bytes + 4 * 4 * 16)] * 2
 
 
+def test_every_column_of_memory_agrees_after_every_action(answer: tuple[Path, dict[str, Any], str]) -> None:
+    _, summary, _ = answer
+    memory = summary["memory"]
+    assert memory["equal_at_every_action"] is True
+    assert memory["first_difference"] is None
+    parameters = 2 * 4 * (2 * 16 * 64 + 16 + 64)
+    for clock in ("predicted", "measured"):
+        held = memory[clock]
+        assert held["activation_bytes"] == summary["activation_bytes"][clock]
+        assert held["parameter_bytes"] == held["gradient_bytes"] == [parameters] * 2
+        assert all(bytes_held > 0 and bytes_held % 256 == 0 for bytes_held in held["receive_buffer_bytes"])
+        for rank in range(2):
+            assert held["total_bytes"][rank] > parameters + held["activation_bytes"][rank]
+
+
 def test_events_are_those_of_both_clocks(answer: tuple[Path, dict[str, Any], str]) -> None:
     directory, summary, _ = answer
     events = pandas.read_csv(directory / "events.csv")
@@ -111,7 +126,14 @@ def test_the_report_needs_no_network(answer: tuple[Path, dict[str, Any], str]) -
     assert not re.search(r"""(src|href)=["']?(https?:)?//""", outside_of_scripts)
     assert not re.search(r"<script[^>]+src|<link|@import|url\((?!data:)", outside_of_scripts + page[:2000])
     assert "default-src 'none'" in page
-    for heading in ("Predicted against measured", "Timelines", "Activation memory", "Bubbles", "Environment"):
+    for heading in (
+        "Predicted against measured",
+        "Timelines",
+        "Activation memory",
+        "Memory in all",
+        "Bubbles",
+        "Environment",
+    ):
         assert heading in outside_of_scripts
 
 
