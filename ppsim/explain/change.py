@@ -7,7 +7,7 @@ from dataclasses import dataclass
 import numpy as np
 import numpy.typing as npt
 
-from ppsim.explain.graph import Delays, Times, Wiring, replay
+from ppsim.explain.graph import DELAYS, Delays, Times, Wiring, replay
 
 Seconds = npt.NDArray[np.float64]
 _TIE = 1e-12  # of the step: paths that differ by less are equally long
@@ -18,15 +18,17 @@ _MOST_STEPS = 200  # replays
 class _Line:
     """A path's length as the delays move from one step to the other: exact at `share`, and never above the step's.
 
-    action_weight, message_weight: the share of the path (of the paths, where several are equally long) that crosses
-    each action and message.
+    *_weight: the share of the path (of the paths, where several are equally long) that crosses
+    each action, each message's time on its link, and each message's latency (a message that queues waits for the link
+    of the one ahead, not for its latency).
     """
 
     share: float
     length_s: float
     slope_s: float
     action_weight: Seconds
-    message_weight: Seconds
+    link_weight: Seconds
+    latency_weight: Seconds
 
     def at(self, share: float) -> float:
         """The path's length at another share."""
@@ -55,11 +57,9 @@ def explain_change(wiring: Wiring, before: Delays, after: Delays) -> Change:
     while it is on the critical path. The path's length is convex and made of straight pieces on the way, so these are
     found exactly: where two paths cross, the step is replayed until no longer one appears.
     """
-    moved = [getattr(after, name) - getattr(before, name) for name in ("compute_s", "device_s")]
-    message_moved = sum(
-        (getattr(after, name) - getattr(before, name) for name in ("post_s", "occupied_s", "latency_s")),
-        start=np.zeros(len(before.post_s)),
-    )
+    moved = {name: getattr(after, name) - getattr(before, name) for name in DELAYS}
+    link_moved = moved["post_s"] + moved["occupied_s"]
+    action_moved = moved["compute_s"] + moved["device_s"]
     replays = 0
 
     def line_at(share: float) -> _Line:
@@ -67,24 +67,30 @@ def explain_change(wiring: Wiring, before: Delays, after: Delays) -> Change:
         replays += 1
         delays = before if share == 0 else after if share == 1 else before.towards(after, share)
         times = replay(wiring, delays)
-        weight, message_weight = _flow(wiring, times)
-        slope = float(weight @ moved[0] + weight @ moved[1] + message_weight @ message_moved)
+        weights = _flow(wiring, times)
+        slope = sum(
+            float(weight @ change)
+            for weight, change in zip(weights, (action_moved, link_moved, moved["latency_s"]), strict=True)
+        )
         return _Line(
             share=share,
             length_s=max(times.end_s),
             slope_s=slope,
-            action_weight=weight,
-            message_weight=message_weight,
+            action_weight=weights[0],
+            link_weight=weights[1],
+            latency_weight=weights[2],
         )
 
     first, last = line_at(0.0), line_at(1.0)
     close = 1e-11 * max(first.length_s, last.length_s)
-    action_weight, message_weight = np.zeros(len(moved[0])), np.zeros(len(message_moved))
+    action_weight, link_weight, latency_weight = (
+        np.zeros(len(change)) for change in (action_moved, link_moved, link_moved)
+    )
 
     def count(line: _Line, width: float) -> None:
-        nonlocal action_weight, message_weight
-        action_weight = action_weight + width * line.action_weight
-        message_weight = message_weight + width * line.message_weight
+        np.add(action_weight, width * line.action_weight, out=action_weight)
+        np.add(link_weight, width * line.link_weight, out=link_weight)
+        np.add(latency_weight, width * line.latency_weight, out=latency_weight)
 
     spans = [(0.0, first.length_s, first, 1.0, last.length_s, last)]
     while spans:
@@ -109,8 +115,8 @@ def explain_change(wiring: Wiring, before: Delays, after: Delays) -> Change:
             continue
         spans.append((left, left_s, line, crossing, found.length_s, found))
         spans.append((crossing, found.length_s, found, right, right_s, other))
-    compute_s, device_s = action_weight * moved[0], action_weight * moved[1]
-    message_s = message_weight * message_moved
+    compute_s, device_s = action_weight * moved["compute_s"], action_weight * moved["device_s"]
+    message_s = link_weight * link_moved + latency_weight * moved["latency_s"]
     explained = float(compute_s.sum() + device_s.sum() + message_s.sum())
     return Change(
         compute_s=compute_s,
@@ -121,18 +127,22 @@ def explain_change(wiring: Wiring, before: Delays, after: Delays) -> Change:
     )
 
 
-def _flow(wiring: Wiring, times: Times) -> tuple[Seconds, Seconds]:
-    """One unit sent back along the critical paths, parted equally where they meet: what crosses actions, messages."""
+def _flow(wiring: Wiring, times: Times) -> tuple[Seconds, Seconds, Seconds]:
+    """One unit sent back along the critical paths, parted equally where they meet.
+
+    What crosses actions, messages on their links, and messages' latencies.
+    """
     length = max(times.end_s)
     tie = _TIE * length
     ends = [action for action, end in enumerate(times.end_s) if end >= length - tie]
-    weight, message_weight = [0.0] * len(times.end_s), [0.0] * len(times.arrival_s)
+    weight, on_link, late = [0.0] * len(times.end_s), [0.0] * len(times.arrival_s), [0.0] * len(times.arrival_s)
     for action in ends:
         weight[action] = 1.0 / len(ends)
     previous, inputs, outputs, ahead = wiring.previous, wiring.inputs, wiring.outputs, wiring.ahead
     for action in reversed(wiring.order):
         for message in reversed(outputs[action]):
-            flow = message_weight[message]
+            on_link[message] += late[message]
+            flow = on_link[message]
             if flow == 0.0:
                 continue
             ready, front = times.message_ready_s[message] - tie, ahead[message]
@@ -140,7 +150,7 @@ def _flow(wiring: Wiring, times: Times) -> tuple[Seconds, Seconds]:
             own = times.end_s[action] >= ready
             share = flow / (behind + own)
             if behind:
-                message_weight[front] += share
+                on_link[front] += share
             if own:
                 weight[action] += share
         flow = weight[action]
@@ -153,5 +163,5 @@ def _flow(wiring: Wiring, times: Times) -> tuple[Seconds, Seconds]:
         if is_free_late and before >= 0:
             weight[before] += share
         for message in binding:
-            message_weight[message] += share
-    return np.array(weight), np.array(message_weight)
+            late[message] += share
+    return np.array(weight), np.array(on_link), np.array(late)

@@ -13,6 +13,7 @@ from ppsim.trace import Trace
 
 Seconds = npt.NDArray[np.float64]
 Integers = npt.NDArray[np.int64]
+DELAYS = ("compute_s", "device_s", "post_s", "occupied_s", "latency_s")
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -99,7 +100,7 @@ class Delays:
         return Delays(
             **{
                 name: (1 - share) * getattr(self, name) + share * getattr(other, name)
-                for name in ("compute_s", "device_s", "post_s", "occupied_s", "latency_s")
+                for name in DELAYS
             }
         )
 
