@@ -57,8 +57,8 @@ class Attribution:
     (m >= p) has warm_up_s[r] = r F + (p - 1 - r) B and drain_s[r] = r B + (p - 1 - r) F, and nothing else.
 
     A wait is followed to its root: who waits for a rank that itself waits for a message waits for the message.
-    warm_up_of_s, drain_of_s: those two parts by cause ("compute", "messages", "device", "straggler"), each (p,), by
-    what was under way at each moment: "compute" is the fill and drain that no faster link takes away. queueing_s,
+    warm_up_of_s, drain_of_s: those two parts by cause ("compute", "messages", "device", "straggler"), each (p,):
+    "compute" is the fill and drain that no faster link or device takes away. queueing_s,
     transfer_s, latency_s: with messages_knock_on_s they make up messages_s; a measured message is all transfer.
     usual_s: shape (rows,), what counted as each row's usual duration.
     """
@@ -204,30 +204,35 @@ def attribute(trace: Trace, *, expected: Sequence[StageCost] | None = None) -> A
     )
     straggler = _share(actual_s - calm_s, compute, dust)
     rest = compute - straggler
-    rest[:, _EDGE] = 0.0  # is warm-up as a whole
     late_messages = _share(calm_s - free_s - under_way, rest, dust)
     rest -= late_messages
     late_device = _share(free_s - prompt_s - device, rest, dust)
     rest -= late_device
     inherent = np.where(rest <= even_s + dust, rest, even_s)
     inherent[:, _STEADY] = 0.0
-    after_straggler = _share(_after(graph, graph.times) - _after(graph, calm), waits.after_s[:, Cause.COMPUTE], dust)
+    inherent[:, _EDGE] = rest[:, _EDGE]  # is warm-up as a whole
+    actual_s, calm_s, free_s, prompt_s = (_after(graph, times) for times in (graph.times, calm, free, prompt))
+    drain = {"compute": waits.after_s[:, Cause.COMPUTE].copy(), "device": waits.after_s[:, Cause.DEVICE].copy()}
+    drain["messages"] = waits.after_s[:, list(_MESSAGE_CAUSES)].sum(axis=1)
+    for cause, spared in (
+        ("straggler", actual_s - calm_s),
+        ("messages", calm_s - free_s - drain["messages"]),
+        ("device", free_s - prompt_s - drain["device"]),
+    ):
+        late = _share(spared, drain["compute"], dust)
+        drain["compute"] -= late
+        drain[cause] = drain.get(cause, 0.0) + late
 
     inner = np.bincount(wiring.rank, np.maximum(graph.inner_s, 0.0), program.ranks)
-    edge = causes[:, :, _EDGE]
     within = causes[:, :, _EDGE + 1 :].sum(axis=2)
     warm_up_of = {
-        "compute": (compute - straggler)[:, _EDGE] + inherent[:, _FILLING],
-        "messages": edge[list(_MESSAGE_CAUSES)].sum(axis=0),
-        "device": edge[Cause.DEVICE],
+        "compute": inherent[:, _EDGE] + inherent[:, _FILLING],
+        "messages": (under_way + late_messages)[:, _EDGE],
+        "device": (device + late_device)[:, _EDGE],
         "straggler": straggler[:, _EDGE],
     }
-    drain_of = {
-        "compute": waits.after_s[:, Cause.COMPUTE] - after_straggler + inherent[:, _EMPTYING],
-        "messages": waits.after_s[:, list(_MESSAGE_CAUSES)].sum(axis=1),
-        "device": waits.after_s[:, Cause.DEVICE],
-        "straggler": after_straggler,
-    }
+    drain["compute"] += inherent[:, _EMPTYING]
+    drain_of = {cause: drain[cause] for cause in warm_up_of}
     pieces = {
         **{("warm_up", cause): seconds for cause, seconds in warm_up_of.items()},
         **{("drain", cause): seconds for cause, seconds in drain_of.items()},
@@ -235,9 +240,9 @@ def attribute(trace: Trace, *, expected: Sequence[StageCost] | None = None) -> A
         ("messages", "queueing"): within[Cause.QUEUE],
         ("messages", "transfer"): within[Cause.TRANSFER],
         ("messages", "latency"): within[Cause.LATENCY],
-        ("messages", "knock_on"): late_messages.sum(axis=1),
+        ("messages", "knock_on"): late_messages[:, _EDGE + 1 :].sum(axis=1),
         ("device", ""): within[Cause.DEVICE] + inner,
-        ("device", "knock_on"): late_device.sum(axis=1),
+        ("device", "knock_on"): late_device[:, _EDGE + 1 :].sum(axis=1),
         ("straggler", ""): straggler[:, _EDGE + 1 :].sum(axis=1),
     }
     return _assembled(graph, _fitted(pieces, trace), usual)

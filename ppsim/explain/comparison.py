@@ -211,7 +211,9 @@ class Comparison:
             ]
             lines.append(f"Actions that explain most: {'; '.join(told)}.")
         moved = {name: math.fsum(seconds) / program.ranks for name, seconds in self.bubbles_s.items()}
-        most = sorted((name for name in PARTS if abs(moved[name]) >= self._dust_s), key=lambda name: -abs(moved[name]))[:3]
+        most = sorted((name for name in PARTS if abs(moved[name]) >= self._dust_s), key=lambda name: -abs(moved[name]))[
+            :3
+        ]
         if most and tells:
             told = [f"{name.replace('_', '-')} {_signed(moved[name])}" for name in most]
             lines.append(f"The bubble of a rank, on average: {', '.join(told)}.")

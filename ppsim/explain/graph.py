@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import dataclass, field
+from itertools import pairwise
 
 import numpy as np
 import numpy.typing as npt
@@ -97,12 +98,7 @@ class Delays:
 
     def towards(self, other: Delays, share: float) -> Delays:
         """These delays moved by `share` of the way to the other's."""
-        return Delays(
-            **{
-                name: (1 - share) * getattr(self, name) + share * getattr(other, name)
-                for name in DELAYS
-            }
-        )
+        return Delays(**{name: (1 - share) * getattr(self, name) + share * getattr(other, name) for name in DELAYS})
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -209,10 +205,7 @@ def _arrivals(program: Program, sent: Seconds, seen: Seconds, free: Seconds) -> 
     exact_link, exact_travel = link[is_exact], travel[is_exact]
     bounds = np.searchsorted(exact_link, np.arange(link[-1] + 2))  # the table is ordered by link
     usual = np.array(
-        [
-            np.median(exact_travel[begin:end]) if end > begin else overall
-            for begin, end in zip(bounds[:-1], bounds[1:], strict=True)
-        ]
+        [np.median(exact_travel[begin:end]) if end > begin else overall for begin, end in pairwise(bounds)]
     )[link]
     # Who waited for longer than a message usually travels did wait for the message.
     may_be_late = ~is_exact & (seen - free <= usual)

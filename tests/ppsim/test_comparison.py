@@ -94,9 +94,7 @@ def test_a_stage_that_takes_longer_is_named(name: str, stage: int) -> None:
 def test_a_slower_link_is_named() -> None:
     schedule = build_schedule("1f1b", ranks=3, microbatches=6)
     slow = dataclasses.replace(NETWORK, links={(1, 2): Link(latency_s=2.0)})
-    found = compare(
-        simulate(schedule, [COST] * 3, network=NETWORK), simulate(schedule, [COST] * 3, network=slow)
-    )
+    found = compare(simulate(schedule, [COST] * 3, network=NETWORK), simulate(schedule, [COST] * 3, network=slow))
     top = found.contributions[0]
     assert (top.part, top.source, top.destination) == ("messages", 1, 2)
     assert top.seconds == pytest.approx(found.difference_s)
