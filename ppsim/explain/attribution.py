@@ -362,7 +362,7 @@ def _by_phase(graph: StepGraph, phase: npt.NDArray[np.int64], seconds: Seconds) 
     """Sums over the actions of each rank and phase, shape (p, phases)."""
     ranks = graph.program.ranks
     cell = np.array(graph.wiring.rank) * 4 + phase
-    return np.bincount(cell, seconds, ranks * 4).reshape(ranks, 4)
+    return np.asarray(np.bincount(cell, seconds, ranks * 4).reshape(ranks, 4), np.float64)
 
 
 def _fitted(pieces: dict[tuple[str, str], Seconds], trace: Trace) -> dict[tuple[str, str], Seconds]:
