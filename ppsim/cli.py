@@ -238,9 +238,7 @@ def main(args: Sequence[str] | None = None) -> int:
     """Run the command line; returns the exit code (see `command.run`)."""
 
     def work() -> None:
-        chosen: Any = command.parse(
-            Command, prog="ppsim", description=_DESCRIPTION, args=args
-        )
+        chosen: Any = command.parse(Command, prog="ppsim", description=_DESCRIPTION, args=args)
         chosen.run()
 
     return command.run(work, prog="ppsim")
