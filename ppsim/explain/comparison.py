@@ -322,7 +322,7 @@ def _rows(graphs: list[StepGraph], action_s: Seconds, longer: Seconds) -> tuple[
 
 
 def _sums(
-    first: npt.NDArray[np.int64], second: npt.NDArray[np.int64], seconds: Seconds
+    first: npt.NDArray[np.integer], second: npt.NDArray[np.integer], seconds: Seconds
 ) -> list[tuple[tuple[int, int], float]]:
     """Sums over equal pairs of keys, by ascending pair."""
     if not len(first):

@@ -13,8 +13,10 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from ppsim import Link, Network, Schedule, StageCost, Trace, attribute, build_schedule, simulate
+from ppsim.engines import run_engine
 from ppsim.explain.graph import StepGraph, replay
 from ppsim.explain.waits import Cause, follow_waits
+from ppsim.simulate import load_of
 from tests import strategies
 
 F, B = 3.0, 5.0
@@ -182,13 +184,12 @@ def test_a_slow_rank_is_imbalance_unless_it_was_expected_to_be_fast(name: str) -
     assert not against_plan.imbalance_s.any()
 
 
-def with_duration(trace: Trace, schedule: Schedule, row: int, factor: float, network: Network | None = None) -> Trace:
-    """The step with one row `factor` times as long."""
-    from ppsim.engines import run_engine
-
-    durations = trace.end_s - trace.start_s
+def with_duration(trace: Trace, costs: list[StageCost], row: int, factor: float) -> Trace:
+    """The step with free messages and one row `factor` times as long."""
+    load = load_of(trace.program, costs, Network())
+    durations = load.duration_s.copy()
     durations[row] *= factor
-    times = run_engine("simpy", trace.program, durations, trace.message_bytes, network or Network())
+    times = run_engine("simpy", dataclasses.replace(load, duration_s=durations))
     return dataclasses.replace(trace, **{each.name: getattr(times, each.name) for each in dataclasses.fields(times)})
 
 
@@ -197,7 +198,7 @@ def test_one_long_action_is_a_straggler_to_the_ranks_behind_it() -> None:
     schedule = build_schedule("afab", ranks=4, microbatches=8)
     trace = simulate(schedule, [COST] * 4)
     row = next(row for row in trace.program.rows_of(1) if str(trace.program.action_of(row)) == "1F3")
-    found = attribute(with_duration(trace, schedule, row, 5.0))
+    found = attribute(with_duration(trace, [COST] * 4, row, 5.0))
     assert found.straggler_s.tolist() == [4 * F, 0, 4 * F, 4 * F]
     assert not found.imbalance_s.any()
 

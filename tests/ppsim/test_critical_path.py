@@ -11,7 +11,7 @@ from hypothesis import strategies as st
 
 from ppsim import Network, StageCost, Trace, attribute, build_schedule, critical_path, simulate
 from ppsim.engines import run_engine
-from ppsim.simulate import row_durations
+from ppsim.simulate import load_of
 from tests import strategies
 from tests.ppsim.test_attribution import measured, simulated
 
@@ -48,9 +48,10 @@ def test_slack_is_by_how_much_an_action_can_be_longer(data: st.DataObject) -> No
     row = data.draw(st.integers(0, len(slack) - 1))
 
     def makespan_with(longer_s: float) -> float:
-        durations = row_durations(trace.program, costs)
+        load = load_of(trace.program, costs, network)
+        durations = load.duration_s.copy()
         durations[row] += longer_s
-        times = run_engine("simpy", trace.program, durations, trace.message_bytes, network)
+        times = run_engine("simpy", dataclasses.replace(load, duration_s=durations))
         return float(times.end_s.max())
 
     # Numbers are multiples of powers of two, so these hold to the last bit.
