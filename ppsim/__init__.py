@@ -6,6 +6,7 @@ from ppsim.costs import LayerCost, StageCost
 from ppsim.device import Device, device_names, named_device
 from ppsim.errors import CostError, ScheduleError
 from ppsim.estimate import estimate_costs
+from ppsim.explain import Attribution, Comparison, CriticalPath, attribute, compare, critical_path
 from ppsim.huggingface import read_huggingface_config
 from ppsim.layerwork import transformer_work
 from ppsim.link import Link, LinkPiece
@@ -27,7 +28,10 @@ __version__ = "0.1.0"
 
 __all__ = [
     "Action",
+    "Attribution",
+    "Comparison",
     "CostError",
+    "CriticalPath",
     "Device",
     "Execution",
     "Kind",
@@ -47,7 +51,10 @@ __all__ = [
     "SweepRow",
     "Trace",
     "Transformer",
+    "attribute",
     "build_schedule",
+    "compare",
+    "critical_path",
     "device_names",
     "estimate_costs",
     "load_costs",

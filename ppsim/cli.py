@@ -23,6 +23,7 @@ from ppsim.search import search
 from ppsim.simulate import simulate
 from ppsim.staircase import staircase, unit_trace
 from ppsim.trace import Trace
+from ppsim.tracecommands import AttributeCommand, CompareCommand
 
 _DESCRIPTION = "Predict a pipeline schedule's step time, bubble and activation memory."
 _MOST_DRAWN = (64, 400)  # ranks, units of time
@@ -248,6 +249,8 @@ Command = (
     | Annotated[SimulateCommand, tyro.conf.subcommand("simulate")]
     | Annotated[SearchCommand, tyro.conf.subcommand("search")]
     | Annotated[EstimateCommand, tyro.conf.subcommand("estimate")]
+    | Annotated[AttributeCommand, tyro.conf.subcommand("attribute")]
+    | Annotated[CompareCommand, tyro.conf.subcommand("compare")]
 )
 
 
@@ -255,9 +258,7 @@ def main(args: Sequence[str] | None = None) -> int:
     """Run the command line; returns the exit code (see `command.run`)."""
 
     def work() -> None:
-        chosen: ScheduleCommand | SimulateCommand | SearchCommand | EstimateCommand = command.parse(
-            Command, prog="ppsim", description=_DESCRIPTION, args=args
-        )
+        chosen: Any = command.parse(Command, prog="ppsim", description=_DESCRIPTION, args=args)
         chosen.run()
 
     return command.run(work, prog="ppsim")

@@ -24,6 +24,7 @@ from pathlib import Path
 import pandas
 from tqdm import tqdm
 
+import ppsim
 from ppexec.cli import existing_directory, study_main
 from ppexec.config import RunConfig
 from ppexec.experiment import Outcome, experiment_length, predict_and_measure
@@ -105,8 +106,9 @@ def report(outcome: Outcome, traces: dict) -> Report:
     page.add("Predicted against measured", table=comparison_rows(outcome))
     page.add(
         "Timelines",
-        text="One step on each clock, on one time axis. The measured step is the median one. Numbers are microbatches.",
-        figure=plots.timeline(traces),
+        text="One step on each clock, on one time axis. The measured step is the median one. Numbers are microbatches. "
+        "The red line is the critical path: what it crosses made the step as long as it is.",
+        figure=plots.timeline(traces, critical_path=True),
     )
     page.add(
         "Activation memory",
@@ -123,6 +125,22 @@ def report(outcome: Outcome, traces: dict) -> Report:
         table=memory_rows(outcome),
     )
     page.add("Bubbles", text="Each rank's time in the step without compute.", figure=plots.bubbles(traces))
+    page.add(
+        "What the ranks waited for",
+        text="The same bubbles by cause; the parts add up to the bubble exactly. Warm-up and drain are the pipeline "
+        "filling and emptying, imbalance is other waiting for a rank that computes, straggler what is there because "
+        "actions took longer than the same action usually does. `Device or dispatch` is the time in which everything "
+        "was there and the action had not begun.",
+        figure=plots.attribution(traces),
+    )
+    compared = ppsim.compare(outcome.predicted, outcome.median)
+    page.add(
+        "Why the measured step takes as long as it does",
+        text=compared.explain().replace("\n", "\n\n"),
+        caption="All durations and delays are moved together from the predicted step's to the measured one's; what "
+        "changes while it is on the critical path counts. The rows add up to the difference.",
+        table=difference_rows(compared),
+    )
     page.add(
         "Stage costs",
         text="Seconds were profiled layer by layer on all ranks at once, in turn with the measured steps, then added "
@@ -143,6 +161,17 @@ def report(outcome: Outcome, traces: dict) -> Report:
     page.add("Environment", definitions=environment_rows(summary["environment"]))
     page.add("Configuration", definitions=environment_rows(summary["config"]))
     return page
+
+
+def difference_rows(compared: ppsim.Comparison) -> list[dict]:
+    """The contributions to the difference in step time, largest first, and their sum."""
+    step_s = compared.predicted.trace.makespan_s
+
+    def row(name: str, seconds: float) -> dict:
+        return {"what": name, "ms": f"{seconds * 1e3:+.3f}", "of the predicted step": f"{seconds / step_s:+.2%}"}
+
+    rows = [row(each.name, each.seconds) for each in compared.contributions if each.seconds != 0]
+    return [*rows, row("measured - predicted", compared.difference_s)]
 
 
 def main() -> int:

@@ -4,10 +4,11 @@ Every function takes a mapping such as `{"predicted": simulated, "measured": run
 sequence is the sequence in the picture. No function asks which clock made a trace, except to dash what was simulated.
 """
 
+from ppsim.plots.attribution_figure import attribution
 from ppsim.plots.bubble_figure import bubbles
 from ppsim.plots.memory_figure import memory
 from ppsim.plots.memory_parts_figure import memory_parts
 from ppsim.plots.style import KIND_COLOURS
 from ppsim.plots.timeline_figure import timeline
 
-__all__ = ["KIND_COLOURS", "bubbles", "memory", "memory_parts", "timeline"]
+__all__ = ["KIND_COLOURS", "attribution", "bubbles", "memory", "memory_parts", "timeline"]

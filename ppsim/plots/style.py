@@ -20,11 +20,24 @@ KIND_NAMES: Mapping[Kind, str] = MappingProxyType(
 # For whole traces: other colours than the kinds', so that nobody takes a trace for a kind. Readable on white and black.
 SERIES_COLOURS = ("#bb3d86", "#44aa99", "#ccaa33", "#6677cc", "#cc6644", "#66aa33", "#3399cc", "#999999")
 
+# What a rank waits for: other colours again. Fill and drain are the schedule's own, hence the quiet ones.
+PART_COLOURS: Mapping[str, str] = MappingProxyType(
+    {
+        "warm_up": "#88aacc",
+        "drain": "#5577aa",
+        "imbalance": "#ddbb44",
+        "messages": "#44aa88",
+        "device": "#999999",
+        "straggler": "#cc4455",
+    }
+)
+
 # Half transparent greys, so that they suit a light page and a dark one.
 AXIS_TITLE_GAP_PX = 6
 GRID = "rgba(128, 128, 128, 0.25)"
 BUBBLE = "rgba(128, 128, 128, 0.15)"
 FAINT = "rgba(128, 128, 128, 0.8)"
+CRITICAL = "#d62728"  # readable on white and black, and on every kind's colour
 _INK = "#1f2933"
 ENTRIES_ABOVE = 4
 

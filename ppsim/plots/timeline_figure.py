@@ -11,6 +11,7 @@ import numpy.typing as npt
 import plotly.graph_objects as go
 
 from ppsim.plots import style
+from ppsim.plots.critical_line import critical_lines
 from ppsim.plots.units import Unit, bytes_text, time_unit
 from ppsim.trace import Trace
 
@@ -38,7 +39,9 @@ class _Block:
         return float(self.trace.start_s.min())
 
 
-def timeline(traces: Mapping[str, Trace], *, title: str | None = None, messages: bool = False) -> go.Figure:
+def timeline(
+    traces: Mapping[str, Trace], *, title: str | None = None, messages: bool = False, critical_path: bool = False
+) -> go.Figure:
     """Timelines one above the other on one time axis: a block per trace, in it a lane per rank, rank 0 on top.
 
     Each trace starts at 0. Bars have the colour of their kind and carry the microbatch's number where it fits; an
@@ -46,7 +49,9 @@ def timeline(traces: Mapping[str, Trace], *, title: str | None = None, messages:
     lighter. Grey is bubble. Above each block stand its makespan and bubble. The figure grows with the lanes.
 
     messages: draw each message as a thin line from the transfer's start on the sender's lane to the arrival on the
-    receiver's. Raises ValueError if there are no traces.
+    receiver's. critical_path: draw each trace's critical path as one red line through the lanes: through what is
+    computed, along the messages, dotted where an action waits though everything is there.
+    Raises ValueError if there are no traces.
     """
     blocks, bottom = _stack(style.named(traces))
     longest_s = max(block.trace.makespan_s for block in blocks)
@@ -59,6 +64,8 @@ def timeline(traces: Mapping[str, Trace], *, title: str | None = None, messages:
     figure.add_traces(_bars(blocks, unit, longest_s))
     if messages:
         figure.add_trace(_messages(blocks, unit))
+    if critical_path:
+        figure.add_traces(critical_lines([(block.trace, block.top) for block in blocks], unit))
     for block in blocks:
         figure.add_annotation(
             text=_heading(block, unit),

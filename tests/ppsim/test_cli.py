@@ -281,3 +281,32 @@ def test_simulate_shows_the_columns_of_memory_that_are_known(capsys: pytest.Capt
 @pytest.mark.parametrize(("flags", "message"), [("--receive-window 0", "1 or more"), ("--optimizer lion", "'lion'")])
 def test_columns_that_cannot_be_are_refused(capsys: pytest.CaptureFixture[str], flags: str, message: str) -> None:
     assert message in refused(capsys, f"simulate --schedule 1f1b --ranks 2 --microbatches 4 {flags}")
+
+
+def test_attribute_and_compare_read_saved_traces(capsys: pytest.CaptureFixture[str], tmp_path: Path) -> None:
+    one, other = tmp_path / "one.trace", tmp_path / "other.trace"
+    for path, latency in ((one, 0.25), (other, 0.5)):
+        run_json(capsys, "simulate", AFAB, COSTS, f"--output-bytes 8 --latency-s {latency} --out {path}")
+    found = run_json(capsys, f"attribute {one}")
+    trace = Trace.load(one)
+    assert found["bubble_s"] == trace.bubble_s.tolist()
+    parts = ("warm_up", "drain", "imbalance", "messages", "device", "straggler")
+    for rank, bubble_s in enumerate(found["bubble_s"]):
+        assert sum(found[f"{part}_s"][rank] for part in parts) == pytest.approx(bubble_s)
+    compared = run_json(capsys, f"compare {one} {other}")
+    assert compared["difference_s"] == pytest.approx(compared["parts_s"]["messages"]) == pytest.approx(1.0)
+    code, out, err = run(capsys, f"attribute {one}")
+    assert (code, err) == (0, "")
+    assert "critical path: " in out
+    code, out, err = run(capsys, f"compare {one} {other}")
+    assert (code, err) == (0, "")
+    assert "The measured step takes" in out
+
+
+def test_attribute_and_compare_refuse_what_they_cannot_read(capsys: pytest.CaptureFixture[str], tmp_path: Path) -> None:
+    one, other = tmp_path / "one.trace", tmp_path / "other.trace"
+    run_json(capsys, "simulate", AFAB, COSTS, f"--out {one}")
+    run_json(capsys, "simulate --schedule 1f1b --ranks 3 --microbatches 4", COSTS, f"--out {other}")
+    assert "different programs" in refused(capsys, f"compare {one} {other}")
+    assert "cannot be read back" in refused(capsys, "attribute step.csv")
+    assert "cannot open" in refused(capsys, f"attribute {tmp_path}/missing")

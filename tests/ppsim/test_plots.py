@@ -275,3 +275,49 @@ def test_shades():
     assert lighter("#0072b2", 0) == "#0072b2"
     assert lighter("#0072b2", 1) == "#ffffff"
     assert (ink_on("#0072b2"), ink_on("#e69f00")) == ("#ffffff", "#000000")
+
+
+class TestAttribution:
+    def test_bars_of_a_rank_are_as_high_as_its_bubble(self):
+        predicted = afab()
+        traces = {"predicted": predicted, "measured": measured(predicted)}
+        figure = plots.attribution(traces)
+        heights: dict[tuple[str, str], float] = {}
+        for bar in figure.data:
+            for group, name, share in zip(*bar.x, bar.y, strict=True):
+                heights[group, name] = heights.get((group, name), 0.0) + share
+        assert len(heights) == 2 * (4 + 1)
+        for name, trace in traces.items():
+            for rank in range(4):
+                assert heights[f"rank {rank}", name] == pytest.approx(trace.bubble_s[rank] / trace.makespan_s)
+            assert heights["<b>all ranks</b>", name] == pytest.approx(trace.bubble_fraction)
+
+    def test_one_trace_needs_no_names_below_its_bars(self):
+        figure = plots.attribution({"predicted": afab()})
+        assert list(figure.data[0].x) == ["rank 0", "rank 1", "rank 2", "rank 3", "<b>all ranks</b>"]
+
+    def test_each_part_has_its_colour(self):
+        figure = plots.attribution({"predicted": afab()})
+        assert len({bar.marker.color for bar in figure.data}) == 6
+
+
+class TestCriticalPath:
+    def test_the_line_runs_from_the_steps_start_to_its_end_without_a_gap(self):
+        trace = afab()
+        figure = plots.timeline({"predicted": trace}, critical_path=True)
+        (line,) = [each for each in figure.data if each.name == "critical path"]
+        begins, ends = line.x[0::3], line.x[1::3]
+        assert begins[0] == 0
+        assert ends[-1] == pytest.approx(trace.makespan_s * 1e3)
+        assert list(begins[1:]) == list(ends[:-1])
+        assert list(line.y[0::3][1:]) == pytest.approx(list(line.y[1::3][:-1]))
+
+    def test_it_is_drawn_on_demand(self):
+        assert not [each for each in plots.timeline({"predicted": afab()}).data if each.name == "critical path"]
+
+    def test_waits_with_everything_there_are_dotted(self):
+        trace = of([["0F0", "0B0"]])
+        late = np.array([0.0, 0.01])
+        run = dataclasses.replace(trace, start_s=trace.start_s + late, end_s=trace.end_s + late)
+        figure = plots.timeline({"measured": run}, critical_path=True)
+        assert [each.line.dash for each in figure.data if each.type == "scatter"] == ["solid", "dot"]

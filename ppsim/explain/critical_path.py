@@ -1,0 +1,203 @@
+"""Critical path: the chain of computations, messages and gaps that is as long as the step, and everybody's slack."""
+
+from __future__ import annotations
+
+import math
+from dataclasses import dataclass
+from functools import cached_property
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+import numpy.typing as npt
+
+from ppsim.explain.graph import StepGraph
+from ppsim.program import Program
+
+if TYPE_CHECKING:
+    import pandas
+
+SEGMENTS = ("compute", "queueing", "transfer", "latency", "device")
+
+
+@dataclass(frozen=True, kw_only=True)
+class Segment:
+    """A stretch of the critical path, in seconds from the step's start.
+
+    what: "compute" (row is computed on rank), "transfer" or "latency" of a message, "queueing" (the message's sender
+    has it ready, but does not begin: between link and hand-over), or "device" (rank has the inputs of row and is free,
+    yet does not start it: a shared device, or a measured executor's own time). row: of the program; for a message's
+    its producer. rank: where it happens; for a message's the sender. destination: a message's receiver, else -1.
+    """
+
+    what: str
+    start_s: float
+    end_s: float
+    rank: int
+    row: int
+    message: int = -1
+    destination: int = -1
+
+    @property
+    def length_s(self) -> float:
+        """end_s - start_s."""
+        return self.end_s - self.start_s
+
+
+@dataclass(frozen=True, kw_only=True, eq=False)
+class CriticalPath:
+    """Segments from the step's start to its end; each starts where the one before it ends.
+
+    Read from the end: the last action of the step began when its rank was free and its input was there; whichever of
+    the two was later is what it waited for, and so on. A message that had to queue waited for the one ahead of it on
+    the link. Where two were equally late the rank's own action is taken.
+    """
+
+    program: Program
+    segments: tuple[Segment, ...]
+
+    @cached_property
+    def length_s(self) -> float:
+        """The makespan."""
+        return self.segments[-1].end_s - self.segments[0].start_s
+
+    @cached_property
+    def by_what_s(self) -> dict[str, float]:
+        """Seconds of the path by what it does; the values add up to the makespan."""
+        return {
+            what: math.fsum(segment.length_s for segment in self.segments if segment.what == what) for what in SEGMENTS
+        }
+
+    @property
+    def rows(self) -> list[int]:
+        """The rows that are computed on the path, in time."""
+        return [segment.row for segment in self.segments if segment.what == "compute"]
+
+    def label(self, segment: Segment) -> str:
+        """What a segment is, in words: "2F0 on rank 2", "transfer of 0F3 from rank 0 to 1"."""
+        action = self.program.action_of(segment.row)
+        if segment.what == "compute":
+            return f"{action} on rank {segment.rank}"
+        if segment.what == "device":
+            return f"device wait before {action} on rank {segment.rank}"
+        return f"{segment.what} of {action} from rank {segment.rank} to {segment.destination}"
+
+    def to_frame(self) -> pandas.DataFrame:
+        """A row per segment: what, rank, destination, action, start_s, end_s, message (-1 for none)."""
+        import pandas
+
+        return pandas.DataFrame(
+            {
+                "what": [segment.what for segment in self.segments],
+                "rank": [segment.rank for segment in self.segments],
+                "destination": [segment.destination for segment in self.segments],
+                "action": [str(self.program.action_of(segment.row)) for segment in self.segments],
+                "start_s": [segment.start_s for segment in self.segments],
+                "end_s": [segment.end_s for segment in self.segments],
+                "message": [segment.message for segment in self.segments],
+            }
+        )
+
+    def to_dict(self) -> dict[str, Any]:
+        """For JSON."""
+        return {
+            "length_s": self.length_s,
+            "by_what_s": self.by_what_s,
+            "segments": [
+                {"what": part.what, "label": self.label(part), "start_s": part.start_s, "end_s": part.end_s}
+                for part in self.segments
+            ],
+        }
+
+    def __str__(self) -> str:
+        length = self.length_s
+        shares = [
+            f"{what} {seconds / length:.1%}" for what, seconds in self.by_what_s.items() if length > 0 and seconds > 0
+        ]
+        return f"critical path: {len(self.rows)} computations; {', '.join(shares) or 'no time'}"
+
+
+def path_of(graph: StepGraph) -> CriticalPath:
+    """Walk back from the step's end; every moment is crossed once."""
+    wiring, times, program = graph.wiring, graph.times, graph.program
+    found: list[Segment] = []
+    now = graph.end_s
+
+    def cross(what: str, begin: float, **place: int) -> None:
+        """Add [begin, now] if it has length; what begins before the step or after `now` is cut."""
+        nonlocal now
+        begin = max(begin, 0.0)
+        if begin < now:
+            found.append(Segment(what=what, start_s=begin, end_s=now, **place))
+            now = begin
+
+    action = int(np.argmax(np.array(times.end_s)))
+    while action >= 0:
+        rank = wiring.rank[action]
+        rows = range(int(program.action_start[action]), int(program.action_start[action + 1]))
+        zero = float(graph.trace.start_s.min())
+        for row in reversed(rows):
+            cross("device", float(graph.trace.end_s[row]) - zero, rank=rank, row=row)
+            _compute(found, rank, row, max(min(float(graph.trace.start_s[row]) - zero, now), 0.0), now)
+            now = found[-1].start_s
+        ready = times.ready_s[action]
+        cross("device", ready, rank=rank, row=rows[0])
+        before = wiring.previous[action]
+        free = times.end_s[before] if before >= 0 else 0.0
+        if free >= ready or not wiring.inputs[action]:
+            action = before
+            continue
+        message = max(wiring.inputs[action], key=times.arrival_s.__getitem__)
+        while True:
+            producer = wiring.producer[message]
+            row = int(program.messages.producer[message])
+            place = {
+                "rank": wiring.rank[producer],
+                "row": row,
+                "message": message,
+                "destination": int(program.messages.destination[message]),
+            }
+            # A message ahead that is crossed only for its link's sake is left at its departure: no latency then.
+            cross("latency", graph.shown_left_s[message], **place)
+            cross("transfer", times.message_start_s[message], **place)
+            cross("queueing", times.message_ready_s[message], **place)
+            ahead = wiring.ahead[message]
+            if ahead < 0 or times.end_s[producer] >= times.message_ready_s[message]:
+                break
+            message = ahead
+        action = producer
+    if now > 0 and found:  # clocks that disagree: nothing explains the step's first moments
+        first = found[-1]
+        found.append(Segment(what="device", start_s=0.0, end_s=now, rank=first.rank, row=first.row))
+    return CriticalPath(program=program, segments=tuple(reversed(found)))
+
+
+def _compute(found: list[Segment], rank: int, row: int, begin: float, end: float) -> None:
+    found.append(Segment(what="compute", start_s=begin, end_s=end, rank=rank, row=row))
+
+
+def slack_of(graph: StepGraph) -> npt.NDArray[np.float64]:
+    """By how much each action could end later without a longer step, shape (actions,).
+
+    Everything else keeps its duration and its delays, and every rank and link its order. Sums of differences between
+    when something was there and when it was needed, so what is on the critical path has exactly 0.
+    """
+    wiring, times = graph.wiring, graph.times
+    actions, messages = len(times.end_s), len(times.arrival_s)
+    last = max(times.end_s)
+    slack = [last - end for end in times.end_s]
+    message_slack = [math.inf] * messages  # of a message's leaving its link
+    end, ready, arrival = times.end_s, times.ready_s, times.arrival_s
+    for action in reversed(wiring.order):
+        for message in reversed(wiring.outputs[action]):
+            need = message_slack[message]
+            consumer = wiring.consumer[message]
+            need = min(need, slack[consumer] + (ready[consumer] - arrival[message]))
+            begun = times.message_ready_s[message]
+            slack[action] = min(slack[action], need + (begun - end[action]))
+            front = wiring.ahead[message]
+            if front >= 0:
+                message_slack[front] = min(message_slack[front], need + (begun - times.left_s[front]))
+        before = wiring.previous[action]
+        if before >= 0:
+            slack[before] = min(slack[before], slack[action] + (ready[action] - end[before]))
+    return np.array(slack[:actions])

@@ -1,0 +1,59 @@
+"""Trace commands: the subcommands of `ppsim` that read saved traces."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from pathlib import Path
+
+import tyro
+
+from ppsim import command
+from ppsim.explain import attribute, compare
+from ppsim.trace import Trace
+
+_SAVED = "as `ppsim simulate --out` and `ppexec run --out` write it to a name without .json or .csv"
+
+
+@dataclass(frozen=True, kw_only=True)
+class AttributeCommand:
+    """Say what each rank waited for in a step, and what its critical path is. Reads a saved trace."""
+
+    trace: tyro.conf.Positional[Path]
+    """A saved trace, as `ppsim simulate --out` and `ppexec run --out` write it (not .json, not .csv)."""
+    json: bool = False
+    """Print one JSON object instead of text."""
+
+    def run(self) -> None:
+        """Do it."""
+        found = attribute(load_trace(self.trace))
+        if self.json:
+            command.print_json(found.to_dict())
+        else:
+            print(found)
+
+
+@dataclass(frozen=True, kw_only=True)
+class CompareCommand:
+    """Say which actions, links and devices make one step longer than another of the same program."""
+
+    predicted: tyro.conf.Positional[Path]
+    """A saved trace, as `ppsim simulate --out` writes it (not .json, not .csv)."""
+    measured: tyro.conf.Positional[Path]
+    """Another saved trace of the same program, as `ppexec run --out` writes it."""
+    json: bool = False
+    """Print one JSON object instead of text."""
+
+    def run(self) -> None:
+        """Do it."""
+        found = compare(load_trace(self.predicted), load_trace(self.measured))
+        if self.json:
+            command.print_json(found.to_dict())
+        else:
+            print(found)
+
+
+def load_trace(path: Path) -> Trace:
+    """Read a saved trace. Raises ValueError that says how to write one if the file's name promises another format."""
+    if path.name.endswith((".json", ".json.gz", ".csv")):
+        raise ValueError(f"{path} is an export that cannot be read back: give a trace {_SAVED}")
+    return Trace.load(path)
