@@ -57,6 +57,8 @@ class LayerProfiler:
     def round(self, batch: Batch) -> LayerSamples:
         """Run the rank's order once, then each layer's other kind of backward and its bytes once."""
         samples = LayerSamples()
+        for layer in (layer for layers in self._layers.values() for layer in layers):
+            layer.begin(batch)
         for stage, kind, microbatch in self._rows:
             self._run(stage, kind, microbatch, batch, samples, split=(stage, microbatch) in self._split)
         if self._trains:
@@ -126,13 +128,14 @@ def _one_by_one(stage: Stage) -> list[Stage]:
     """The layers of a stage as stages; the first takes data where the stage does, the last has its loss."""
     last = len(stage.layers) - 1
     return [
-        Stage(
+        type(stage)(
             stage.index if position == 0 else -1,
             [layer],
             first_layer=stage.first_layer + position,
             loss=stage.loss if position == last else None,
             microbatches=stage.microbatches,
             trains=stage.trains,
+            randomness=stage.randomness,
         )
         for position, layer in enumerate(stage.layers)
     ]

@@ -11,10 +11,13 @@ import torch
 import torch.distributed as dist
 from torch import nn
 
+from ppexec.data import Batch
 from ppexec.ledger import Ledger
 from ppexec.models import Model, initialize_layer
+from ppexec.models.dropout import Randomness
 from ppexec.models.model import Loss
 from ppexec.split import SplitBackward, Unit, add_weight_gradients
+from ppexec.tied import start_tied
 
 
 class _Held(NamedTuple):
@@ -30,7 +33,8 @@ class Stage:
 
     index: stage number. layers: its modules, real. loss: None unless it is the last stage. microbatches: of the step
     over all replicas; each one's loss counts 1 / microbatches, so that the step's loss is their mean. trains: False for
-    an evaluation, which keeps nothing. ledger: where it writes what it holds; None counts nothing.
+    an evaluation, which keeps nothing. randomness: what its layers' dropout asks where it is; None without dropout.
+    ledger: where it writes what it holds; None counts nothing.
     """
 
     def __init__(
@@ -42,6 +46,7 @@ class Stage:
         loss: Loss | None,
         microbatches: int,
         trains: bool,
+        randomness: Randomness | None = None,
     ) -> None:
         self.index = index
         self.layers = list(layers)
@@ -49,7 +54,9 @@ class Stage:
         self.loss = loss
         self.microbatches = microbatches
         self.trains = trains
+        self.randomness = randomness
         self.ledger: Ledger | None = None
+        self._batch = Batch()
         self._held: dict[int, _Held] = {}
         self._units: dict[int, list[Unit]] = {}
         self.losses: dict[int, torch.Tensor] = {}
@@ -63,6 +70,15 @@ class Stage:
     def _split(self) -> SplitBackward:
         """Made when first needed: its hooks cost every forward a little."""
         return SplitBackward(self.layers)
+
+    def begin(self, batch: Batch) -> None:
+        """What comes next is of this batch."""
+        self._batch = batch
+
+    def _announce(self, microbatch: int) -> None:
+        """Tell the layers' dropout what they compute next."""
+        if self.randomness is not None:
+            self.randomness.at(self._batch.step, self._batch.samples[microbatch])
 
     def forward(
         self, microbatch: int, inputs: torch.Tensor | None, target: torch.Tensor | None, *, split: bool = False
@@ -79,6 +95,7 @@ class Stage:
                 if self.loss is not None and target is not None:
                     self.losses[microbatch] = self.loss(output, target)
             return output.contiguous()
+        self._announce(microbatch)
         if not self.is_first and inputs.is_floating_point():
             inputs.requires_grad_()
         cutting: AbstractContextManager[list[Unit]] = self._split.recording(self.ledger) if split else nullcontext([])
@@ -145,6 +162,8 @@ class Stage:
 
     def clear(self) -> None:
         """Forget gradients, losses and microbatches under way."""
+        if self.randomness is not None:
+            self.randomness.off()
         self._held.clear()
         self._units.clear()
         self.losses.clear()
@@ -160,16 +179,24 @@ def build_stage(
     is_last: bool,
     microbatches: int,
     trains: bool,
+    recompute: bool = False,
     seed: int,
     device: torch.device,
 ) -> Stage:
-    """A stage with its own layers made real and initialised; the model's other layers stay as they are."""
+    """A stage with its own layers made real and initialised; the model's other layers stay as they are.
+
+    recompute: whether it keeps its layers' inputs alone (see `ppexec.recompute`).
+    """
+    from ppexec.recompute import RecomputingStage
+
     modules = [initialize_layer(model.layers[layer], index=layer, seed=seed, device=device) for layer in layers]
-    return Stage(
+    start_tied(model, dict(zip(layers, modules, strict=True)), seed=seed, device=device)
+    return (RecomputingStage if recompute else Stage)(
         index,
         modules,
         first_layer=layers.start,
         loss=model.loss if is_last else None,
         microbatches=microbatches,
         trains=trains,
+        randomness=model.randomness,
     )
