@@ -21,6 +21,7 @@ import torch.distributed as dist
 from torch import nn
 
 from ppexec import Model, RunConfig
+from ppexec.models.dropout import Randomness, SeededDropout
 
 INTEGERS = 11  # what an embedding here can take
 
@@ -163,6 +164,29 @@ def newest_results() -> dict[str, Any]:
         "gradients": gradients,
         "outputs": {int(target): output for output, target in _newest["ran"]},
     }
+
+
+def dropping(config: RunConfig) -> Model:
+    """Dropout and nothing else, on ones; remembers each sample's output."""
+    randomness = Randomness(config.seed)
+    outputs: dict[int, torch.Tensor] = {}
+
+    def sample(index: int) -> tuple[torch.Tensor, torch.Tensor]:
+        samples = torch.arange(index * config.micro_batch_size, (index + 1) * config.micro_batch_size)
+        return torch.ones(len(samples), 16), samples
+
+    def loss(output: torch.Tensor, target: torch.Tensor) -> torch.Tensor:
+        outputs.update(zip(target.tolist(), output.detach().clone(), strict=True))
+        return output.sum()
+
+    _newest.update(dropped=outputs)
+    layers = [SeededDropout(0.3, layer=at, site="only", randomness=randomness) for at in range(config.layers)]
+    return Model(layers=layers, sample=sample, loss=loss, randomness=randomness)
+
+
+def newest_outputs() -> dict[int, torch.Tensor]:
+    """What this rank's newest `dropping` model gave, by global sample."""
+    return _newest["dropped"]
 
 
 def _nothing(config: RunConfig) -> Model:
