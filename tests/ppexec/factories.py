@@ -12,6 +12,7 @@ import pickle
 import signal
 import time
 from collections.abc import Callable
+from dataclasses import replace
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -22,6 +23,7 @@ from torch import nn
 
 from ppexec import Model, RunConfig
 from ppexec.models.dropout import Randomness, SeededDropout
+from ppexec.models.gpt import gpt
 
 INTEGERS = 11  # what an embedding here can take
 
@@ -187,6 +189,19 @@ def dropping(config: RunConfig) -> Model:
 def newest_outputs() -> dict[int, torch.Tensor]:
     """What this rank's newest `dropping` model gave, by global sample."""
     return _newest["dropped"]
+
+
+def kept_gpt(config: RunConfig) -> Model:
+    """The built-in GPT whose embedding and head count as layers; remembered for `kept_gradients`."""
+    model = gpt(replace(config, model="gpt", layers=config.layers - 2, partition="even"))
+    _newest.update(model=model)
+    return model
+
+
+def kept_gradients() -> dict[tuple[int, str], torch.Tensor]:
+    """The gradients on this rank, by layer and name."""
+    named = [(at, *item) for at, layer in enumerate(_newest["model"].layers) for item in layer.named_parameters()]
+    return {(at, name): parameter.grad for at, name, parameter in named if parameter.grad is not None}
 
 
 def _nothing(config: RunConfig) -> Model:
