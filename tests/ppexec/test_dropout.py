@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from pathlib import Path
 from typing import Any
 
 import pytest
@@ -167,7 +166,7 @@ def test_masks_depend_on_no_schedule_placement_or_mesh(pool: WorkerPool) -> None
 
 
 @pytest.mark.parametrize("schedule", [name for name in ppsim.schedule_names() if "1f1b" in name or "zb" in name])
-def test_gradients_with_dropout_are_bit_equal_to_one_process(schedule: str, pool: WorkerPool, tmp_path: Path) -> None:
+def test_gradients_with_dropout_are_bit_equal_to_one_process(schedule: str, pool: WorkerPool) -> None:
     config = tiny(model="gpt", schedule=schedule, dropout=0.25, micro_batch_size=2, seq=3)
     with Session(config, pool=pool) as session:
         session.profile(1)  # leaves nothing behind
@@ -176,7 +175,7 @@ def test_gradients_with_dropout_are_bit_equal_to_one_process(schedule: str, pool
     assert report.passed
 
 
-def test_dropout_changes_what_is_computed(pool: WorkerPool) -> None:
+def test_dropout_changes_what_is_computed() -> None:
     """Else the test above would hold of a dropout that never drops."""
     gradients = []
     for drop in (0.0, 0.25):
