@@ -10,7 +10,7 @@ the same the second time (Chen et al., 2016, "Training Deep Nets with Sublinear 
 from __future__ import annotations
 
 from contextlib import AbstractContextManager, nullcontext
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import torch
 
@@ -26,12 +26,32 @@ class _Kept(NamedTuple):
     target: torch.Tensor | None
 
 
+class _Entry(torch.autograd.Function):
+    """Where a layer begins that the same stage has another before: hands its input's gradient over as it is.
+
+    A leaf would put it in memory in its own way, and kernels may add up otherwise where the layout is another.
+    """
+
+    @staticmethod
+    def forward(ctx: Any, taken: list[torch.Tensor], anchor: torch.Tensor, value: torch.Tensor) -> torch.Tensor:
+        """The value; the anchor makes it differentiable."""
+        ctx.taken = taken
+        return value.detach()
+
+    @staticmethod
+    def backward(ctx: Any, *gradients: torch.Tensor) -> Any:
+        """Ends here."""
+        ctx.taken.extend(gradients)
+        return None, None, None
+
+
 class RecomputingStage(Stage):
     """A Stage with less memory and a longer backward; everything else is as there."""
 
     def __init__(self, *arguments: object, **named: object) -> None:
         super().__init__(*arguments, **named)  # type: ignore[arg-type]
         self._kept: dict[int, _Kept] = {}
+        self._anchor = torch.zeros((), requires_grad=True)
 
     def forward(
         self, microbatch: int, inputs: torch.Tensor | None, target: torch.Tensor | None, *, split: bool = False
@@ -80,14 +100,18 @@ class RecomputingStage(Stage):
         for position in reversed(range(len(self.layers))):
             value = inputs.pop()
             if reached:
-                is_data = self.is_first and position == 0
-                leaf = value.detach().requires_grad_(value.is_floating_point() and not is_data)
-                root = self._run(position, leaf, target, units)
+                taken: list[torch.Tensor] = []
+                again = value.detach()
+                if value.is_floating_point() and position:
+                    again = _Entry.apply(taken, self._anchor, value)
+                elif value.is_floating_point() and not self.is_first:
+                    again.requires_grad_()
+                root = self._run(position, again, target, units)
                 reached = root.requires_grad
                 if reached:
                     torch.autograd.backward(root, gradient)
                 del root
-                gradient = leaf.grad
+                gradient = next(iter(taken), None) if position else again.grad
                 reached = reached and gradient is not None
             if self.ledger:
                 self.ledger.drop(value)
@@ -98,7 +122,7 @@ class RecomputingStage(Stage):
         return gradient if reached else torch.zeros_like(stage_input)
 
     def _run(
-        self, position: int, leaf: torch.Tensor, target: torch.Tensor | None, units: list[Unit] | None
+        self, position: int, value: torch.Tensor, target: torch.Tensor | None, units: list[Unit] | None
     ) -> torch.Tensor:
         """A layer's forward with its graph, and with the loss where the stage has one."""
         saving = self.ledger.saving() if self.ledger and units is not None else nullcontext()
@@ -106,7 +130,7 @@ class RecomputingStage(Stage):
         if units is not None:
             cutting = self._split.recording(self.ledger)
         with saving, cutting as found:
-            root = self.layers[position](leaf)
+            root = self.layers[position](value)
             if position == len(self.layers) - 1 and self.loss is not None and target is not None:
                 root = self.loss(root, target) / self.microbatches
         if units is not None:

@@ -43,7 +43,7 @@ def test_it_is_the_keyed_mask_scaled(seed: int, step: int, samples: list[int], d
     mask = dropout_mask(seed, step=step, samples=samples, layer=3, site="mlp", shape=(3, 8), drop=drop)
     torch.testing.assert_close(output, torch.where(mask, inputs / (1 - drop), 0.0), rtol=1e-14, atol=0)
     output.sum().backward()
-    torch.testing.assert_close(inputs.grad, mask / (1 - drop), rtol=1e-14, atol=0, check_dtype=False)
+    torch.testing.assert_close(inputs.grad, mask.double() / (1 - drop), rtol=1e-14, atol=0)
 
 
 def test_a_mask_depends_on_the_sample_and_not_on_its_neighbours() -> None:
