@@ -189,8 +189,11 @@ def build_stage(
     """
     from ppexec.recompute import RecomputingStage
 
-    modules = [initialize_layer(model.layers[layer], index=layer, seed=seed, device=device) for layer in layers]
-    start_tied(model, dict(zip(layers, modules, strict=True)), seed=seed, device=device)
+    modules = []
+    for layer in layers:
+        whole = initialize_layer(model.layers[layer], index=layer, seed=seed, device=device)
+        start_tied(whole, model, index=layer, seed=seed, device=device)
+        modules.append(whole)
     return (RecomputingStage if recompute else Stage)(
         index,
         modules,

@@ -19,17 +19,17 @@ from ppexec.models import Model, initialize_layer
 from ppexec.models.model import Place
 
 
-def start_tied(model: Model, modules: Mapping[int, nn.Module], *, seed: int, device: torch.device) -> None:
-    """Give the second of each tied pair the value with which the first starts. modules: those real here, by layer.
+def start_tied(layer: nn.Module, model: Model, *, index: int, seed: int, device: torch.device) -> None:
+    """Where a layer, real and whole, has the second of a tied pair: give it the value with which the first starts.
 
     Raises ValueError if two tied parameters differ in shape or dtype.
     """
     for (first, name), (second, other) in model.tied:
-        if second not in modules:
+        if second != index:
             continue
-        parameter = modules[second].get_parameter(other)
-        layer = initialize_layer(copy.deepcopy(model.layers[first]), index=first, seed=seed, device=device)
-        start = layer.get_parameter(name)
+        parameter = layer.get_parameter(other)
+        alike = initialize_layer(copy.deepcopy(model.layers[first]), index=first, seed=seed, device=device)
+        start = alike.get_parameter(name)
         if (start.shape, start.dtype) != (parameter.shape, parameter.dtype):
             raise ValueError(
                 f"layer {first} {name} and layer {second} {other} are tied, but are {list(start.shape)} {start.dtype} "

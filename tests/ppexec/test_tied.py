@@ -60,7 +60,7 @@ def test_tied_parameters_of_different_shapes_are_refused() -> None:
     layers = [nn.Linear(2, 3), nn.Linear(2, 4)]
     model = Model(layers=layers, sample=None, loss=None, tied=[((0, "weight"), (1, "weight"))])  # type: ignore[arg-type]
     with pytest.raises(ValueError, match=r"layer 0 weight and layer 1 weight are tied, but are \[3, 2\].*\[4, 2\]"):
-        start_tied(model, {1: layers[1]}, seed=0, device=CPU)
+        start_tied(layers[1], model, index=1, seed=0, device=CPU)
 
 
 def test_one_process_has_one_parameter_and_knows_how_large_its_terms_are() -> None:
