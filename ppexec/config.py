@@ -28,11 +28,11 @@ class RunConfig:
     """What to run, where, and how often. Raises ValueError with value and remedy for what cannot run."""
 
     model: str = "mlp"
-    """Built-in model ("mlp") or your own, package.module:factory."""
+    """Built-in model ("mlp", "gpt") or your own, package.module:factory."""
     preset: Literal["small", "assignment"] = "small"
     """Sizes not given otherwise: small (hidden 512, seq 64, micro batch 2), assignment (4096, 8192, 2)."""
     layers: int = 8
-    """Number of layers, cut into the stages."""
+    """Number of layers, cut into the stages; of a GPT its blocks (the embedding and the head come with the ends)."""
     hidden: int = 0
     """Hidden size; 0 takes the preset's."""
     intermediate: int = 0
@@ -54,7 +54,18 @@ class RunConfig:
     stages_per_rank: int | None = None
     """Stages that each rank holds; the schedule's natural number unless given."""
     partition: str = "even"
-    """Layers to stages: even, optimal (needs --costs), or sizes such as 3,2,3."""
+    """Layers to stages: even, optimal (needs --costs), or sizes such as 3,2,3. For a GPT even and sizes count blocks;
+    optimal cuts the whole chain, and a first or last stage of 0 blocks has the embedding or the head alone."""
+    heads: int = 0
+    """Attention heads of a GPT; 0 takes heads of 64, or in a small model 4 smaller ones."""
+    text: Path | None = None
+    """Text whose bytes a GPT learns; this toolkit's own sources unless given."""
+    dropout: float = 0.0
+    """Probability with which a GPT drops elements of the embedding and of the residual branches."""
+    tied: bool = False
+    """Let a GPT's embedding and head share one weight."""
+    recompute: bool = False
+    """Keep each layer's input alone and compute the layer anew for its backward (costs in a file stand as they are)."""
     dp: int = 1
     """Data-parallel replicas."""
     tp: int = 1
@@ -94,6 +105,7 @@ class RunConfig:
         for name, value in _PRESETS[self.preset].items():
             self._default(name, value)
         self._default("intermediate", 4 * self.hidden)
+        self._settle_model()
         self._settle_batch()
         schedule = self.pipeline
         self._default("ranks", schedule.ranks)
@@ -114,6 +126,26 @@ class RunConfig:
     def _default(self, name: str, value: int) -> None:
         if getattr(self, name) == 0:
             object.__setattr__(self, name, value)
+
+    def _settle_model(self) -> None:
+        """What concerns one kind of model alone."""
+        self._at_least("heads", 0)
+        if isinstance(self.dropout, bool) or not 0 <= self.dropout < 1:
+            raise ValueError(f"dropout must be a probability, 0 <= dropout < 1, got {self.dropout!r}")
+        if self.text is not None and not self.text.is_file():
+            raise ValueError(f"text {self.text} is not a file: give the path of one")
+        if self.model == "mlp":
+            for name in ("heads", "text", "dropout", "tied"):
+                if getattr(self, name):
+                    raise ValueError(f"{name}={getattr(self, name)} has no meaning for model 'mlp': take --model gpt")
+        if self.model == "gpt":
+            wanted = max(self.hidden // 64, 4)
+            self._default("heads", next(n for n in range(wanted, 0, -1) if self.hidden % n == 0))
+            for what, value in (("hidden", self.hidden), ("heads", self.heads)):
+                by, count = ("heads", self.heads) if what == "hidden" else ("tp", self.tp)
+                if value % count:
+                    fitting = next(n for n in range(count, 0, -1) if value % n == 0)
+                    raise ValueError(f"{what} {value} does not divide by {by} {count}: take {by} {fitting}, say")
 
     def _refuse_what_is_not_there(self) -> None:
         if self.tp != 1:
@@ -187,27 +219,54 @@ class RunConfig:
 
     @cached_property
     def layer_costs(self) -> list[ppsim.LayerCost] | None:
-        """The costs in the file `costs`, one for each layer; None without a file."""
+        """The costs in the file `costs`, one for each layer of the chain; None without a file."""
         if self.costs is None:
             return None
         costs = ppsim.load_costs(self.costs)
-        if len(costs) != self.layers:
-            raise ValueError(f"{self.costs} has {len(costs)} layers, but layers is {self.layers}: pass {len(costs)}")
+        ends = sum(self._ends)
+        if len(costs) != self.chain_length:
+            which = f"layers is {self.layers}" + (f" with {ends} more for embedding and head" if ends else "")
+            fitting = len(costs) - ends
+            remedy = f"pass {fitting}" if fitting > 0 else "profile this model"
+            raise ValueError(f"{self.costs} has {len(costs)} layers, but {which}: {remedy}")
         return costs
+
+    @property
+    def _ends(self) -> tuple[int, int]:
+        """Layers of the chain that `layers` does not count, before and after those that it does."""
+        return (1, 1) if self.model == "gpt" else (0, 0)
+
+    @property
+    def chain_length(self) -> int:
+        """Layers of the model in all: `layers`, and a GPT's embedding and head."""
+        return self.layers + sum(self._ends)
+
+    @property
+    def layer_names(self) -> list[str]:
+        """What each layer of the chain is called in profiles."""
+        before, after = self._ends
+        inner = [f"{self.model} {layer}" for layer in range(self.layers)]
+        return [f"{self.model} embedding"] * before + inner + [f"{self.model} head"] * after
 
     @cached_property
     def layer_sizes(self) -> list[int]:
-        """The number of layers of each stage."""
+        """The number of layers of each stage, a GPT's embedding and head among them."""
         method: Any = self.partition
-        work_s = None
+        before, after = self._ends
         if method not in ("even", "optimal"):
             try:
                 method = [int(size) for size in method.split(",")]
             except ValueError:
                 raise ValueError(f"partition must be even, optimal or sizes such as 3,2,3, got {method!r}") from None
-        if method == "optimal" and self.layer_costs is not None:
-            work_s = [layer.work_s for layer in self.layer_costs]
-        return ppsim.partition_sizes(self.layers, stages=self.pipeline.stages, method=method, work_s=work_s)
+        stages = self.pipeline.stages
+        if method == "optimal":
+            work_s = None if self.layer_costs is None else [layer.work_s for layer in self.layer_costs]
+            return ppsim.partition_sizes(self.chain_length, stages=stages, method=method, work_s=work_s)
+        fits = isinstance(method, list) and len(method) == stages and sum(method) == self.layers
+        sizes = method if fits else ppsim.partition_sizes(self.layers, stages=stages, method=method)
+        sizes[0] += before
+        sizes[-1] += after
+        return ppsim.partition_sizes(self.chain_length, stages=stages, method=sizes)
 
     def warnings(self) -> list[str]:
         """What may run, but not as one might hope."""

@@ -12,10 +12,16 @@ from ppexec.seeds import microbatch_order
 
 @dataclass(frozen=True, kw_only=True)
 class Batch:
-    """A step's microbatches on one rank: `inputs[b]` on the first stage's, `targets[b]` on the last's, else empty."""
+    """A step's microbatches on one rank: `inputs[b]` on the first stage's, `targets[b]` on the last's, else empty.
+
+    step: its number. samples: on every rank, the global indices of each microbatch's samples, from which dropout is
+    keyed.
+    """
 
     inputs: list[torch.Tensor] = field(default_factory=list)
     targets: list[torch.Tensor] = field(default_factory=list)
+    step: int = 0
+    samples: list[range] = field(default_factory=list)
 
 
 def load_batch(
@@ -24,6 +30,7 @@ def load_batch(
     seed: int,
     step: int,
     microbatches: int,
+    micro_batch_size: int = 1,
     dp: int = 1,
     dp_rank: int = 0,
     has_first: bool,
@@ -32,13 +39,15 @@ def load_batch(
 ) -> Batch:
     """Read a replica's microbatches of a step in the order of (seed, step), keeping the half that this rank needs.
 
-    Raises ValueError if a microbatch is not a pair of tensors.
+    micro_batch_size: samples of a microbatch. Raises ValueError if a microbatch is not a pair of tensors.
     """
+    order = microbatch_order(seed, step=step, microbatches=microbatches, dp=dp, dp_rank=dp_rank).tolist()
+    size = micro_batch_size
+    batch = Batch(step=step, samples=[range(index * size, (index + 1) * size) for index in order])
     if not (has_first or has_last):
-        return Batch()
-    batch = Batch()
+        return batch
     storages: set[int] = set()
-    for index in microbatch_order(seed, step=step, microbatches=microbatches, dp=dp, dp_rank=dp_rank).tolist():
+    for index in order:
         inputs, targets = read_sample(sample, index)
         if has_first:
             batch.inputs.append(_own(inputs.to(device), storages))

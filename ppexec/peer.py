@@ -29,7 +29,7 @@ def peer_step(worker: Worker, name: str) -> Callable[[Batch], Any]:
     if name not in PEERS:
         raise ValueError(f"unknown executor {name!r}: known are {', '.join(PEERS)}")
     (stage,) = (stage for stage in worker.stages.values() if isinstance(stage, Stage))
-    module = nn.Sequential(*stage.layers)
+    module = _plain(stage)
     count, last = worker.config.pipeline.stages, stage.loss is not None
     pipeline_stage = PipelineStage(module, stage.index, count, worker.device, group=worker.group)
     loss = worker.model.loss
@@ -48,6 +48,13 @@ def peer_step(worker: Worker, name: str) -> Callable[[Batch], Any]:
         return schedule.step(*inputs, target=target)
 
     return step
+
+
+def _plain(stage: Stage) -> nn.Module:
+    """The stage's layers as PyTorch runs them, which tells nobody which microbatch it computes."""
+    if stage.randomness is not None or type(stage) is not Stage:
+        raise ValueError("PyTorch's schedules know no keyed dropout or recomputation: compare with both switched off")
+    return nn.Sequential(*stage.layers)
 
 
 def _load_order(schedule: Any, text: str) -> None:
@@ -86,7 +93,7 @@ def _timed(worker: Worker, step: Callable[[Batch], Any], steps: int) -> list[tup
 def time_compute(worker: Worker, rounds: int) -> list[dict[str, float]]:
     """Seconds of F and B of this rank's one stage, mean over a round's microbatches: the computation alone."""
     (stage,) = (stage for stage in worker.stages.values() if isinstance(stage, Stage))
-    module = nn.Sequential(*stage.layers)
+    module = _plain(stage)
     rows = [(Kind(int(worker.program.kind[row])), int(worker.program.microbatch[row]))
             for row in worker.program.rows_of(worker.rank)]  # fmt: skip
     received = worker.boundaries[stage.first_layer].empty().normal_()

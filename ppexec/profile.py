@@ -75,6 +75,8 @@ class LayerProfiler:
     def round(self, batch: Batch) -> LayerSamples:
         """Run the rank's order once, then each layer's other kind of backward once."""
         samples = LayerSamples()
+        for layer in (layer for layers in self._layers.values() for layer in layers):
+            layer.begin(batch)
         for stage, kind, microbatch in self._rows:
             self._run(stage, kind, microbatch, batch, samples, split=(stage, microbatch) in self._split)
         if self._trains:
@@ -106,6 +108,7 @@ class LayerProfiler:
         return self._footprints
 
     def _footprint(self, stage: Stage, batch: Batch, *, split: bool) -> Footprint:
+        stage.begin(batch)
         return measure_footprint(
             stage,
             lambda: self._input(stage, 0, batch).clone(),

@@ -14,6 +14,7 @@ from ppexec.config import RunConfig
 from ppexec.data import Batch, load_batch
 from ppexec.models import initialize_layer, load_model
 from ppexec.stage import Stage
+from ppexec.tied import SharedWeights
 from ppsim import Kind, Program
 from ppsim.partition import bounds
 
@@ -60,6 +61,7 @@ class Reference:
             initialize_layer(layer, index=index, seed=config.seed, device=device)
             for index, layer in enumerate(self._model.layers)
         ]
+        self._shared = SharedWeights(self.layers, self._model.tied)
         self._batches = [self._load(dp_rank) for dp_rank in range(config.dp)]
         self.outputs: list[dict[int, torch.Tensor]] = []
         self._magnitudes: dict[nn.Parameter, torch.Tensor] = {}
@@ -71,6 +73,7 @@ class Reference:
             seed=config.seed,
             step=0,
             microbatches=config.microbatches,
+            micro_batch_size=config.micro_batch_size,
             dp=config.dp,
             dp_rank=dp_rank,
             has_first=True,
@@ -87,10 +90,14 @@ class Reference:
         for layer in self.layers:
             layer.zero_grad(set_to_none=True)
         self._magnitudes.clear()
+        self._shared.clear()
         self.outputs = [{} for _ in self._batches]
         for batch, outputs in zip(self._batches, self.outputs, strict=True):
             for microbatch in order:
                 with torch.set_grad_enabled(not config.forward_only):
+                    self._shared.renew()
+                    if self._model.randomness is not None and not config.forward_only:
+                        self._model.randomness.at(batch.step, batch.samples[microbatch])
                     value = batch.inputs[microbatch].clone()  # layers may work in place
                     for first, last in bounds(config.layer_sizes):
                         for layer in self.layers[first:last]:
@@ -119,18 +126,22 @@ class Reference:
 
     def gradient(self, layer: int, name: str) -> torch.Tensor:
         """A parameter's gradient; zeros where nothing reached it, which is what an optimizer would see."""
+        layer, name = self._shared.place(layer, name)
         return gradient_of(self.layers[layer].get_parameter(name))
 
     def rounding(self, layer: int, name: str) -> torch.Tensor:
         """By how much another order of adding up can change each element of a gradient, in float64.
 
         n terms g added in floating point, in any order, are off by at most (n - 1) u / (1 - (n - 1) u) times the sum
-        of |g| (Higham, Accuracy and Stability of Numerical Algorithms, equation 4.4); here both sums are.
+        of |g| (Higham, Accuracy and Stability of Numerical Algorithms, equation 4.4); here both sums are. A tied weight
+        has two terms for each microbatch, one of each use.
         """
+        is_tied = self._shared.is_tied(layer, name)
+        layer, name = self._shared.place(layer, name)
         parameter = self.layers[layer].get_parameter(name)
-        terms = self._config.microbatches * self._config.dp
+        terms = self._config.microbatches * self._config.dp * (2 if is_tied else 1)
         slips = (terms - 1) * torch.finfo(parameter.dtype).eps / 2
-        magnitude = self._magnitudes.get(parameter)
+        magnitude = self._shared.magnitude(parameter) if is_tied else self._magnitudes.get(parameter)
         if magnitude is None:
             return torch.zeros(parameter.shape, dtype=torch.float64)
         return 2 * slips / (1 - slips) * magnitude
@@ -183,7 +194,7 @@ def _compare_gradients(worker: Worker, stage: int, reference: Reference | None) 
             mine = gradient_of(own[name]) if own else None
             theirs = _bring(worker, holder, reference.gradient(layer, name) if reference else None, mine)
             rounding = None
-            if worker.config.dp > 1:
+            if worker.config.dp > 1 or any((layer, name) in pair for pair in worker.model.tied):
                 blank = None if mine is None else torch.empty(mine.shape, dtype=torch.float64)
                 rounding = _bring(worker, holder, reference.rounding(layer, name) if reference else None, blank)
             if mine is not None and theirs is not None:

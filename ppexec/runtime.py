@@ -13,6 +13,7 @@ from ppexec.clock import now_ns
 from ppexec.data import Batch, fitted
 from ppexec.ledger import Ledger, gradient_bytes
 from ppexec.stage import Stage
+from ppexec.tied import TiedGradients
 from ppexec.timed import TimedStage
 from ppexec.transport import DistributedTransport
 from ppsim import Kind, Program
@@ -56,7 +57,8 @@ class Runtime:
     """One rank's part of a program, with its stages and its end of the links.
 
     replicas: the ranks that hold the same stages in other data-parallel replicas; a stage's gradients are added up over
-    them as soon as its last backward has ended (REDUCE_GRAD). None without replicas.
+    them as soon as its last backward has ended (REDUCE_GRAD). None without replicas. tied: weights in two
+    places, whose gradients are added up when the step is over.
     """
 
     def __init__(
@@ -67,8 +69,10 @@ class Runtime:
         transport: DistributedTransport,
         *,
         replicas: dist.ProcessGroup | None = None,
+        tied: TiedGradients | None = None,
     ) -> None:
         self._replicas = replicas
+        self._tied = tied
         self.stages = stages
         self._transport = transport
         needed_here = {
@@ -118,6 +122,7 @@ class Runtime:
         reductions: list[dist.Work] = []
         for stage in self.stages.values():
             stage.ledger = ledgers[stage.index] if ledgers else None
+            stage.begin(batch)
         self._transport.start()
         for rows in self._actions:
             inputs = [self._input(row, batch, results, record) for row in rows]
@@ -150,6 +155,8 @@ class Runtime:
         self._transport.finish()
         for reduction in reductions:
             reduction.wait()
+        if self._tied is not None:
+            self._tied.add()
         return record
 
     def _input(

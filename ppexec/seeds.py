@@ -8,6 +8,7 @@ reads alike on every mesh, schedule and placement.
 from __future__ import annotations
 
 import hashlib
+from collections.abc import Sequence
 
 import numpy as np
 import numpy.typing as npt
@@ -25,26 +26,30 @@ def parameter_seed(seed: int, *, layer: int, name: str) -> int:
     return derive(seed, "parameter", layer, name)
 
 
-def dropout_seed(seed: int, *, step: int, sample: int, layer: int) -> int:
-    """The seed of one sample's dropout in one layer; `sample` counts over the whole global batch."""
-    return derive(seed, "dropout", step, sample, layer)
+def dropout_seed(seed: int, *, step: int, sample: int, layer: int, site: str = "") -> int:
+    """The seed of one sample's dropout in one layer; `sample` counts over the whole global batch.
+
+    site: which of the layer's dropouts, where it has several.
+    """
+    return derive(seed, "dropout", step, sample, layer, *([site] if site else []))
 
 
 def dropout_mask(
     seed: int,
     *,
     step: int,
-    samples: list[int],
+    samples: Sequence[int],
     layer: int,
     shape: tuple[int, ...],
     drop: float,
+    site: str = "",
     tp: int = 1,
     tp_rank: int = 0,
 ) -> torch.Tensor:
     """Which elements stay: bool, shape (len(samples), *shape) with the last dimension cut to this tp rank's slice.
 
-    drop: probability that an element is dropped, 0 <= drop < 1. shape: one full sample's. Raises ValueError if the last
-    dimension does not divide by tp.
+    drop: probability that an element is dropped, 0 <= drop < 1. shape: one full sample's. site: which of the layer's
+    dropouts. Raises ValueError if the last dimension does not divide by tp.
     """
     if not 0 <= drop < 1:
         raise ValueError(f"drop must be a probability, 0 <= drop < 1, got {drop}")
@@ -53,7 +58,8 @@ def dropout_mask(
     width = shape[-1] // tp
     rows = []
     for sample in samples:
-        stream = np.random.Generator(np.random.Philox(dropout_seed(seed, step=step, sample=sample, layer=layer)))
+        key = dropout_seed(seed, step=step, sample=sample, layer=layer, site=site)
+        stream = np.random.Generator(np.random.Philox(key))
         rows.append(stream.random(shape) >= drop)
     full = torch.from_numpy(np.stack(rows))
     return full[..., tp_rank * width : (tp_rank + 1) * width].contiguous()

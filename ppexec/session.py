@@ -110,8 +110,7 @@ class Session:
 
     def summarise(self, rounds_by_rank: list[Any]) -> Profile:
         """Layer costs from rounds by rank."""
-        names = [f"{self.config.model} {layer}" for layer in range(self.config.layers)]
-        return summarise(rounds_by_rank, names, self.environment(), self.config.layer_sizes)
+        return summarise(rounds_by_rank, self.config.layer_names, self.environment(), self.config.layer_sizes)
 
     def probe_network(self) -> Network:
         """The links as measured at their own message sizes, waking the receiver up included; all of it is latency."""

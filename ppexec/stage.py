@@ -11,10 +11,13 @@ import torch
 import torch.distributed as dist
 from torch import nn
 
+from ppexec.data import Batch
 from ppexec.ledger import Ledger
 from ppexec.models import Model, initialize_layer
+from ppexec.models.dropout import Randomness
 from ppexec.models.model import Loss
 from ppexec.split import SplitBackward, Unit, add_weight_gradients
+from ppexec.tied import start_tied
 
 
 class _Held(NamedTuple):
@@ -31,8 +34,8 @@ class Stage:
     index: stage number. layers: its modules, real. loss: None unless it is the last stage. microbatches: of the step
     over all replicas; each one's loss counts 1 / microbatches, so that the step's loss is their mean. trains: False for
     an evaluation, which keeps nothing. copies_input: True where a layer works in place on the stage's input, which
-    autograd forbids and which the stage before may still need. ledger: where it writes what it holds; None counts
-    nothing.
+    autograd forbids and which the stage before may still need. randomness: what its layers' dropout asks where it is;
+    None without dropout. ledger: where it writes what it holds; None counts nothing.
     """
 
     def __init__(
@@ -45,6 +48,7 @@ class Stage:
         microbatches: int,
         trains: bool,
         copies_input: bool = False,
+        randomness: Randomness | None = None,
     ) -> None:
         self.index = index
         self.copies_input = copies_input
@@ -53,7 +57,9 @@ class Stage:
         self.loss = loss
         self.microbatches = microbatches
         self.trains = trains
+        self.randomness = randomness
         self.ledger: Ledger | None = None
+        self._batch = Batch()
         self._held: dict[int, _Held] = {}
         self._units: dict[int, list[Unit]] = {}
         self.losses: dict[int, torch.Tensor] = {}
@@ -67,6 +73,15 @@ class Stage:
     def _split(self) -> SplitBackward:
         """Made when first needed: its hooks cost every forward a little."""
         return SplitBackward(self.layers)
+
+    def begin(self, batch: Batch) -> None:
+        """What comes next is of this batch."""
+        self._batch = batch
+
+    def _announce(self, microbatch: int) -> None:
+        """Tell the layers' dropout what they compute next."""
+        if self.randomness is not None:
+            self.randomness.at(self._batch.step, self._batch.samples[microbatch])
 
     def forward(
         self, microbatch: int, inputs: torch.Tensor | None, target: torch.Tensor | None, *, split: bool = False
@@ -83,6 +98,7 @@ class Stage:
                 if self.loss is not None and target is not None:
                     self.losses[microbatch] = self.loss(output, target)
             return output.contiguous()
+        self._announce(microbatch)
         if not self.is_first and inputs.is_floating_point():
             inputs.requires_grad_()
         cutting: AbstractContextManager[list[Unit]] = self._split.recording(self.ledger) if split else nullcontext([])
@@ -151,7 +167,7 @@ class Stage:
 
     def part(self, begin: int, end: int, *, copies_input: bool) -> Stage:
         """Some of its layers as a stage of their own, with the data and loss that are theirs; nothing under way."""
-        return Stage(
+        part = type(self)(
             self.index if begin == 0 else -1,
             self.layers[begin:end],
             first_layer=self.first_layer + begin,
@@ -159,7 +175,10 @@ class Stage:
             microbatches=self.microbatches,
             trains=self.trains,
             copies_input=copies_input,
+            randomness=self.randomness,
         )
+        part.begin(self._batch)
+        return part
 
     def close(self) -> None:
         """Leave its layers as they were before it ran."""
@@ -170,6 +189,8 @@ class Stage:
 
     def clear(self) -> None:
         """Forget gradients, losses and microbatches under way."""
+        if self.randomness is not None:
+            self.randomness.off()
         self._held.clear()
         self._units.clear()
         self.losses.clear()
@@ -185,13 +206,23 @@ def build_stage(
     is_last: bool,
     microbatches: int,
     trains: bool,
+    recompute: bool = False,
     seed: int,
     device: torch.device,
     copies_input: bool = False,
 ) -> Stage:
-    """A stage with its own layers made real and initialised; the model's other layers stay as they are."""
-    modules = [initialize_layer(model.layers[layer], index=layer, seed=seed, device=device) for layer in layers]
-    return Stage(
+    """A stage with its own layers made real and initialised; the model's other layers stay as they are.
+
+    recompute: whether it keeps its layers' inputs alone (see `ppexec.recompute`).
+    """
+    from ppexec.recompute import RecomputingStage
+
+    modules = []
+    for layer in layers:
+        whole = initialize_layer(model.layers[layer], index=layer, seed=seed, device=device)
+        start_tied(whole, model, index=layer, seed=seed, device=device)
+        modules.append(whole)
+    return (RecomputingStage if recompute else Stage)(
         index,
         modules,
         first_layer=layers.start,
@@ -199,4 +230,5 @@ def build_stage(
         microbatches=microbatches,
         trains=trains,
         copies_input=copies_input,
+        randomness=model.randomness,
     )

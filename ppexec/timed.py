@@ -11,6 +11,7 @@ import torch
 import torch.distributed as dist
 
 from ppexec.clock import now_ns
+from ppexec.data import Batch
 from ppexec.ledger import Ledger
 from ppsim import StageCost
 
@@ -41,6 +42,9 @@ class TimedStage:
     def is_first(self) -> bool:
         """Whether it takes no other stage's output."""
         return self.index == 0
+
+    def begin(self, batch: Batch) -> None:
+        """No data is looked at."""
 
     def forward(
         self, microbatch: int, inputs: torch.Tensor | None, target: torch.Tensor | None, *, split: bool = False

@@ -25,6 +25,7 @@ from ppexec.reference import Comparison, compare_with_reference
 from ppexec.runtime import Runtime, StepRecord
 from ppexec.shapes import TensorSpec, first_overwriting, infer_boundaries
 from ppexec.stage import Stage, build_stage
+from ppexec.tied import TiedGradients
 from ppexec.timed import TimedStage, sharpen_sleep
 from ppexec.transport import DistributedTransport
 from ppexec.transport.ping import PingSample
@@ -74,7 +75,9 @@ class Worker:
             self.program, self._message_specs(), group=self.group, window=self.window, device=self.device
         )
         replicas = self.mesh.get_group("dp") if config.dp > 1 and not config.forward_only else None
-        self.runtime = Runtime(self.program, self.rank, self.stages, transport, replicas=replicas)
+        self.runtime = Runtime(
+            self.program, self.rank, self.stages, transport, replicas=replicas, tied=self._tied_gradients()
+        )
         self.peers: dict[str, Callable[[Batch], Any]] = {}
         self.offset_ns = offset_to_first_ns(self.group)
 
@@ -88,8 +91,22 @@ class Worker:
             is_last=stage == self.config.pipeline.stages - 1,
             microbatches=self.config.microbatches * self.config.dp,
             trains=not self.config.forward_only,
+            recompute=self.config.recompute,
             seed=self.config.seed,
             device=self.device,
+        )
+
+    def _tied_gradients(self) -> TiedGradients | None:
+        """Weights in two places of the model; None if there are none, or no gradients."""
+        if self.costs is not None or self.config.forward_only or not self.model.tied:
+            return None
+        held = [stage for stage in self.stages.values() if isinstance(stage, Stage)]
+        return TiedGradients(
+            self.model.tied,
+            stage_of=[stage for stage, size in enumerate(self.config.layer_sizes) for _ in range(size)],
+            placement=self.config.pipeline.placement,
+            modules={stage.first_layer + at: layer for stage in held for at, layer in enumerate(stage.layers)},
+            mesh=self.mesh,
         )
 
     def _timed_stage(self, stage: int, costs: Sequence[StageCost]) -> TimedStage:
@@ -159,6 +176,7 @@ class Worker:
             seed=self.config.seed,
             step=step,
             microbatches=self.config.microbatches,
+            micro_batch_size=self.config.micro_batch_size,
             dp=self.config.dp,
             dp_rank=self.dp_rank,
             has_first=self._has_first,

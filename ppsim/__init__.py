@@ -14,6 +14,7 @@ from ppsim.network import Network
 from ppsim.order import Order
 from ppsim.partition import partition, partition_sizes
 from ppsim.program import Program
+from ppsim.recompute import recompute_layers
 from ppsim.reduction import Reduction
 from ppsim.schedule import Schedule
 from ppsim.schedules import build_schedule, schedule_names
@@ -64,6 +65,7 @@ __all__ = [
     "partition",
     "partition_sizes",
     "read_huggingface_config",
+    "recompute_layers",
     "save_costs",
     "schedule_names",
     "search",

@@ -10,6 +10,7 @@ from typing import TYPE_CHECKING
 
 import torch
 
+from ppexec.models.gpt import gpt
 from ppexec.models.mlp import mlp
 from ppexec.models.model import Model
 from ppexec.seeds import derive
@@ -17,7 +18,7 @@ from ppexec.seeds import derive
 if TYPE_CHECKING:
     from ppexec.config import RunConfig
 
-_BUILT_IN: dict[str, Callable[[RunConfig], Model]] = {"mlp": mlp}
+_BUILT_IN: dict[str, Callable[[RunConfig], Model]] = {"gpt": gpt, "mlp": mlp}
 
 
 def resolve_factory(name: str) -> Callable[[RunConfig], Model]:
@@ -52,9 +53,9 @@ def load_model(config: RunConfig) -> Model:
         model = resolve_factory(config.model)(config)
     if not isinstance(model, Model):
         raise ValueError(f"model {config.model!r}: the factory must give a ppexec.Model, got {type(model).__name__}")
-    if len(model.layers) != config.layers:
+    if len(model.layers) != config.chain_length:
         raise ValueError(
-            f"model {config.model!r} has {len(model.layers)} layers, the configuration says {config.layers}: "
+            f"model {config.model!r} has {len(model.layers)} layers, the configuration says {config.chain_length}: "
             f"pass --layers {len(model.layers)}, or build config.layers of them"
         )
     return model

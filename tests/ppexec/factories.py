@@ -12,6 +12,7 @@ import pickle
 import signal
 import time
 from collections.abc import Callable
+from dataclasses import replace
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -21,6 +22,8 @@ import torch.distributed as dist
 from torch import nn
 
 from ppexec import Model, RunConfig
+from ppexec.models.dropout import Randomness, SeededDropout
+from ppexec.models.gpt import gpt
 
 INTEGERS = 11  # what an embedding here can take
 
@@ -245,6 +248,42 @@ def newest_results() -> dict[str, Any]:
         "gradients": gradients,
         "outputs": {int(target): output for output, target in _newest["ran"]},
     }
+
+
+def dropping(config: RunConfig) -> Model:
+    """Dropout and nothing else, on ones; remembers each sample's output."""
+    randomness = Randomness(config.seed)
+    outputs: dict[int, torch.Tensor] = {}
+
+    def sample(index: int) -> tuple[torch.Tensor, torch.Tensor]:
+        samples = torch.arange(index * config.micro_batch_size, (index + 1) * config.micro_batch_size)
+        return torch.ones(len(samples), 16), samples
+
+    def loss(output: torch.Tensor, target: torch.Tensor) -> torch.Tensor:
+        outputs.update(zip(target.tolist(), output.detach().clone(), strict=True))
+        return output.sum()
+
+    _newest.update(dropped=outputs)
+    layers = [SeededDropout(0.3, layer=at, site="only", randomness=randomness) for at in range(config.layers)]
+    return Model(layers=layers, sample=sample, loss=loss, randomness=randomness)
+
+
+def newest_outputs() -> dict[int, torch.Tensor]:
+    """What this rank's newest `dropping` model gave, by global sample."""
+    return _newest["dropped"]
+
+
+def kept_gpt(config: RunConfig) -> Model:
+    """The built-in GPT whose embedding and head count as layers; remembered for `kept_gradients`."""
+    model = gpt(replace(config, model="gpt", layers=config.layers - 2, partition="even"))
+    _newest.update(model=model)
+    return model
+
+
+def kept_gradients() -> dict[tuple[int, str], torch.Tensor]:
+    """The gradients on this rank, by layer and name."""
+    named = [(at, *item) for at, layer in enumerate(_newest["model"].layers) for item in layer.named_parameters()]
+    return {(at, name): parameter.grad for at, name, parameter in named if parameter.grad is not None}
 
 
 def _nothing(config: RunConfig) -> Model:

@@ -28,7 +28,7 @@ CPU = torch.device("cpu")
 @pytest.mark.parametrize(
     ("name", "message"),
     [
-        ("gpt5", "unknown model 'gpt5': take mlp or your own as package.module:factory"),
+        ("gpt5", "unknown model 'gpt5': take gpt, mlp or your own as package.module:factory"),
         ("", "unknown model ''"),
         (":factory", "unknown model ':factory'"),
         ("module:", "unknown model 'module:'"),

@@ -1,0 +1,43 @@
+"""Text: what a byte-level language model reads, in windows drawn by seed."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import numpy as np
+import torch
+
+from ppexec.seeds import derive
+
+VOCABULARY = 256
+
+
+def load_text(path: Path | None) -> torch.Tensor:
+    """The bytes of a file, uint8; without one, of this toolkit's own Python sources in the order of their paths.
+
+    Raises ValueError if the file cannot be read.
+    """
+    if path is None:
+        import ppexec
+        import ppsim
+
+        roots = [Path(package.__file__).parent for package in (ppexec, ppsim) if package.__file__]
+        sources = [file for root in roots for file in sorted(root.rglob("*.py"), key=lambda f: f.as_posix())]
+        text = b"".join(file.read_bytes() for file in sources)
+    else:
+        try:
+            text = path.read_bytes()
+        except OSError as error:
+            raise ValueError(f"cannot read the text {path}: {error.strerror or error}") from None
+    return torch.from_numpy(np.frombuffer(text, dtype=np.uint8).copy())
+
+
+def window(text: torch.Tensor, seq: int, *, seed: int, sample: int) -> torch.Tensor:
+    """The seq + 1 bytes of one global sample, int64, from a position that (seed, sample) alone decides.
+
+    Raises ValueError if the text has fewer bytes.
+    """
+    if len(text) <= seq:
+        raise ValueError(f"a text of {len(text)} bytes has no window of seq + 1 = {seq + 1}: take a longer text")
+    start = derive(seed, "window", sample) % (len(text) - seq)
+    return text[start : start + seq + 1].long()
