@@ -14,7 +14,7 @@ from ppexec.data import Batch
 from ppexec.ledger import Ledger
 from ppexec.stage import Stage
 from ppexec.timed import TimedStage
-from ppexec.transport import DistributedTransport
+from ppexec.transport import Transport
 from ppsim import Kind, Program
 
 
@@ -61,7 +61,7 @@ class Runtime:
         program: Program,
         rank: int,
         stages: Mapping[int, Stage | TimedStage],
-        transport: DistributedTransport,
+        transport: Transport,
         *,
         replicas: dist.ProcessGroup | None = None,
     ) -> None:

@@ -25,7 +25,7 @@ from ppexec.runtime import Runtime, StepRecord
 from ppexec.shapes import TensorSpec, infer_boundaries
 from ppexec.stage import Stage, build_stage
 from ppexec.timed import TimedStage, sharpen_sleep
-from ppexec.transport import DistributedTransport
+from ppexec.transport import DistributedTransport, Transport, open_shared
 from ppexec.transport.probe import LinkSample, probe_links
 from ppsim import StageCost
 from ppsim.check import smallest_receive_window
@@ -66,14 +66,21 @@ class Worker:
             self._refuse_what_does_not_fit()
             self.boundaries = self._agree_on_boundaries()
             self.stages = {stage: self._real_stage(stage) for stage in config.pipeline.stages_of(self.rank)}
-        window = config.receive_window or self._ample_window()
-        transport = DistributedTransport(
-            self.program, self._message_specs(), group=self.group, window=window, device=self.device
-        )
+        self.transport = self._open_transport()
         replicas = self.mesh.get_group("dp") if config.dp > 1 and not config.forward_only else None
-        self.runtime = Runtime(self.program, self.rank, self.stages, transport, replicas=replicas)
+        self.runtime = Runtime(self.program, self.rank, self.stages, self.transport, replicas=replicas)
         self.peers: dict[str, Callable[[Batch], Any]] = {}
         self.offset_ns = offset_to_first_ns(self.group)
+
+    def _open_transport(self) -> Transport:
+        """Through shared memory where that can be; a window that is asked for is one of posted receives."""
+        specs = self._message_specs()
+        if not self.config.receive_window:
+            timeout = timedelta(seconds=self.config.timeout_s)
+            if shared := open_shared(self.program, specs, group=self.group, timeout=timeout):
+                return shared
+        window = self.config.receive_window or self._ample_window()
+        return DistributedTransport(self.program, specs, group=self.group, window=window, device=self.device)
 
     def _real_stage(self, stage: int) -> Stage:
         return build_stage(
