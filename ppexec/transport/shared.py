@@ -105,7 +105,7 @@ def open_shared(
     What one core stores must be seen by others in the order of the program, as on x86-64.
     """
     size_bytes = _starts(specs)[-1]
-    fits = 0 < len(specs) and size_bytes <= _MOST_BYTES and max(spec.size_bytes for spec in specs) <= _LARGEST_BYTES
+    fits = len(specs) > 0 and size_bytes <= _MOST_BYTES and max(spec.size_bytes for spec in specs) <= _LARGEST_BYTES
     places = _gathered(_place() if fits else None, group)
     if places[0] is None or len(set(places)) > 1:
         return None

@@ -150,7 +150,11 @@ def test_a_dead_sender_is_an_error_at_once_but_what_it_sent_arrives(pool: Worker
 
 
 def is_shared(size_bytes: int, count: int) -> bool:
-    program = ppsim.build_schedule("afab", ranks=2, microbatches=count, ).program
+    program = ppsim.build_schedule(
+        "afab",
+        ranks=2,
+        microbatches=count,
+    ).program
     specs = [TensorSpec(shape=(size_bytes,), dtype=torch.uint8)] * len(program.messages)
     group = dist.group.WORLD
     assert group is not None
