@@ -15,7 +15,7 @@ from ppexec.ledger import Ledger, gradient_bytes
 from ppexec.stage import Stage
 from ppexec.tied import TiedGradients
 from ppexec.timed import TimedStage
-from ppexec.transport import DistributedTransport
+from ppexec.transport import Transport
 from ppsim import Kind, Program
 
 
@@ -66,7 +66,7 @@ class Runtime:
         program: Program,
         rank: int,
         stages: Mapping[int, Stage | TimedStage],
-        transport: DistributedTransport,
+        transport: Transport,
         *,
         replicas: dist.ProcessGroup | None = None,
         tied: TiedGradients | None = None,

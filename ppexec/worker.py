@@ -27,10 +27,11 @@ from ppexec.shapes import TensorSpec, first_overwriting, infer_boundaries
 from ppexec.stage import Stage, build_stage
 from ppexec.tied import TiedGradients
 from ppexec.timed import TimedStage, sharpen_sleep
-from ppexec.transport import DistributedTransport
-from ppexec.transport.ping import PingSample
+from ppexec.transport import DistributedTransport, SharedMemory, SharedTransport, Transport, open_memory
+from ppexec.transport.ping import BURSTS, MakeTransport, PingSample
 from ppexec.transport.probe import LinkSample, probe_links, probe_sizes
-from ppsim import StageCost
+from ppexec.transport.shared import LARGEST_BYTES, fits, size_of
+from ppsim import Program, StageCost
 from ppsim.check import smallest_receive_window
 from ppsim.partition import bounds
 
@@ -70,16 +71,44 @@ class Worker:
             self.boundaries = self._agree_on_boundaries()
             self.overwriting = first_overwriting(self.model.layers, self.boundaries[0])
             self.stages = {stage: self._real_stage(stage) for stage in config.pipeline.stages_of(self.rank)}
-        self.window = config.receive_window or self._ample_window()
-        transport = DistributedTransport(
-            self.program, self._message_specs(), group=self.group, window=self.window, device=self.device
-        )
+        self.transport = self._open_transport()
         replicas = self.mesh.get_group("dp") if config.dp > 1 and not config.forward_only else None
         self.runtime = Runtime(
-            self.program, self.rank, self.stages, transport, replicas=replicas, tied=self._tied_gradients()
+            self.program, self.rank, self.stages, self.transport, replicas=replicas, tied=self._tied_gradients()
         )
         self.peers: dict[str, Callable[[Batch], Any]] = {}
         self.offset_ns = offset_to_first_ns(self.group)
+
+    def _open_transport(self) -> Transport:
+        """Through shared memory where that can be; a window that is asked for is one of posted receives."""
+        specs = self._message_specs()
+        if not self.config.receive_window and fits(specs) and (memory := self._open_memory(size_of(specs))):
+            return SharedTransport(self.program, specs, memory=memory, rank=self.rank)
+        window = self.config.receive_window or self._ample_window()
+        return DistributedTransport(self.program, specs, group=self.group, window=window, device=self.device)
+
+    def _open_memory(self, size_bytes: int) -> SharedMemory | None:
+        timeout = timedelta(seconds=self.config.timeout_s)
+        return open_memory(size_bytes, group=self.group, timeout=timeout)
+
+    def _what_carries(self) -> MakeTransport:
+        """The transport that a run would take for messages of given sizes, for two ranks alone to make. Collective."""
+        memory = self._probe_memory
+
+        def make(program: Program, specs: Sequence[TensorSpec], window: int) -> Transport:
+            if memory is not None and fits(specs):
+                return SharedTransport(program, specs, memory=memory, rank=self.rank)
+            return DistributedTransport(program, specs, group=self.group, window=window, device=self.device)
+
+        return make
+
+    @cached_property
+    def _probe_memory(self) -> SharedMemory | None:
+        """For a burst of messages; None where gloo carries all."""
+        if self.config.receive_window:
+            return None
+        burst = [TensorSpec(shape=(LARGEST_BYTES,), dtype=torch.uint8)] * max(BURSTS)
+        return self._open_memory(size_of(burst))
 
     def _real_stage(self, stage: int) -> Stage:
         begin, end = self.layer_bounds[stage]
@@ -235,9 +264,13 @@ class Worker:
             parameter_bytes=None if is_timed else parameter_bytes(layers),
         )
 
+    def transport_name(self) -> str:
+        """What carries this rank's messages."""
+        return type(self.transport).__name__
+
     def receive_window(self) -> int:
         """How many receives are posted ahead on each link."""
-        return self.window
+        return self.transport.window
 
     def profile(self, rounds: int, first_step: int = 0) -> list[LayerSamples]:
         """Time this rank's layers, in its order, at the same time as the other ranks time theirs."""
@@ -250,11 +283,16 @@ class Worker:
 
     def probe(self) -> list[LinkSample]:
         """What a message costs on every link of the program, measured by its sender."""
-        return probe_links(self.program, self._message_specs(), self.group, offset_ns=self.offset_ns)
+        make_transport = self._what_carries() if isinstance(self.transport, SharedTransport) else None
+        return probe_links(
+            self.program, self._message_specs(), self.group, offset_ns=self.offset_ns, make_transport=make_transport
+        )
 
     def probe_sizes(self, size_bytes: Sequence[int], rounds: int) -> list[PingSample]:
         """What messages of these sizes cost between any two ranks, measured by their senders."""
-        return probe_sizes(size_bytes, self.group, rounds=rounds, offset_ns=self.offset_ns)
+        return probe_sizes(
+            size_bytes, self.group, rounds=rounds, offset_ns=self.offset_ns, make_transport=self._what_carries()
+        )
 
     def message_bytes(self) -> list[int]:
         """The size of every message of the program."""

@@ -9,9 +9,11 @@ Method     PyTorch's ScheduleGPipe, Schedule1F1B and schedule runtime and ours r
            The floor is the prediction from F and B alone, each measured in a plain loop without messages in between. A
            step is timed from the barrier before it to the last rank's end. Overhead is (step - floor) / microbatches.
 
-Answer     On two cores (AMD EPYC, gloo, torch 2.13), tiny tensors: AFAB costs 0.37 ms a microbatch beside its
-           computations, a quarter of ScheduleGPipe's 1.51 ms; 1F1B 1.10 ms against 1.56 ms, as there a rank waits for
-           its neighbour at every microbatch and waking up takes 0.3 ms. The machine's noise is a factor of two.
+Answer     On two cores (AMD EPYC, torch 2.13), tiny tensors, ours over gloo (as `--receive-window 64` still asks
+           for): AFAB costs 0.37 ms a microbatch beside its computations, a quarter of ScheduleGPipe's 1.51 ms; 1F1B
+           1.10 ms against 1.56 ms, as there a rank waits for its neighbour at every microbatch and waking up takes
+           0.3 ms. A gloo message says that it is there only to who waits for it, so it cannot be polled. Small messages
+           now go through shared memory, which can; that has not been measured by this study on a quiet machine yet.
 
 Writes DIR/report.html and summary.json.
 """

@@ -34,7 +34,8 @@ class DistributedTransport:
     ) -> None:
         messages = program.messages
         rank = dist.get_rank(group)
-        self._group, self._window, self._device = group, window, device
+        self.window = window
+        self._group, self._device = group, device
         self._specs = list(specs)
         self._source = messages.source.tolist()
         self._destination = messages.destination.tolist()
@@ -51,7 +52,7 @@ class DistributedTransport:
         """Post the first receives of every link."""
         self._to_post = {source: deque(messages) for source, messages in self._from_source.items()}
         for queue in self._to_post.values():
-            for _ in range(min(self._window, len(queue))):
+            for _ in range(min(self.window, len(queue))):
                 self._post(queue.popleft())
 
     def _post(self, message: int) -> None:

@@ -13,7 +13,7 @@ import time
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from functools import partial
-from typing import Any, Protocol
+from typing import Any
 
 import numpy as np
 import numpy.typing as npt
@@ -23,11 +23,12 @@ import torch.distributed as dist
 from ppexec.clock import now_ns
 from ppexec.shapes import TensorSpec
 from ppexec.transport.distributed import DistributedTransport
+from ppexec.transport.transport import Transport
 from ppsim import Program, Schedule
 
 ASLEEP_S = 0.003
 """How long a receiver has waited that is called asleep: its core has had time to idle."""
-_BURSTS = (1, 2, 4, 8)
+BURSTS = (1, 2, 4, 8)
 _BURST_BYTES = 32 << 20  # of one burst, beyond two messages
 _UNCOUNTED = 3  # first rounds: buffers are touched, connections wake
 _READY_TAG = 1 << 20  # no message of a ping has it
@@ -36,21 +37,12 @@ _READY_TAG = 1 << 20  # no message of a ping has it
 Times = npt.NDArray[np.int64]
 
 
-class Transport(Protocol):
-    """One rank's end of its links, as the runtime uses it."""
-
-    def start(self) -> None: ...
-    def send(self, message: int, tensor: torch.Tensor) -> None: ...
-    def receive(self, message: int) -> torch.Tensor: ...
-    def finish(self) -> None: ...
-
-
 MakeTransport = Callable[[Program, Sequence[TensorSpec], int], Transport]
 """From a program, its messages' specs and how many receives are posted ahead."""
 
 
 def gloo_transport(group: dist.ProcessGroup) -> MakeTransport:
-    """The transport of the runtime, over this group."""
+    """Messages through gloo, over this group."""
 
     def make(program: Program, specs: Sequence[TensorSpec], window: int) -> Transport:
         return DistributedTransport(program, specs, group=group, window=window, device=torch.device("cpu"))
@@ -111,7 +103,7 @@ def ping(
     The sample where the sender calls, None where the receiver does. Kinds of measurement take turns, so that a
     disturbance meets them alike. offset_ns: from this rank's clock to the first rank's.
     """
-    counts = [count for count in _BURSTS if count <= 2 or count * size_bytes <= _BURST_BYTES]
+    counts = [count for count in BURSTS if count <= 2 or count * size_bytes <= _BURST_BYTES]
     ends = {
         count: _End(source, destination, size_bytes, count, group, offset_ns, make_transport or gloo_transport(group))
         for count in counts

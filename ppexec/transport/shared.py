@@ -1,0 +1,203 @@
+"""Messages through memory that the ranks of one machine share: what is small is copied, and nobody is woken."""
+
+from __future__ import annotations
+
+import mmap
+import os
+import platform
+import select
+import weakref
+from collections.abc import Sequence
+from dataclasses import dataclass
+from datetime import timedelta
+from typing import Any
+
+import torch
+import torch.distributed as dist
+
+from ppexec.clock import machine_id, now_ns
+from ppexec.shapes import TensorSpec
+from ppsim import Program
+
+LARGEST_BYTES = 1 << 20  # of a message: beyond, two copies by the ranks cost more than waking a thread that copies
+_MOST_BYTES = 64 << 20  # of all messages of a step
+_ALIGNMENT_BYTES = 64
+_AWAKE_NS = 300_000  # as long as falling asleep and being woken takes
+_ASLEEP_S = 50e-6
+
+
+@dataclass(frozen=True, kw_only=True)
+class SharedMemory:
+    """Memory that all ranks of a group have, all zeros at first, and what tells that a rank's process has ended.
+
+    processes: a descriptor of each rank's process. timeout: how long to wait for a message. spins: whether there are
+    cores enough to wait awake.
+    """
+
+    memory: mmap.mmap
+    processes: tuple[int, ...]
+    timeout: timedelta
+    spins: bool
+
+    def __post_init__(self) -> None:
+        weakref.finalize(self, _close, self.processes)
+
+
+class SharedTransport:
+    """One rank's end of all its links, each message of a step having its own place in shared memory.
+
+    A message is two copies and a flag. So nobody waits in a send, and messages may be used in any order. A receiver
+    looks for its flag, giving way to whoever has work, for as long as it would take to be woken; then it sleeps between
+    looks. Ranks that outnumber the cores sleep at once. A receiver raises RuntimeError when the sender's process has
+    ended, or after the timeout.
+
+    program: what runs. specs: of each message, shape (messages,). memory: large enough for them (`size_of`).
+    """
+
+    def __init__(self, program: Program, specs: Sequence[TensorSpec], *, memory: SharedMemory, rank: int) -> None:
+        messages = program.messages
+        self.window = int(messages.position.max()) + 1  # all there are: each has its place
+        self._memory = memory
+        self._timeout_ns = round(memory.timeout.total_seconds() * 1e9)
+        self._awake_ns = _AWAKE_NS if memory.spins else 0
+        self._source, self._destination = messages.source.tolist(), messages.destination.tolist()
+        self._is_full = memoryview(memory.memory)[: 8 * len(specs)].cast("q")
+        whole = torch.frombuffer(memory.memory, dtype=torch.uint8)
+        self._places = [
+            whole[start : start + spec.size_bytes].view(spec.dtype).view(spec.shape)
+            for spec, start in zip(specs, _starts(specs), strict=False)
+        ]
+        self._sizes = [spec.size_bytes for spec in specs]
+        self._incoming_bytes = sum(
+            size for size, destination in zip(self._sizes, self._destination, strict=True) if destination == rank
+        )
+        self.posted_bytes = 0
+
+    def start(self) -> None:
+        """Every message has a place to come to."""
+        self.posted_bytes = self._incoming_bytes
+
+    def finish(self) -> None:
+        """Nothing is under way."""
+
+    def send(self, message: int, tensor: torch.Tensor) -> None:
+        """Copy a message to its place; only a receiver that is a whole step behind is waited for."""
+        if self._is_full[message]:
+            self._wait_until(0, message, self._destination[message])
+        self._places[message].copy_(tensor)
+        self._is_full[message] = 1
+
+    def receive(self, message: int) -> torch.Tensor:
+        """Wait for a message; the copy is the receiver's own."""
+        if not self._is_full[message]:
+            self._wait_until(1, message, self._source[message])
+        tensor = self._places[message].clone()
+        self._is_full[message] = 0
+        self.posted_bytes -= self._sizes[message]
+        return tensor
+
+    def _wait_until(self, state: int, message: int, peer: int) -> None:
+        is_full, began = self._is_full, now_ns()
+        while is_full[message] != state:
+            waited_ns = now_ns() - began
+            if waited_ns < self._awake_ns:
+                os.sched_yield()
+                continue
+            ended, _, _ = select.select([self._memory.processes[peer]], [], [], _ASLEEP_S)
+            if is_full[message] == state:
+                return
+            if ended:
+                raise RuntimeError(f"rank {peer}'s process ended before message {message} had gone through")
+            if waited_ns > self._timeout_ns:
+                raise RuntimeError(f"waited {waited_ns / 1e9:.0f} s for rank {peer} and message {message}: timed out")
+
+
+def fits(specs: Sequence[TensorSpec]) -> bool:
+    """Whether these messages are few and small enough to go through shared memory."""
+    return bool(specs) and size_of(specs) <= _MOST_BYTES and max(spec.size_bytes for spec in specs) <= LARGEST_BYTES
+
+
+def size_of(specs: Sequence[TensorSpec]) -> int:
+    """The bytes that these messages take, each in a place of its own, with their flags."""
+    return _starts(specs)[-1]
+
+
+def open_memory(size_bytes: int, *, group: dist.ProcessGroup, timeout: timedelta) -> SharedMemory | None:
+    """Memory shared by all ranks of the group, if they are on one machine that has it, else None. Collective.
+
+    It has no name, so that none is left behind by a killed process; the others find it through its owner. What one core
+    stores must be seen by others in the order of the program, as on x86-64.
+    """
+    places = _gathered(_place(), group)
+    if places[0] is None or len(set(places)) > 1:
+        return None
+    owned = _create(size_bytes) if dist.get_rank(group) == 0 else -1
+    ends = _gathered((os.getpid(), owned), group)
+    memory, processes = _find(ends, size_bytes)
+    everybody_has_it = all(_gathered(memory is not None, group))  # also the moment from which its owner may close it
+    if owned >= 0:
+        os.close(owned)
+    if memory is None or not everybody_has_it:
+        _close(processes)
+        return None
+    spins = dist.get_world_size() * torch.get_num_threads() <= len(os.sched_getaffinity(0))
+    return SharedMemory(memory=memory, processes=tuple(processes), timeout=timeout, spins=spins)
+
+
+def _starts(specs: Sequence[TensorSpec]) -> list[int]:
+    """Where each message has its place, after the flags of all; and where the last one ends."""
+    starts = [_aligned(8 * len(specs))]
+    for spec in specs:
+        starts.append(starts[-1] + _aligned(spec.size_bytes))
+    return starts
+
+
+def _aligned(size_bytes: int) -> int:
+    return -(-size_bytes // _ALIGNMENT_BYTES) * _ALIGNMENT_BYTES
+
+
+def _gathered(value: Any, group: dist.ProcessGroup) -> list[Any]:
+    values: list[Any] = [None] * dist.get_world_size(group)
+    dist.all_gather_object(values, value, group=group)
+    return values
+
+
+def _place() -> tuple[str, str] | None:
+    """Where process ids mean the same as here; None if what is needed is not there."""
+    if platform.machine() not in ("x86_64", "AMD64") or not hasattr(os, "memfd_create"):
+        return None
+    try:
+        return machine_id(), os.readlink("/proc/self/ns/pid")
+    except OSError:
+        return None
+
+
+def _create(size_bytes: int) -> int:
+    """A descriptor of new memory, all zeros; -1 if there is none to be had."""
+    try:
+        descriptor = os.memfd_create("messages")
+        os.ftruncate(descriptor, size_bytes)
+    except OSError:
+        return -1
+    return descriptor
+
+
+def _find(ends: Sequence[tuple[int, int]], size_bytes: int) -> tuple[mmap.mmap | None, list[int]]:
+    """The first rank's memory, and what tells that a process has ended; None if it may not be had."""
+    processes: list[int] = []
+    try:
+        owner, owned = ends[0]
+        descriptor = os.open(f"/proc/{owner}/fd/{owned}", os.O_RDWR | os.O_CLOEXEC)
+        try:
+            memory = mmap.mmap(descriptor, size_bytes)
+        finally:
+            os.close(descriptor)
+        processes += [os.pidfd_open(process) for process, _ in ends]
+    except OSError:
+        return None, processes
+    return memory, processes
+
+
+def _close(descriptors: Sequence[int]) -> None:
+    for descriptor in descriptors:
+        os.close(descriptor)
