@@ -74,9 +74,27 @@ def test_each_stage_is_reduced_from_its_last_backward_on(pool: WorkerPool, sched
             assert record.reduced_bytes[stage] == config.layer_sizes[stage] * block_bytes
 
 
+@pytest.mark.parametrize("compute", ["real", "timed"])
+def test_a_trace_has_every_stages_reduction(pool: WorkerPool, compute: str) -> None:
+    cost = ppsim.StageCost(forward_s=0.001, backward_input_s=0.001, backward_weight_s=0.001, output_bytes=64,
+                           parameter_bytes=4096)  # fmt: skip
+    costs = [cost] * 4 if compute == "timed" else None
+    with Session(tiny(dp=2, schedule="interleaved-1f1b", compute=compute), pool=pool, costs=costs) as session:
+        (trace,) = session.measure(1)
+    assert trace.reduce_start_s is not None
+    assert trace.reduce_end_s is not None
+    last = [max(trace.end_s[list(trace.program.stage == stage)]) for stage in range(4)]
+    assert (trace.reduce_start_s >= last).all()
+    assert (trace.reduce_end_s > trace.reduce_start_s).all()
+    assert trace.reduce_bytes.tolist() == [4096 if costs else 4 * (2 * 8 * 32 + 32 + 8)] * 4
+    assert trace.step_s >= trace.makespan_s
+
+
 def test_one_replica_reduces_nothing(pool: WorkerPool) -> None:
     _, seen = records(pool)
     assert all(record.reduced_ns == {} and record.reduced_bytes == {} for record in seen)
+    with Session(tiny(), pool=pool) as session:
+        assert session.measure(1)[0].reduce_end_s is None
 
 
 def test_timed_compute_reduces_as_many_bytes_as_its_costs_have_parameters(pool: WorkerPool) -> None:

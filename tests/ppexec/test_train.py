@@ -7,6 +7,7 @@ from pathlib import Path
 
 import pytest
 import torch
+import torch.distributed.checkpoint
 from torch.nn import functional
 
 import ppexec
@@ -129,12 +130,26 @@ def test_losses_are_added_up_by_global_index_alone() -> None:
         mean_losses(config, seen[:2])
 
 
-def test_a_nudge_moves_every_parameter_by_a_rounding_and_alike_on_every_mesh(pool: WorkerPool) -> None:
-    losses = []
-    for at in [(1, 1, 1), (1, 2, 2)]:
+@pytest.mark.filterwarnings("ignore:torch.distributed is disabled")
+def test_a_nudge_moves_every_parameter_by_a_rounding_and_alike_on_every_mesh(pool: WorkerPool, tmp_path: Path) -> None:
+    """Read from the checkpoints of both meshes, as anyone can, in one process."""
+    config = mesh(1, 1, 1)
+    initial = {
+        f"model.layers.{index}.{name}": parameter.detach()
+        for index, layer in enumerate(load_model(config).layers)
+        for name, parameter in initialize_layer(
+            layer, index=index, seed=config.seed, device=torch.device("cpu")
+        ).named_parameters()
+    }
+    for number, at in enumerate([(1, 1, 1), (1, 2, 2)]):
         with Session(mesh(*at), pool=pool) as session:
             session.nudge()
-            losses.append(session.train(1)[0])
-    assert losses[0] == pytest.approx(losses[1], rel=1e-14)
-    assert losses[0] != plain_losses(mesh(1, 1, 1), 1)[0]
-    assert losses[0] == pytest.approx(plain_losses(mesh(1, 1, 1), 1)[0], rel=1e-13)
+            folder = session.save_checkpoint(tmp_path / str(number))
+        found = {key: torch.zeros_like(value) for key, value in initial.items()}
+        torch.distributed.checkpoint.load(found, checkpoint_id=folder, no_dist=True)
+        for key, value in initial.items():
+            assert torch.allclose(found[key], value, rtol=4.5e-16, atol=0)
+            assert (found[key] != value).all()
+        if number == 0:
+            first = found
+    assert all(torch.equal(first[key], found[key]) for key in initial)
