@@ -14,9 +14,10 @@ Method     All start from the same model (a parameter depends on seed, layer and
            than a thousandth of it: a training that amplifies roundings beyond that shows nothing and fails. Each mesh
            saves half-way; the next in the list loads that and takes one step, held to the same.
 
-Answer     Yes. On two cores (gloo, torch 2.13, float32), 30 steps of a 4-block MLP on five meshes: a pipeline alone gives
-           one process's curve bit by bit; with dp or tp every loss is within 1.5e-8 of it, as far as the control's, and
-           the loss after a move to another mesh is the same to the last bit. In float64 curves are within 2.2e-16.
+Answer     Yes. On two cores (gloo, torch 2.13, float32), 30 steps of a 4-block MLP on five meshes: a pipeline alone
+           gives one process's curve bit by bit; with dp or tp every loss is within 1.5e-8 of it, as far as the
+           control's, and the loss after a move to another mesh is the same to the last bit. In float64 curves are
+           within 2.2e-16.
 
 Writes DIR/report.html (curves, and their distance from one process's) and summary.json. Exit code 1 if any differ.
 """
