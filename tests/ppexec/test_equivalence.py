@@ -82,8 +82,11 @@ EIGHT = [(dp, pp, tp) for dp in (1, 2) for pp in (1, 2) for tp in (1, 2)]
 
 @pytest.mark.parametrize("schedule", ["1f1b", "zb-h1", "zb-v"])
 @pytest.mark.parametrize(("dp", "pp", "tp"), EIGHT)
-def test_the_mlp_is_equal_on_all_eight_meshes(pool: WorkerPool, schedule: str, dp: int, pp: int, tp: int) -> None:
-    config = tiny(dp=dp, ranks=pp, tp=tp, schedule=schedule, dtype="float64")
+@pytest.mark.parametrize("model", ["mlp", "gpt"])
+def test_both_models_are_equal_on_all_eight_meshes(
+    pool: WorkerPool, model: str, schedule: str, dp: int, pp: int, tp: int
+) -> None:
+    config = tiny(model=model, dp=dp, ranks=pp, tp=tp, schedule=schedule, dtype="float64")
     report = ppexec.verify(config, pool=pool)
     assert report.passed
     assert report.gradients_bit_equal == (dp * tp == 1)
