@@ -1,14 +1,16 @@
-"""The three things one does with a configuration: run it, verify it, profile it."""
+"""The things one does with a configuration: run it, verify it, profile it, train with it."""
 
 from __future__ import annotations
 
 from dataclasses import replace
+from pathlib import Path
 
 from ppexec.config import RunConfig
 from ppexec.measure import median_step, with_memory
 from ppexec.pool import WorkerPool
 from ppexec.profile import Profile
 from ppexec.session import Session
+from ppexec.train import TrainReport
 from ppexec.verify import VerifyReport
 from ppsim import LayerCost, StageCost, Trace
 
@@ -43,6 +45,32 @@ def verify(config: RunConfig, *, pool: WorkerPool | None = None) -> VerifyReport
     """Run one step and compare outputs and gradients with one process without a pipeline, bit by bit."""
     with Session(config, pool=pool) as session:
         return session.verify()
+
+
+def train(
+    config: RunConfig,
+    *,
+    steps: int | None = None,
+    save: Path | None = None,
+    resume: Path | None = None,
+    pool: WorkerPool | None = None,
+) -> TrainReport:
+    """Train by `steps` optimizer steps (AdamW; `config.steps` unless given) and say each one's loss.
+
+    resume: a checkpoint to go on from, of any mesh; its data goes on too. save: a directory for one, after the last
+    step. Raises ValueError for what cannot run and for a checkpoint of another model, WorkerError if a worker dies.
+    """
+    with Session(config, pool=pool) as session:
+        first = session.load_checkpoint(resume) if resume else 0
+        count = config.steps if steps is None else steps
+        losses = session.train(count)
+        folder = session.save_checkpoint(save) if save else None
+    return TrainReport(
+        steps=list(range(first, first + count)),
+        losses=losses,
+        checkpoint=None if folder is None else str(folder),
+        config=config.plain().to_dict(),
+    )
 
 
 def profile(config: RunConfig, *, pool: WorkerPool | None = None) -> list[LayerCost]:

@@ -1,4 +1,4 @@
-"""The command line `ppexec`: a thin face of run, verify and profile."""
+"""The command line `ppexec`: a thin face of run, verify, profile and train."""
 
 from __future__ import annotations
 
@@ -28,7 +28,7 @@ class Output:
 
     out: OptionalFile = None
     """File to write. run: the trace, .json or .json.gz for Perfetto, .csv as a table, else for ppsim.Trace.load;
-    profile: the costs, .json or .csv; verify: the report, as JSON."""
+    profile: the costs, .json or .csv; verify and train: the report, as JSON."""
     json: bool = False
     """Print one JSON object and nothing else on standard output."""
 
@@ -144,6 +144,27 @@ class Profile(Run):
         self._print(document, lines)
 
 
+@dataclass(frozen=True, kw_only=True)
+class Train(Run):
+    """Train by --steps optimizer steps (AdamW); prints each one's loss."""
+
+    save: OptionalFile = None
+    """Directory for a checkpoint after the last step."""
+    resume: OptionalFile = None
+    """Checkpoint to go on from, saved on any mesh."""
+
+    def execute(self) -> None:
+        """Print and write what `ppexec.train` gives."""
+        report = ppexec.train(self, save=self.save, resume=self.resume)
+        if not _speaks():
+            return
+        if self.out:
+            self.out.write_text(json.dumps(report.to_dict(), indent=1) + "\n", encoding="utf-8")
+        lines = [f"{'step':>6}  {'loss':>12}"]
+        lines += [f"{step:>6}  {loss:>12.6f}" for step, loss in zip(report.steps, report.losses, strict=True)]
+        self._print(report.to_dict(), [*lines, *([f"saved to {report.checkpoint}"] if report.checkpoint else [])])
+
+
 def _speaks() -> bool:
     """Under torchrun the first process alone prints and writes."""
     if not under_torchrun():
@@ -162,6 +183,7 @@ Command = (
     Annotated[Run, tyro.conf.subcommand("run")]
     | Annotated[Verify, tyro.conf.subcommand("verify")]
     | Annotated[Profile, tyro.conf.subcommand("profile")]
+    | Annotated[Train, tyro.conf.subcommand("train")]
 )
 
 

@@ -69,11 +69,15 @@ class RunConfig:
     dp: int = 1
     """Data-parallel replicas."""
     tp: int = 1
-    """Tensor-parallel ranks."""
+    """Tensor-parallel ranks: each layer's weights are sharded over them, as the model plans."""
     steps: int = 10
     """Measured steps."""
     warmup: int = 2
     """Steps before the measured ones."""
+    learning_rate: float = 1e-3
+    """AdamW's step size in a training."""
+    weight_decay: float = 0.01
+    """AdamW's decay in a training."""
     forward_only: bool = False
     """Evaluation: forwards alone, no gradients."""
     seed: int = 0
@@ -101,6 +105,9 @@ class RunConfig:
             self._at_least(name, 0)
         if not 0 < self.timeout_s < 1e7:
             raise ValueError(f"timeout_s must be seconds > 0 (and below 1e7), got {self.timeout_s}")
+        for name in ("learning_rate", "weight_decay"):
+            if not 0 <= getattr(self, name) < 1e6:
+                raise ValueError(f"{name} must be a number of 0 or more, got {getattr(self, name)}")
         self._refuse_what_is_not_there()
         for name, value in _PRESETS[self.preset].items():
             self._default(name, value)
@@ -111,7 +118,9 @@ class RunConfig:
         self._default("ranks", schedule.ranks)
         self._default("microbatches", schedule.microbatches)
         self._default("global_batch_size", self.microbatches * self.micro_batch_size * self.dp)
-        self._default("threads", max((os.cpu_count() or 1) // self.world_size, 1))
+        # torchrun says how many of the processes are on this machine; they may differ from one to the next.
+        here = int(os.environ.get("LOCAL_WORLD_SIZE", 0)) or self.world_size
+        self._default("threads", max((os.cpu_count() or 1) // here, 1))
         self._check_window()
         self.layer_costs, self.layer_sizes  # noqa: B018  (refuse a bad file or cut now, not in the workers)
 
@@ -148,8 +157,6 @@ class RunConfig:
                     raise ValueError(f"{what} {value} does not divide by {by} {count}: take {by} {fitting}, say")
 
     def _refuse_what_is_not_there(self) -> None:
-        if self.tp != 1:
-            raise ValueError(f"tp={self.tp} is not built yet: leave it at 1 (pipeline ranks: --ranks)")
         if self.backend == "nccl":
             raise ValueError("backend='nccl' is not built yet: use gloo")
 

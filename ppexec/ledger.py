@@ -9,6 +9,8 @@ import torch
 from torch import nn
 from torch.multiprocessing.reductions import StorageWeakRef
 
+from ppexec.tensor_parallel import local
+
 
 class Ledger:
     """Counts every storage that autograd saved or the runtime holds, each once, while it is kept.
@@ -90,11 +92,6 @@ def _storage(tensor: torch.Tensor | torch.UntypedStorage) -> torch.UntypedStorag
 
 def _key(tensor: torch.Tensor) -> int:
     return _storage(tensor)._cdata
-
-
-def local(tensor: torch.Tensor) -> torch.Tensor:
-    """This rank's part of a tensor: the shard of a DTensor, else the tensor itself."""
-    return getattr(tensor, "_local_tensor", tensor)
 
 
 def tensors_of(layers: Iterable[nn.Module]) -> list[torch.Tensor]:

@@ -16,7 +16,8 @@ def assemble_trace(program: Program, records: Sequence[StepRecord], message_byte
 
     A message begins when its sender handed it over and has arrived when its receiver's wait for it ended, which is
     the latest it can have been there; a rendezvous frees the sender's end no earlier than the transfer ends, so it
-    counts as having left then.
+    counts as having left then. With replicas a stage's reduction begins when this one handed its gradients over, and
+    ends when their sums were there.
     """
     start_ns = np.concatenate([np.array(record.start_ns, np.int64) for record in records])
     end_ns = np.concatenate([np.array(record.end_ns, np.int64) for record in records])
@@ -25,6 +26,12 @@ def assemble_trace(program: Program, records: Sequence[StepRecord], message_byte
     for record in records:
         sent.update(record.sent_ns)
         received.update(record.received_ns)
+    reduced: dict[int, tuple[int, int]] = {}
+    reduced_bytes: dict[int, int] = {}
+    for record in records:
+        reduced.update(record.reduced_ns)
+        reduced_bytes.update(record.reduced_bytes)
+    reduced_s = (np.array([reduced[stage] for stage in sorted(reduced)], np.int64).reshape(-1, 2) - zero) / 1e9
     count = len(program.messages)
     sent_s = (np.array([sent[message] for message in range(count)], np.int64) - zero) / 1e9
     received_s = (np.array([received[message] for message in range(count)], np.int64) - zero) / 1e9
@@ -38,6 +45,9 @@ def assemble_trace(program: Program, records: Sequence[StepRecord], message_byte
         message_start_s=sent_s,
         message_left_s=received_s,
         message_arrival_s=received_s,
+        reduce_start_s=reduced_s[:, 0] if reduced else None,
+        reduce_end_s=reduced_s[:, 1] if reduced else None,
+        reduce_bytes=np.array([reduced_bytes[stage] for stage in sorted(reduced)], np.int64) if reduced else None,
     )
 
 

@@ -160,7 +160,7 @@ class WorkerPool:
             return
         context = multiprocessing.get_context("forkserver")
         # The second is what torch imports, for seconds, when a layer first runs on the meta device.
-        context.set_forkserver_preload(["ppexec.worker", "torch._dynamo"])
+        context.set_forkserver_preload(["ppexec.worker", "torch._dynamo", "torch.distributed.tensor.parallel"])
         with _worker_environment(), _no_main_module():
             while len(self._workers) < count:
                 connection, theirs = context.Pipe()

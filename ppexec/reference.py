@@ -13,7 +13,9 @@ from torch import nn
 from ppexec.config import RunConfig
 from ppexec.data import Batch, load_batch
 from ppexec.models import initialize_layer, load_model
+from ppexec.rounding import NUDGES, allowed, nudged, sharded_roundings
 from ppexec.stage import Stage
+from ppexec.tensor_parallel import local, local_gradient, slice_like
 from ppexec.tied import SharedWeights
 from ppsim import Kind, Program
 from ppsim.partition import bounds
@@ -65,6 +67,8 @@ class Reference:
         self._batches = [self._load(dp_rank) for dp_rank in range(config.dp)]
         self.outputs: list[dict[int, torch.Tensor]] = []
         self._magnitudes: dict[nn.Parameter, torch.Tensor] = {}
+        self._roundings = sharded_roundings(self._model, config)
+        self._moved: dict[int | tuple[int, int], float] = {}
 
     def _load(self, dp_rank: int) -> Batch:
         config = self._config
@@ -84,8 +88,44 @@ class Reference:
     def run(self, order: Sequence[int]) -> None:
         """Forward and backward of each microbatch in turn, replica after replica; gradients add up in the layers.
 
-        The loss of the step is the mean over all microbatches, so each counts 1 / (dp m).
+        The loss of the step is the mean over all microbatches, so each counts 1 / (dp m). With tp the step is taken
+        again, with every parameter moved by a rounding, to see what that moves.
         """
+        self._step(order)
+        if not self._roundings:
+            return
+        outputs, magnitudes = self.outputs, dict(self._magnitudes)
+        kept = {p: (p.detach().clone(), p.grad) for layer in self.layers for p in layer.parameters()}
+        self._moved.clear()
+        for number in range(NUDGES):
+            with torch.no_grad():
+                for index, (parameter, (value, _)) in enumerate(kept.items()):
+                    parameter.copy_(nudged(value, self._config.seed, number, index))
+            self._step(order)
+            for layer, module in enumerate(self.layers):
+                for p in module.parameters():
+                    if p.grad is not None:
+                        self._note(layer, p.grad - kept[p][1])  # type: ignore[operator]
+            for replica, (before, after) in enumerate(zip(outputs, self.outputs, strict=True)):
+                for microbatch, output in after.items():
+                    self._note((replica, microbatch), output - before[microbatch])
+        for parameter, (value, gradient) in kept.items():
+            parameter.data.copy_(value)
+            parameter.grad = gradient
+        self.outputs, self._magnitudes = outputs, magnitudes
+
+    def _note(self, what: int | tuple[int, int], difference: torch.Tensor) -> None:
+        largest = float(difference.abs().max()) if difference.numel() else 0.0
+        self._moved[what] = max(self._moved.get(what, 0.0), largest)
+
+    def output_rounding(self, dp_rank: int, microbatch: int) -> torch.Tensor:
+        """By how much sums over tp may change an output, one number in float64 (see `rounding.allowed`)."""
+        output = self.outputs[dp_rank][microbatch]
+        largest = float(output.abs().max()) if output.numel() else 0.0
+        moved = self._moved.get((dp_rank, microbatch), 0.0)
+        return torch.tensor([allowed(self._roundings, output.dtype, largest=largest, moved=moved)]).double()
+
+    def _step(self, order: Sequence[int]) -> None:
         config = self._config
         for layer in self.layers:
             layer.zero_grad(set_to_none=True)
@@ -130,34 +170,40 @@ class Reference:
         return gradient_of(self.layers[layer].get_parameter(name))
 
     def rounding(self, layer: int, name: str) -> torch.Tensor:
-        """By how much another order of adding up can change each element of a gradient, in float64.
+        """By how much other orders of adding up can change each element of a gradient, in float64.
 
-        n terms g added in floating point, in any order, are off by at most (n - 1) u / (1 - (n - 1) u) times the sum
-        of |g| (Higham, Accuracy and Stability of Numerical Algorithms, equation 4.4); here both sums are. A tied weight
-        has two terms for each microbatch, one of each use.
+        Over dp: n terms g added in floating point, in any order, are off by at most (n - 1) u / (1 - (n - 1) u) times
+        the sum of |g| (Higham, Accuracy and Stability of Numerical Algorithms, equation 4.4); here both sums are. A
+        tied weight has two terms for each microbatch, one of each use. Over tp: `rounding.allowed` for the layer's
+        gradients taken as one vector, since a gradient that is zero but for rounding (of a key's bias in attention) has
+        no size of its own.
         """
         is_tied = self._shared.is_tied(layer, name)
         layer, name = self._shared.place(layer, name)
         parameter = self.layers[layer].get_parameter(name)
+        every = [gradient_of(p) for p in self.layers[layer].parameters() if p.requires_grad]
+        largest = max((float(gradient.abs().max()) for gradient in every if gradient.numel()), default=0.0)
+        sharded = allowed(self._roundings, parameter.dtype, largest=largest, moved=self._moved.get(layer, 0.0))
         terms = self._config.microbatches * self._config.dp * (2 if is_tied else 1)
         slips = (terms - 1) * torch.finfo(parameter.dtype).eps / 2
         magnitude = self._shared.magnitude(parameter) if is_tied else self._magnitudes.get(parameter)
         if magnitude is None:
-            return torch.zeros(parameter.shape, dtype=torch.float64)
-        return 2 * slips / (1 - slips) * magnitude
+            magnitude = torch.zeros(parameter.shape, dtype=torch.float64)
+        return 2 * slips / (1 - slips) * magnitude + sharded
 
 
 def gradient_of(parameter: torch.Tensor) -> torch.Tensor:
-    """A parameter's gradient, zeros if it has none."""
-    return torch.zeros_like(parameter) if parameter.grad is None else parameter.grad
+    """This rank's part of a parameter's gradient, zeros if it has none."""
+    gradient = local_gradient(parameter)
+    return torch.zeros_like(local(parameter)) if gradient is None else gradient.detach()
 
 
 def compare_with_reference(worker: Worker, outputs: dict[int, torch.Tensor]) -> list[Comparison]:
     """What this rank's outputs and gradients differ from the reference's, tensor by tensor.
 
-    Each replica's first rank computes the reference with its own thread count and sends each tensor to the rank that
-    has its counterpart. Where stages add their microbatches up in different sequences, the reference runs once for each
-    sequence, and a stage is held to its own.
+    The first rank of each pipeline (one for each replica and rank of tp) computes the reference with its own thread
+    count and sends each tensor to the rank that has its counterpart, or a slice of it. Where stages add their
+    microbatches up in different sequences, the reference runs once for each sequence, and a stage is held to its own.
     """
     config, schedule = worker.config, worker.config.pipeline
     every = tuple(range(config.microbatches))
@@ -172,10 +218,15 @@ def compare_with_reference(worker: Worker, outputs: dict[int, torch.Tensor]) -> 
             for microbatch in every:
                 expected = None if reference is None else reference.outputs[worker.dp_rank][microbatch]
                 theirs = _bring(worker, holder, expected, outputs.get(microbatch))
+                bound = None
+                if config.tp > 1:
+                    blank = torch.empty(1, dtype=torch.float64) if microbatch in outputs else None
+                    slack = None if reference is None else reference.output_rounding(worker.dp_rank, microbatch)
+                    bound = _bring(worker, holder, slack, blank)
                 if theirs is not None:
-                    result.append(
-                        _compare(outputs[microbatch], theirs, None, what="output", layer=-1, name=str(microbatch))
-                    )
+                    mine = outputs[microbatch]
+                    rounding = None if bound is None else bound.expand(mine.shape)
+                    result.append(_compare(mine, theirs, rounding, what="output", layer=-1, name=str(microbatch)))
         for stage, stage_order in enumerate(orders):
             if stage_order == order and not config.forward_only:
                 result += _compare_gradients(worker, stage, reference)
@@ -191,14 +242,19 @@ def _compare_gradients(worker: Worker, stage: int, reference: Reference | None) 
         for name, parameter in worker.model.layers[layer].named_parameters():
             if not parameter.requires_grad:
                 continue
-            mine = gradient_of(own[name]) if own else None
-            theirs = _bring(worker, holder, reference.gradient(layer, name) if reference else None, mine)
+            whole = torch.empty(parameter.shape, dtype=parameter.dtype) if own else None
+            theirs = _bring(worker, holder, reference.gradient(layer, name) if reference else None, whole)
             rounding = None
-            if worker.config.dp > 1 or any((layer, name) in pair for pair in worker.model.tied):
-                blank = None if mine is None else torch.empty(mine.shape, dtype=torch.float64)
+            is_tied = any((layer, name) in pair for pair in worker.model.tied)
+            if worker.config.dp > 1 or worker.config.tp > 1 or is_tied:
+                blank = None if whole is None else whole.double()
                 rounding = _bring(worker, holder, reference.rounding(layer, name) if reference else None, blank)
-            if mine is not None and theirs is not None:
-                result.append(_compare(mine, theirs, rounding, what="gradient", layer=layer, name=name))
+            if own and theirs is not None:
+                theirs = slice_like(own[name], theirs)
+                rounding = None if rounding is None else slice_like(own[name], rounding)
+                result.append(
+                    _compare(gradient_of(own[name]), theirs, rounding, what="gradient", layer=layer, name=name)
+                )
     return result
 
 

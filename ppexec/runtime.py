@@ -12,6 +12,7 @@ import torch.distributed as dist
 from ppexec.clock import now_ns
 from ppexec.data import Batch, fitted
 from ppexec.ledger import Ledger, gradient_bytes
+from ppexec.reduction import Reduction
 from ppexec.stage import Stage
 from ppexec.tied import TiedGradients
 from ppexec.timed import TimedStage
@@ -40,7 +41,9 @@ class StepRecord:
 
     sent_ns: message -> when it was handed over. received_ns: message -> when its wait ended. levels: activation bytes
     after each row's action, if a ledger counted; posted and gradients: likewise the buffers of receives posted and not
-    yet used, and the parameters' gradients. outputs: the last stage's, by microbatch, if asked for.
+    yet used, and the parameters' gradients. outputs: the last stage's, by microbatch, if asked for. reduced_ns: stage
+    -> begin and end of its REDUCE_GRAD; reduced_bytes: stage -> bytes that this rank added up in it; both empty without
+    replicas.
     """
 
     start_ns: list[int] = field(default_factory=list)
@@ -51,6 +54,8 @@ class StepRecord:
     posted: list[int] = field(default_factory=list)
     gradients: list[int] = field(default_factory=list)
     outputs: dict[int, torch.Tensor] = field(default_factory=dict)
+    reduced_ns: dict[int, tuple[int, int]] = field(default_factory=dict)
+    reduced_bytes: dict[int, int] = field(default_factory=dict)
 
 
 class Runtime:
@@ -119,7 +124,7 @@ class Runtime:
         """
         record = StepRecord()
         results: dict[int, torch.Tensor | None] = {}
-        reductions: list[dist.Work] = []
+        reductions: dict[int, Reduction] = {}
         for stage in self.stages.values():
             stage.ledger = ledgers[stage.index] if ledgers else None
             stage.begin(batch)
@@ -140,7 +145,7 @@ class Runtime:
                     # As large as a message would have been: a view would hold on to all that it is a view of.
                     results[row.row] = None if output is None else fitted(output)
                 if row.reduces and self._replicas is not None:
-                    reductions += row.stage.reduce_gradients(self._replicas)
+                    reductions[row.stage.index] = row.stage.reduce_gradients(self._replicas)
                 if keep_outputs and row.kind == Kind.F and row.stage.index == self._last_stage and output is not None:
                     record.outputs[row.microbatch] = output.clone()
             del outputs
@@ -153,8 +158,9 @@ class Runtime:
                 )
                 record.gradients.extend([gradients] * len(rows))
         self._transport.finish()
-        for reduction in reductions:
-            reduction.wait()
+        for stage_index, reduction in reductions.items():
+            record.reduced_ns[stage_index] = reduction.finish()
+            record.reduced_bytes[stage_index] = reduction.size_bytes
         if self._tied is not None:
             self._tied.add()
         return record

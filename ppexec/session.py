@@ -6,18 +6,22 @@ import os
 import warnings
 from collections.abc import Sequence
 from functools import cached_property
+from pathlib import Path
 from typing import Any, Protocol
 
 import torch.distributed as dist
 
 import ppsim
+from ppexec import checkpoint
 from ppexec.config import RunConfig
 from ppexec.environment import describe_environment
 from ppexec.measure import RankMemory, assemble_trace
-from ppexec.models import resolve_factory
+from ppexec.models import load_model, resolve_factory
 from ppexec.pool import WorkerPool
 from ppexec.profile import Profile, summarise
 from ppexec.runtime import StepRecord
+from ppexec.tensor_parallel import check_plan
+from ppexec.train import mean_losses
 from ppexec.transport.ping import PingSample
 from ppexec.transport.probe import LinkSample
 from ppexec.verify import VerifyReport
@@ -47,6 +51,8 @@ class Session:
         self.costs = _stage_costs(config, costs)
         if self.costs is None:
             resolve_factory(config.model)
+            if config.tp > 1 and ":" not in config.model:
+                check_plan(load_model(config), config.tp)  # built-in models cost nothing until they are made real
         self._own_pool: WorkerPool | None = None
         self._workers: _Workers
         if under_torchrun():
@@ -75,10 +81,10 @@ class Session:
     def measure(self, steps: int, *, first_step: int = 0) -> list[Trace]:
         """Run and time `steps` steps; a trace of each, without activation bytes (see `count_memory`).
 
-        With several replicas the trace is the first one's.
+        With several replicas the trace is the first one's, and with tp that of the first rank of each tp group.
         """
         every: list[list[StepRecord]] = self._workers.call("measure", steps=steps, first_step=first_step)
-        by_rank = every[: self.config.ranks]
+        by_rank = self._shown(every)
         program, specs = self.config.pipeline.program, self._message_bytes()
         return [assemble_trace(program, [records[step] for records in by_rank], specs) for step in range(steps)]
 
@@ -88,7 +94,11 @@ class Session:
 
     def memory(self) -> list[RankMemory]:
         """Per rank (of the first replica) all that was counted in one untimed step; see `measure.with_memory`."""
-        return self._workers.call("count_memory")[: self.config.ranks]
+        return self._shown(self._workers.call("count_memory"))
+
+    def _shown(self, by_process: list[Any]) -> list[Any]:
+        """Of all processes' answers those of the first replica's ranks, of the first rank of tp in each."""
+        return by_process[: self.config.ranks * self.config.tp : self.config.tp]
 
     @cached_property
     def receive_window(self) -> int:
@@ -114,25 +124,25 @@ class Session:
 
     def probe_network(self) -> Network:
         """The links as measured at their own message sizes, waking the receiver up included; all of it is latency."""
-        by_rank = self._workers.call("probe")[: self.config.ranks]
+        by_rank = self._shown(self._workers.call("probe"))
         samples: list[LinkSample] = [sample for rank in by_rank for sample in rank]
         return Network(links={(s.source, s.destination): Link(latency_s=s.one_way_s) for s in samples})
 
     def probe_sizes(self, size_bytes: Sequence[int], *, rounds: int) -> list[PingSample]:
         """What messages of these sizes cost on every directed link between two ranks, by size and then by link."""
-        by_rank = self._workers.call("probe_sizes", size_bytes=list(size_bytes), rounds=rounds)[: self.config.ranks]
+        by_rank = self._shown(self._workers.call("probe_sizes", size_bytes=list(size_bytes), rounds=rounds))
         samples: list[PingSample] = [sample for rank in by_rank for sample in rank]
         return sorted(samples, key=lambda sample: (sample.size_bytes, sample.source, sample.destination))
 
     def time_compute(self, rounds: int) -> list[list[dict[str, float]]]:
         """By rank, each round's seconds of F and B in a plain loop without messages; one stage per rank."""
         self._refuse_timed("compute")
-        return self._workers.call("time_compute", rounds=rounds)[: self.config.ranks]
+        return self._shown(self._workers.call("time_compute", rounds=rounds))
 
     def time_steps(self, executor: str | None, steps: int) -> list[float]:
         """Seconds of whole steps, first begin to last end, of this runtime (None) or one of `peer.PEERS`."""
         self._refuse_timed("compare")
-        by_rank = self._workers.call("time_steps", executor=executor, steps=steps)[: self.config.ranks]
+        by_rank = self._shown(self._workers.call("time_steps", executor=executor, steps=steps))
         return [
             (max(end for _, end in times) - min(begin for begin, _ in times)) / 1e9
             for times in zip(*by_rank, strict=True)
@@ -143,6 +153,42 @@ class Session:
         self._refuse_timed("verify")
         comparisons = [comparison for rank in self._workers.call("verify") for comparison in rank]
         return VerifyReport.of(self.config, comparisons)
+
+    def train(self, steps: int) -> list[float]:
+        """Go on with the training by `steps` optimizer steps (AdamW); the loss of each, before its update.
+
+        The loss is the mean over the global batch. The first call starts at step 0, or where a checkpoint left off.
+        """
+        self._refuse_timed("train")
+        if self.config.forward_only:
+            raise ValueError("a run with forward_only has no gradients to train with: leave it out")
+        return mean_losses(self.config, self._workers.call("train", steps=steps))
+
+    @property
+    def next_step(self) -> int:
+        """The number of the training's next step."""
+        return self._workers.call("next_step")[0]
+
+    def save_checkpoint(self, directory: Path) -> Path:
+        """Write parameters and optimizer state into a folder of this step's under `directory`; the folder.
+
+        Another mesh, schedule or partition of the same model can load it. All processes must share the directory.
+        """
+        self._refuse_timed("save")
+        return self._workers.call("save_checkpoint", directory=directory.absolute())[0]
+
+    def load_checkpoint(self, directory: Path) -> int:
+        """Go on from a checkpoint's folder, or the newest under a directory; the number of the next step.
+
+        Raises ValueError if there is none or it is of another model.
+        """
+        self._refuse_timed("load")
+        checkpoint.newest(directory)
+        return self._workers.call("load_checkpoint", directory=directory.absolute())[0]
+
+    def nudge(self) -> None:
+        """Move every parameter by one rounding, up or down: a control for how far rounding leads a training."""
+        self._workers.call("nudge")
 
     def environment(self) -> dict[str, Any]:
         """This machine, the versions, and how the ranks ran."""

@@ -89,7 +89,8 @@ class SplitBackward:
         self._hooks: list[RemovableHandle] = []
         for layer in layers:
             for module in owners(layer):
-                self._hooks.append(module.register_forward_pre_hook(self._enter, with_kwargs=True))
+                # First and last of all hooks, so that what others do (DTensors in and out) is inside the unit.
+                self._hooks.append(module.register_forward_pre_hook(self._enter, with_kwargs=True, prepend=True))
                 self._hooks.append(module.register_forward_hook(self._leave, with_kwargs=True))
 
     def close(self) -> None:

@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 from contextlib import AbstractContextManager, nullcontext
 from functools import cached_property
-from typing import NamedTuple
+from typing import TYPE_CHECKING, NamedTuple
 
 import torch
 import torch.distributed as dist
@@ -16,8 +16,13 @@ from ppexec.ledger import Ledger
 from ppexec.models import Model, initialize_layer
 from ppexec.models.dropout import Randomness
 from ppexec.models.model import Loss
+from ppexec.reduction import Reduction
 from ppexec.split import SplitBackward, Unit, add_weight_gradients
+from ppexec.tensor_parallel import local_gradient, shard_layer
 from ppexec.tied import start_tied
+
+if TYPE_CHECKING:
+    from torch.distributed.device_mesh import DeviceMesh
 
 
 class _Held(NamedTuple):
@@ -154,16 +159,18 @@ class Stage:
             self.ledger.drop(output)
         return input_gradient
 
-    def reduce_gradients(self, group: dist.ProcessGroup) -> list[dist.Work]:
-        """Start adding up the gradients of all replicas; they are there once what is returned has been waited for."""
-        works = []
+    def reduce_gradients(self, group: dist.ProcessGroup) -> Reduction:
+        """Start adding up the gradients of all replicas, each rank of tp its own slices."""
+        gradients = []
         for layer in self.layers:
             for parameter in layer.parameters():
                 if parameter.requires_grad:
                     if parameter.grad is None:  # every replica must take part
                         parameter.grad = torch.zeros_like(parameter)
-                    works.append(dist.all_reduce(parameter.grad, group=group, async_op=True))
-        return [work for work in works if work is not None]
+                    gradient = local_gradient(parameter)
+                    if gradient is not None:
+                        gradients.append(gradient)
+        return Reduction(gradients, group)
 
     def part(self, begin: int, end: int, *, copies_input: bool) -> Stage:
         """Some of its layers as a stage of their own, with the data and loss that are theirs; nothing under way."""
@@ -210,10 +217,12 @@ def build_stage(
     seed: int,
     device: torch.device,
     copies_input: bool = False,
+    mesh: DeviceMesh | None = None,
 ) -> Stage:
     """A stage with its own layers made real and initialised; the model's other layers stay as they are.
 
-    recompute: whether it keeps its layers' inputs alone (see `ppexec.recompute`).
+    recompute: whether it keeps its layers' inputs alone (see `ppexec.recompute`). mesh: of the tp dimension, over which
+    each layer is sharded as soon as it is real; None keeps layers whole.
     """
     from ppexec.recompute import RecomputingStage
 
@@ -221,7 +230,7 @@ def build_stage(
     for layer in layers:
         whole = initialize_layer(model.layers[layer], index=layer, seed=seed, device=device)
         start_tied(whole, model, index=layer, seed=seed, device=device)
-        modules.append(whole)
+        modules.append(shard_layer(whole, model, mesh, index=layer))
     return (RecomputingStage if recompute else Stage)(
         index,
         modules,

@@ -17,6 +17,7 @@ from torch.distributed.device_mesh import DeviceMesh
 
 from ppexec.models import Model, initialize_layer
 from ppexec.models.model import Place
+from ppexec.tensor_parallel import local
 
 
 def start_tied(layer: nn.Module, model: Model, *, index: int, seed: int, device: torch.device) -> None:
@@ -76,7 +77,7 @@ class TiedGradients:
             gradients = [torch.zeros_like(p) if p.grad is None else p.grad for p in parameters]
             total = gradients[0] if group is not None else gradients[0] + gradients[1]
             if group is not None:
-                dist.all_reduce(total, group=group)
+                dist.all_reduce(local(total), group=group)
             for parameter, gradient in zip(parameters, gradients, strict=True):
                 parameter.grad = gradient if gradient is total else gradient.copy_(total)
 

@@ -13,6 +13,7 @@ import torch.distributed as dist
 from ppexec.clock import now_ns
 from ppexec.data import Batch
 from ppexec.ledger import Ledger
+from ppexec.reduction import Reduction
 from ppsim import StageCost
 
 _PR_SET_TIMERSLACK = 29
@@ -36,6 +37,7 @@ class TimedStage:
         self.ledger: Ledger | None = None
         self._cost = cost
         self._output = None if is_last else torch.zeros(cost.output_bytes, dtype=torch.uint8)
+        self._gradients: torch.Tensor | None = None  # of the parameters, made when replicas add them up
         self._gradient = None if before is None else torch.zeros(before.output_bytes, dtype=torch.uint8)
 
     @property
@@ -75,9 +77,11 @@ class TimedStage:
         if self.ledger:
             self.ledger.add(-self._cost.weight_activation_bytes)
 
-    def reduce_gradients(self, group: dist.ProcessGroup) -> list[dist.Work]:
-        """There are no gradients."""
-        return []
+    def reduce_gradients(self, group: dist.ProcessGroup) -> Reduction:
+        """As many bytes as the parameters have, added up for real."""
+        if self._gradients is None:
+            self._gradients = torch.zeros(self._cost.parameter_bytes // 4)
+        return Reduction([self._gradients] if self._gradients.numel() else [], group)
 
     def clear(self) -> None:
         """Nothing is kept from one step to the next."""

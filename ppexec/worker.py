@@ -7,6 +7,7 @@ import os
 from collections.abc import Callable, Iterator, Sequence
 from datetime import timedelta
 from functools import cached_property
+from pathlib import Path
 from typing import Any
 
 import torch
@@ -18,15 +19,17 @@ from ppexec.data import Batch, load_batch, read_sample
 from ppexec.environment import ALLOCATOR, memory_bytes
 from ppexec.ledger import Ledger, parameter_bytes, tensors_of
 from ppexec.measure import RankMemory
-from ppexec.mesh import build_mesh
+from ppexec.mesh import build_mesh, meet
 from ppexec.models import load_model
 from ppexec.profile import LayerProfiler, LayerSamples
 from ppexec.reference import Comparison, compare_with_reference
 from ppexec.runtime import Runtime, StepRecord
 from ppexec.shapes import TensorSpec, first_overwriting, infer_boundaries
 from ppexec.stage import Stage, build_stage
+from ppexec.tensor_parallel import check_plan, forget_worlds
 from ppexec.tied import TiedGradients
 from ppexec.timed import TimedStage, sharpen_sleep
+from ppexec.train import Trainer
 from ppexec.transport import DistributedTransport, SharedMemory, SharedTransport, Transport, open_memory
 from ppexec.transport.ping import BURSTS, MakeTransport, PingSample
 from ppexec.transport.probe import LinkSample, probe_links, probe_sizes
@@ -42,6 +45,7 @@ def join_world(*, rank: int, world_size: int, store: dist.Store, backend: str, t
     """Make this process one of `world_size`, leaving the world it was in before."""
     if dist.is_initialized():
         dist.destroy_process_group()
+    forget_worlds()
     dist.init_process_group(
         backend, store=store, rank=rank, world_size=world_size, timeout=timedelta(seconds=timeout_s)
     )
@@ -67,6 +71,7 @@ class Worker:
             self.stages = {stage: self._timed_stage(stage, costs) for stage in config.pipeline.stages_of(self.rank)}
         else:
             self.model = load_model(config)
+            check_plan(self.model, config.tp)
             self._refuse_what_does_not_fit()
             self.boundaries = self._agree_on_boundaries()
             self.overwriting = first_overwriting(self.model.layers, self.boundaries[0])
@@ -123,6 +128,7 @@ class Worker:
             recompute=self.config.recompute,
             seed=self.config.seed,
             device=self.device,
+            mesh=self.mesh["tp"],
         )
 
     def _tied_gradients(self) -> TiedGradients | None:
@@ -219,14 +225,14 @@ class Worker:
             stage.clear()
 
     def together(self, first: int, count: int) -> Iterator[Batch]:
-        """The batches of `count` steps; all ranks of a replica go on from each at once, and no garbage is collected."""
+        """The batches of `count` steps; all ranks go on from each at once, and no garbage is collected."""
         for step in range(first, first + count):
             batch = self.load(step)
             self.clear()
             gc.collect()
             gc.disable()
             try:
-                dist.barrier(self.group)
+                meet(self.mesh)
                 yield batch
             finally:
                 gc.enable()
@@ -240,6 +246,10 @@ class Worker:
             record.end_ns = [time + self.offset_ns for time in record.end_ns]
             record.sent_ns = {message: time + self.offset_ns for message, time in record.sent_ns.items()}
             record.received_ns = {message: time + self.offset_ns for message, time in record.received_ns.items()}
+            record.reduced_ns = {
+                stage: (start + self.offset_ns, end + self.offset_ns)
+                for stage, (start, end) in record.reduced_ns.items()
+            }
             records.append(record)
         return records
 
@@ -314,10 +324,35 @@ class Worker:
 
         return time_ours(self, steps) if executor is None else time_peer(self, executor, steps)
 
+    @cached_property
+    def trainer(self) -> Trainer:
+        """The optimizer of this rank's parameters, made when first needed."""
+        return Trainer(self)
+
+    def train(self, steps: int) -> list[dict[int, float]]:
+        """Optimizer steps; of each the losses that this rank saw, by global microbatch."""
+        return self.trainer.steps(steps)
+
+    def next_step(self) -> int:
+        """The number of the next step of a training."""
+        return self.trainer.next_step
+
+    def save_checkpoint(self, directory: Path) -> Path:
+        """Write parameters and optimizer state; the folder."""
+        return self.trainer.save(directory)
+
+    def load_checkpoint(self, directory: Path) -> int:
+        """Read them back; the number of the next step."""
+        return self.trainer.load(directory)
+
+    def nudge(self) -> None:
+        """Move every parameter by one rounding (see `Trainer.nudge`)."""
+        self.trainer.nudge()
+
     def verify(self) -> list[Comparison]:
         """Run a step and compare this rank's outputs and gradients with one process that has no pipeline."""
         batch = self.load(0)
         self.clear()
-        dist.barrier(self.group)
+        meet(self.mesh)
         record = self.runtime.step(batch, keep_outputs=True)
         return compare_with_reference(self, record.outputs)

@@ -12,6 +12,8 @@ from ppexec.models.model import Model
 from ppexec.seeds import sample_generator
 
 if TYPE_CHECKING:
+    from torch.distributed.tensor.parallel import ParallelStyle
+
     from ppexec.config import RunConfig
 
 
@@ -29,6 +31,13 @@ class MLPBlock(nn.Module):
         return self.fc2(self.activation(self.fc1(inputs)))
 
 
+def _plan(layer: nn.Module) -> dict[str, ParallelStyle]:
+    """Each rank of tp computes its share of the intermediate features; one sum at the end (Shoeybi et al., 2019)."""
+    from torch.distributed.tensor.parallel import ColwiseParallel, RowwiseParallel
+
+    return {"fc1": ColwiseParallel(), "fc2": RowwiseParallel()}
+
+
 def mlp(config: RunConfig) -> Model:
     """`config.layers` blocks; normal samples and targets (micro_batch_size, seq, hidden); mean squared error."""
     with torch.device("meta"):
@@ -43,4 +52,4 @@ def mlp(config: RunConfig) -> Model:
         inputs, targets = torch.stack(samples, dim=1).to(config.torch_dtype)
         return inputs, targets
 
-    return Model(layers=layers, sample=sample, loss=functional.mse_loss)
+    return Model(layers=layers, sample=sample, loss=functional.mse_loss, plan=_plan)

@@ -294,3 +294,15 @@ def test_a_schedule_and_a_model_of_ones_own(
     document = one_object(capsys.readouterr().out)
     assert document["gradients_bit_equal"] is True
     assert document["compared"] == 2 + 5
+
+
+def test_training_prints_its_losses_saves_and_goes_on(capsys: pytest.CaptureFixture[str], tmp_path: Path) -> None:
+    words = [*TINY, "--ranks", "2", "--json", "--save", str(tmp_path / "saved")]
+    assert main(["train", *words, "--steps", "2", "--out", str(tmp_path / "report.json")]) == 0
+    first = json.loads(capsys.readouterr().out)
+    assert first["steps"] == [0, 1]
+    assert first == json.loads((tmp_path / "report.json").read_text())
+    assert main(["train", *words, "--resume", str(tmp_path / "saved")]) == 0
+    assert json.loads(capsys.readouterr().out)["steps"] == [2]
+    assert main(["train", *TINY, "--resume", str(tmp_path / "nothing")]) == 2
+    assert "no complete checkpoint in" in capsys.readouterr().err

@@ -109,17 +109,6 @@ def test_stated_bytes_come_and_go() -> None:
     assert ledger.level_bytes == 4
 
 
-def test_a_sharded_tensor_counts_its_local_part() -> None:
-    class Shard(torch.Tensor):
-        _local_tensor: torch.Tensor
-
-    whole = torch.randn(8, 4).as_subclass(Shard)
-    whole._local_tensor = torch.randn(2, 4)
-    ledger = Ledger([])
-    ledger.hold(whole)
-    assert ledger.level_bytes == 2 * 4 * 4
-
-
 @pytest.mark.parametrize("dtype", [torch.float32, torch.float64])
 @pytest.mark.parametrize("name", ["sgd", "momentum", "adam", "adamw"])
 def test_an_optimizers_state_is_what_torch_keeps(name: str, dtype: torch.dtype) -> None:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import os
+import socket
 import subprocess
 import sys
 from pathlib import Path
@@ -11,15 +12,21 @@ from pathlib import Path
 TINY = "--layers 4 --hidden 8 --seq 2 --micro-batch-size 1 --microbatches 4 --steps 1"
 
 
-def torchrun(processes: int, words: str) -> subprocess.CompletedProcess[str]:
-    launch = f"-m torch.distributed.run --standalone --nproc-per-node {processes} -m ppexec.cli"
-    return subprocess.run(
-        [sys.executable, *launch.split(), *words.split()],
-        capture_output=True,
+def launch(flags: str, processes: int, words: str) -> subprocess.Popen[str]:
+    command = f"-m torch.distributed.run {flags} --nproc-per-node {processes} -m ppexec.cli {words}"
+    return subprocess.Popen(
+        [sys.executable, *command.split()],
+        stdout=subprocess.PIPE,
+        stderr=subprocess.PIPE,
         text=True,
-        timeout=240,
         env={**os.environ, "PYTHONPATH": str(Path(__file__).parents[2])},
     )
+
+
+def torchrun(processes: int, words: str) -> subprocess.CompletedProcess[str]:
+    started = launch("--standalone", processes, words)
+    out, err = started.communicate(timeout=240)
+    return subprocess.CompletedProcess(started.args, started.returncode, out, err)
 
 
 def test_verify_under_torchrun_prints_one_report() -> None:
@@ -37,3 +44,21 @@ def test_another_number_of_processes_is_refused_with_both_numbers() -> None:
     assert done.returncode != 0
     assert done.stdout == ""
     assert "ppexec: dp 1 x ranks 2 x tp 1 needs 2 processes, there are 1: start that many" in done.stderr
+
+
+def test_a_mesh_over_two_nodes() -> None:
+    """Two launchers, as on two machines: tp within each, the pipeline and the replicas across."""
+    with socket.socket() as free:
+        free.bind(("127.0.0.1", 0))
+        port = free.getsockname()[1]
+    words = f"verify {TINY} --schedule zb-h1 --ranks 2 --tp 2 --json"
+    where = f"--nnodes 2 --master-addr 127.0.0.1 --master-port {port} --node-rank"
+    nodes = [launch(f"{where} {node}", 2, words) for node in (0, 1)]
+    answers = [node.communicate(timeout=240) for node in nodes]
+    assert [node.returncode for node in nodes] == [0, 0], answers
+    (line,) = answers[0][0].splitlines()
+    assert answers[1][0] == ""
+    report = json.loads(line)
+    assert report["gradients_equal"] is True
+    assert report["outputs_equal"] is True
+    assert report["compared"] == 2 * (4 + 4 * 4)

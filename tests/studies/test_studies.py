@@ -103,3 +103,43 @@ def test_bad_flags_end_with_2_and_one_message(name: str, words: str, monkeypatch
     assert out == ""
     assert err.splitlines()[-1].startswith(f"{name}.py: ")
     assert "Traceback" not in err
+
+
+def test_meshes_train_alike_and_go_on_from_each_others_checkpoints(monkeypatch, capsys, tmp_path) -> None:
+    words = "--meshes 1x2x1 2x1x1 1x1x2 --hidden 8 --seq 2 --micro-batch-size 1 --microbatches 2 --steps 4"
+    code, out = run("train", f"{words} --out {tmp_path} --json", monkeypatch, capsys)
+    found = json.loads(out)
+    assert code == 0
+    assert found["equal"] is True
+    assert [row["resumed"]["from"] for row in found["meshes"]] == ["1x1x2", "1x2x1", "2x1x1"]
+    assert all(len(row["losses"]) == len(found["one_process"]) == 4 for row in found["meshes"])
+    assert found["meshes"][0]["losses"] == found["one_process"]  # without dp and tp bit by bit
+    assert 0 < max(map(abs, found["allowed"])) < 1e-3 * max(found["one_process"])
+    assert found == json.loads((tmp_path / "summary.json").read_text())
+    assert (tmp_path / "report.html").stat().st_size > 1_000_000
+
+
+def test_a_training_that_strays_is_not_equal() -> None:
+    study = load("train")
+    one = [1.0, 0.9, 0.8]
+    allowed = study.Study(steps=3).allowed(one, [1.0, 0.9 + 1e-6, 0.8])
+    assert allowed == pytest.approx([4 * 2**-23, 1e-5, 1e-5])
+    assert study.distance([1.0, 0.9 + 9e-6, 0.8], one, allowed)["equal"]
+    assert not study.distance([1.0, 0.9 + 2e-5, 0.8], one, allowed)["equal"]
+    assert not study.distance([1.0, float("nan"), 0.8], one, allowed)["equal"]
+    assert study.Study(steps=3).allowed(one, [1.0, 2.0, 0.8])[2] == pytest.approx(8e-4)  # chaos allows no more
+
+
+@pytest.mark.parametrize(
+    ("words", "message"),
+    [
+        ("--meshes 2x2", "three sizes, dp x pp x tp, such as 2x2x1, got '2x2'"),
+        ("--meshes 3x1x1", "8 microbatches do not divide over dp=3 of mesh 3x1x1"),
+        ("--ranks 2", "takes its meshes from --meshes"),
+        ("--steps 1", "steps must be 2 or more"),
+    ],
+)
+def test_a_training_study_that_cannot_be_is_refused(words: str, message: str, monkeypatch, capsys) -> None:
+    monkeypatch.setattr(sys, "argv", ["train.py", *words.split()])
+    assert load("train").main() == 2
+    assert message in capsys.readouterr().err

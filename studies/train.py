@@ -1,0 +1,247 @@
+"""Does a training go alike on every mesh, and on from a checkpoint after a move to another?
+
+Question   N optimizer steps (AdamW) over dp x pp x tp: is the loss curve that of one process? Saved on one mesh and
+           resumed on another: is the next loss the same?
+
+Command    python studies/train.py
+           python studies/train.py --dtype float64
+           python studies/train.py --meshes 2x2x1 1x4x1 --steps 50 --hidden 256 --out DIR
+
+Method     All start from the same model (a parameter depends on seed, layer and name alone) and read the same global
+           batch in each step. What rounding alone does to a training is measured, not guessed: a control, one process
+           whose every parameter starts one rounding away, up or down. A mesh passes if no loss is farther from one
+           process's than ten times the control's farthest so far (or four roundings of the loss), and never by more
+           than a thousandth of it: a training that amplifies roundings beyond that shows nothing and fails. Each mesh
+           saves half-way; the next in the list loads that and takes one step, held to the same.
+
+Answer     Yes. On two cores (gloo, torch 2.13, float32), 30 steps of a 4-block MLP on five meshes: a pipeline alone
+           gives one process's curve bit by bit; with dp or tp every loss is within 1.5e-8 of it, as far as the
+           control's, and the loss after a move to another mesh is the same to the last bit. In float64 curves are
+           within 2.2e-16.
+
+Writes DIR/report.html (curves, and their distance from one process's) and summary.json. Exit code 1 if any differ.
+"""
+
+from __future__ import annotations
+
+import json
+import sys
+import tempfile
+import warnings
+from dataclasses import dataclass, replace
+from pathlib import Path
+from typing import Any
+
+import plotly.graph_objects as go
+import torch
+from plotly.subplots import make_subplots
+from tqdm import tqdm
+
+import ppexec
+from ppexec.cli import existing_directory, study_main
+from ppexec.config import RunConfig
+from ppexec.environment import describe_environment
+from ppexec.findings import environment_rows
+from ppsim import command
+from ppsim.export.report import Report
+from ppsim.plots.style import layout, series_colour
+
+_TIMES_CONTROL = 10
+_ROUNDINGS = 4
+_MOST = 1e-3
+
+
+@dataclass(frozen=True, kw_only=True)
+class Study(RunConfig):
+    """Loss curves of several meshes over one process's, and resumed on each other's checkpoints."""
+
+    meshes: tuple[str, ...] = ("1x4x1", "2x2x1", "1x2x2", "2x1x2", "2x2x2")
+    """Meshes to train on, each dp x pp x tp."""
+    schedule: str = "1f1b"
+    """Schedule by name."""
+    ranks: int = 1
+    """Leave at 1: the meshes say it."""
+    hidden: int = 64
+    """Hidden size."""
+    seq: int = 16
+    """Sequence length."""
+    steps: int = 30
+    """Optimizer steps."""
+    layers: int = 4
+    """Number of layers, cut into the stages."""
+    threads: int = 1
+    """Threads of each process; the same on every mesh, since sums depend on it."""
+    out: Path = Path("studies/out/train")
+    """Directory for report.html and summary.json."""
+    json: bool = False
+    """Print summary.json's object and nothing else on standard output."""
+
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        if (self.dp, self.ranks, self.tp) != (1, 1, 1) or self.from_csv is not None:
+            raise ValueError("this study takes its meshes from --meshes and its schedule by name: leave the others out")
+        if self.steps < 2:
+            raise ValueError(f"steps must be 2 or more, so that there is a half to resume from, got {self.steps}")
+        if not self.meshes:
+            raise ValueError("meshes is empty: give at least one, such as 2x2x1")
+        for mesh in self.meshes:
+            self.on(mesh)
+
+    def on(self, mesh: str) -> RunConfig:
+        """The run on a mesh; its microbatches are the step's, shared out over dp."""
+        try:
+            dp, pp, tp = (int(size) for size in mesh.split("x"))
+        except ValueError:
+            raise ValueError(f"a mesh is three sizes, dp x pp x tp, such as 2x2x1, got {mesh!r}") from None
+        if dp < 1 or self.microbatches % dp:
+            raise ValueError(f"{self.microbatches} microbatches do not divide over dp={dp} of mesh {mesh}: take others")
+        return replace(self.plain(), dp=dp, ranks=pp, tp=tp, microbatches=self.microbatches // dp)
+
+    def execute(self) -> None:
+        """Train everywhere, print the table and write the report."""
+        directory = existing_directory(self.out)
+        half = self.steps // 2
+        rows: list[dict[str, Any]] = []
+        with (
+            tempfile.TemporaryDirectory() as saved,
+            ppexec.WorkerPool() as pool,
+            warnings.catch_warnings(),
+            tqdm(total=2 + 2 * len(self.meshes), file=sys.stderr, leave=False) as progress,
+        ):
+            warnings.simplefilter("ignore")  # few microbatches are no matter here
+            one = ppexec.train(self.on("1x1x1"), pool=pool).losses
+            progress.update()
+            with ppexec.Session(self.on("1x1x1"), pool=pool) as session:
+                session.nudge()
+                control = session.train(self.steps)
+            progress.update()
+            allowed = self.allowed(one, control)
+            for mesh in self.meshes:
+                with ppexec.Session(self.on(mesh), pool=pool) as session:
+                    losses = session.train(half)
+                    session.save_checkpoint(Path(saved, mesh))
+                    losses += session.train(self.steps - half)
+                rows.append({"mesh": mesh, "losses": losses, **distance(losses, one, allowed)})
+                progress.update()
+            for number, row in enumerate(rows):
+                source = rows[number - 1]
+                (loss,) = ppexec.train(
+                    self.on(row["mesh"]), steps=1, resume=Path(saved, source["mesh"]), pool=pool
+                ).losses
+                found = distance([loss], [source["losses"][half]], [allowed[half]])
+                row["resumed"] = {"from": source["mesh"], "step": half, "loss": loss, **found}
+                progress.update()
+        summary = {
+            "one_process": one,
+            "control": control,
+            "allowed": allowed,
+            "meshes": rows,
+            "equal": all(row["equal"] and row["resumed"]["equal"] for row in rows),
+            "config": self.to_dict(),
+            "environment": describe_environment(),
+        }
+        (directory / "summary.json").write_text(json.dumps(summary, indent=1) + "\n", encoding="utf-8")
+        report(summary).save(directory / "report.html")
+        if self.json:
+            command.print_json(summary)
+        else:
+            show(summary)
+            print(f"\nwritten to {directory}: report.html, summary.json")
+        if not summary["equal"]:
+            raise SystemExit(1)
+
+    def allowed(self, one: list[float], control: list[float]) -> list[float]:
+        """How far each step's loss may be from one process's."""
+        rounding = torch.finfo(self.torch_dtype).eps
+        farthest, bounds = 0.0, []
+        for mine, nudged in zip(one, control, strict=True):
+            farthest = max(farthest, abs(nudged - mine))
+            within = max(_TIMES_CONTROL * farthest, _ROUNDINGS * rounding * abs(mine))
+            bounds.append(min(within, _MOST * abs(mine)))
+        return bounds
+
+
+def distance(losses: list[float], expected: list[float], allowed: list[float]) -> dict[str, Any]:
+    """The largest relative distance of a curve from another, and whether every step's is allowed; NaN is not."""
+    apart = [abs(mine - theirs) for mine, theirs in zip(losses, expected, strict=True)]
+    return {
+        "max_relative_difference": max(gap / abs(theirs) for gap, theirs in zip(apart, expected, strict=True)),
+        "equal": all(gap <= most for gap, most in zip(apart, allowed, strict=True)),
+    }
+
+
+def show(summary: dict[str, Any]) -> None:
+    """The table."""
+    one, control = summary["one_process"], summary["control"]
+    print(f"one process: loss {one[0]:.6f} at step 0, {one[-1]:.6f} at step {len(one) - 1}")
+    strayed = distance(control, one, summary["allowed"])["max_relative_difference"]
+    print(f"control, every parameter one rounding away: at most {strayed:.1e} of the loss off\n")
+    print(f"{'dp x pp x tp':<14} {'curve off by':>12}  {'':<9}  {'resumed from':<14} {'next loss off by':>16}")
+    for row in summary["meshes"]:
+        resumed = row["resumed"]
+        print(
+            f"{row['mesh']:<14} {row['max_relative_difference']:>12.1e}  {verdict(row):<9}  {resumed['from']:<14} "
+            f"{resumed['max_relative_difference']:>16.1e}  {verdict(resumed)}"
+        )
+
+
+def verdict(row: dict[str, Any]) -> str:
+    """In a word."""
+    return "equal" if row["equal"] else "DIFFERENT"
+
+
+def report(summary: dict[str, Any]) -> Report:
+    """Curves, the table, and where it ran."""
+    count = len(summary["meshes"])
+    page = Report(
+        title="Training on several meshes",
+        lead=f"{count} meshes, {len(summary['one_process'])} steps: curves and resumed losses are "
+        + ("one process's within rounding." if summary["equal"] else "NOT all one process's: see the table."),
+    )
+    page.add("Loss", text="Left the curves, right their distance from one process's.", figure=figure(summary))
+    rows = [
+        {
+            "dp x pp x tp": row["mesh"],
+            "curve off by": row["max_relative_difference"],
+            "curve": verdict(row),
+            "resumed from": row["resumed"]["from"],
+            "next loss off by": row["resumed"]["max_relative_difference"],
+            "next loss": verdict(row["resumed"]),
+        }
+        for row in summary["meshes"]
+    ]
+    page.add("Every mesh", text="Distances are relative to the loss.", table=rows)
+    page.add("Environment", definitions=environment_rows(summary["environment"]))
+    return page
+
+
+def figure(summary: dict[str, Any]) -> go.Figure:
+    """Left losses by step; right distances from one process's, with what is allowed."""
+    one = summary["one_process"]
+    steps = list(range(len(one)))
+    picture = make_subplots(cols=2, horizontal_spacing=0.1)
+    picture.add_scatter(x=steps, y=one, name="one process", line={"color": "#888888", "width": 5}, row=1, col=1)
+    curves = {"control": summary["control"], **{row["mesh"]: row["losses"] for row in summary["meshes"]}}
+    for number, (name, losses) in enumerate(curves.items()):
+        look = {"name": name, "legendgroup": name, "line": {"color": series_colour(number), "width": 1.5}}
+        if name != "control":
+            picture.add_scatter(x=steps, y=losses, mode="lines", showlegend=False, row=1, col=1, **look)
+        apart = [abs(mine - theirs) or None for mine, theirs in zip(losses, one, strict=True)]  # no logarithm of 0
+        picture.add_scatter(x=steps, y=apart, mode="lines+markers", row=1, col=2, **look)
+    line = {"color": "#888888", "dash": "dash"}
+    picture.add_scatter(x=steps, y=summary["allowed"], name="allowed", mode="lines", line=line, row=1, col=2)
+    picture.update_layout(layout(height=460, title=None, bottom=60))
+    picture.update_layout(legend={"orientation": "v", "x": 1.02, "y": 1, "xanchor": "left", "yanchor": "top"})
+    picture.update_xaxes(title_text="step")
+    picture.update_yaxes(title_text="loss", col=1)
+    picture.update_yaxes(title_text="distance from one process's", type="log", exponentformat="power", col=2)
+    return picture
+
+
+def main() -> int:
+    """Run the study with the command line's flags; the exit code."""
+    return study_main(Study, __doc__)
+
+
+if __name__ == "__main__":
+    sys.exit(main())
