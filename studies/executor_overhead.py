@@ -25,20 +25,17 @@ import sys
 import warnings
 from dataclasses import dataclass, replace
 from pathlib import Path
-from statistics import median
 from typing import Any
 
 from tqdm import tqdm
 
 import ppexec
-import ppsim
 from ppexec.cli import existing_directory, study_main
 from ppexec.config import RunConfig
 from ppexec.findings import environment_rows
+from ppexec.overhead import PEER_OF, measure_overhead
 from ppsim import command
 from ppsim.export.report import Report
-
-_PEER_OF = {"afab": "torch-gpipe", "1f1b": "torch-1f1b"}
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -70,20 +67,19 @@ class Study(RunConfig):
         with ppexec.WorkerPool() as pool, warnings.catch_warnings():
             warnings.simplefilter("ignore")
             with tqdm(total=2 * (self.steps + self.warmup), file=sys.stderr, leave=False) as bar:
-                found = {name: self.measure(name, pool, bar.update) for name in _PEER_OF}
+                found = {
+                    name: measure_overhead(replace(self.plain(), schedule=name), pool=pool, advance=bar.update)
+                    for name in PEER_OF
+                }
             with ppexec.Session(replace(self.plain(), schedule="afab"), pool=pool) as session:
                 environment = session.environment()
         summary = {
-            "step_time_s": {name: values["step_time_s"] for name, values in found.items()},
-            "floor_s": {name: values["floor_s"] for name, values in found.items()},
-            "overhead_us": {name: values["overhead_us"] for name, values in found.items()},
-            "overhead_ratio": {
-                name: values["overhead_us"]["ours"] / values["overhead_us"][_PEER_OF[name]]
-                for name, values in found.items()
-            },
-            "ours_over_floor": {
-                name: values["step_time_s"]["ours"] / values["floor_s"] for name, values in found.items()
-            },
+            "step_time_s": {name: measured.step_s for name, measured in found.items()},
+            "step_time_quartiles_s": {name: measured.quartiles_s for name, measured in found.items()},
+            "floor_s": {name: measured.floor_s for name, measured in found.items()},
+            "overhead_us": {name: measured.overhead_us for name, measured in found.items()},
+            "overhead_ratio": {name: measured.ratio for name, measured in found.items()},
+            "ours_over_floor": {name: measured.step_s["ours"] / measured.floor_s for name, measured in found.items()},
             "config": self.to_dict(),
             "environment": environment,
         }
@@ -100,37 +96,6 @@ class Study(RunConfig):
             )
         print(f"\noverhead, ours / PyTorch's: { {k: round(v, 3) for k, v in summary['overhead_ratio'].items()} }")
         print(f"step, ours / floor:         { {k: round(v, 3) for k, v in summary['ours_over_floor'].items()} }")
-
-    def measure(self, schedule: str, pool: ppexec.WorkerPool, advance: Any) -> dict[str, Any]:
-        """One schedule: medians of every executor's step, and the floor."""
-        config = replace(self.plain(), schedule=schedule)
-        executors = ["ours", _PEER_OF[schedule], "torch-runtime"]
-        times: dict[str, list[float]] = {name: [] for name in executors}
-        compute: list[list[dict[str, float]]] = [[] for _ in range(config.ranks)]
-        with ppexec.Session(config, pool=pool) as session:
-            for number in range(self.warmup + self.steps):
-                rounds = session.time_compute(1)
-                for name in executors:
-                    step_s = session.time_steps(None if name == "ours" else name, 1)
-                    if number >= self.warmup:
-                        times[name] += step_s
-                if number >= self.warmup:
-                    for gathered, new in zip(compute, rounds, strict=True):
-                        gathered += new
-                advance()
-        stages = [
-            ppsim.StageCost(
-                forward_s=median(values["forward_s"] for values in rank),
-                backward_input_s=0,
-                backward_weight_s=0,
-                backward_s=median(values["backward_s"] for values in rank),
-            )
-            for rank in compute
-        ]
-        floor_s = ppsim.simulate(config.pipeline, stages).makespan_s
-        step_s = {name: median(values) for name, values in times.items()}
-        overhead = {name: (value - floor_s) / config.microbatches * 1e6 for name, value in step_s.items()}
-        return {"step_time_s": step_s, "floor_s": floor_s, "overhead_us": overhead}
 
 
 def rows(summary: dict[str, Any]) -> list[dict[str, str]]:

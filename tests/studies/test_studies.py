@@ -143,3 +143,14 @@ def test_a_training_study_that_cannot_be_is_refused(words: str, message: str, mo
     monkeypatch.setattr(sys, "argv", ["train.py", *words.split()])
     assert load("train").main() == 2
     assert message in capsys.readouterr().err
+
+
+def test_benchmarks_run(monkeypatch, capsys, tmp_path) -> None:
+    code, out = run(
+        "benchmarks", f"--quick --turns 1 --only engines pytorch --json --out {tmp_path}", monkeypatch, capsys
+    )
+    assert code == 0
+    found = json.loads(out)
+    assert {row["part"] for row in found["rows"]} == {"engines", "pytorch"}
+    assert all(row["low"] <= row["value"] <= row["high"] for row in found["rows"])
+    assert (tmp_path / "report.html").exists()
