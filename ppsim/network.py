@@ -87,6 +87,8 @@ class Network:
         self, program: Program, message_bytes: npt.NDArray[np.int64]
     ) -> tuple[npt.NDArray[np.float64], npt.NDArray[np.float64]]:
         """How long each message keeps its link, and how much later it arrives; two arrays (messages,) of seconds."""
+        if not self.links:
+            return self.default.transfer_times(message_bytes)
         messages = program.messages
         occupied_s, latency_s = np.empty(len(messages)), np.empty(len(messages))
         bounds = [*np.flatnonzero(messages.position == 0).tolist(), len(messages)]

@@ -14,6 +14,7 @@ from ppsim.schedule import Schedule, concatenated
 
 Integers = npt.NDArray[np.integer]
 
+_CELLS_AT_ONCE = 2**18  # so that no 64-bit index as large as the program is made
 _MOST_ROWS = 2**31 - 1  # the tables hold 32-bit numbers: half the memory, and half of what an engine must read
 
 
@@ -191,16 +192,14 @@ def _needs(schedule: Schedule, rows: _Rows) -> Integers:
     """The row whose result each row takes from another stage, shape (rows,); -1 for none."""
     needs = np.full(len(rows.stage), -1, np.int32)
     after = schedule.next_stages()
-    microbatch = np.arange(schedule.microbatches)
-    for stage in range(schedule.stages):  # a stage at a time, so that no table as large as the program is made
-        following = after[stage]
-        there = following >= 0
-        if not there.any():
-            continue
-        index = (following[there], microbatch[there])
-        needs[rows.forward[index]] = rows.forward[stage][there]
+    block = max(_CELLS_AT_ONCE // schedule.microbatches, 1)
+    for first in range(0, schedule.stages, block):
+        stage, microbatch = np.nonzero(after[first : first + block] >= 0)
+        stage += first
+        following = after[stage, microbatch]
+        needs[rows.forward[following, microbatch]] = rows.forward[stage, microbatch]
         if not schedule.is_forward_only:
-            needs[rows.backward[stage][there]] = rows.backward[index]
+            needs[rows.backward[stage, microbatch]] = rows.backward[following, microbatch]
     return needs
 
 

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Generator, Iterator
-from itertools import repeat
+from itertools import chain, repeat
 from typing import Any
 
 import numpy as np
@@ -26,7 +26,7 @@ def run_simpy(load: Load) -> Times:
         load.program.execution_order  # noqa: B018  (somebody waits for ever: says who, and for what)
     return Times.of_actions(
         load,
-        action_start_s=np.array([start_s for of_rank in run.start for start_s in of_rank]),
+        action_start_s=np.fromiter(chain.from_iterable(run.start), float, load.program.actions),
         message_start_s=np.array(run.message_start, float),
         message_arrival_s=np.array(run.arrival[:-1], float),
     )
@@ -62,7 +62,8 @@ class _Run:
         """A rank's order, action by action; the first thing sent in is how to resume it.
 
         What a rank needs from itself is there: its own earlier action has ended. Times are kept as sums of costs, not
-        read back from the clock, so that every engine gives the same floats.
+        read back from the clock, so that every engine gives the same floats; `now` is the clock up to a rounding, as
+        whoever resumes a waiting rank says it.
         """
         environment, window, schedule = self.environment, self.window, self.environment.schedule
         arrival, waiting, link_of, link_free = self.arrival, self.waiting, self.link, self.link_free
@@ -72,17 +73,17 @@ class _Run:
         alarm, resumed_by_alarm = environment.timeout(0), [resume]
         alarm.callbacks.append(resume)
         yield
-        free = 0.0
+        now = free = 0.0
         for needed, also, dispatch, duration, second, given, given_also in self.actions.of_rank(rank):
             begin = arrival[needed]
             if begin is None:
                 waiting[needed] = resume
-                yield
+                now = yield
                 begin = arrival[needed]
             if also >= 0:
                 while (there := arrival[also]) is None:
                     waiting[also] = resume
-                    yield
+                    now = yield
                 begin = max(begin, there)
             if free > begin:
                 begin = free
@@ -95,8 +96,9 @@ class _Run:
             note(begin)
             free = begin + duration + second
             alarm.callbacks = resumed_by_alarm
-            schedule(alarm, NORMAL, free - environment.now)
+            schedule(alarm, NORMAL, free - now)
             yield
+            now = free
             if given >= 0 and window is None:  # `transfer` in place: calling it would cost as much as the event
                 link = link_of[given]
                 begin = link_free[link]
@@ -107,7 +109,7 @@ class _Run:
                 arrival[given] = left + latency[given]
                 waiter = waiting[given]
                 if waiter is not None:
-                    waiter(None)
+                    waiter(free)
             elif given >= 0:
                 self.give(given, free)
             if given_also >= 0:
@@ -131,7 +133,7 @@ class _Run:
         self.arrival[message] = left + self.latency[message]
         waiter = self.waiting[message]
         if waiter is not None:
-            waiter(None)
+            waiter(self.environment.now)
 
 
 class _Window:
