@@ -156,7 +156,13 @@ class Attribution:
         for rank, (bubble, row) in enumerate(zip(self.bubble_s.tolist(), columns.tolist(), strict=True)):
             lines.append(f"{rank:>4}  {bubble:>14.6g}" + "".join(f"  {seconds:>12.6g}" for seconds in row))
         shares = "".join(f"  {share:>12.2%}" for share in self.fractions.values())
-        lines += [f" all  {self.trace.bubble_fraction:>14.2%}{shares}", "", str(self.critical_path)]
+        lines += [f" all  {self.trace.bubble_fraction:>14.2%}{shares}", ""]
+        stretched = [
+            f"{seconds:.6g} s on rank {rank}" for rank, seconds in enumerate(self.stretched_s.tolist()) if seconds
+        ]
+        if stretched:
+            lines.append(f"computations longer than usual: {', '.join(stretched)}, in sum (no part of the bubble)")
+        lines.append(str(self.critical_path))
         return "\n".join(lines)
 
 
