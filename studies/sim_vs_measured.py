@@ -11,7 +11,9 @@ Answer     Within a few percent on two shared cores (AMD EPYC, one thread a rank
            bytes are equal on every rank, and outputs and gradients have the bits of one process.
 
 Writes DIR/report.html (timelines on one axis, memory, bubbles, environment), summary.json, events.csv and
-trace.json.gz (open it in Perfetto).
+trace.json.gz (open it in Perfetto); and both steps, the measured one being the median (the lower of two), for further questions:
+           ppsim compare DIR/predicted.trace.npz DIR/measured.trace.npz
+           ppsim attribute DIR/measured.trace.npz
 """
 
 from __future__ import annotations
@@ -30,6 +32,7 @@ from ppexec.config import RunConfig
 from ppexec.experiment import Outcome, experiment_length, predict_and_measure
 from ppexec.findings import comparison_rows, environment_rows, memory_rows, memory_verdict, verdict
 from ppsim import command, plots
+from ppsim.export.files import write_trace
 from ppsim.export.perfetto import save_perfetto
 from ppsim.export.report import Report
 
@@ -41,7 +44,7 @@ class Study(RunConfig):
     steps: int = 12
     """Measured steps."""
     out: Path = Path("studies/out/sim_vs_measured")
-    """Directory for report.html, summary.json, events.csv and trace.json.gz."""
+    """Directory for report.html, summary.json, events.csv, trace.json.gz and the two steps' traces."""
     json: bool = False
     """Print summary.json's object and nothing else on standard output."""
 
@@ -60,7 +63,8 @@ class Study(RunConfig):
             command.print_json(outcome.summary())
         else:
             print_table(outcome)
-            print(f"\nwritten to {directory}: report.html, summary.json, events.csv, trace.json.gz")
+            print(f"\nwritten to {directory}: report.html, summary.json, events.csv, trace.json.gz,")
+            print("predicted.trace.npz, measured.trace.npz (for ppsim attribute and ppsim compare)")
 
 
 def print_table(outcome: Outcome) -> None:
@@ -78,12 +82,14 @@ def print_table(outcome: Outcome) -> None:
 
 
 def write_files(outcome: Outcome, directory: Path) -> None:
-    """report.html, summary.json, events.csv and trace.json.gz; the measured step shown is the median one."""
+    """The files that the module's docstring names; the measured step shown is the median one."""
     traces = {"predicted": outcome.predicted, "measured": outcome.median}
     (directory / "summary.json").write_text(json.dumps(outcome.summary(), indent=1) + "\n", encoding="utf-8")
     frames = [trace.to_frame().assign(clock=name) for name, trace in traces.items()]
     pandas.concat(frames).to_csv(directory / "events.csv", index=False)
     save_perfetto(traces, directory / "trace.json.gz")
+    for name, trace in traces.items():
+        write_trace(trace, directory / f"{name}.trace.npz")
     report(outcome, traces).save(directory / "report.html")
 
 
