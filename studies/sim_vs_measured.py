@@ -11,7 +11,7 @@ Answer     Within a few percent on two shared cores (AMD EPYC, one thread a rank
            bytes are equal on every rank, and outputs and gradients have the bits of one process.
 
 Writes DIR/report.html (timelines on one axis, memory, bubbles, environment), summary.json, events.csv and
-trace.json.gz (open it in Perfetto); and both steps, the measured one being the median (the lower of two), for further questions:
+trace.json.gz (open it in Perfetto); and both steps, the measured one being the median, for further questions:
            ppsim compare DIR/predicted.trace.npz DIR/measured.trace.npz
            ppsim attribute DIR/measured.trace.npz
 """
@@ -97,6 +97,8 @@ def report(outcome: Outcome, traces: dict) -> Report:
     """The page one shows to others."""
     config, summary = outcome.config, outcome.summary()
     step = summary["step_time_s"]
+    # With an even number of steps no one step takes the median of their times.
+    which = "the median one" if config.steps % 2 else "the faster of the two in the middle"
     page = Report(
         title=f"{config.pipeline.name}: predicted and measured",
         subtitle=f"{config.ranks} ranks, {config.microbatches} microbatches, {config.layers} layers of hidden size "
@@ -112,14 +114,14 @@ def report(outcome: Outcome, traces: dict) -> Report:
     page.add("Predicted against measured", table=comparison_rows(outcome))
     page.add(
         "Timelines",
-        text="One step on each clock, on one time axis. The measured step is the median one. Numbers are microbatches. "
+        text=f"One step on each clock, on one time axis. The measured step is {which}. Numbers are microbatches. "
         "The red line is the critical path: what it crosses made the step as long as it is.",
         figure=plots.timeline(traces, critical_path=True),
     )
     page.add(
         "Activation memory",
         text="What each rank holds for its backward passes. Measured bytes are counted in a separate, untimed step on "
-        f"what autograd keeps, and drawn at the median step's times. {memory_verdict(outcome)}",
+        f"what autograd keeps, and drawn at that step's times. {memory_verdict(outcome)}",
         figure=plots.memory(traces),
     )
     page.add(
@@ -176,7 +178,7 @@ def difference_rows(compared: ppsim.Comparison) -> list[dict]:
     def row(name: str, seconds: float) -> dict:
         return {"what": name, "ms": f"{seconds * 1e3:+.3f}", "of the predicted step": f"{seconds / step_s:+.2%}"}
 
-    rows = [row(each.name, each.seconds) for each in compared.contributions if each.seconds != 0]
+    rows = [row(each.name, each.seconds) for each in compared.telling]
     return [*rows, row("measured - predicted", compared.difference_s)]
 
 

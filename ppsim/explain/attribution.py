@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from functools import cached_property
 from typing import TYPE_CHECKING, Any
 
@@ -56,8 +56,9 @@ class Attribution:
     "compute" is the fill and drain that no faster link or device takes away. queueing_s,
     transfer_s, latency_s: with messages_knock_on_s they make up messages_s; a measured message is all transfer.
     usual_s: shape (rows,), what counted as each row's usual duration. stretched_s: (p,), by how much the rank's own
-    computations took longer than that, in sum: no part of its bubble, since the rank is at work. Where ranks share
-    cores evenly (`simulate(sharing="fair")`, or an operating system) they hardly wait for each other; it shows here.
+    computations took longer than `expected`, those that did, in sum; None if nothing was expected. No part of the
+    bubble, since the rank is at work: where ranks share cores evenly (`simulate(sharing="fair")`, or an operating
+    system) they hardly wait for each other, and it shows here.
     graph: the step with its delays.
     """
 
@@ -76,7 +77,7 @@ class Attribution:
     messages_knock_on_s: Seconds = field(repr=False)
     device_knock_on_s: Seconds = field(repr=False)
     usual_s: Seconds = field(repr=False)
-    stretched_s: Seconds = field(repr=False)
+    stretched_s: Seconds | None = field(repr=False)
     graph: StepGraph = field(repr=False)
 
     @property
@@ -115,7 +116,7 @@ class Attribution:
         }
 
     def to_frame(self) -> pandas.DataFrame:
-        """A row per rank: rank, bubble_s, the six parts, what some of them are made of, and stretched_s."""
+        """A row per rank: rank, bubble_s, the six parts, what some of them are made of, stretched_s if there is one."""
         import pandas
 
         inside = {f"messages_{name}_s": seconds for name, seconds in self._messages_of_s.items()}
@@ -124,7 +125,7 @@ class Attribution:
             inside |= {f"{part}_{cause}_s": seconds for cause, seconds in causes.items()}
         parts = {f"{name}_s": part for name, part in self.parts_s.items()}
         columns = {"rank": range(self.trace.ranks), "bubble_s": self.bubble_s, **parts, **inside}
-        return pandas.DataFrame({**columns, "stretched_s": self.stretched_s})
+        return pandas.DataFrame(columns if self.stretched_s is None else {**columns, "stretched_s": self.stretched_s})
 
     def to_dict(self) -> dict[str, Any]:
         """Everything but the rows, for JSON; the critical path by what it is made of and segment by segment."""
@@ -139,7 +140,7 @@ class Attribution:
             "device_knock_on_s": self.device_knock_on_s.tolist(),
             "warm_up_of_s": {name: seconds.tolist() for name, seconds in self.warm_up_of_s.items()},
             "drain_of_s": {name: seconds.tolist() for name, seconds in self.drain_of_s.items()},
-            "stretched_s": self.stretched_s.tolist(),
+            "stretched_s": None if self.stretched_s is None else self.stretched_s.tolist(),
             "critical_path": self.critical_path.to_dict(),
         }
 
@@ -157,11 +158,9 @@ class Attribution:
             lines.append(f"{rank:>4}  {bubble:>14.6g}" + "".join(f"  {seconds:>12.6g}" for seconds in row))
         shares = "".join(f"  {share:>12.2%}" for share in self.fractions.values())
         lines += [f" all  {self.trace.bubble_fraction:>14.2%}{shares}", ""]
-        stretched = [
-            f"{seconds:.6g} s on rank {rank}" for rank, seconds in enumerate(self.stretched_s.tolist()) if seconds
-        ]
-        if stretched:
-            lines.append(f"computations longer than usual: {', '.join(stretched)}, in sum (no part of the bubble)")
+        if self.stretched_s is not None:
+            stretched = ", ".join(f"{seconds:.6g} s on rank {rank}" for rank, seconds in enumerate(self.stretched_s))
+            lines.append(f"computations beyond what was expected: {stretched} (no part of the bubble)")
         lines.append(str(self.critical_path))
         return "\n".join(lines)
 
@@ -177,7 +176,8 @@ def attribute(trace: Trace, *, expected: Sequence[StageCost] | None = None) -> A
     forward, and between, and is no more than the rank's waiting for computation there.
 
     Usual is the median duration of the same stage and kind (in an overlapped pair apart) in this trace; or, with
-    `expected` (a cost per stage), what the stage should take, so that a rank slow as a whole is a straggler too.
+    `expected` (a cost per stage), what the stage should take, so that a rank slow as a whole is a straggler too. The
+    overlap and the scale that the trace was simulated with (its details) are expected as well, slow_ranks are not.
 
     Parts add up to `trace.bubble_s` to the last bit or two. Times that cannot be (a message there before it was sent,
     by clocks that disagree) shorten the part they would make negative.
@@ -197,7 +197,11 @@ def attributed(trace: Trace, wiring: Wiring | None, expected: Sequence[StageCost
     _check_times(trace)
     graph = StepGraph.of(trace, wiring)
     usual = usual_durations(trace, expected)
-    return _assembled(graph, bubble_pieces(graph, usual), usual)
+    found = _assembled(graph, bubble_pieces(graph, usual), usual)
+    if expected is None:
+        return found
+    excess = excess_durations(trace, usual)
+    return replace(found, stretched_s=np.bincount(trace.program.rank, excess, trace.ranks).astype(np.float64))
 
 
 def critical_path(trace: Trace) -> CriticalPath:
@@ -234,7 +238,6 @@ def _assembled(graph: StepGraph, pieces: Pieces, usual: Seconds) -> Attribution:
         f"{part}_s": np.array([math.fsum(each) for each in zip(*causes.values(), strict=True)])
         for part, causes in of.items()
     }
-    excess = excess_durations(graph.trace, usual)
     return Attribution(
         trace=graph.trace,
         **sums,
@@ -246,6 +249,6 @@ def _assembled(graph: StepGraph, pieces: Pieces, usual: Seconds) -> Attribution:
         messages_knock_on_s=of["messages"]["knock_on"],
         device_knock_on_s=of["device"]["knock_on"],
         usual_s=usual,
-        stretched_s=np.bincount(graph.program.rank, excess, graph.program.ranks).astype(np.float64),
+        stretched_s=None,
         graph=graph,
     )

@@ -13,9 +13,8 @@ from ppsim.explain.attribution import Attribution, attributed
 from ppsim.explain.change import explain_change
 from ppsim.explain.contribution import Contribution, MemoryDifference, contributions, memory_differences
 from ppsim.explain.graph import StepGraph, Wiring
-from ppsim.explain.sentences import explanation, length_s, table
+from ppsim.explain.sentences import explanation, length_s, step_names, table
 from ppsim.order import Order
-from ppsim.program import Program
 from ppsim.trace import Trace
 
 if TYPE_CHECKING:
@@ -26,7 +25,7 @@ Seconds = npt.NDArray[np.float64]
 
 @dataclass(frozen=True, kw_only=True, eq=False)
 class Comparison:
-    """measured minus predicted, always.
+    """measured minus predicted, always: the second step that `compare` was given minus the first.
 
     contributions: groups whose seconds add up to difference_s, largest first; the last is the residual. row_s: shape
     (rows,), what each computation's own duration contributes. bubbles_s: for each part of the bubble its difference,
@@ -46,6 +45,11 @@ class Comparison:
     bubbles_s: dict[str, Seconds] = field(repr=False)
     longer_s: Seconds = field(repr=False)
     memory: tuple[MemoryDifference, ...]
+
+    @property
+    def names(self) -> tuple[str, str]:
+        """What words call the two steps: predicted and measured, or first and second if they are something else."""
+        return step_names(self.predicted.trace, self.measured.trace)
 
     @property
     def difference_s(self) -> float:
@@ -158,7 +162,7 @@ def compare(predicted: Trace, measured: Trace) -> Comparison:
     Any two traces of one program will do, such as two predictions. Raises ValueError that names the first difference
     if the programs differ, and what `attribute` raises.
     """
-    _check_same(predicted.program, measured.program)
+    _check_same(predicted, measured)
     wiring = Wiring.of(predicted.program)
     attributions = attributed(predicted, wiring), attributed(measured, wiring)
     graphs = [each.graph for each in attributions]
@@ -194,7 +198,8 @@ def _rows(graphs: list[StepGraph], action_s: Seconds, longer: Seconds) -> tuple[
     return row_s, action_s - np.add.reduceat(row_s, program.action_start[:-1])
 
 
-def _check_same(one: Program, other: Program) -> None:
+def _check_same(one: Trace, other: Trace) -> None:
+    first, second = step_names(one, other)
     for name, what in (("ranks", "ranks"), ("microbatches", "microbatches")):
         values = getattr(one.schedule, name), getattr(other.schedule, name)
         if values[0] != values[1]:
@@ -211,12 +216,12 @@ def _check_same(one: Program, other: Program) -> None:
             if actions[0] != actions[1]:
                 raise ValueError(
                     f"the traces are of different programs: action {place} of rank {rank} is {actions[0]} in the "
-                    f"predicted and {actions[1]} in the measured one"
+                    f"{first} and {actions[1]} in the {second} one"
                 )
         if len(mine) != len(its):
             raise ValueError(
-                f"the traces are of different programs: rank {rank} has {len(mine)} actions in the predicted and "
-                f"{len(its)} in the measured one"
+                f"the traces are of different programs: rank {rank} has {len(mine)} actions in the {first} and "
+                f"{len(its)} in the {second} one"
             )
 
 

@@ -111,7 +111,9 @@ class CriticalPath:
     def __str__(self) -> str:
         length = self.length_s
         shares = [
-            f"{what} {seconds / length:.1%}" for what, seconds in self.by_what_s.items() if length > 0 and seconds > 0
+            f"{what} {seconds / length:.1%}"
+            for what, seconds in self.by_what_s.items()
+            if length > 0 and seconds >= 0.0005 * length  # what would be shown as 0.0% is left out
         ]
         return f"critical path: {len(self.rows)} computations; {', '.join(shares) or 'no time'}"
 

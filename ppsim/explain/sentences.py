@@ -15,8 +15,15 @@ _SHOWN = 5
 _PART_NAMES = {"compute": "computations", "messages": "messages", "device": "device or dispatch"}
 
 
+def step_names(first: Trace, second: Trace) -> tuple[str, str]:
+    """What two compared steps are called: "predicted" and "measured" if that is what they are."""
+    is_usual = first.clock == "simulated" and second.clock != "simulated"
+    return ("predicted", "measured") if is_usual else ("first", "second")
+
+
 def explanation(found: Comparison) -> str:
     """The comparison in plain sentences."""
+    first, second = found.names
     program = found.predicted.trace.program
     predicted_s, measured_s = found.predicted.trace.makespan_s, found.measured.trace.makespan_s
     tells = abs(found.difference_s) >= found.dust_s > 0
@@ -26,8 +33,8 @@ def explanation(found: Comparison) -> str:
         word = "longer" if found.difference_s > 0 else "shorter"
         share = f" ({found.difference_s / predicted_s:+.2%})" if predicted_s > 0 else ""
         lines = [
-            f"The measured step takes {_time(measured_s)}, {_time(abs(found.difference_s))} {word} than the "
-            f"predicted {_time(predicted_s)}{share}."
+            f"The {second} step takes {_time(measured_s)}, {_time(abs(found.difference_s))} {word} than the "
+            f"{first} {_time(predicted_s)}{share}."
         ]
     named = [each for each in found.telling if each.part != "residual"][:_SHOWN]
     if named and tells:
@@ -41,8 +48,8 @@ def explanation(found: Comparison) -> str:
     longest = [row for row in found.largest_rows(3) if abs(found.row_s[row]) >= found.dust_s]
     if longest and tells:
         told = [
-            f"{program.action_of(row)} ({_time(length_s(found.predicted.trace, row))} predicted, "
-            f"{_time(length_s(found.measured.trace, row))} measured, {_signed(float(found.row_s[row]))} of the step)"
+            f"{program.action_of(row)} ({_time(length_s(found.predicted.trace, row))} {first}, "
+            f"{_time(length_s(found.measured.trace, row))} {second}, {_signed(float(found.row_s[row]))} of the step)"
             for row in longest
         ]
         lines.append(f"Actions that explain most: {'; '.join(told)}.")
@@ -50,11 +57,11 @@ def explanation(found: Comparison) -> str:
     most = sorted((name for name in PARTS if abs(moved[name]) >= found.dust_s), key=lambda name: -abs(moved[name]))[:3]
     if most and tells:
         told = [f"{name.replace('_', '-')} {_signed(moved[name])}" for name in most]
-        lines.append(f"The bubble of a rank, on average: {', '.join(told)}.")
+        lines.append(f"Bubbles, on average over the ranks: {', '.join(told)}.")
     for each in found.memory:
         lines.append(
             f"Activation bytes on rank {each.rank} differ from {each.action} on: {each.predicted_bytes:,} "
-            f"predicted, {each.measured_bytes:,} measured."
+            f"{first}, {each.measured_bytes:,} {second}."
         )
     if not found.memory:
         lines.append("Activation bytes are equal after every action.")
@@ -62,15 +69,17 @@ def explanation(found: Comparison) -> str:
 
 
 def table(found: Comparison) -> str:
-    """Contributions by size, and each rank's bubble by part: measured minus predicted."""
-    width = max(len("measured - predicted"), *(len(each.name) for each in found.telling), 0)
+    """Contributions by size, and each rank's bubble by part: the second step's minus the first's."""
+    first, second = found.names
+    total = f"{second} - {first}"
+    width = max(len(total), *(len(each.name) for each in found.telling), 0)
     step_s = found.predicted.trace.makespan_s
     lines = [f"{'what':<{width}}  {'seconds':>13}  {'of the step':>11}"]
     for each in found.telling:
         share = each.seconds / step_s if step_s > 0 else 0.0
         lines.append(f"{each.name:<{width}}  {each.seconds:>+13.6g}  {share:>+11.2%}")
     share = found.difference_s / step_s if step_s > 0 else 0.0
-    lines.append(f"{'measured - predicted':<{width}}  {found.difference_s:>+13.6g}  {share:>+11.2%}")
+    lines.append(f"{total:<{width}}  {found.difference_s:>+13.6g}  {share:>+11.2%}")
     lines += ["", "rank" + "".join(f"  {name.replace('_', '-') + ' (s)':>15}" for name in PARTS)]
     for rank, row in enumerate(zip(*(found.bubbles_s[name].tolist() for name in PARTS), strict=True)):
         lines.append(f"{rank:>4}" + "".join(f"  {seconds:>+15.6g}" for seconds in row))

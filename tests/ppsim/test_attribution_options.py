@@ -6,6 +6,7 @@ import math
 from typing import Any
 
 import numpy as np
+import numpy.typing as npt
 import pytest
 from hypothesis import assume, given
 from hypothesis import strategies as st
@@ -57,12 +58,21 @@ def refined(
     return simulate(schedule, costs, network=network, **draw(options(schedule, sharing=sharing))), costs
 
 
+def without_slow_ranks(trace: Trace, costs: list[StageCost]) -> npt.NDArray[np.float64]:
+    """What each rank should compute for."""
+    asked = {name: trace.details[name] for name in ("overlap", "scale") if name in trace.details}
+    return simulate(trace.schedule, costs, engine="compiled", **asked).compute_s
+
+
 @given(refined())
 def test_parts_add_up_whatever_was_asked_for(step: tuple[Trace, list[StageCost]]) -> None:
     trace, costs = step
     check_sums(trace)
     check_sums(trace, expected=costs)
-    assert (attribute(trace).stretched_s >= 0).all()
+    stretched_s = attribute(trace, expected=costs).stretched_s
+    assert stretched_s is not None
+    assert (stretched_s >= 0).all()
+    assert (stretched_s >= trace.compute_s - without_slow_ranks(trace, costs) - 1e-9 * trace.makespan_s).all()
 
 
 @given(refined(sharing=("turns",)))
@@ -172,9 +182,10 @@ def test_a_slow_rank_was_not_expected_to_be_slow(name: str) -> None:
     found = attribute(trace, expected=[COST] * 4)
     assert found.straggler_s[[0, 2, 3]].min() > 0
     assert not found.imbalance_s.any()
+    assert found.stretched_s is not None
     assert found.stretched_s.tolist() == [0, 8 * (F + B), 0, 0]
     assert attribute(trace).imbalance_s[2:].min() > 0  # by itself it looks like a stage with more to do
-    assert not attribute(trace).stretched_s.any()
+    assert attribute(trace).stretched_s is None
 
 
 def test_a_long_microbatch_and_an_overlap_that_were_asked_for_were_expected() -> None:
@@ -183,9 +194,12 @@ def test_a_long_microbatch_and_an_overlap_that_were_asked_for_were_expected() ->
     costs = [COST] * schedule.stages
     for how in ({"scale": scale}, {"overlap": 1.5}, {"scale": scale, "overlap": 0.75}):
         found = attribute(simulate(schedule, costs, **how), expected=costs)
+        assert found.stretched_s is not None
         assert not found.stretched_s.any()
         assert not found.straggler_s.any()
-    assert attribute(simulate(schedule, costs, scale=scale)).stretched_s.min() > 0  # longer than most
+    slow = attribute(simulate(schedule, costs, scale=scale, slow_ranks={2: 1.5}), expected=costs)
+    assert slow.stretched_s is not None
+    assert slow.stretched_s.tolist() == [0, 0, pytest.approx(slow.trace.compute_s[2] / 3), 0]
 
 
 def test_a_small_receive_window_is_message_time() -> None:
@@ -210,8 +224,10 @@ def test_sharing_evenly_stretches_and_does_not_wait() -> None:
     schedule = build_schedule("1f1b", ranks=2, microbatches=6)
     trace = simulate(schedule, [COST] * 2, cores=1, sharing="fair")
     found = attribute(trace, expected=[COST] * 2)
+    assert found.stretched_s is not None
     assert found.stretched_s == pytest.approx(trace.compute_s - 6 * (F + B))
     assert found.stretched_s.min() > F
     assert found.device_s == pytest.approx(0, abs=1e-9)
     assert found.to_dict()["stretched_s"] == found.stretched_s.tolist() == found.to_frame()["stretched_s"].tolist()
-    assert "longer than usual" in str(found)
+    assert "beyond what was expected" in str(found)
+    assert attribute(trace).to_dict()["stretched_s"] is None
