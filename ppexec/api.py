@@ -21,7 +21,7 @@ def run(config: RunConfig, *, pool: WorkerPool | None = None) -> Trace:
     `details` holds step_times_s (makespan of every measured step), config and environment. Raises ValueError for what
     cannot run, WorkerError if a worker dies.
     """
-    with Session(config, pool=pool, costs=_profiled(config, pool)) as session:
+    with Session(config, pool=pool, costs=profiled_for_timed(config, pool)) as session:
         if config.warmup:
             session.measure(config.warmup)
         traces = session.measure(config.steps, first_step=config.warmup)
@@ -34,8 +34,11 @@ def run(config: RunConfig, *, pool: WorkerPool | None = None) -> Trace:
         return replace(trace, details=details)
 
 
-def _profiled(config: RunConfig, pool: WorkerPool | None) -> list[StageCost] | None:
-    """Timed compute takes its durations from the cost file, else from a profile made first."""
+def profiled_for_timed(config: RunConfig, pool: WorkerPool | None) -> list[StageCost] | None:
+    """Timed compute takes its durations from the cost file, else from a profile made first: that one's stage costs.
+
+    None if no such profile is needed.
+    """
     if config.compute == "real" or config.costs is not None:
         return None
     return _profile(replace(config, compute="real"), pool).stages

@@ -9,6 +9,7 @@ from typing import Any
 import numpy as np
 
 import ppsim
+from ppexec.api import profiled_for_timed
 from ppexec.config import RunConfig
 from ppexec.measure import median_step, with_memory
 from ppexec.pool import WorkerPool
@@ -24,8 +25,8 @@ class Outcome:
     """What was predicted, what was measured, and what from.
 
     predicted: one step. measured: every measured step, all with the activation bytes counted in an untimed step.
-    stages: the costs the prediction was made from. profile: where they come from; None if they were given, and compute
-    was timed. verified: None if it was not asked for.
+    stages: the costs the prediction was made from. profile: where they come from; None if compute was timed. verified:
+    None if it was not asked for.
     """
 
     config: RunConfig
@@ -108,8 +109,10 @@ def predict_and_measure(
 
     Rounds of profiling and measured steps take turns, so that a machine whose speed drifts drifts under both alike.
     costs: of each stage, if known; then nothing is profiled, ranks wait instead of computing (timed compute), and there
-    are no gradients to verify. advance: called as each of `experiment_length(config)` parts is done, with its name.
+    are no gradients to verify. Timed compute without a cost file is profiled once, before. advance: called as each of
+    `experiment_length(config)` parts is done, with its name.
     """
+    costs = profiled_for_timed(config, pool) if costs is None else costs
     with Session(config, pool=pool, costs=costs) as session:
         is_timed = session.costs is not None
         for _ in range(config.warmup):
@@ -143,7 +146,7 @@ def predict_and_measure(
         environment=environment,
         stages=stages,
         network=network,
-        predicted=replace(predicted, details=details),
+        predicted=replace(predicted, details=predicted.details | details),
         measured=[replace(trace, details=details) for trace in measured],
         verified=verified,
     )

@@ -126,10 +126,7 @@ def load_of(
         raise ValueError(f"overlap must be a finite number > 0, got {overlap!r}")
     if not (np.isfinite(dispatch_s) and dispatch_s >= 0):
         raise ValueError(f"dispatch_s must be seconds, finite and >= 0, got {dispatch_s!r}")
-    durations_s = row_durations(program, stages, overlap=overlap)
-    factors = _factors(program, scale)
-    if factors is not None:
-        durations_s *= factors
+    durations_s = row_durations(program, stages, overlap=overlap, scale=scale)
     if slow_ranks:
         durations_s *= _rank_factors(program.ranks, slow_ranks)[program.rank]
     with np.errstate(over="ignore"):
@@ -179,8 +176,10 @@ def _checked_window(program: Program, window: int | None) -> int | None:
     return window
 
 
-def row_durations(program: Program, stages: Sequence[StageCost], *, overlap: float = 1.0) -> npt.NDArray[np.float64]:
-    """Seconds of each row, shape (rows,); the parts of an overlapped pair are scaled by `overlap`."""
+def row_durations(
+    program: Program, stages: Sequence[StageCost], *, overlap: float = 1.0, scale: npt.ArrayLike = 1.0
+) -> npt.NDArray[np.float64]:
+    """Seconds of each row, shape (rows,), with `simulate`'s overlap and scale. Raises ValueError for a bad scale."""
     table = np.empty((4, len(stages)))
     table[Kind.F] = [stage.forward_s for stage in stages]
     table[Kind.B] = [stage.full_backward_s for stage in stages]
@@ -189,7 +188,8 @@ def row_durations(program: Program, stages: Sequence[StageCost], *, overlap: flo
     durations = table[program.kind, program.stage]
     if overlap != 1.0 and program.has_pairs:
         durations[np.diff(program.action_start)[program.row_action] == 2] *= overlap
-    return durations
+    factors = _factors(program, scale)
+    return durations if factors is None else durations * factors
 
 
 def message_bytes(program: Program, stages: Sequence[StageCost]) -> npt.NDArray[np.int64]:

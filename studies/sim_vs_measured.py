@@ -11,7 +11,9 @@ Answer     Within a few percent on two shared cores (AMD EPYC, one thread a rank
            bytes are equal on every rank, and outputs and gradients have the bits of one process.
 
 Writes DIR/report.html (timelines on one axis, memory, bubbles, environment), summary.json, events.csv and
-trace.json.gz (open it in Perfetto).
+trace.json.gz (open it in Perfetto); and both steps, the measured one being the median, for further questions:
+           ppsim compare DIR/predicted.trace.npz DIR/measured.trace.npz
+           ppsim attribute DIR/measured.trace.npz
 """
 
 from __future__ import annotations
@@ -30,6 +32,7 @@ from ppexec.config import RunConfig
 from ppexec.experiment import Outcome, experiment_length, predict_and_measure
 from ppexec.findings import comparison_rows, environment_rows, memory_rows, memory_verdict, verdict
 from ppsim import command, plots
+from ppsim.export.files import write_trace
 from ppsim.export.perfetto import save_perfetto
 from ppsim.export.report import Report
 
@@ -41,7 +44,7 @@ class Study(RunConfig):
     steps: int = 12
     """Measured steps."""
     out: Path = Path("studies/out/sim_vs_measured")
-    """Directory for report.html, summary.json, events.csv and trace.json.gz."""
+    """Directory for report.html, summary.json, events.csv, trace.json.gz and the two steps' traces."""
     json: bool = False
     """Print summary.json's object and nothing else on standard output."""
 
@@ -60,7 +63,8 @@ class Study(RunConfig):
             command.print_json(outcome.summary())
         else:
             print_table(outcome)
-            print(f"\nwritten to {directory}: report.html, summary.json, events.csv, trace.json.gz")
+            print(f"\nwritten to {directory}: report.html, summary.json, events.csv, trace.json.gz,")
+            print("predicted.trace.npz, measured.trace.npz (for ppsim attribute and ppsim compare)")
 
 
 def print_table(outcome: Outcome) -> None:
@@ -78,12 +82,14 @@ def print_table(outcome: Outcome) -> None:
 
 
 def write_files(outcome: Outcome, directory: Path) -> None:
-    """report.html, summary.json, events.csv and trace.json.gz; the measured step shown is the median one."""
+    """The files that the module's docstring names; the measured step shown is the median one."""
     traces = {"predicted": outcome.predicted, "measured": outcome.median}
     (directory / "summary.json").write_text(json.dumps(outcome.summary(), indent=1) + "\n", encoding="utf-8")
     frames = [trace.to_frame().assign(clock=name) for name, trace in traces.items()]
     pandas.concat(frames).to_csv(directory / "events.csv", index=False)
     save_perfetto(traces, directory / "trace.json.gz")
+    for name, trace in traces.items():
+        write_trace(trace, directory / f"{name}.trace.npz")
     report(outcome, traces).save(directory / "report.html")
 
 
@@ -91,6 +97,8 @@ def report(outcome: Outcome, traces: dict) -> Report:
     """The page one shows to others."""
     config, summary = outcome.config, outcome.summary()
     step = summary["step_time_s"]
+    # With an even number of steps no one step takes the median of their times.
+    which = "the median one" if config.steps % 2 else "the faster of the two in the middle"
     page = Report(
         title=f"{config.pipeline.name}: predicted and measured",
         subtitle=f"{config.ranks} ranks, {config.microbatches} microbatches, {config.layers} layers of hidden size "
@@ -106,14 +114,14 @@ def report(outcome: Outcome, traces: dict) -> Report:
     page.add("Predicted against measured", table=comparison_rows(outcome))
     page.add(
         "Timelines",
-        text="One step on each clock, on one time axis. The measured step is the median one. Numbers are microbatches. "
+        text=f"One step on each clock, on one time axis. The measured step is {which}. Numbers are microbatches. "
         "The red line is the critical path: what it crosses made the step as long as it is.",
         figure=plots.timeline(traces, critical_path=True),
     )
     page.add(
         "Activation memory",
         text="What each rank holds for its backward passes. Measured bytes are counted in a separate, untimed step on "
-        f"what autograd keeps, and drawn at the median step's times. {memory_verdict(outcome)}",
+        f"what autograd keeps, and drawn at that step's times. {memory_verdict(outcome)}",
         figure=plots.memory(traces),
     )
     page.add(
@@ -170,7 +178,7 @@ def difference_rows(compared: ppsim.Comparison) -> list[dict]:
     def row(name: str, seconds: float) -> dict:
         return {"what": name, "ms": f"{seconds * 1e3:+.3f}", "of the predicted step": f"{seconds / step_s:+.2%}"}
 
-    rows = [row(each.name, each.seconds) for each in compared.contributions if each.seconds != 0]
+    rows = [row(each.name, each.seconds) for each in compared.telling]
     return [*rows, row("measured - predicted", compared.difference_s)]
 
 

@@ -11,24 +11,19 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 import numpy.typing as npt
 
-from ppsim.action import Kind
 from ppsim.costs import StageCost
 from ppsim.explain.critical_path import CriticalPath, path_of, slack_of
-from ppsim.explain.graph import Delays, StepGraph, Times, replay
-from ppsim.explain.waits import Cause, follow_waits
-from ppsim.simulate import row_durations
+from ppsim.explain.durations import excess_durations, usual_durations
+from ppsim.explain.graph import StepGraph, Wiring
+from ppsim.explain.pieces import Pieces, bubble_pieces
 from ppsim.trace import Trace
 
 if TYPE_CHECKING:
     import pandas
 
 Seconds = npt.NDArray[np.float64]
-Phased = npt.NDArray[np.float64]
 
 PARTS = ("warm_up", "drain", "imbalance", "messages", "device", "straggler")
-_MESSAGE_CAUSES = (Cause.QUEUE, Cause.TRANSFER, Cause.LATENCY)
-_EDGE, _FILLING, _STEADY, _EMPTYING = range(4)  # where in a rank's order a wait stands
-_DUST = 1e-12  # of the makespan: shorter times are rounding
 
 
 @dataclass(frozen=True, kw_only=True, eq=False)
@@ -60,7 +55,11 @@ class Attribution:
     warm_up_of_s, drain_of_s: those two parts by cause ("compute", "messages", "device", "straggler"), each (p,):
     "compute" is the fill and drain that no faster link or device takes away. queueing_s,
     transfer_s, latency_s: with messages_knock_on_s they make up messages_s; a measured message is all transfer.
-    usual_s: shape (rows,), what counted as each row's usual duration.
+    usual_s: shape (rows,), what counted as each row's usual duration. stretched_s: (p,), by how much the rank's own
+    computations took longer than `expected`, those that did, in sum; None if nothing was expected. No part of the
+    bubble, since the rank is at work: where ranks share cores evenly (`simulate(sharing="fair")`, or an operating
+    system) they hardly wait for each other, and it shows here.
+    graph: the step with its delays.
     """
 
     trace: Trace = field(repr=False)
@@ -78,7 +77,8 @@ class Attribution:
     messages_knock_on_s: Seconds = field(repr=False)
     device_knock_on_s: Seconds = field(repr=False)
     usual_s: Seconds = field(repr=False)
-    _graph: StepGraph = field(repr=False)
+    stretched_s: Seconds | None = field(repr=False)
+    graph: StepGraph = field(repr=False)
 
     @property
     def parts_s(self) -> dict[str, Seconds]:
@@ -99,12 +99,12 @@ class Attribution:
     @cached_property
     def critical_path(self) -> CriticalPath:
         """The chain of computations, messages and gaps that is as long as the step."""
-        return path_of(self._graph)
+        return path_of(self.graph)
 
     @cached_property
     def slack_s(self) -> Seconds:
         """By how much each row could end later without a longer step, shape (rows,); 0 on the critical path."""
-        return slack_of(self._graph)[self.trace.program.row_action]
+        return slack_of(self.graph)[self.trace.program.row_action]
 
     @property
     def _messages_of_s(self) -> dict[str, Seconds]:
@@ -116,7 +116,7 @@ class Attribution:
         }
 
     def to_frame(self) -> pandas.DataFrame:
-        """A row per rank: rank, bubble_s, the six parts, and what messages, warm-up and drain are made of."""
+        """A row per rank: rank, bubble_s, the six parts, what some of them are made of, stretched_s if there is one."""
         import pandas
 
         inside = {f"messages_{name}_s": seconds for name, seconds in self._messages_of_s.items()}
@@ -124,7 +124,8 @@ class Attribution:
         for part, causes in (("warm_up", self.warm_up_of_s), ("drain", self.drain_of_s)):
             inside |= {f"{part}_{cause}_s": seconds for cause, seconds in causes.items()}
         parts = {f"{name}_s": part for name, part in self.parts_s.items()}
-        return pandas.DataFrame({"rank": range(self.trace.ranks), "bubble_s": self.bubble_s, **parts, **inside})
+        columns = {"rank": range(self.trace.ranks), "bubble_s": self.bubble_s, **parts, **inside}
+        return pandas.DataFrame(columns if self.stretched_s is None else {**columns, "stretched_s": self.stretched_s})
 
     def to_dict(self) -> dict[str, Any]:
         """Everything but the rows, for JSON; the critical path by what it is made of and segment by segment."""
@@ -139,6 +140,7 @@ class Attribution:
             "device_knock_on_s": self.device_knock_on_s.tolist(),
             "warm_up_of_s": {name: seconds.tolist() for name, seconds in self.warm_up_of_s.items()},
             "drain_of_s": {name: seconds.tolist() for name, seconds in self.drain_of_s.items()},
+            "stretched_s": None if self.stretched_s is None else self.stretched_s.tolist(),
             "critical_path": self.critical_path.to_dict(),
         }
 
@@ -155,7 +157,11 @@ class Attribution:
         for rank, (bubble, row) in enumerate(zip(self.bubble_s.tolist(), columns.tolist(), strict=True)):
             lines.append(f"{rank:>4}  {bubble:>14.6g}" + "".join(f"  {seconds:>12.6g}" for seconds in row))
         shares = "".join(f"  {share:>12.2%}" for share in self.fractions.values())
-        lines += [f" all  {self.trace.bubble_fraction:>14.2%}{shares}", "", str(self.critical_path)]
+        lines += [f" all  {self.trace.bubble_fraction:>14.2%}{shares}", ""]
+        if self.stretched_s is not None:
+            stretched = ", ".join(f"{seconds:.6g} s on rank {rank}" for rank, seconds in enumerate(self.stretched_s))
+            lines.append(f"computations beyond what was expected: {stretched} (no part of the bubble)")
+        lines.append(str(self.critical_path))
         return "\n".join(lines)
 
 
@@ -170,7 +176,8 @@ def attribute(trace: Trace, *, expected: Sequence[StageCost] | None = None) -> A
     forward, and between, and is no more than the rank's waiting for computation there.
 
     Usual is the median duration of the same stage and kind (in an overlapped pair apart) in this trace; or, with
-    `expected` (a cost per stage), what the stage should take, so that a rank slow as a whole is a straggler too.
+    `expected` (a cost per stage), what the stage should take, so that a rank slow as a whole is a straggler too. The
+    overlap and the scale that the trace was simulated with (its details) are expected as well, slow_ranks are not.
 
     Parts add up to `trace.bubble_s` to the last bit or two. Times that cannot be (a message there before it was sent,
     by clocks that disagree) shorten the part they would make negative.
@@ -178,74 +185,23 @@ def attribute(trace: Trace, *, expected: Sequence[StageCost] | None = None) -> A
     Raises ValueError if `expected` does not fit the stages, or if rows end before they start or overlap on a rank so
     much that it computes longer than the step lasts. ScheduleError if the schedule could not have run.
     """
+    return attributed(trace, None, expected)
+
+
+def attributed(trace: Trace, wiring: Wiring | None, expected: Sequence[StageCost] | None = None) -> Attribution:
+    """`attribute` for who has the wiring of the trace's program already."""
     if expected is not None and len(expected) != trace.schedule.stages:
         raise ValueError(
             f"{len(expected)} expected costs for a schedule of {trace.schedule.stages} stages: give one for each"
         )
     _check_times(trace)
-    graph = StepGraph.of(trace)
-    program, wiring = trace.program, graph.wiring
-    phase = _phases(trace)
-    waits = follow_waits(graph)
-    usual = _usual_s(trace, expected)
-    dust = _DUST * trace.makespan_s
-
-    causes = np.stack([_by_phase(graph, phase, waits.before_s[:, cause]) for cause in Cause])  # (causes, p, phases)
-    compute, device = causes[Cause.COMPUTE], causes[Cause.DEVICE]
-    under_way = causes[list(_MESSAGE_CAUSES)].sum(axis=0)
-
-    # The step replayed with one cause after the other taken away; what that spares of the waiting for computation.
-    calm = graph.times if (cut := _cut(graph, usual)) is None else replay(wiring, replace(graph.delays, compute_s=cut))
-    free = replay(wiring, free_delays := _without_messages(graph, cut))
-    prompt = replay(wiring, replace(free_delays, device_s=np.zeros(program.actions)))
-    even = replay(wiring, _balanced(graph, usual))
-    actual_s, calm_s, free_s, prompt_s, even_s = (
-        _by_phase(graph, phase, _gaps(graph, times)) for times in (graph.times, calm, free, prompt, even)
-    )
-    straggler = _share(actual_s - calm_s, compute, dust)
-    rest = compute - straggler
-    late_messages = _share(calm_s - free_s - under_way, rest, dust)
-    rest -= late_messages
-    late_device = _share(free_s - prompt_s - device, rest, dust)
-    rest -= late_device
-    inherent = np.where(rest <= even_s + dust, rest, even_s)
-    inherent[:, _STEADY] = 0.0
-    inherent[:, _EDGE] = rest[:, _EDGE]  # is warm-up as a whole
-    actual_s, calm_s, free_s, prompt_s = (_after(graph, times) for times in (graph.times, calm, free, prompt))
-    drain = {"compute": waits.after_s[:, Cause.COMPUTE].copy(), "device": waits.after_s[:, Cause.DEVICE].copy()}
-    drain["messages"] = waits.after_s[:, list(_MESSAGE_CAUSES)].sum(axis=1)
-    for cause, spared in (
-        ("straggler", actual_s - calm_s),
-        ("messages", calm_s - free_s - drain["messages"]),
-        ("device", free_s - prompt_s - drain["device"]),
-    ):
-        late = _share(spared, drain["compute"], dust)
-        drain["compute"] -= late
-        drain[cause] = drain.get(cause, 0.0) + late
-
-    inner = np.bincount(wiring.rank, np.maximum(graph.inner_s, 0.0), program.ranks)
-    within = causes[:, :, _EDGE + 1 :].sum(axis=2)
-    warm_up_of = {
-        "compute": inherent[:, _EDGE] + inherent[:, _FILLING],
-        "messages": (under_way + late_messages)[:, _EDGE],
-        "device": (device + late_device)[:, _EDGE],
-        "straggler": straggler[:, _EDGE],
-    }
-    drain["compute"] += inherent[:, _EMPTYING]
-    drain_of = {cause: drain[cause] for cause in warm_up_of}
-    pieces = {
-        **{("warm_up", cause): seconds for cause, seconds in warm_up_of.items()},
-        **{("drain", cause): seconds for cause, seconds in drain_of.items()},
-        ("imbalance", ""): (rest - inherent).sum(axis=1),
-        ("messages", "queueing"): within[Cause.QUEUE],
-        ("messages", "transfer"): within[Cause.TRANSFER],
-        ("messages", "latency"): within[Cause.LATENCY],
-        ("messages", "knock_on"): late_messages[:, _EDGE + 1 :].sum(axis=1),
-        ("device", ""): within[Cause.DEVICE] + inner,
-        ("device", "knock_on"): late_device[:, _EDGE + 1 :].sum(axis=1),
-        ("straggler", ""): straggler[:, _EDGE + 1 :].sum(axis=1),
-    }
-    return _assembled(graph, _fitted(pieces, trace), usual)
+    graph = StepGraph.of(trace, wiring)
+    usual = usual_durations(trace, expected)
+    found = _assembled(graph, bubble_pieces(graph, usual), usual)
+    if expected is None:
+        return found
+    excess = excess_durations(trace, usual)
+    return replace(found, stretched_s=np.bincount(trace.program.rank, excess, trace.ranks).astype(np.float64))
 
 
 def critical_path(trace: Trace) -> CriticalPath:
@@ -274,119 +230,7 @@ def _check_times(trace: Trace) -> None:
         )
 
 
-def _phases(trace: Trace) -> npt.NDArray[np.int64]:
-    """Where each action's wait stands in its rank's order, shape (actions,)."""
-    program = trace.program
-    phase = np.full(program.actions, _STEADY)
-    row_action = program.row_action
-    is_forward, is_backward = program.kind == Kind.F, (program.kind == Kind.B) | (program.kind == Kind.I)
-    for rank in range(program.ranks):
-        first, last = int(program.rank_actions[rank]), int(program.rank_actions[rank + 1])
-        if first == last:
-            continue
-        rows = slice(int(program.action_start[first]), int(program.action_start[last]))
-        forwards, backwards = (row_action[rows][kinds[rows]] for kinds in (is_forward, is_backward))
-        if len(backwards):
-            phase[forwards[-1] + 1 : last] = _EMPTYING
-            phase[first : backwards[0] + 1] = _FILLING
-        phase[first] = _EDGE
-    return phase
-
-
-def _usual_s(trace: Trace, expected: Sequence[StageCost] | None) -> Seconds:
-    """What each row usually takes, shape (rows,)."""
-    program = trace.program
-    if expected is not None:
-        return row_durations(program, expected, overlap=float(trace.details.get("overlap", 1.0)))
-    lengths = trace.end_s - trace.start_s
-    in_pair = np.diff(program.action_start)[program.row_action] == 2
-    group = (program.stage * len(Kind) + program.kind) * 2 + in_pair
-    by_group = np.argsort(group, kind="stable")
-    usual = np.empty(len(lengths))
-    for rows in np.split(by_group, np.flatnonzero(np.diff(group[by_group])) + 1):
-        usual[rows] = np.median(lengths[rows])
-    return usual
-
-
-def _cut(graph: StepGraph, usual: Seconds) -> Seconds | None:
-    """Each action's time with its rows cut to their usual durations, (actions,); None if none is longer."""
-    trace = graph.trace
-    lengths = trace.end_s - trace.start_s
-    excess = np.where(lengths > usual * (1 + 1e-9) + _DUST * trace.makespan_s, lengths - usual, 0.0)
-    if not excess.any():
-        return None
-    return graph.delays.compute_s - np.add.reduceat(excess, trace.program.action_start[:-1])
-
-
-def _balanced(graph: StepGraph, usual: Seconds) -> Delays:
-    """The step of equal stages with free messages: every row takes its kind's mean usual time."""
-    program = graph.program
-    in_pair = np.diff(program.action_start)[program.row_action] == 2
-    group = program.kind * 2 + in_pair
-    mean = np.bincount(group, usual) / np.maximum(np.bincount(group), 1)
-    compute_s = np.add.reduceat(mean[group], program.action_start[:-1])
-    return replace(_without_messages(graph, compute_s), device_s=np.zeros(program.actions))
-
-
-def _without_messages(graph: StepGraph, cut: Seconds | None) -> Delays:
-    """The step with usual durations and free messages."""
-    nothing = np.zeros(len(graph.program.messages))
-    return replace(
-        graph.delays,
-        compute_s=graph.delays.compute_s if cut is None else cut,
-        post_s=nothing,
-        occupied_s=nothing,
-        latency_s=nothing,
-    )
-
-
-def _share(spared: Seconds, most: Seconds, dust: float) -> Seconds:
-    """What was spared, between nothing and the most that it can be; what is mere rounding is nothing."""
-    return np.where(spared > dust, np.minimum(spared, most), 0.0)
-
-
-def _gaps(graph: StepGraph, times: Times) -> Seconds:
-    """The idle time before each action, (actions,)."""
-    end, previous = np.array(times.end_s), np.array(graph.wiring.previous)
-    return np.maximum(np.array(times.start_s) - np.where(previous >= 0, end[previous], 0.0), 0.0)
-
-
-def _after(graph: StepGraph, times: Times) -> Seconds:
-    """The idle time after each rank's last action, (p,)."""
-    last = np.zeros(graph.program.ranks)
-    np.maximum.at(last, graph.wiring.rank, np.array(times.end_s))
-    return max(times.end_s) - last
-
-
-def _by_phase(graph: StepGraph, phase: npt.NDArray[np.int64], seconds: Seconds) -> Phased:
-    """Sums over the actions of each rank and phase, shape (p, phases)."""
-    ranks = graph.program.ranks
-    cell = np.array(graph.wiring.rank) * 4 + phase
-    return np.asarray(np.bincount(cell, seconds, ranks * 4).reshape(ranks, 4), np.float64)
-
-
-def _fitted(pieces: dict[tuple[str, str], Seconds], trace: Trace) -> dict[tuple[str, str], Seconds]:
-    """The pieces such that on each rank their exact sum is the bubble.
-
-    They are that already but for rounding, unless rows of a rank overlap: then all are shortened alike.
-    """
-    table = np.maximum(np.stack(list(pieces.values())), 0.0)
-    for rank, bubble_s in enumerate(trace.bubble_s.tolist()):
-        column = table[:, rank]
-        wanted = max(bubble_s, 0.0)
-        total = math.fsum(column)
-        if total > 0 and abs(total - wanted) > 1e-9 * trace.makespan_s:
-            column *= wanted / total
-        for _ in range(len(column)):
-            missing = wanted - math.fsum(column)
-            if missing == 0:
-                break
-            largest = int(np.argmax(column)) if column.any() else list(pieces).index(("drain", "compute"))
-            column[largest] = max(column[largest] + missing, 0.0)
-    return dict(zip(pieces, table, strict=True))
-
-
-def _assembled(graph: StepGraph, pieces: dict[tuple[str, str], Seconds], usual: Seconds) -> Attribution:
+def _assembled(graph: StepGraph, pieces: Pieces, usual: Seconds) -> Attribution:
     of: dict[str, dict[str, Seconds]] = {}
     for (part, cause), seconds in pieces.items():
         of.setdefault(part, {})[cause] = seconds
@@ -405,5 +249,6 @@ def _assembled(graph: StepGraph, pieces: dict[tuple[str, str], Seconds], usual: 
         messages_knock_on_s=of["messages"]["knock_on"],
         device_knock_on_s=of["device"]["knock_on"],
         usual_s=usual,
-        _graph=graph,
+        stretched_s=None,
+        graph=graph,
     )

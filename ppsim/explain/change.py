@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import heapq
 from dataclasses import dataclass
 
 import numpy as np
@@ -39,8 +40,8 @@ class _Line:
 class Change:
     """Seconds of the difference that each delay explains: (actions,) and (messages,), signed; and the rest.
 
-    They add up to the difference of the two steps' lengths; unexplained_s is rounding, or what replays were too few
-    for.
+    They add up to the difference of the two steps' lengths; unexplained_s is rounding. Should replays be too few, the
+    sum holds still, but what it is dealt to is nearly right only.
     """
 
     compute_s: Seconds
@@ -69,12 +70,12 @@ def explain_change(wiring: Wiring, before: Delays, after: Delays) -> Change:
         times = replay(wiring, delays)
         weights = _flow(wiring, times)
         slope = sum(
-            float(weight @ change)
+            float((weight * change).sum())  # not by @: its threads take longer than the sum
             for weight, change in zip(weights, (action_moved, link_moved, moved["latency_s"]), strict=True)
         )
         return _Line(
             share=share,
-            length_s=max(times.end_s),
+            length_s=float(times.end_s.max()),
             slope_s=slope,
             action_weight=weights[0],
             link_weight=weights[1],
@@ -92,29 +93,38 @@ def explain_change(wiring: Wiring, before: Delays, after: Delays) -> Change:
         np.add(link_weight, width * line.link_weight, out=link_weight)
         np.add(latency_weight, width * line.latency_weight, out=latency_weight)
 
-    spans = [(0.0, first.length_s, first, 1.0, last.length_s, last)]
-    while spans:
-        left, left_s, line, right, right_s, other = spans.pop()
-        if line.at(right) >= right_s - close:
+    # Between two shares the length lies between the lines of both ends and the chord. The span where these are furthest
+    # apart is looked into first, so that replays, should they be too few, are spent where they tell most.
+    spans: list[tuple[float, int, _Line, _Line]] = []
+    spans_made = 0
+
+    def part(line: _Line, other: _Line) -> None:
+        """Count what is between two shares, or keep it to be parted where the lines cross."""
+        nonlocal spans_made
+        left, right = line.share, other.share
+        if line.at(right) >= other.length_s - close:
             count(line, right - left)
-            continue
-        if other.at(left) >= left_s - close:
+        elif other.at(left) >= line.length_s - close:
             count(other, right - left)
-            continue
-        steeper = other.slope_s - line.slope_s
-        crossing = left + (line.at(left) - other.at(left)) / steeper if steeper > 0 else (left + right) / 2
-        crossing = min(max(crossing, left), right)
-        if replays >= _MOST_STEPS:
-            count(line, crossing - left)
-            count(other, right - crossing)
-            continue
-        found = line_at(crossing)
-        if found.length_s <= line.at(crossing) + close:
-            count(line, crossing - left)
-            count(other, right - crossing)
-            continue
-        spans.append((left, left_s, line, crossing, found.length_s, found))
-        spans.append((crossing, found.length_s, found, right, right_s, other))
+        else:
+            crossing = _crossing(line, other)
+            chord_s = line.length_s + (other.length_s - line.length_s) * (crossing - left) / (right - left)
+            doubt = (chord_s - max(line.at(crossing), other.at(crossing))) * (right - left)
+            spans_made += 1
+            heapq.heappush(spans, (-doubt, spans_made, line, other))
+
+    part(first, last)
+    while spans:
+        _, _, line, other = heapq.heappop(spans)
+        crossing = _crossing(line, other)
+        if replays < _MOST_STEPS:
+            found = line_at(crossing)
+            if found.length_s > line.at(crossing) + close:
+                part(line, found)
+                part(found, other)
+                continue
+        count(line, crossing - line.share)
+        count(other, other.share - crossing)
     compute_s, device_s = action_weight * moved["compute_s"], action_weight * moved["device_s"]
     message_s = link_weight * link_moved + latency_weight * moved["latency_s"]
     explained = float(compute_s.sum() + device_s.sum() + message_s.sum())
@@ -127,41 +137,36 @@ def explain_change(wiring: Wiring, before: Delays, after: Delays) -> Change:
     )
 
 
+def _crossing(line: _Line, other: _Line) -> float:
+    """The share between theirs at which both lines are equally long."""
+    steeper, left, right = other.slope_s - line.slope_s, line.share, other.share
+    crossing = left + (line.length_s - other.at(left)) / steeper if steeper > 0 else (left + right) / 2
+    return min(max(crossing, left), right)
+
+
 def _flow(wiring: Wiring, times: Times) -> tuple[Seconds, Seconds, Seconds]:
     """One unit sent back along the critical paths, parted equally where they meet.
 
     What crosses actions, messages on their links, and messages' latencies.
     """
-    length = max(times.end_s)
-    tie = _TIE * length
-    ends = [action for action, end in enumerate(times.end_s) if end >= length - tie]
-    weight, on_link, late = [0.0] * len(times.end_s), [0.0] * len(times.arrival_s), [0.0] * len(times.arrival_s)
-    for action in ends:
-        weight[action] = 1.0 / len(ends)
-    previous, inputs, outputs, ahead = wiring.previous, wiring.inputs, wiring.outputs, wiring.ahead
-    for action in reversed(wiring.order):
-        for message in reversed(outputs[action]):
-            on_link[message] += late[message]
-            flow = on_link[message]
-            if flow == 0.0:
-                continue
-            ready, front = times.message_ready_s[message] - tie, ahead[message]
-            behind = front >= 0 and times.left_s[front] >= ready
-            own = times.end_s[action] >= ready
-            share = flow / (behind + own)
-            if behind:
-                on_link[front] += share
-            if own:
-                weight[action] += share
-        flow = weight[action]
-        if flow == 0.0:
-            continue
-        before, ready = previous[action], times.ready_s[action] - tie
-        binding = [message for message in inputs[action] if times.arrival_s[message] >= ready]
-        is_free_late = (times.end_s[before] if before >= 0 else 0.0) >= ready
-        share = flow / (len(binding) + is_free_late)
-        if is_free_late and before >= 0:
-            weight[before] += share
-        for message in binding:
-            late[message] += share
-    return np.array(weight), np.array(on_link), np.array(late)
+    from ppsim.explain import kernels  # numba takes a second to import, so only who explains pays
+
+    actions, messages = len(times.end_s), len(times.arrival_s)
+    weight, on_link, late = np.zeros(actions), np.zeros(messages), np.zeros(messages)
+    kernels.flow(
+        wiring.order,
+        wiring.previous,
+        wiring.inputs,
+        wiring.outputs,
+        wiring.ahead,
+        times.ready_s,
+        times.end_s,
+        times.message_ready_s,
+        times.left_s,
+        times.arrival_s,
+        _TIE * float(times.end_s.max()),
+        weight,
+        on_link,
+        late,
+    )
+    return weight, on_link, late

@@ -111,7 +111,9 @@ class CriticalPath:
     def __str__(self) -> str:
         length = self.length_s
         shares = [
-            f"{what} {seconds / length:.1%}" for what, seconds in self.by_what_s.items() if length > 0 and seconds > 0
+            f"{what} {seconds / length:.1%}"
+            for what, seconds in self.by_what_s.items()
+            if length > 0 and seconds >= 0.0005 * length  # what would be shown as 0.0% is left out
         ]
         return f"critical path: {len(self.rows)} computations; {', '.join(shares) or 'no time'}"
 
@@ -130,37 +132,38 @@ def path_of(graph: StepGraph) -> CriticalPath:
             found.append(Segment(what=what, start_s=begin, end_s=now, **place))
             now = begin
 
-    action = int(np.argmax(np.array(times.end_s)))
+    zero = float(graph.trace.start_s.min())
+    action = int(np.argmax(times.end_s))
     while action >= 0:
-        rank = wiring.rank[action]
+        rank = int(wiring.rank[action])
         rows = range(int(program.action_start[action]), int(program.action_start[action + 1]))
-        zero = float(graph.trace.start_s.min())
         for row in reversed(rows):
             cross("device", float(graph.trace.end_s[row]) - zero, rank=rank, row=row)
             _compute(found, rank, row, max(min(float(graph.trace.start_s[row]) - zero, now), 0.0), now)
             now = found[-1].start_s
-        ready = times.ready_s[action]
+        ready = float(times.ready_s[action])
         cross("device", ready, rank=rank, row=rows[0])
-        before = wiring.previous[action]
+        before = int(wiring.previous[action])
         free = times.end_s[before] if before >= 0 else 0.0
-        if free >= ready or not wiring.inputs[action]:
+        inputs = [message for message in wiring.inputs[action].tolist() if message >= 0]
+        if free >= ready or not inputs:
             action = before
             continue
-        message = max(wiring.inputs[action], key=times.arrival_s.__getitem__)
+        message = max(inputs, key=times.arrival_s.__getitem__)
         while True:
-            producer = wiring.producer[message]
+            producer = int(wiring.producer[message])
             row = int(program.messages.producer[message])
             place = {
-                "rank": wiring.rank[producer],
+                "rank": int(wiring.rank[producer]),
                 "row": row,
                 "message": message,
                 "destination": int(program.messages.destination[message]),
             }
             # A message ahead that is crossed only for its link's sake is left at its departure: no latency then.
-            cross("latency", graph.shown_left_s[message], **place)
-            cross("transfer", times.message_start_s[message], **place)
-            cross("queueing", times.message_ready_s[message], **place)
-            ahead = wiring.ahead[message]
+            cross("latency", float(graph.shown_left_s[message]), **place)
+            cross("transfer", float(times.message_start_s[message]), **place)
+            cross("queueing", float(times.message_ready_s[message]), **place)
+            ahead = int(wiring.ahead[message])
             if ahead < 0 or times.end_s[producer] >= times.message_ready_s[message]:
                 break
             message = ahead
@@ -181,23 +184,21 @@ def slack_of(graph: StepGraph) -> npt.NDArray[np.float64]:
     Everything else keeps its duration and its delays, and every rank and link its order. Sums of differences between
     when something was there and when it was needed, so what is on the critical path has exactly 0.
     """
+    from ppsim.explain import kernels  # numba takes a second to import, so only who explains pays
+
     wiring, times = graph.wiring, graph.times
-    actions, messages = len(times.end_s), len(times.arrival_s)
-    last = max(times.end_s)
-    slack = [last - end for end in times.end_s]
-    message_slack = [math.inf] * messages  # of a message's leaving its link
-    end, ready, arrival = times.end_s, times.ready_s, times.arrival_s
-    for action in reversed(wiring.order):
-        for message in reversed(wiring.outputs[action]):
-            need = message_slack[message]
-            consumer = wiring.consumer[message]
-            need = min(need, slack[consumer] + (ready[consumer] - arrival[message]))
-            begun = times.message_ready_s[message]
-            slack[action] = min(slack[action], need + (begun - end[action]))
-            front = wiring.ahead[message]
-            if front >= 0:
-                message_slack[front] = min(message_slack[front], need + (begun - times.left_s[front]))
-        before = wiring.previous[action]
-        if before >= 0:
-            slack[before] = min(slack[before], slack[action] + (ready[action] - end[before]))
-    return np.array(slack[:actions])
+    found = np.empty(len(times.end_s))
+    kernels.slack(
+        wiring.order,
+        wiring.previous,
+        wiring.consumer,
+        wiring.outputs,
+        wiring.ahead,
+        times.ready_s,
+        times.end_s,
+        times.message_ready_s,
+        times.left_s,
+        times.arrival_s,
+        found,
+    )
+    return found

@@ -8,7 +8,6 @@ from itertools import pairwise
 import numpy as np
 import numpy.typing as npt
 
-from ppsim.errors import ScheduleError
 from ppsim.program import Program
 from ppsim.trace import Trace
 
@@ -17,68 +16,52 @@ Integers = npt.NDArray[np.int64]
 DELAYS = ("compute_s", "device_s", "post_s", "occupied_s", "latency_s")
 
 
-@dataclass(frozen=True, kw_only=True)
+@dataclass(frozen=True, kw_only=True, eq=False)
 class Wiring:
-    """What waits for what in a program; the same for every trace of it.
+    """What waits for what in a program; the same for every trace of it. Arrays of whole numbers, -1 for none.
 
-    order: the actions, each after all that it needs. previous: (actions,) the action before on its rank, -1 for none.
-    producer, consumer: (messages,) actions. ahead: (messages,) the message before on its link, -1 for none.
-    inputs, outputs: for each action the messages it waits for and those that leave at its end.
+    order: (actions,), the actions, each after all that it needs. rank, previous: (actions,), each action's rank and
+    the action before on it. producer, consumer: (messages,), actions. ahead: (messages,), the message before on the
+    link. inputs, outputs: (actions, 2), the messages that an action waits for and those that leave at its end.
     """
 
-    order: list[int]
-    rank: list[int]
-    previous: list[int]
-    producer: list[int]
-    consumer: list[int]
-    ahead: list[int]
-    inputs: list[tuple[int, ...]]
-    outputs: list[tuple[int, ...]]
+    order: Integers
+    rank: Integers
+    previous: Integers
+    producer: Integers
+    consumer: Integers
+    ahead: Integers
+    inputs: Integers
+    outputs: Integers
 
     @classmethod
     def of(cls, program: Program) -> Wiring:
         """Raises ScheduleError if the program hangs, so that no trace of it can be."""
         row_action, messages = program.row_action, program.messages
-        rank_actions = program.rank_actions.tolist()
-        rank = np.repeat(np.arange(program.ranks), np.diff(program.rank_actions)).tolist()
+        count = np.diff(program.rank_actions)
         previous = np.arange(program.actions) - 1
-        firsts = program.rank_actions[:-1][np.diff(program.rank_actions) > 0]
-        previous[firsts] = -1
-        ahead = np.where(messages.position > 0, np.arange(len(messages)) - 1, -1)
-        producer, consumer = row_action[messages.producer].tolist(), row_action[messages.consumer].tolist()
-        inputs: list[tuple[int, ...]] = [()] * program.actions
-        outputs: list[tuple[int, ...]] = [()] * program.actions
-        for message, (sender, receiver) in enumerate(zip(producer, consumer, strict=True)):
-            inputs[receiver] += (message,)
-            outputs[sender] += (message,)
-        order: list[int] = []
-        missing = [len(each) for each in inputs]
-        position = rank_actions[:-1]
-        ready = list(range(program.ranks))[::-1]
-        while ready:
-            at = ready.pop()
-            action, last = position[at], rank_actions[at + 1]
-            while action < last and missing[action] == 0:
-                order.append(action)
-                for message in outputs[action]:
-                    receiver = consumer[message]
-                    missing[receiver] -= 1
-                    if missing[receiver] == 0 and position[rank[receiver]] == receiver and rank[receiver] != at:
-                        ready.append(rank[receiver])
-                action += 1
-                position[at] = action
-        if len(order) < program.actions:
-            raise ScheduleError("the trace's schedule hangs, so nothing can have run it: see Schedule.check")
+        previous[program.rank_actions[:-1][count > 0]] = -1
         return cls(
-            order=order,
-            rank=rank,
-            previous=previous.tolist(),
-            producer=producer,
-            consumer=consumer,
-            ahead=ahead.tolist(),
-            inputs=inputs,
-            outputs=outputs,
+            order=program.execution_order.astype(np.int64),
+            rank=np.repeat(np.arange(program.ranks), count),
+            previous=previous,
+            producer=row_action[messages.producer].astype(np.int64),
+            consumer=row_action[messages.consumer].astype(np.int64),
+            ahead=np.where(messages.position > 0, np.arange(len(messages)) - 1, -1),
+            inputs=_by_action(program, program.message_in),
+            outputs=_by_action(program, program.message_out),
         )
+
+
+def _by_action(program: Program, of_row: npt.NDArray[np.integer]) -> Integers:
+    """A message of each row as (actions, 2): ascending, none last; so those of one link are in its order."""
+    first, last = program.action_start[:-1], program.action_start[1:] - 1
+    table = np.stack([of_row[first], np.where(last > first, of_row[last], -1)], axis=1).astype(np.int64)
+    none = np.iinfo(np.int64).max
+    table[table < 0] = none
+    table.sort(axis=1)
+    table[table == none] = -1
+    return table
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -101,18 +84,18 @@ class Delays:
         return Delays(**{name: (1 - share) * getattr(self, name) + share * getattr(other, name) for name in DELAYS})
 
 
-@dataclass(frozen=True, kw_only=True)
+@dataclass(frozen=True, kw_only=True, eq=False)
 class Times:
-    """Times from the step's start. Of actions: ready_s (rank free and inputs there), start_s, end_s. Of messages:
-    ready_s (producer ended and link free), start_s, left_s, arrival_s."""
+    """Times from the step's start. Of actions, (actions,): ready_s (rank free and inputs there), start_s, end_s. Of
+    messages, (messages,): message_ready_s (producer ended and link free), message_start_s, left_s, arrival_s."""
 
-    ready_s: list[float]
-    start_s: list[float]
-    end_s: list[float]
-    message_ready_s: list[float]
-    message_start_s: list[float]
-    left_s: list[float]
-    arrival_s: list[float]
+    ready_s: Seconds
+    start_s: Seconds
+    end_s: Seconds
+    message_ready_s: Seconds
+    message_start_s: Seconds
+    left_s: Seconds
+    arrival_s: Seconds
 
 
 @dataclass(frozen=True, kw_only=True, eq=False)
@@ -128,7 +111,7 @@ class StepGraph:
     times: Times = field(repr=False)
     delays: Delays = field(repr=False)
     inner_s: Seconds
-    shown_left_s: list[float] = field(repr=False)
+    shown_left_s: Seconds = field(repr=False)
 
     @property
     def program(self) -> Program:
@@ -154,33 +137,30 @@ class StepGraph:
         first, last = program.action_start[:-1], program.action_start[1:] - 1
         start, end = trace.start_s[first] - zero, trace.end_s[last] - zero
         lengths = np.add.reduceat(trace.end_s - trace.start_s, first)
-        previous = np.array(wiring.previous)
-        free = np.where(previous >= 0, end[previous], 0.0)
+        free = np.where(wiring.previous >= 0, end[wiring.previous], 0.0)
         begun, left, arrival = (
             times - zero for times in (trace.message_start_s, trace.message_left_s, trace.message_arrival_s)
         )
-        producer, consumer = (np.array(each, np.int64) for each in (wiring.producer, wiring.consumer))
         is_measured = trace.clock != "simulated"
         shown_left = left
         if is_measured:
-            arrival = _arrivals(program, begun, arrival, free[consumer])
+            arrival = _arrivals(program, begun, arrival, free[wiring.consumer])
             shown_left, left = arrival, begun
         ready = free.copy()
-        np.maximum.at(ready, consumer, arrival)
-        ahead = np.array(wiring.ahead, np.int64)
-        message_ready = end[producer]
-        message_ready = np.where(ahead >= 0, np.maximum(message_ready, left[ahead]), message_ready)
+        np.maximum.at(ready, wiring.consumer, arrival)
+        message_ready = end[wiring.producer]
+        message_ready = np.where(wiring.ahead >= 0, np.maximum(message_ready, left[wiring.ahead]), message_ready)
         return cls(
             trace=trace,
             wiring=wiring,
             times=Times(
-                ready_s=ready.tolist(),
-                start_s=start.tolist(),
-                end_s=end.tolist(),
-                message_ready_s=message_ready.tolist(),
-                message_start_s=begun.tolist(),
-                left_s=left.tolist(),
-                arrival_s=arrival.tolist(),
+                ready_s=ready,
+                start_s=start,
+                end_s=end,
+                message_ready_s=message_ready,
+                message_start_s=begun,
+                left_s=left,
+                arrival_s=arrival,
             ),
             delays=Delays(
                 compute_s=end - start,
@@ -190,7 +170,7 @@ class StepGraph:
                 latency_s=arrival - left,
             ),
             inner_s=(end - start) - lengths,
-            shown_left_s=shown_left.tolist(),
+            shown_left_s=shown_left,
         )
 
 
@@ -214,36 +194,30 @@ def _arrivals(program: Program, sent: Seconds, seen: Seconds, free: Seconds) -> 
 
 def replay(wiring: Wiring, delays: Delays) -> Times:
     """The times of a step that is made of these delays: the longest path through the wiring."""
-    compute, device = delays.compute_s.tolist(), delays.device_s.tolist()
-    post, occupied, latency = delays.post_s.tolist(), delays.occupied_s.tolist(), delays.latency_s.tolist()
-    actions, messages = len(compute), len(post)
-    ready, start, end = [0.0] * actions, [0.0] * actions, [0.0] * actions
-    message_ready, message_start = [0.0] * messages, [0.0] * messages
-    left, arrival = [0.0] * messages, [0.0] * messages
-    previous, inputs, outputs, ahead = wiring.previous, wiring.inputs, wiring.outputs, wiring.ahead
-    for action in wiring.order:
-        before = previous[action]
-        now = end[before] if before >= 0 else 0.0
-        for message in inputs[action]:
-            if arrival[message] > now:
-                now = arrival[message]
-        ready[action] = now
-        start[action] = now = now + device[action]
-        end[action] = now = now + compute[action]
-        for message in outputs[action]:
-            begin, front = now, ahead[message]
-            if front >= 0 and left[front] > begin:
-                begin = left[front]
-            message_ready[message] = begin
-            message_start[message] = begin = begin + post[message]
-            left[message] = begin = begin + occupied[message]
-            arrival[message] = begin + latency[message]
-    return Times(
-        ready_s=ready,
-        start_s=start,
-        end_s=end,
-        message_ready_s=message_ready,
-        message_start_s=message_start,
-        left_s=left,
-        arrival_s=arrival,
+    from ppsim.explain import kernels  # numba takes a second to import, so only who explains pays
+
+    actions, messages = len(wiring.order), len(wiring.producer)
+    times = Times(
+        **{name: np.empty(actions) for name in ("ready_s", "start_s", "end_s")},
+        **{name: np.empty(messages) for name in ("message_ready_s", "message_start_s", "left_s", "arrival_s")},
     )
+    kernels.replay(
+        wiring.order,
+        wiring.previous,
+        wiring.inputs,
+        wiring.outputs,
+        wiring.ahead,
+        delays.compute_s,
+        delays.device_s,
+        delays.post_s,
+        delays.occupied_s,
+        delays.latency_s,
+        times.ready_s,
+        times.start_s,
+        times.end_s,
+        times.message_ready_s,
+        times.message_start_s,
+        times.left_s,
+        times.arrival_s,
+    )
+    return times

@@ -71,7 +71,12 @@ def attribution(traces: Mapping[str, Trace], *, title: str | None = None) -> go.
         bargap=0.15,
         showlegend=True,
         legend={"traceorder": "normal"},
-        xaxis={"fixedrange": True, "showticklabels": bars <= _MOST_TICKS or not has_names, "tickangle": 0},
+        xaxis={
+            "fixedrange": True,
+            "showticklabels": bars <= _MOST_TICKS or not has_names,
+            "tickangle": 0,
+            "dividercolor": style.GRID,
+        },
         yaxis={
             "title": {"text": "bubble, share of the step"},
             "tickformat": ".0%",

@@ -72,7 +72,7 @@ def memory_parts(traces: Mapping[str, Trace], *, title: str | None = None) -> go
         bargap=0.3,
         showlegend=True,
         legend={"traceorder": "normal"},
-        xaxis={"fixedrange": True},
+        xaxis={"fixedrange": True, "dividercolor": style.GRID},
         yaxis={"title": {"text": f"[{unit.name}]"}, "gridcolor": style.GRID, "rangemode": "tozero"},
     )
     figure.update_yaxes(range=[0, largest * unit.scale * 1.08 or 1], zeroline=False)

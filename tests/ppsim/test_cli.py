@@ -300,7 +300,7 @@ def test_attribute_and_compare_read_saved_traces(capsys: pytest.CaptureFixture[s
     assert "critical path: " in out
     code, out, err = run(capsys, f"compare {one} {other}")
     assert (code, err) == (0, "")
-    assert "The measured step takes" in out
+    assert "The second step takes 15.5 s, 1 s longer than the first 14.5 s" in out  # nobody measured either
 
 
 def test_attribute_and_compare_refuse_what_they_cannot_read(capsys: pytest.CaptureFixture[str], tmp_path: Path) -> None:
@@ -308,5 +308,21 @@ def test_attribute_and_compare_refuse_what_they_cannot_read(capsys: pytest.Captu
     run_json(capsys, "simulate", AFAB, COSTS, f"--out {one}")
     run_json(capsys, "simulate --schedule 1f1b --ranks 3 --microbatches 4", COSTS, f"--out {other}")
     assert "different programs" in refused(capsys, f"compare {one} {other}")
-    assert "cannot be read back" in refused(capsys, "attribute step.csv")
-    assert "cannot open" in refused(capsys, f"attribute {tmp_path}/missing")
+    table = tmp_path / "step.csv"
+    table.write_text("rank,stage")
+    assert "cannot be read back" in refused(capsys, f"attribute {table}")
+    for missing in ("missing", "missing.json"):
+        assert "cannot open" in refused(capsys, f"attribute {tmp_path}/{missing}")
+
+
+def test_attribute_is_told_what_actions_should_take(capsys: pytest.CaptureFixture[str], tmp_path: Path) -> None:
+    one, costs = tmp_path / "one.trace", tmp_path / "costs.json"
+    run_json(capsys, "simulate --schedule 1f1b --ranks 2 --microbatches 4", COSTS, f"--out {one}")
+    half = LayerCost(name="half", forward_s=0.5, backward_input_s=0.5, backward_weight_s=0.5)
+    save_costs([half] * 2, costs)
+    trace = Trace.load(one)
+    expected_s = 4 * 1.5
+    found = run_json(capsys, f"attribute {one} --costs {costs}")
+    assert found["stretched_s"] == pytest.approx((trace.compute_s - expected_s).tolist())
+    assert run_json(capsys, f"attribute {one}")["stretched_s"] is None
+    assert "--costs FILE" in refused(capsys, f"attribute {one} --partition even")

@@ -139,6 +139,20 @@ def test_memory_is_compared_action_by_action() -> None:
     assert f"from {trace.program.action_of(row)} on" in found.explain()
 
 
+def test_words_call_only_a_prediction_predicted() -> None:
+    """Compared the other way round a prediction used to be called the measured step."""
+    schedule = build_schedule("1f1b", ranks=2, microbatches=3)
+    predicted = simulate(schedule, [COST] * 2)
+    run = dataclasses.replace(simulate(schedule, [COST] * 2, network=NETWORK), clock="measured")
+    assert compare(predicted, run).explain().startswith("The measured step takes")
+    assert "measured - predicted" in str(compare(predicted, run))
+    for pair in ((run, predicted), (run, run), (predicted, predicted)):
+        words = str(compare(*pair))
+        assert "measured" not in words
+        assert "predicted" not in words
+        assert "second - first" in words
+
+
 def test_programs_that_differ_are_refused_by_the_first_difference() -> None:
     def step(name: str, ranks: int, microbatches: int) -> Trace:
         schedule = build_schedule(name, ranks=ranks, microbatches=microbatches)
@@ -151,7 +165,7 @@ def test_programs_that_differ_are_refused_by_the_first_difference() -> None:
         compare(one, step("1f1b", 2, 5))
     with pytest.raises(ValueError, match="stages on ranks"):
         compare(one, step("interleaved-1f1b", 2, 4))
-    with pytest.raises(ValueError, match="action 2 of rank 0 is 0B0 in the predicted and 0F2 in the measured one"):
+    with pytest.raises(ValueError, match="action 2 of rank 0 is 0B0 in the first and 0F2 in the second one"):
         compare(one, step("afab", 2, 4))
     with pytest.raises(ValueError, match="by must be"):
         compare(one, one).largest_rows(by="name")

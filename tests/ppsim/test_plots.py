@@ -1,4 +1,6 @@
 import dataclasses
+from collections.abc import Callable
+from typing import Any
 
 import numpy as np
 import pytest
@@ -321,3 +323,15 @@ class TestCriticalPath:
         run = dataclasses.replace(trace, start_s=trace.start_s + late, end_s=trace.end_s + late)
         figure = plots.timeline({"measured": run}, critical_path=True)
         assert [each.line.dash for each in figure.data if each.type == "scatter"] == ["solid", "dot"]
+
+
+@pytest.mark.parametrize("figure", [plots.attribution, plots.memory_parts])
+def test_dividers_between_ranks_suit_a_light_page_and_a_dark_one(figure: Callable[..., Any]) -> None:
+    """They were drawn in plotly's own black, which no rule of the report's style sheet reaches."""
+    schedule = build_schedule("1f1b", ranks=2, microbatches=3)
+    trace = simulate(
+        schedule, [StageCost(forward_s=1, backward_input_s=1, backward_weight_s=1, activation_bytes=8)] * 2
+    )
+    drawn = figure({"predicted": trace, "measured": trace})
+    assert len(drawn.data[0].x) == 2  # ranks above, traces below
+    assert drawn.layout.xaxis.dividercolor == drawn.layout.yaxis.gridcolor

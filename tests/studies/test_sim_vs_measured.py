@@ -17,6 +17,8 @@ from typing import Any
 import pandas
 import pytest
 
+import ppsim
+
 PATH = Path(__file__).parents[2] / "studies" / "sim_vs_measured.py"
 _FLAGS = "--layers 4 --hidden 16 --seq 4 --micro-batch-size 1 --microbatches 5 --threads 1 --steps 3 --warmup 1"
 TINY = _FLAGS.split()
@@ -118,6 +120,18 @@ def test_the_trace_is_one_that_perfetto_opens(answer: tuple[Path, dict[str, Any]
     assert sum(event["cat"] == "compute" for event in slices) == 2 * 20
 
 
+def test_both_steps_are_there_to_be_compared(answer: tuple[Path, dict[str, Any], str]) -> None:
+    directory, summary, _ = answer
+    predicted, measured = (ppsim.Trace.load(directory / f"{name}.trace.npz") for name in ("predicted", "measured"))
+    assert predicted.makespan_s == summary["step_time_s"]["predicted"]
+    assert measured.makespan_s == summary["step_time_s"]["measured_median"]
+    assert (predicted.clock, measured.clock) == ("simulated", "measured")
+    assert predicted.details["config"] == measured.details["config"] == summary["config"]
+    assert predicted.details["overlap"] == 1.0  # what the prediction was made with
+    found = ppsim.compare(predicted, measured)
+    assert found.difference_s == measured.makespan_s - predicted.makespan_s
+
+
 def test_the_report_needs_no_network(answer: tuple[Path, dict[str, Any], str]) -> None:
     directory, _, _ = answer
     page = (directory / "report.html").read_text(encoding="utf-8")
@@ -153,6 +167,17 @@ def test_the_table_is_short_and_says_what_was_found(study: ModuleType, tmp_path:
         assert any(line.startswith(row) for line in lines)
     assert sum("equal" in line.split() for line in lines if line.startswith("activations")) == 2
     assert "Outputs and gradients are bit-equal to those of one process without a pipeline." in out
+
+
+def test_timed_compute_without_costs_is_profiled_first(study: ModuleType, tmp_path: Path) -> None:
+    """It used to end with "timed compute needs costs", though `ppexec run` profiles then."""
+    code, out, err = call(study, [*TINY, "--compute", "timed", "--json", "--out", str(tmp_path)])
+    assert code == 0, err
+    summary = json.loads(out)
+    assert summary["gradients"] is None
+    stage_s = ppsim.Trace.load(tmp_path / "predicted.trace.npz").compute_s
+    assert (stage_s > 0).all()
+    assert (ppsim.Trace.load(tmp_path / "measured.trace.npz").compute_s >= 0.999 * stage_s).all()
 
 
 def test_an_evaluation_is_studied_too(study: ModuleType, tmp_path: Path) -> None:
