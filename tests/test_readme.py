@@ -14,7 +14,9 @@ from ppsim.schedules import registry
 README = (Path(__file__).parents[1] / "README.md").read_text(encoding="utf-8")
 PYTHON = [block for block in re.findall(r"```python\n(.*?)```", README, re.DOTALL) if "ppexec" not in block]
 COMMANDS = [
-    line.split("#")[0] for line in README.splitlines() if line.startswith("ppsim ") and "costs.json" not in line
+    line.split("#")[0]
+    for line in README.splitlines()
+    if line.startswith("ppsim ") and "costs.json" not in line and ".trace" not in line
 ]
 
 
@@ -26,7 +28,7 @@ def test_python_blocks_run(block: str, monkeypatch: pytest.MonkeyPatch, capsys: 
 
 
 def test_the_readme_has_examples() -> None:
-    assert len(PYTHON) == 2
+    assert len(PYTHON) == 3
     assert len(COMMANDS) == 2
 
 
