@@ -2,32 +2,15 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
-
 import numba
 import numpy as np
 import numpy.typing as npt
 
 from ppsim.engines.compiled_engine import run_pass
 from ppsim.engines.load import Load
+from ppsim.engines.samples import Samples
 
 Seconds = npt.NDArray[np.float64]
-
-
-@dataclass(frozen=True, kw_only=True)
-class Samples:
-    """What is kept of n samples.
-
-    first_start_s, last_end_s, compute_s: of each rank, shape (n, p); the first two are 0 on a rank without actions.
-    watched_end_s: when the rows asked for ended, shape (n, watched). start_s: of every row, shape (n, rows), where
-    asked for, else (0, rows).
-    """
-
-    first_start_s: Seconds
-    last_end_s: Seconds
-    compute_s: Seconds
-    watched_end_s: Seconds
-    start_s: Seconds
 
 
 def run_batched(
@@ -51,8 +34,8 @@ def run_batched(
     program, messages = load.program, load.program.messages
     count, window = len(duration_s), load.receive_window
     samples = Samples(
-        first_start_s=np.zeros((count, program.ranks)),
-        last_end_s=np.zeros((count, program.ranks)),
+        first_start_s=np.empty((count, program.ranks)),
+        last_end_s=np.empty((count, program.ranks)),
         compute_s=np.zeros((count, program.ranks)),
         watched_end_s=np.empty((count, len(watched))),
         start_s=np.empty((count if with_starts else 0, len(program.stage))),
@@ -133,9 +116,15 @@ def _run_samples(
             start,
             journeys,
         )
+        step_start = np.inf
+        for rank in range(ranks):
+            begin, end = rank_rows[rank], rank_rows[rank + 1]
+            if begin < end:
+                step_start = min(step_start, start[begin])
         for rank in range(ranks):
             begin, end = rank_rows[rank], rank_rows[rank + 1]
             if begin == end:
+                first_start[k, rank] = last_end[k, rank] = step_start
                 continue
             total = 0.0
             for row in range(begin, end):  # as the trace adds them up: ends minus starts, in order
