@@ -18,6 +18,7 @@ if TYPE_CHECKING:
 
 Factors = npt.NDArray[np.float64]
 _COMPUTED = ("F", "B", "I", "W")
+MOST_RELATIVE = 100.0  # beyond, nearly all of the mean comes from factors that no sample has
 _SPREADS = ("action", "rank", "step", "message")
 
 
@@ -45,8 +46,10 @@ class Jitter:
     def __post_init__(self) -> None:
         for name in _SPREADS:
             value = getattr(self, name)
-            if not _is_amount(value):
-                raise ValueError(f"{name} must be a relative standard deviation, finite and >= 0, got {value!r}")
+            if not (_is_amount(value) and value <= MOST_RELATIVE):
+                raise ValueError(
+                    f"{name} must be a relative standard deviation from 0 to {MOST_RELATIVE:g}, got {value!r}"
+                )
         if not (_is_amount(self.hiccup_probability) and self.hiccup_probability <= 1):
             raise ValueError(f"hiccup_probability must be from 0 to 1, got {self.hiccup_probability!r}")
         if not _is_amount(self.hiccup_s):
@@ -104,8 +107,8 @@ def log_deviation(relative_std: float) -> float:
 
 
 def relative_deviation(log_variance: float) -> float:
-    """The relative standard deviation of a log-normal factor whose logarithm has this variance."""
-    return math.sqrt(math.expm1(log_variance))
+    """The relative standard deviation of a log-normal factor of this log-variance; MOST_RELATIVE at most."""
+    return math.sqrt(math.expm1(min(log_variance, math.log1p(MOST_RELATIVE**2))))
 
 
 def _is_amount(value: object) -> bool:

@@ -164,7 +164,8 @@ class TestFromSamples:
 @pytest.mark.parametrize(
     ("fields", "said"),
     [
-        ({"action": -0.1}, "action must be a relative standard deviation, finite and >= 0, got -0.1"),
+        ({"action": -0.1}, "action must be a relative standard deviation from 0 to 100, got -0.1"),
+        ({"action": 1e300}, "from 0 to 100, got 1e[+]300"),  # cause of a bug: its square is no float
         ({"rank": math.nan}, "rank must be"),
         ({"step": math.inf}, "step must be"),
         ({"message": True}, "message must be"),
