@@ -39,7 +39,8 @@ def step_times(
     measured: Mapping[str, Trace | npt.ArrayLike] | None = None,
     title: str | None = None,
 ) -> go.Figure:
-    """How long a step takes how often: above a histogram, below the share of steps that took no longer.
+    """How long a step takes how often: above a histogram (as a density), below the share of steps that
+    took no longer.
 
     ensembles: predictions (`ppsim.monte_carlo`), dashed. measured: seconds of every measured step, or a trace whose
     details hold them as `step_times_s`; solid. Points mark the 5th, 50th, 95th and 99th percentiles; the legend has the
@@ -56,27 +57,28 @@ def step_times(
     least_s, most_s = min(each.step_s[0] for each in series), max(each.step_s[-1] for each in series)
     unit = time_unit(float(most_s))
     height = sum(_HEIGHT_PX) + _GAP_PX
-    entries_px = 22 * len(series)
-    figure = go.Figure(layout=style.layout(height=height, title=title, top=entries_px + 18))
+    entries_px = 29 * len(series)
+    figure = go.Figure(layout=style.layout(height=height, title=title, top=entries_px + 22))
     for each in series:
         figure.add_trace(_histogram(each, (least_s, most_s), unit))
         figure.add_trace(_cumulative(each, unit))
         figure.add_trace(_percentiles(each, unit))
     margin = max((most_s - least_s) * 0.03, most_s * 1e-3)
     above = _HEIGHT_PX[0] / height
-    axis = {"gridcolor": style.GRID, "zeroline": False, "range": [(least_s - margin) * unit.scale or -1]}
-    axis["range"].append((most_s + margin) * unit.scale or 1)
+    span = [(least_s - margin) * unit.scale, (most_s + margin) * unit.scale] if most_s > 0 else [-1, 1]
     figure.update_layout(
         legend={"orientation": "v", "y": 1 + 10 / height, "yanchor": "bottom", "x": 0, "xanchor": "left"},
         xaxis={
-            **axis,
             "anchor": "y2",
+            "range": span,
+            "gridcolor": style.GRID,
+            "zeroline": False,
             "title": {"text": f"step time [{unit.name}]", "standoff": style.AXIS_TITLE_GAP_PX},
         },
         yaxis={
             "domain": [1 - above, 1],
-            "title": {"text": "share of steps"},
-            "tickformat": ".0%",
+            "title": {"text": f"steps per {unit.name}"},
+            "tickformat": "~%",
             "gridcolor": style.GRID,
             "rangemode": "tozero",
             "zeroline": False,
@@ -107,12 +109,15 @@ def _measured(name: str, given: Trace | npt.ArrayLike) -> Seconds:
 
 
 def _histogram(series: _Series, span_s: tuple[float, float], unit: Unit) -> go.Scatter:
-    """An outline: several of them can be read on top of each other, which bars cannot. Few steps have wider bins."""
+    """The share of steps per unit of time, so that wider bins, where steps are few, do not stand higher.
+
+    An outline: several of them can be read on top of each other, which bars cannot.
+    """
     least_s, most_s = span_s
     bins = int(np.clip(len(series.step_s) // _FEWEST_PER_BIN, 4, _BINS))
     room_s = (most_s - least_s) * 0.01 or most_s * 1e-3 or 1.0
     counts, edges_s = np.histogram(series.step_s, bins, (least_s - room_s, most_s + room_s))
-    shares = counts / len(series.step_s)
+    shares = counts / len(series.step_s) / (np.diff(edges_s) * unit.scale)
     return go.Scatter(
         name=html.escape(series.name),
         legendgroup=series.name,

@@ -58,8 +58,8 @@ def timeline(
     messages: draw each message as a thin line from the transfer's start on the sender's lane to the arrival on the
     receiver's. critical_path: draw each trace's critical path as one red line through the lanes: through what is
     computed, along the messages, dotted where an action waits though everything is there.
-    spreads: samples of some traces' programs, by the traces' names; a bracket on each action tells when it starts in 90%
-    of them. Legible for some tens of actions per rank.
+    spreads: samples of some traces' programs, by the traces' names; a bracket on each action tells when it starts in
+    90% of them. Legible for some tens of actions per rank.
     Raises ValueError if there are no traces, or samples for a name or program that is not drawn.
     """
     blocks, bottom = _stack(style.named(traces))
