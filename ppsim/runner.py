@@ -5,7 +5,7 @@ from __future__ import annotations
 import os
 from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import numpy as np
 import numpy.typing as npt
@@ -14,7 +14,7 @@ from ppsim.draws import Draws
 from ppsim.engines import run_engine
 from ppsim.engines.samples import Samples
 
-_BLOCK_ROWS = 2**16  # drawn at once by a thread: half a megabyte, which stays in a core's cache
+Seconds = npt.NDArray[np.float64]
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -24,7 +24,6 @@ class Runner:
     draws: Draws
     engine: str
     threads: int | None = None
-    block_rows: int = _BLOCK_ROWS
 
     def run(
         self, samples: int, *, watched: npt.NDArray[np.integer] | None = None, with_starts: bool = False
@@ -48,27 +47,33 @@ class Runner:
         return Samples(**{name: np.concatenate([getattr(part, name) for part in parts]) for name in names})
 
     def _blocks(self, samples: int) -> Iterator[tuple[int, int]]:
-        """First sample and count of each block."""
-        size = max(self.block_rows // len(self.draws.load.duration_s), 1)
-        for first in range(0, samples, size):
-            yield first, min(size, samples - first)
+        """Each block's number, and how many of its samples are wanted."""
+        size = self.draws.block_size
+        for block, first in enumerate(range(0, samples, size)):
+            yield block, min(size, samples - first)
 
-    def _run_compiled(self, first: int, count: int, watched: npt.NDArray[np.integer], with_starts: bool) -> Samples:
+    def _draw(self, block: int, count: int) -> tuple[Seconds, Seconds, Seconds]:
+        with np.errstate(over="ignore"):  # whoever asked checks
+            duration_s, occupied_s, latency_s = self.draws.block(block)
+        return duration_s[:count], occupied_s[:count], latency_s[:count]
+
+    def _run_compiled(self, block: int, count: int, watched: npt.NDArray[np.integer], with_starts: bool) -> Samples:
         from ppsim.engines.batched_engine import run_batched
 
-        with np.errstate(over="ignore"):  # whoever asked checks
-            times = self.draws.block(first, count)
-        return run_batched(self.draws.load, *times, watched=watched, with_starts=with_starts)
+        return run_batched(self.draws.load, *self._draw(block, count), watched=watched, with_starts=with_starts)
 
-    def _run_one_by_one(self, first: int, count: int, watched: npt.NDArray[np.integer], with_starts: bool) -> Samples:
+    def _run_one_by_one(self, block: int, count: int, watched: npt.NDArray[np.integer], with_starts: bool) -> Samples:
         program = self.draws.load.program
         used = np.flatnonzero(np.diff(program.rank_actions))
         rows = program.action_start[program.rank_actions]
         first_start_s, last_end_s, compute_s = np.zeros((3, count, program.ranks))
         starts, watched_ends = [], []
+        duration_s, *journeys = self._draw(block, count)
         for index in range(count):
+            occupied_s, latency_s = (each[min(index, len(each) - 1)] for each in journeys)
+            load = replace(self.draws.load, duration_s=duration_s[index], occupied_s=occupied_s, latency_s=latency_s)
             with np.errstate(over="ignore"):
-                times = run_engine(self.engine, self.draws.sample(first + index))
+                times = run_engine(self.engine, load)
             first_start_s[index] = last_end_s[index] = times.start_s.min()
             first_start_s[index, used] = times.start_s[rows[used]]
             last_end_s[index, used] = times.end_s[rows[used + 1] - 1]

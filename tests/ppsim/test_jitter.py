@@ -24,10 +24,16 @@ def load(ranks: int = 4, microbatches: int = 25) -> Load:
     return load_of(schedule.program, [COST] * ranks, NETWORK)
 
 
+def samples(draws: Draws, count: int) -> list[np.ndarray]:
+    """The first samples' durations and message times."""
+    blocks = [draws.block(index) for index in range(-(-count // draws.block_size))]
+    return [np.concatenate(each)[:count] for each in zip(*blocks, strict=True)]
+
+
 def drawn(jitter: Jitter, count: int = 400, **calm: frozenset[int]) -> np.ndarray:
     """Factors on durations, shape (count, rows)."""
     base = load()
-    return Draws(load=base, jitter=jitter, seed=3, **calm).block(0, count)[0] / base.duration_s
+    return samples(Draws(load=base, jitter=jitter, seed=3, **calm), count)[0] / base.duration_s
 
 
 @pytest.mark.parametrize("relative", [0.05, 0.3, 1.0])
@@ -69,7 +75,7 @@ def test_kinds_of_jitter_multiply_and_change_nothing_of_each_others_draws() -> N
 
 def test_messages_vary_in_all_they_take() -> None:
     base = load()
-    _, occupied_s, latency_s = Draws(load=base, jitter=Jitter(message=0.3), seed=0).block(0, 300)
+    _, occupied_s, latency_s = samples(Draws(load=base, jitter=Jitter(message=0.3), seed=0), 300)
     assert occupied_s / base.occupied_s == pytest.approx(latency_s / base.latency_s)
     factors = occupied_s / base.occupied_s
     assert factors.mean() == pytest.approx(1, abs=5 * 0.3 / math.sqrt(factors.size))
@@ -78,7 +84,7 @@ def test_messages_vary_in_all_they_take() -> None:
 
 def test_hiccups_come_as_often_and_last_as_long_as_said() -> None:
     base = load()
-    durations_s = Draws(load=base, jitter=Jitter(hiccup_probability=0.01, hiccup_s=3.0), seed=1).block(0, 1000)[0]
+    durations_s = samples(Draws(load=base, jitter=Jitter(hiccup_probability=0.01, hiccup_s=3.0), seed=1), 1000)[0]
     pauses_s = (durations_s - base.duration_s).ravel()
     struck = pauses_s > 0
     error = math.sqrt(0.01 * 0.99 / struck.size)
@@ -92,10 +98,10 @@ def test_a_pair_is_one_action() -> None:
     schedule = Schedule.of([["0F0", "0F1", "(0F2;0B0)OVERLAP_F_B", "0B1", "0B2"]])
     base = load_of(schedule.program, [COST], Network())
     jitter = Jitter(action=0.2, hiccup_probability=1.0, hiccup_s=1.0)
-    factors = Draws(load=base, jitter=Jitter(action=0.2), seed=0).block(0, 9)[0] / base.duration_s
+    factors = samples(Draws(load=base, jitter=Jitter(action=0.2), seed=0), 9)[0] / base.duration_s
     assert factors[:, 2].tolist() == pytest.approx(factors[:, 3].tolist())
     assert len(np.unique(factors[0].round(12))) == 5
-    pauses_s = Draws(load=base, jitter=jitter, seed=0).block(0, 9)[0] - factors * base.duration_s
+    pauses_s = samples(Draws(load=base, jitter=jitter, seed=0), 9)[0] - factors * base.duration_s
     assert (pauses_s[:, 2] == 0).all()
     assert (np.delete(pauses_s, 2, axis=1) > 0).all()
 
@@ -103,9 +109,9 @@ def test_a_pair_is_one_action() -> None:
 def test_calm_ranks_and_links_keep_their_times_and_others_keep_their_draws() -> None:
     base = load()
     jitter = Jitter(action=0.1, rank=0.1, message=0.1, hiccup_probability=0.1, hiccup_s=1.0)
-    all_s = Draws(load=base, jitter=jitter, seed=5).block(0, 20)
-    some_s = Draws(load=base, jitter=jitter, seed=5, calm_ranks=frozenset({1, 2}), calm_links=frozenset({0})).block(
-        0, 20
+    all_s = samples(Draws(load=base, jitter=jitter, seed=5), 20)
+    some_s = samples(
+        Draws(load=base, jitter=jitter, seed=5, calm_ranks=frozenset({1, 2}), calm_links=frozenset({0})), 20
     )
     calm = np.isin(base.program.rank, [1, 2])
     assert (some_s[0][:, calm] == base.duration_s[calm]).all()
@@ -116,16 +122,20 @@ def test_calm_ranks_and_links_keep_their_times_and_others_keep_their_draws() -> 
         assert (varied_s[:, ~of_link] == whole_s[:, ~of_link]).all()
 
 
-def test_a_sample_is_the_same_alone_and_in_any_block() -> None:
+def test_a_sample_is_the_same_alone_and_in_its_block(monkeypatch: pytest.MonkeyPatch) -> None:
     jitter = Jitter(action=0.1, rank=0.1, step=0.1, message=0.1, hiccup_probability=0.1, hiccup_s=1.0)
-    draws = Draws(load=load(), jitter=jitter, seed=9)
-    whole = draws.block(0, 7)
+    base = load()
+    monkeypatch.setattr("ppsim.draws._BLOCK_ROWS", 3 * len(base.duration_s))
+    draws = Draws(load=base, jitter=jitter, seed=9)
+    whole = samples(draws, 7)
+    assert draws.block_size == 3
     for index in range(7):
         alone = draws.sample(index)
         assert alone.duration_s.tolist() == whole[0][index].tolist()
         assert alone.occupied_s.tolist() == whole[1][index].tolist()
         assert alone.latency_s.tolist() == whole[2][index].tolist()
-    other = Draws(load=load(), jitter=jitter, seed=10).block(0, 7)
+    assert len(np.unique(whole[0][:, 0])) == len(np.unique(whole[1][:, 0])) == 7
+    other = samples(Draws(load=base, jitter=jitter, seed=10), 7)
     assert not np.isin(other[0], whole[0]).any()
 
 
