@@ -4,12 +4,15 @@ from ppsim.action import Action, Kind, OverlappedPair, parse_action
 from ppsim.costfile import load_costs, save_costs
 from ppsim.costs import LayerCost, StageCost
 from ppsim.device import Device, device_names, named_device
+from ppsim.ensemble import Ensemble
 from ppsim.errors import CostError, ScheduleError
 from ppsim.estimate import estimate_costs
 from ppsim.explain import Attribution, Comparison, CriticalPath, attribute, compare, critical_path
 from ppsim.huggingface import read_huggingface_config
+from ppsim.jitter import Jitter
 from ppsim.layerwork import transformer_work
 from ppsim.link import Link, LinkPiece
+from ppsim.montecarlo import monte_carlo
 from ppsim.network import Network
 from ppsim.order import Order
 from ppsim.partition import partition, partition_sizes
@@ -34,7 +37,9 @@ __all__ = [
     "CostError",
     "CriticalPath",
     "Device",
+    "Ensemble",
     "Execution",
+    "Jitter",
     "Kind",
     "LayerCost",
     "Link",
@@ -60,6 +65,7 @@ __all__ = [
     "estimate_costs",
     "load_costs",
     "load_sweep",
+    "monte_carlo",
     "named_device",
     "parse_action",
     "partition",

@@ -7,22 +7,20 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Annotated, Any, Literal
 
-import numpy as np
 import tyro
 
 from ppsim import command
 from ppsim.action import Kind
 from ppsim.check import smallest_receive_window
-from ppsim.command import OptionalFile, OptionalName, OptionalReal, OptionalWhole, Real
+from ppsim.command import OptionalFile, OptionalReal
 from ppsim.estimate_command import EstimateCommand
 from ppsim.export.files import write_trace
 from ppsim.flags import MOST_ACTIONS, CostFlags, NetworkFlags, ScheduleFlags
-from ppsim.memory_columns import with_columns
+from ppsim.printed import about_of, listed, results_of, table_of
 from ppsim.schedule import Schedule
 from ppsim.search import search
-from ppsim.simulate import simulate
+from ppsim.simulate_command import SimulateCommand
 from ppsim.staircase import staircase, unit_trace
-from ppsim.trace import Trace
 from ppsim.tracecommands import AttributeCommand, CompareCommand
 
 _DESCRIPTION = "Predict a pipeline schedule's step time, bubble and activation memory."
@@ -46,7 +44,7 @@ class ScheduleCommand(ScheduleFlags):
         if self.csv is not None:
             self.csv.write_text(schedule.to_csv(messages=self.messages), encoding="utf-8")
         about = {
-            **_about(schedule),
+            **about_of(schedule),
             "is_forward_only": schedule.is_forward_only,
             "actions": schedule.program.actions,
             "messages": len(schedule.program.messages),
@@ -58,52 +56,11 @@ class ScheduleCommand(ScheduleFlags):
             command.print_json(about)
             return
         print(schedule)
-        print(f"placement  stage 0 to {schedule.stages - 1} on rank {_listed(schedule.placement)}")
+        print(f"placement  stage 0 to {schedule.stages - 1} on rank {listed(schedule.placement)}")
         print(f"actions    {about['actions']}, with {about['messages']} messages on {about['links']} links")
         print(f"receives   at least {about['receive_window']} to be posted ahead on a link")
         print("check      complete, in order, cannot hang")
         print(f"\n{_drawn(schedule)}")
-
-
-@dataclass(frozen=True, kw_only=True)
-class SimulateCommand(NetworkFlags, CostFlags, ScheduleFlags):
-    """Predict one step. Costs are of one microbatch: one set for all stages, or a file of layers to be partitioned."""
-
-    overlap: Real = 1.0
-    """An overlapped forward and backward take this share of the sum of both."""
-    forward_only: bool = False
-    """Leave the backwards out, as an evaluation does."""
-    engine: str = "simpy"
-    """What computes the times: simpy, or compiled for the same answer sooner."""
-    receive_window: OptionalWhole = None
-    """Receives posted ahead on each link, to count their buffers (default: not counted)."""
-    optimizer: OptionalName = None
-    """Whose state to count: sgd, momentum, adam or adamw (default: none)."""
-    out: OptionalFile = None
-    """Write the trace: .json or .json.gz for ui.perfetto.dev, .csv as a table, any other name for ppsim.Trace.load."""
-    json: bool = False
-    """Print one JSON object instead of text."""
-
-    def run(self) -> None:
-        """Do it."""
-        schedule = self.load_schedule()
-        if self.forward_only:
-            schedule = schedule.forward_only()
-        kinds = {kind for order in schedule.orders for kind in np.unique(order.kind).tolist()}
-        trace = simulate(
-            schedule,
-            self.stage_costs(schedule.stages, kinds),
-            network=self.load_network(),
-            engine=self.engine,
-            overlap=self.overlap,
-        )
-        trace = with_columns(trace, receive_window=self.receive_window, optimizer=self.optimizer)
-        if self.out is not None:
-            write_trace(trace, self.out)
-        if self.json:
-            command.print_json({**_about(schedule), **_results(trace)})
-        else:
-            print(_table(trace))
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -144,7 +101,7 @@ class SearchCommand(NetworkFlags, CostFlags):
             self.stage_costs(stages, {Kind.F, Kind.I, Kind.W}),
             ranks=self.ranks,
             microbatches=self.microbatches,
-            network=self.load_network(),
+            network=self.load_network(self.ranks),
             memory_limit_bytes=self.memory_limit_bytes,
             stages_per_rank=self.stages_per_rank,
             placement=self.placement,
@@ -158,7 +115,7 @@ class SearchCommand(NetworkFlags, CostFlags):
         reached_s = trace.makespan_s if self.objective == "makespan" else float(trace.rank_time_s.max())
         if self.json:
             results = {"objective": self.objective, "objective_s": reached_s, "lower_bound_s": found.lower_bound_s}
-            command.print_json({**_about(found.schedule), **results, **_results(trace)})
+            command.print_json({**about_of(found.schedule), **results, **results_of(trace)})
             return
         gap = reached_s / found.lower_bound_s - 1 if found.lower_bound_s > 0 else 0.0
         print(
@@ -166,36 +123,7 @@ class SearchCommand(NetworkFlags, CostFlags):
             end="",
         )
         print(" (optimal)\n" if gap < 1e-12 else f" (at most {gap:.2%} above the optimum)\n")
-        print(_table(trace))
-
-
-def _about(schedule: Schedule) -> dict[str, Any]:
-    return {
-        "name": schedule.name,
-        "ranks": schedule.ranks,
-        "stages": schedule.stages,
-        "microbatches": schedule.microbatches,
-        "placement": schedule.placement,
-    }
-
-
-def _results(trace: Trace) -> dict[str, Any]:
-    return {
-        "clock": trace.clock,
-        "makespan_s": trace.makespan_s,
-        "bubble_fraction": trace.bubble_fraction,
-        "bubble_s": trace.bubble_s,
-        "rank_time_s": trace.rank_time_s,
-        "compute_s": trace.compute_s,
-        "peak_activation_bytes": trace.peak_activation_bytes,
-        "memory": trace.memory.to_dict(),
-        "details": trace.details,
-    }
-
-
-def _listed(numbers: Sequence[int]) -> str:
-    shown = " ".join(str(number) for number in numbers[:64])
-    return f"{shown} ..." if len(numbers) > 64 else shown
+        print(table_of(trace))
 
 
 def _drawn(schedule: Schedule) -> str:
@@ -210,38 +138,11 @@ def _drawn(schedule: Schedule) -> str:
     summary = (
         "With F = I = W = 1, B = 2 and free messages:\n"
         f"makespan {trace.makespan_s:g}, bubble {trace.bubble_fraction:.1%}, "
-        f"activations held at most per rank: {_listed(trace.peak_activation_bytes.tolist())}"
+        f"activations held at most per rank: {listed(trace.peak_activation_bytes.tolist())}"
     )
     if trace.makespan_s > most_units:
         return f"{summary}\nnot drawn: {trace.makespan_s:g} units of time; drawings end at {most_units}"
     return f"{summary}\n\n{staircase(trace)}"
-
-
-def _table(trace: Trace) -> str:
-    lines = [
-        str(trace.schedule),
-        f"makespan         {trace.makespan_s:.6g} s",
-        f"bubble fraction  {trace.bubble_fraction:.2%}",
-        "",
-        "rank   rank time (s)     compute (s)      bubble (s)  peak activations (bytes)",
-    ]
-    columns = (trace.rank_time_s, trace.compute_s, trace.bubble_s, trace.peak_activation_bytes)
-    for rank, (rank_time, compute, bubble, peak) in enumerate(zip(*(c.tolist() for c in columns), strict=True)):
-        lines.append(f"{rank:>4}  {rank_time:>14.6g}  {compute:>14.6g}  {bubble:>14.6g}  {peak:>24,}")
-    return "\n".join([*lines, *_memory_lines(trace)])
-
-
-def _memory_lines(trace: Trace) -> list[str]:
-    """The columns of memory beside activations, in bytes; those that hold nothing are left out."""
-    columns = {name: each for name, each in trace.memory.to_dict().items() if any(each)}
-    if set(columns) <= {"activation_bytes", "total_bytes"}:
-        return []
-    titles = {name: name.removesuffix("_bytes").replace("_", " ") for name in columns}
-    widths = {name: max(len(titles[name]), *(len(f"{value:,}") for value in each)) for name, each in columns.items()}
-    lines = ["", "peak bytes", "rank  " + "  ".join(f"{titles[name]:>{widths[name]}}" for name in columns)]
-    for rank in range(trace.ranks):
-        lines.append(f"{rank:>4}  " + "  ".join(f"{each[rank]:>{widths[name]},}" for name, each in columns.items()))
-    return lines
 
 
 Command = (

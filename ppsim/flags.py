@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from dataclasses import dataclass
 from typing import Annotated
 
@@ -40,7 +41,7 @@ class ScheduleFlags:
         if self.from_csv is not None:
             for flag in ("schedule", "ranks", "microbatches", "stages_per_rank"):
                 if getattr(self, flag) is not None:
-                    raise ValueError(f"--from-csv holds the whole schedule: leave out {_flag(flag)} or --from-csv")
+                    raise ValueError(f"--from-csv holds the whole schedule: leave out {flag_of(flag)} or --from-csv")
             text = read_text(self.from_csv)
             try:
                 schedule = Schedule.from_csv(text, name=self.from_csv.name)
@@ -108,7 +109,9 @@ class CostFlags:
         uniform = {name: getattr(self, name) for name in _UNIFORM if getattr(self, name) is not None}
         if self.costs is not None:
             if uniform:
-                raise ValueError(f"--costs holds every stage's cost: leave out {_flag(next(iter(uniform)))} or --costs")
+                raise ValueError(
+                    f"--costs holds every stage's cost: leave out {flag_of(next(iter(uniform)))} or --costs"
+                )
             layers = load_costs(self.costs)
             return partition(layers, stages=stages, method=_method(self.partition))
         if self.partition is not None:
@@ -117,7 +120,7 @@ class CostFlags:
             return [StageCost(forward_s=1, backward_input_s=1, backward_weight_s=1)] * stages
         missing = self._missing_costs(kinds)
         if missing:
-            raise ValueError(f"{_flag(missing)} is missing: give it in seconds, or all costs with --costs FILE")
+            raise ValueError(f"{flag_of(missing)} is missing: give it in seconds, or all costs with --costs FILE")
         # What no action of this schedule takes may be left out, but a StageCost has a number for everything.
         return [StageCost(**{"backward_input_s": 0.0, "backward_weight_s": 0.0, **uniform})] * stages
 
@@ -139,14 +142,20 @@ class NetworkFlags:
     """Bandwidth of each directed link between two ranks, in bytes per second (default: no limit)."""
     network: OptionalFile = None
     """Links as measured by studies/link.py, .json; instead of the two flags above."""
+    slow_link: OptionalName = None
+    """Links on which everything takes longer, from rank to rank, as in 0-1=3,1-0=3."""
 
-    def load_network(self) -> Network:
-        """The links. Raises ValueError for flags that contradict."""
+    def load_network(self, ranks: int) -> Network:
+        """The links between that many ranks. Raises ValueError for flags that contradict or cannot be."""
+        network = self._network()
+        return network if self.slow_link is None else network.slowed(_slow_links(self.slow_link, ranks))
+
+    def _network(self) -> Network:
         given = {name: getattr(self, name) for name in ("latency_s", "bytes_per_s") if getattr(self, name) is not None}
         if self.network is None:
             return Network(**given)
         if given:
-            raise ValueError(f"--network holds every link: leave out {_flag(next(iter(given)))} or --network")
+            raise ValueError(f"--network holds every link: leave out {flag_of(next(iter(given)))} or --network")
         return Network.from_file(self.network)
 
 
@@ -162,8 +171,37 @@ _UNIFORM = (
 )
 
 
-def _flag(name: str) -> str:
+def numbers_by_name(text: str, wanted: str) -> dict[str, float]:
+    """`a=1.5,b=2` as names and finite numbers > 0. Raises ValueError that says `wanted`."""
+    found: dict[str, float] = {}
+    for part in text.split(","):
+        name, equals, number = part.partition("=")
+        try:
+            factor = float(number)
+        except ValueError:
+            raise ValueError(wanted) from None
+        if not equals or name in found or not (math.isfinite(factor) and factor > 0):
+            raise ValueError(wanted)
+        found[name] = factor
+    return found
+
+
+def flag_of(name: str) -> str:
+    """A field as its flag is written."""
     return "--" + name.replace("_", "-")
+
+
+def _slow_links(text: str, ranks: int) -> dict[tuple[int, int], float]:
+    wanted = f"--slow-link {text}: give links and factors, as in 0-1=3 for the link from rank 0 to rank 1"
+    found = {}
+    for name, factor in numbers_by_name(text, wanted).items():
+        source, _, destination = name.partition("-")
+        if not (source.isdecimal() and destination.isdecimal()):
+            raise ValueError(wanted)
+        if source == destination or max(int(source), int(destination)) >= ranks:
+            raise ValueError(f"--slow-link {text}: {name} is no link between the ranks 0 to {ranks - 1}")
+        found[int(source), int(destination)] = factor
+    return found
 
 
 def _method(text: str | None) -> Method:

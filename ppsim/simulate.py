@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from dataclasses import asdict, replace
+from dataclasses import asdict
+from typing import Any
 
 import numpy as np
 import numpy.typing as npt
@@ -61,18 +62,20 @@ def simulate(
     Raises ScheduleError if the schedule is incomplete or could hang, ValueError if costs and stages do not match or an
     option cannot be.
     """
-    program = schedule.program
     network = Network() if network is None else network
-    load = load_of(program, stages, network, overlap=overlap, scale=scale, slow_ranks=slow_ranks, dispatch_s=dispatch_s)
-    load = replace(
-        load,
-        receive_window=_checked_window(program, receive_window),
-        devices=devices_of(program.ranks, cores=cores, devices=devices, sharing=sharing),
+    load = load_of(
+        schedule.program,
+        stages,
+        network,
+        overlap=overlap,
+        scale=scale,
+        slow_ranks=slow_ranks,
+        dispatch_s=dispatch_s,
+        receive_window=receive_window,
+        cores=cores,
+        devices=devices,
+        sharing=sharing,
     )
-    with np.errstate(over="ignore"):  # refused below
-        times = run_engine(engine, load)
-    if not (np.isfinite(times.end_s).all() and np.isfinite(times.message_arrival_s).all()):
-        raise ValueError("the step takes longer than a float holds: give smaller costs, or a higher bytes_per_s")
     given = {
         "scale": np.asarray(scale).tolist() if np.any(np.asarray(scale) != 1) else None,
         "slow_ranks": {str(rank): factor for rank, factor in (slow_ranks or {}).items()} or None,
@@ -83,18 +86,10 @@ def simulate(
         "sharing": None if cores is None and devices is None else sharing,
         "reduction": None if reduction is None else asdict(reduction),
     }
-    trace = Trace(
-        program=program,
-        clock="simulated",
-        start_s=times.start_s,
-        end_s=times.end_s,
-        activation_bytes=activation_levels(program, stages),
-        gradient_bytes=gradient_levels(program, stages),
-        parameter_bytes=parameters_per_rank(program, stages),
-        message_bytes=message_bytes(program, stages),
-        message_start_s=times.message_start_s,
-        message_left_s=times.message_left_s,
-        message_arrival_s=times.message_arrival_s,
+    trace = predicted(
+        load,
+        stages,
+        engine=engine,
         details={
             "engine": engine,
             "overlap": overlap,
@@ -107,6 +102,34 @@ def simulate(
     return trace if reduction is None else reduction.added_to(trace, stages)
 
 
+def predicted(load: Load, stages: Sequence[StageCost], *, engine: str, details: dict[str, Any]) -> Trace:
+    """The trace of a load. Raises ValueError if the step's length is no float."""
+    program = load.program
+    with np.errstate(over="ignore"):  # refused below
+        times = run_engine(engine, load)
+    check_finite(times.end_s, times.message_arrival_s)
+    return Trace(
+        program=program,
+        clock="simulated",
+        start_s=times.start_s,
+        end_s=times.end_s,
+        activation_bytes=activation_levels(program, stages),
+        gradient_bytes=gradient_levels(program, stages),
+        parameter_bytes=parameters_per_rank(program, stages),
+        message_bytes=message_bytes(program, stages),
+        message_start_s=times.message_start_s,
+        message_left_s=times.message_left_s,
+        message_arrival_s=times.message_arrival_s,
+        details=details,
+    )
+
+
+def check_finite(*times_s: npt.NDArray[np.float64]) -> None:
+    """Raise ValueError if some time is infinite."""
+    if not all(np.isfinite(each).all() for each in times_s):
+        raise ValueError("the step takes longer than a float holds: give smaller costs, or a higher bytes_per_s")
+
+
 def load_of(
     program: Program,
     stages: Sequence[StageCost],
@@ -116,8 +139,12 @@ def load_of(
     scale: npt.ArrayLike = 1.0,
     slow_ranks: Mapping[int, float] | None = None,
     dispatch_s: float = 0.0,
+    receive_window: int | None = None,
+    cores: int | None = None,
+    devices: Sequence[int] | None = None,
+    sharing: Sharing = "turns",
 ) -> Load:
-    """What an engine runs: durations and journeys from costs and network. Raises as `simulate` does."""
+    """What an engine runs: durations and journeys from costs and network. Options and errors as of `simulate`."""
     if len(stages) != program.schedule.stages:
         raise ValueError(
             f"{len(stages)} stage costs for a schedule of {program.schedule.stages} stages: give one for each"
@@ -137,6 +164,8 @@ def load_of(
         dispatch_s=np.full(program.actions, float(dispatch_s)),
         occupied_s=occupied_s,
         latency_s=latency_s,
+        receive_window=_checked_window(program, receive_window),
+        devices=devices_of(program.ranks, cores=cores, devices=devices, sharing=sharing),
     )
 
 

@@ -20,7 +20,7 @@ def run_compiled(load: Load) -> Times:
     start_s = np.empty(len(load.duration_s))
     journeys_s = np.empty((len(messages), 2))
     window = load.receive_window
-    _pass(
+    run_pass(
         program.execution_order,
         program.action_start,
         program.rank,
@@ -49,7 +49,7 @@ def run_compiled(load: Load) -> Times:
 
 
 @numba.njit(cache=True, nogil=True)
-def _pass(
+def run_pass(
     order,
     action_start,
     rank_of,

@@ -8,7 +8,8 @@ from ppsim.plots.attribution_figure import attribution
 from ppsim.plots.bubble_figure import bubbles
 from ppsim.plots.memory_figure import memory
 from ppsim.plots.memory_parts_figure import memory_parts
+from ppsim.plots.step_times_figure import step_times
 from ppsim.plots.style import KIND_COLOURS
 from ppsim.plots.timeline_figure import timeline
 
-__all__ = ["KIND_COLOURS", "attribution", "bubbles", "memory", "memory_parts", "timeline"]
+__all__ = ["KIND_COLOURS", "attribution", "bubbles", "memory", "memory_parts", "step_times", "timeline"]

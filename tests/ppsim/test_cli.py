@@ -278,7 +278,7 @@ def test_simulate_shows_the_columns_of_memory_that_are_known(capsys: pytest.Capt
     assert memory["total_bytes"] == [28220, 28120]
 
 
-@pytest.mark.parametrize(("flags", "message"), [("--receive-window 0", "1 or more"), ("--optimizer lion", "'lion'")])
+@pytest.mark.parametrize(("flags", "message"), [("--receive-window 0", "too small"), ("--optimizer lion", "'lion'")])
 def test_columns_that_cannot_be_are_refused(capsys: pytest.CaptureFixture[str], flags: str, message: str) -> None:
     assert message in refused(capsys, f"simulate --schedule 1f1b --ranks 2 --microbatches 4 {flags}")
 

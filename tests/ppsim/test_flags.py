@@ -164,7 +164,8 @@ def test_cost_files_without_meaning(
 _FLAGS = [
     *("schedule", "ranks", "microbatches", "stages-per-rank", "from-csv", "forward-s", "backward-s", "costs", "json"),
     *("backward-input-s", "backward-weight-s", "output-bytes", "latency-s", "bytes-per-s", "overlap", "forward-only"),
-    *("partition", "engine", "network", "nonsense"),
+    *("partition", "engine", "network", "nonsense", "slow-rank", "slow-link", "cores", "sharing", "dispatch-s"),
+    *("receive-window", "jitter", "rank-jitter", "message-jitter", "hiccup-s", "hiccup-probability", "seed"),
 ]
 _VALUES = [
     "0",
@@ -182,6 +183,8 @@ _VALUES = [
     "",
     ".",
     "2,1",
+    "0=2",
+    "0-1=2",
     "simpy",
     "é",
 ]
