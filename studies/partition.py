@@ -14,7 +14,7 @@ Method     Every cut has workers of its own, and rounds of profiling and measure
            the best of them is run too if it is another. Timed compute (each action waits what its layers were
            profiled to take; messages are real) shows more ranks than there are cores.
 
-Answer     ANSWER
+Answer     Not measured yet: this text has no figures until the study has run on a quiet machine.
 
 Writes DIR/report.html and summary.json.
 """
