@@ -58,6 +58,9 @@ class RunConfig:
     optimal cuts the whole chain, and a first or last stage of 0 blocks has the embedding or the head alone."""
     heads: int = 0
     """Attention heads of a GPT; 0 takes heads of 64, or in a small model 4 smaller ones."""
+    vocabulary: int = 0
+    """Rows of a GPT's embedding and head; 0 takes 256, one for each byte. More are never read, but cost what they cost
+    in a model of words."""
     text: Path | None = None
     """Text whose bytes a GPT learns; this toolkit's own sources unless given."""
     dropout: float = 0.0
@@ -139,15 +142,19 @@ class RunConfig:
     def _settle_model(self) -> None:
         """What concerns one kind of model alone."""
         self._at_least("heads", 0)
+        self._at_least("vocabulary", 0)
         if isinstance(self.dropout, bool) or not 0 <= self.dropout < 1:
             raise ValueError(f"dropout must be a probability, 0 <= dropout < 1, got {self.dropout!r}")
         if self.text is not None and not self.text.is_file():
             raise ValueError(f"text {self.text} is not a file: give the path of one")
         if self.model == "mlp":
-            for name in ("heads", "text", "dropout", "tied"):
+            for name in ("heads", "vocabulary", "text", "dropout", "tied"):
                 if getattr(self, name):
                     raise ValueError(f"{name}={getattr(self, name)} has no meaning for model 'mlp': take --model gpt")
         if self.model == "gpt":
+            self._default("vocabulary", 256)
+            if self.vocabulary < 256:
+                raise ValueError(f"vocabulary must be 256 (one for each byte) or more, got {self.vocabulary}")
             wanted = max(self.hidden // 64, 4)
             self._default("heads", next(n for n in range(wanted, 0, -1) if self.hidden % n == 0))
             for what, value in (("hidden", self.hidden), ("heads", self.heads)):

@@ -15,7 +15,7 @@ from torch.nn import functional
 
 from ppexec.models.dropout import Randomness, SeededDropout
 from ppexec.models.model import Model
-from ppexec.models.text import VOCABULARY, load_text, window
+from ppexec.models.text import load_text, window
 
 if TYPE_CHECKING:
     from torch.distributed.tensor.parallel import ParallelStyle
@@ -50,9 +50,9 @@ class Table(nn.Embedding):
 class Embedding(nn.Module):
     """Tokens and their positions: (batch, seq) of int64 -> (batch, seq, hidden)."""
 
-    def __init__(self, hidden: int, seq: int, *, dropout: nn.Module, dtype: torch.dtype) -> None:
+    def __init__(self, vocabulary: int, hidden: int, seq: int, *, dropout: nn.Module, dtype: torch.dtype) -> None:
         super().__init__()
-        self.tokens = Table(VOCABULARY, hidden, dtype=dtype)
+        self.tokens = Table(vocabulary, hidden, dtype=dtype)
         self.positions = Table(seq, hidden, dtype=dtype)
         self.dropout = dropout
 
@@ -112,15 +112,15 @@ class Block(nn.Module):
 
 
 class Head(nn.Module):
-    """The final norm and the logits of the next byte: (batch, seq, hidden) -> (batch, seq, 256)."""
+    """The final norm and the logits of the next byte: (batch, seq, hidden) -> (batch, seq, vocabulary)."""
 
-    def __init__(self, hidden: int, *, dtype: torch.dtype) -> None:
+    def __init__(self, vocabulary: int, hidden: int, *, dtype: torch.dtype) -> None:
         super().__init__()
         self.norm = nn.LayerNorm(hidden, dtype=dtype)
-        self.logits = Linear(hidden, VOCABULARY, bias=False, dtype=dtype)
+        self.logits = Linear(hidden, vocabulary, bias=False, dtype=dtype)
 
     def forward(self, inputs: torch.Tensor) -> torch.Tensor:
-        """(batch, seq, hidden) -> (batch, seq, 256)."""
+        """(batch, seq, hidden) -> (batch, seq, vocabulary)."""
         return self.logits(self.norm(inputs))
 
 
@@ -142,7 +142,7 @@ def gpt(config: RunConfig) -> Model:
     last, dtype = config.layers + 1, config.torch_dtype
     with torch.device("meta"):
         layers: list[nn.Module] = [
-            Embedding(config.hidden, config.seq, dropout=dropout(0, "embedding"), dtype=dtype),
+            Embedding(config.vocabulary, config.hidden, config.seq, dropout=dropout(0, "embedding"), dtype=dtype),
             *(
                 Block(
                     config.hidden,
@@ -154,7 +154,7 @@ def gpt(config: RunConfig) -> Model:
                 )
                 for layer in range(1, last)
             ),
-            Head(config.hidden, dtype=dtype),
+            Head(config.vocabulary, config.hidden, dtype=dtype),
         ]
     text = load_text(config.text)
 
@@ -173,7 +173,7 @@ def gpt(config: RunConfig) -> Model:
 
 
 def next_byte_loss(output: torch.Tensor, target: torch.Tensor) -> torch.Tensor:
-    """Cross entropy of (batch, seq, 256) logits against (batch, seq) bytes, mean over all positions."""
+    """Cross entropy of (batch, seq, vocabulary) logits against (batch, seq) bytes, mean over all positions."""
     return functional.cross_entropy(output.flatten(0, -2), target.flatten())
 
 

@@ -9,8 +9,6 @@ import torch
 
 from ppexec.seeds import derive
 
-VOCABULARY = 256
-
 
 def load_text(path: Path | None) -> torch.Tensor:
     """The bytes of a file, uint8; without one, of this toolkit's own Python sources in the order of their paths.
