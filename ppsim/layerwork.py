@@ -73,13 +73,15 @@ def embedding_work(model: Transformer, execution: Execution) -> LayerWork:
         backward_weight=Work(traffic_bytes=2 * size + ids + parameters),
     )
     add = pointwise("positions", 2 * size, 0, 1)
+    # Summed over the samples as the gradient for the input is computed; one sample's is the output's own.
+    summed = size // execution.micro_batch_size if model.positions and execution.micro_batch_size > 1 else 0
     return LayerWork(
         name="embedding",
         operations=(lookup, add) if model.positions else (lookup,),
         forward_reduces=int(cut > 1),
         reduced_bytes=size,
         saved={"tokens": ids},
-        kept={"tokens": ids, "output gradient": size},
+        kept={"tokens": ids, "output gradient": size, "gradient of positions": summed},
         output_bytes=size,
         parameter_bytes=parameters,
     )

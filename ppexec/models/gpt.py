@@ -47,19 +47,26 @@ class Table(nn.Embedding):
         nn.init.normal_(self.weight, std=_STD)
 
 
+class Positions(Table):
+    """A vector for each position; nothing is looked up, so no indices are kept."""
+
+    def forward(self, seq: int) -> torch.Tensor:  # type: ignore[override]
+        """The first `seq` positions, (seq, hidden)."""
+        return self.weight[:seq]
+
+
 class Embedding(nn.Module):
     """Tokens and their positions: (batch, seq) of int64 -> (batch, seq, hidden)."""
 
     def __init__(self, vocabulary: int, hidden: int, seq: int, *, dropout: nn.Module, dtype: torch.dtype) -> None:
         super().__init__()
         self.tokens = Table(vocabulary, hidden, dtype=dtype)
-        self.positions = Table(seq, hidden, dtype=dtype)
+        self.positions = Positions(seq, hidden, dtype=dtype)
         self.dropout = dropout
 
     def forward(self, inputs: torch.Tensor) -> torch.Tensor:
         """(batch, seq) -> (batch, seq, hidden)."""
-        positions = self.positions(torch.arange(inputs.shape[1], device=inputs.device))
-        return self.dropout(self.tokens(inputs) + positions)
+        return self.dropout(self.tokens(inputs) + self.positions(inputs.shape[1]))
 
 
 class Attention(nn.Module):

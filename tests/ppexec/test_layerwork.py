@@ -42,17 +42,24 @@ _ON_CPU = {
 }
 
 
+class Positions(nn.Embedding):
+    """A vector for each position."""
+
+    def forward(self, seq: int) -> torch.Tensor:
+        return self.weight[:seq]
+
+
 class Embedding(nn.Module):
     """Tokens, and learned positions where the model has them."""
 
     def __init__(self, model: Transformer) -> None:
         super().__init__()
-        self.tokens = nn.Parameter(torch.randn(model.vocabulary, model.hidden))
-        self.positions = nn.Parameter(torch.randn(model.positions, model.hidden)) if model.positions else None
+        self.tokens = nn.Embedding(model.vocabulary, model.hidden)
+        self.positions = Positions(model.positions, model.hidden) if model.positions else None
 
     def forward(self, tokens: torch.Tensor) -> torch.Tensor:
-        found = functional.embedding(tokens, self.tokens)
-        return found if self.positions is None else found + self.positions[: tokens.shape[1]]
+        found = self.tokens(tokens)
+        return found if self.positions is None else found + self.positions(tokens.shape[1])
 
 
 class Block(nn.Module):
