@@ -51,11 +51,19 @@ def join_world(*, rank: int, world_size: int, store: dist.Store, backend: str, t
     )
 
 
+def _set_apart_what_stays() -> None:
+    """Collect what is left of the run before, and let no later collection look at what modules hold: it takes long."""
+    gc.unfreeze()
+    gc.collect()
+    gc.freeze()
+
+
 class Worker:
     """Built in every process of an initialised world; its methods are called in all of them at once."""
 
     def __init__(self, config: RunConfig, costs: Sequence[StageCost] | None = None) -> None:
         torch.set_num_threads(config.threads)
+        _set_apart_what_stays()
         self.config = config
         self.device = torch.device("cpu")
         self.mesh = build_mesh(dp=config.dp, pp=config.ranks, tp=config.tp)
@@ -225,7 +233,11 @@ class Worker:
             stage.clear()
 
     def together(self, first: int, count: int) -> Iterator[Batch]:
-        """The batches of `count` steps; all ranks go on from each at once, and no garbage is collected."""
+        """The batches of `count` steps; all ranks go on from each at once, and no garbage is collected.
+
+        Nor do they leave it before the last is done: what a rank does after a step, collecting garbage for a tenth of a
+        second, would take a core from those that are still at it.
+        """
         for step in range(first, first + count):
             batch = self.load(step)
             self.clear()
@@ -234,6 +246,7 @@ class Worker:
             try:
                 meet(self.mesh)
                 yield batch
+                meet(self.mesh)
             finally:
                 gc.enable()
 
