@@ -61,7 +61,9 @@ class Calibration:
         pairs = zip(messages.source.tolist(), messages.destination.tolist(), strict=True)
         sizes = dict(zip(pairs, message_bytes.tolist(), strict=True))
         return Network(
-            links={pair: Link(latency_s=float(_at(self.one_way_s, np.array([size]))[0])) for pair, size in sizes.items()}
+            links={
+                pair: Link(latency_s=float(_at(self.one_way_s, np.array([size]))[0])) for pair, size in sizes.items()
+            }
         )
 
     def to_dict(self) -> dict[str, Any]:

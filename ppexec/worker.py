@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import gc
 import os
+import time
 from collections.abc import Callable, Iterator, Sequence
 from datetime import timedelta
 from functools import cached_property
@@ -13,10 +14,10 @@ from typing import Any
 import torch
 import torch.distributed as dist
 
-from ppexec.clock import offset_to_first_ns
+from ppexec.clock import now_ns, offset_to_first_ns
 from ppexec.config import RunConfig
 from ppexec.data import Batch, load_batch, read_sample
-from ppexec.environment import ALLOCATOR, memory_bytes
+from ppexec.environment import ALLOCATOR, is_crowded, memory_bytes
 from ppexec.ledger import Ledger, parameter_bytes, tensors_of
 from ppexec.measure import RankMemory
 from ppexec.mesh import build_mesh, meet
@@ -302,7 +303,9 @@ class Worker:
     @cached_property
     def _profiler(self) -> LayerProfiler:
         stages = {index: stage for index, stage in self.stages.items() if isinstance(stage, Stage)}
-        return LayerProfiler(self.program, self.rank, stages, self.boundaries, self.overwriting)
+        # A rank that waits for a core computes nothing; threads of its own would hide from its clock.
+        clock = time.thread_time_ns if is_crowded(self.config) and self.config.threads == 1 else now_ns
+        return LayerProfiler(self.program, self.rank, stages, self.boundaries, self.overwriting, clock=clock)
 
     def probe(self) -> list[LinkSample]:
         """What a message costs on every link of the program, measured by its sender."""

@@ -53,11 +53,11 @@ def simulate(
     overlap: an overlapped pair takes this share of the sum of its parts. scale: a factor on what each (stage,
     microbatch) takes, an array that broadcasts to (stages, microbatches), e.g. microbatches of different length.
     slow_ranks: rank -> factor on all it computes, a straggler. dispatch_s: seconds that a rank spends before each
-    action, once it could start, on running the schedule itself; one number or an array (actions,). receive_window: receives posted ahead on each link, as
-    where a transfer starts only once its receive is posted (rendezvous); None: always posted. cores: how many ranks
-    compute at once on what they share; devices: the device of each rank where there are several, with `cores` of them
-    at once on each (default 1); sharing: see `ppsim.devices`. reduction: adds up each stage's gradients over
-    data-parallel replicas as its last backward ends (see `ppsim.reduction`).
+    action, once it could start, on running the schedule itself; one number or an array (actions,). receive_window:
+    receives posted ahead on each link, as where a transfer starts only once its receive is posted (rendezvous); None:
+    always posted. cores: how many ranks compute at once on what they share; devices: the device of each rank where
+    there are several, with `cores` of them at once on each (default 1); sharing: see `ppsim.devices`. reduction: adds
+    up each stage's gradients over data-parallel replicas as its last backward ends (see `ppsim.reduction`).
 
     Raises ScheduleError if the schedule is incomplete or could hang, ValueError if costs and stages do not match or an
     option cannot be.
