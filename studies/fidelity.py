@@ -1,7 +1,7 @@
 """How far is a predicted step from the measured one, and what is left of the error?
 
-Question   All schedules, several numbers of ranks and microbatches and sizes, real and timed compute: how far off is the
-           predicted step time, beside the machine's own spread from step to step? Are activation bytes equal?
+Question   All schedules, several numbers of ranks and microbatches and sizes, real and timed compute: how far off is
+           the predicted step time, beside the machine's own spread? Are activation bytes equal at every action?
 
 Command    python studies/fidelity.py
            python studies/fidelity.py --only timed --limit-s 500 --out DIR      (again, to go on where it stopped)
