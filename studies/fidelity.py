@@ -198,7 +198,8 @@ def key_of(case: Case) -> tuple[bytes, str]:
 
 
 def measure_missing(wanted: Sequence[Case], store: Store, *, limit_s: float, watch: OutsideLoad | None = None) -> None:
-    """Measure and keep what the store lacks, one after another, for `limit_s` seconds (0: to the end)."""
+    """Measure and keep what the store lacks, one after another, for `limit_s` seconds (0: to the end)
+    but one at least."""
     missing = [case for case in wanted if not store.has_result(key_of(case)[0])]
     if not missing:
         return
@@ -206,8 +207,8 @@ def measure_missing(wanted: Sequence[Case], store: Store, *, limit_s: float, wat
     calibrations: dict[tuple[int, int, float], Calibration] = {}
     with ppexec.WorkerPool() as pool, warnings.catch_warnings():
         warnings.simplefilter("ignore")  # every schedule would repeat the same advice on microbatches
-        for case in tqdm(missing, file=sys.stderr, leave=False):
-            if limit_s and time.monotonic() - began_s > limit_s:
+        for number, case in enumerate(tqdm(missing, file=sys.stderr, leave=False)):
+            if number and limit_s and time.monotonic() - began_s > limit_s:
                 return
             key, text = key_of(case)
             case_began_s = time.monotonic()
