@@ -32,8 +32,9 @@ class Outcome:
     """What was predicted, what was measured, and what from.
 
     predicted: one step. measured: every measured step, all with the activation bytes counted in an untimed step.
-    stages: the costs the prediction was made from. profile: where they come from; None if compute was timed. verified: None if it was not asked for. calibration: what dispatch and network were taken from.
-    disturbed: steps during which others used the machine, which count nowhere else.
+    stages: the costs the prediction was made from. profile: where they come from; None if compute was timed. verified:
+    None if it was not asked for. calibration: what dispatch and network were taken from. disturbed: steps during which
+    others used the machine, which count nowhere else.
     """
 
     config: RunConfig
