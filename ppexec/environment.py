@@ -5,9 +5,12 @@ from __future__ import annotations
 import os
 import platform
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import torch
+
+if TYPE_CHECKING:
+    from ppexec.config import RunConfig
 
 ALLOCATOR = {
     "MALLOC_TRIM_THRESHOLD_": str(1 << 40),
@@ -33,6 +36,17 @@ def describe_environment(**more: Any) -> dict[str, Any]:
         "allocator": {name: os.environ.get(name) for name in ALLOCATOR},
         **more,
     }
+
+
+def usable_cores() -> int:
+    """Cores that this process may use."""
+    return len(os.sched_getaffinity(0))
+
+
+def is_crowded(config: RunConfig) -> bool:
+    """Whether a run's ranks, all on this machine, have more threads than there are cores."""
+    here = int(os.environ.get("LOCAL_WORLD_SIZE", config.world_size))
+    return here * config.threads > usable_cores()
 
 
 def memory_bytes() -> int:

@@ -2,22 +2,29 @@
 
 from __future__ import annotations
 
+import contextlib
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
 from typing import Any
 
 import numpy as np
 
 import ppsim
 from ppexec.api import profiled_for_timed
+from ppexec.calibrate import Calibration, calibrate
 from ppexec.config import RunConfig
-from ppexec.measure import median_step, with_memory
+from ppexec.environment import is_crowded, usable_cores
+from ppexec.measure import RankMemory, median_step, with_memory
 from ppexec.pool import WorkerPool
 from ppexec.profile import Profile
-from ppexec.session import Session
+from ppexec.session import Session, under_torchrun
 from ppexec.verify import VerifyReport
+from ppexec.watch import OutsideLoad, Window
 from ppsim import Network, StageCost, Trace
 from ppsim.memory_columns import first_difference, with_columns
+from ppsim.simulate import message_bytes
+
+_MOST_DISTURBED = 2  # steps, for each one that was asked for
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -26,7 +33,8 @@ class Outcome:
 
     predicted: one step. measured: every measured step, all with the activation bytes counted in an untimed step.
     stages: the costs the prediction was made from. profile: where they come from; None if compute was timed. verified:
-    None if it was not asked for.
+    None if it was not asked for. calibration: what dispatch and network were taken from. disturbed: steps during which
+    others used the machine, which count nowhere else.
     """
 
     config: RunConfig
@@ -37,10 +45,12 @@ class Outcome:
     predicted: Trace
     measured: list[Trace]
     verified: VerifyReport | None
+    calibration: Calibration | None = None
+    disturbed: list[Trace] = field(default_factory=list)
 
     @property
     def step_times_s(self) -> np.ndarray:
-        """Makespan of every measured step."""
+        """Makespan of every measured step; without the disturbed ones, if there are others."""
         return np.array([trace.makespan_s for trace in self.measured])
 
     @property
@@ -103,16 +113,82 @@ def predict_and_measure(
     pool: WorkerPool | None = None,
     costs: Sequence[StageCost] | None = None,
     verify: bool = True,
+    calibration: Calibration | None = None,
+    watch: OutsideLoad | None = None,
     advance: Callable[[str], None] = lambda done: None,
 ) -> Outcome:
     """Profile, predict, run and verify a configuration.
 
     Rounds of profiling and measured steps take turns, so that a machine whose speed drifts drifts under both alike.
     costs: of each stage, if known; then nothing is profiled, ranks wait instead of computing (timed compute), and there
-    are no gradients to verify. Timed compute without a cost file is profiled once, before. advance: called as each of
+    are no gradients to verify. Timed compute without a cost file is profiled once, before. calibration: made afterwards
+    unless given. watch: tells which steps are disturbed from outside; these, and the rounds of profiling beside them,
+    do not count. advance: called as each of
     `experiment_length(config)` parts is done, with its name.
     """
-    costs = profiled_for_timed(config, pool) if costs is None else costs
+    with contextlib.ExitStack() as owned:
+        if pool is None and not under_torchrun():
+            pool = owned.enter_context(WorkerPool())
+        costs = profiled_for_timed(config, pool) if costs is None else costs
+        found = _alternate(config, pool, costs, verify=verify, watch=watch, advance=advance)
+        if calibration is None:
+            calibration = calibrate(
+                config, [stage.output_bytes for stage in found.stages[:-1]], pool=pool, action_s=typical_s(found.stages)
+            )
+        advance("calibration")
+    stages, program = found.stages, config.pipeline.program
+    sizes = message_bytes(program, stages)
+    network = calibration.network(program, sizes)
+    is_shared = found.profile is not None and is_crowded(config)
+    simulated = ppsim.simulate(
+        config.pipeline,
+        stages,
+        network=network,
+        dispatch_s=calibration.dispatch_s(program, sizes, timed=found.profile is None),
+        cores=usable_cores() if is_shared else None,
+        sharing="fair" if is_shared else "turns",
+    )
+    predicted = with_columns(simulated, receive_window=found.receive_window)
+    measured, disturbed = ([with_memory(trace, found.memory) for trace in of] for of in (found.traces, found.disturbed))
+    details = {"config": config.to_dict(), "environment": found.environment}
+    return Outcome(
+        config=config,
+        profile=found.profile,
+        environment=found.environment,
+        stages=stages,
+        network=network,
+        predicted=replace(predicted, details=predicted.details | details),
+        measured=[replace(trace, details=details) for trace in measured],
+        verified=found.verified,
+        calibration=calibration,
+        disturbed=[replace(trace, details=details) for trace in disturbed],
+    )
+
+
+@dataclass(frozen=True, kw_only=True)
+class _Found:
+    """What one session measured."""
+
+    profile: Profile | None
+    stages: list[StageCost]
+    traces: list[Trace]
+    disturbed: list[Trace]
+    memory: list[RankMemory]
+    receive_window: int
+    verified: VerifyReport | None
+    environment: dict[str, Any]
+
+
+def _alternate(
+    config: RunConfig,
+    pool: WorkerPool | None,
+    costs: Sequence[StageCost] | None,
+    *,
+    verify: bool,
+    watch: OutsideLoad | None,
+    advance: Callable[[str], None],
+) -> _Found:
+    """Profile and run in turn. Disturbed steps are made up for, twice as many as were asked for at most."""
     with Session(config, pool=pool, costs=costs) as session:
         is_timed = session.costs is not None
         for _ in range(config.warmup):
@@ -122,36 +198,52 @@ def predict_and_measure(
             advance("warm-up")
         rounds: list[list[Any]] = [[] for _ in range(config.world_size)]
         traces: list[Trace] = []
-        for step in range(config.steps):
-            if not is_timed:
-                for gathered, new in zip(rounds, session.profile_rounds(1, first_step=step), strict=True):
-                    gathered += new
-            traces += session.measure(1, first_step=step)
+        disturbed: list[Trace] = []
+        while len(traces) < config.steps and len(disturbed) <= _MOST_DISTURBED * config.steps:
+            step = len(traces)
+            with _window(watch, pool) as window:
+                new_rounds = [] if is_timed else session.profile_rounds(1, first_step=step)
+                trace = session.measure(1, first_step=step)
+            if window.is_disturbed:
+                disturbed += trace
+                continue
+            for gathered, new in zip(rounds, new_rounds, strict=False):
+                gathered += new
+            traces += trace
             advance("profile and step")
-        network = session.probe_network()
+        if not traces:
+            raise ValueError(
+                f"all of {len(disturbed)} steps were disturbed by other load on this machine: run it when there is none"
+            )
         memory = session.memory()
-        window = session.receive_window
+        window_size = session.receive_window
         advance("memory")
         verified = session.verify() if verify and not is_timed else None
         advance("verify")
         profile = None if is_timed else session.summarise(rounds)
-        environment = session.environment()
-        stages = list(session.costs or []) if profile is None else profile.stages
-    predicted = with_columns(ppsim.simulate(config.pipeline, stages, network=network), receive_window=window)
-    measured = [with_memory(trace, memory) for trace in traces]
-    details = {"config": config.to_dict(), "environment": environment}
-    return Outcome(
-        config=config,
-        profile=profile,
-        environment=environment,
-        stages=stages,
-        network=network,
-        predicted=replace(predicted, details=predicted.details | details),
-        measured=[replace(trace, details=details) for trace in measured],
-        verified=verified,
-    )
+        return _Found(
+            profile=profile,
+            stages=list(session.costs or []) if profile is None else profile.stages,
+            traces=traces,
+            disturbed=disturbed,
+            memory=memory,
+            receive_window=window_size,
+            verified=verified,
+            environment=session.environment(),
+        )
+
+
+def _window(watch: OutsideLoad | None, pool: WorkerPool | None) -> contextlib.AbstractContextManager[Window]:
+    if watch is None:
+        return contextlib.nullcontext(Window())
+    return watch.window([] if pool is None else pool.process_ids)
+
+
+def typical_s(stages: Sequence[StageCost]) -> float:
+    """What a forward of these stages takes, within what a calibration can be run with in a second or two."""
+    return float(np.clip(np.mean([stage.forward_s for stage in stages]), 0.5e-3, 10e-3))
 
 
 def experiment_length(config: RunConfig) -> int:
     """How often `predict_and_measure` calls `advance`."""
-    return config.warmup + config.steps + 2
+    return config.warmup + config.steps + 3

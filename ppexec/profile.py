@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections import defaultdict
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from statistics import fmean, median
 from typing import Any
@@ -27,10 +27,11 @@ class LayerSamples:
     """One round on one rank.
 
     seconds: field of LayerCost -> layer -> seconds of each microbatch. sizes: layer -> field -> bytes, of the layer as
-    a stage of its own. stage_sizes: stage -> field -> bytes, of the stage as cut.
+    a stage of its own. stage_seconds, stage_sizes: the same by stage, of the stage as cut.
     """
 
     seconds: dict[str, dict[int, list[float]]] = field(default_factory=lambda: {name: {} for name in _TIMES})
+    stage_seconds: dict[str, dict[int, list[float]]] = field(default_factory=lambda: {name: {} for name in _TIMES})
     sizes: dict[int, dict[str, int]] = field(default_factory=dict)
     stage_sizes: dict[int, dict[str, int]] = field(default_factory=dict)
 
@@ -44,6 +45,7 @@ class LayerProfiler:
 
     Bytes are counted once, of each layer and of each stage as cut. boundaries: specs before each layer and after the
     last. overwriting: see `shapes.first_overwriting`. Other stages' outputs and gradients are made up of noise.
+    clock: nanoseconds; where ranks outnumber the cores it must stand still while others compute (CPU time).
     """
 
     def __init__(
@@ -53,7 +55,10 @@ class LayerProfiler:
         stages: Mapping[int, Stage],
         boundaries: Sequence[TensorSpec],
         overwriting: Sequence[int],
+        *,
+        clock: Callable[[], int] = now_ns,
     ) -> None:
+        self._clock = clock
         self._rows = [
             (int(program.stage[row]), Kind(int(program.kind[row])), int(program.microbatch[row]))
             for row in program.rows_of(rank)
@@ -73,8 +78,12 @@ class LayerProfiler:
         self._sizes: dict[int, dict[str, int]] = {}
 
     def round(self, batch: Batch) -> LayerSamples:
-        """Run the rank's order once, then each layer's other kind of backward once."""
+        """Run the rank's order once by stage and once by layer, then each layer's other kind of backward once."""
         samples = LayerSamples()
+        for stage, kind, microbatch in self._rows:
+            self._run_stage(stage, kind, microbatch, batch, samples, split=(stage, microbatch) in self._split)
+        for whole in self._stages.values():
+            whole.clear()
         for layer in (layer for layers in self._layers.values() for layer in layers):
             layer.begin(batch)
         for stage, kind, microbatch in self._rows:
@@ -97,6 +106,29 @@ class LayerProfiler:
             }
         samples.sizes = self._sizes
         return samples
+
+    def _run_stage(
+        self, index: int, kind: Kind, microbatch: int, batch: Batch, samples: LayerSamples, *, split: bool
+    ) -> None:
+        """One action of a stage as cut, timed as the runtime's own are: separate calls for its layers cost more."""
+        stage = self._stages[index]
+        stage.begin(batch)
+        value: torch.Tensor | None = None
+        if kind == Kind.F:
+            value = self._input(stage, microbatch, batch)
+        elif kind != Kind.W:
+            value = self._gradient(stage)
+        target = batch.targets[microbatch] if stage.loss is not None else None
+        began = self._clock()
+        if kind == Kind.F:
+            stage.forward(microbatch, value, target, split=split)
+        elif kind == Kind.B:
+            stage.backward(microbatch, value)
+        elif kind == Kind.I:
+            stage.backward_input(microbatch, value)
+        else:
+            stage.backward_weight(microbatch)
+        samples.stage_seconds[_FIELD[kind]].setdefault(index, []).append((self._clock() - began) / 1e9)
 
     def footprints(self, batch: Batch) -> dict[int, Footprint]:
         """What each of this rank's stages holds, counted when first asked for."""
@@ -129,7 +161,7 @@ class LayerProfiler:
             value = self._gradient(layers[-1])
         for layer in layers if kind == Kind.F else reversed(layers):
             target = batch.targets[microbatch] if layer.loss is not None else None
-            began = now_ns()
+            began = self._clock()
             if kind == Kind.F:
                 value = layer.forward(microbatch, value, target, split=split)
             elif kind == Kind.B:
@@ -138,7 +170,7 @@ class LayerProfiler:
                 value = layer.backward_input(microbatch, value)
             else:
                 layer.backward_weight(microbatch)
-            samples.add(kind, layer.first_layer, now_ns() - began)
+            samples.add(kind, layer.first_layer, self._clock() - began)
 
     def _input(self, layer: Stage, microbatch: int, batch: Batch) -> torch.Tensor:
         return batch.inputs[microbatch] if layer.is_first else _noise(self._boundaries[layer.first_layer])
@@ -160,9 +192,9 @@ def _noise(spec: TensorSpec) -> torch.Tensor:
 class Profile:
     """Layer costs with their spread and where they were measured.
 
-    layers: in model order. stages: of the run's own cut; seconds are the layers' sums, bytes were counted on each stage
-    as cut, to which layers' bytes do not simply add up. spread: layer -> field -> (lower, upper) quartile of the
-    rounds' means, in seconds.
+    layers: in model order. stages: of the run's own cut, measured on each stage as cut, to which layers' bytes, and
+    seconds in separate calls, do not simply add up; only the kind of backward that the run does not have is a sum.
+    spread: layer -> field -> (lower, upper) quartile of the rounds' means, in seconds.
     """
 
     layers: list[LayerCost]
@@ -185,8 +217,12 @@ def summarise(
     by_layer: dict[str, dict[int, list[float]]] = {name: defaultdict(list) for name in _TIMES}
     sizes: dict[int, dict[str, int]] = {}
     stage_sizes: dict[int, dict[str, int]] = {}
+    by_stage: dict[int, dict[str, list[float]]] = defaultdict(lambda: defaultdict(list))
     for rounds in rounds_by_rank:
         for samples in rounds:
+            for name, measured in samples.stage_seconds.items():
+                for stage, seconds in measured.items():
+                    by_stage[stage][name].append(fmean(seconds))
             sizes.update(samples.sizes)
             stage_sizes.update(samples.stage_sizes)
             for name, layers in samples.seconds.items():
@@ -198,7 +234,14 @@ def summarise(
         costs.append(LayerCost(name=names[layer], **middle, **sizes.get(layer, {})))  # type: ignore[arg-type]
         spread.append({name: _quartiles(layers[layer]) for name, layers in by_layer.items() if layers[layer]})
     summed = partition(costs, stages=len(layer_sizes), method=list(layer_sizes))
-    stages = [replace(stage, **stage_sizes.get(index, {})) for index, stage in enumerate(summed)]
+    stages = [
+        replace(
+            stage,
+            **stage_sizes.get(index, {}),
+            **{name: median(seconds) for name, seconds in by_stage[index].items()},  # type: ignore[arg-type]
+        )
+        for index, stage in enumerate(summed)
+    ]
     return Profile(layers=costs, stages=stages, spread=spread, environment=environment)
 
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import gc
 import os
+import time
 from collections.abc import Callable, Iterator, Sequence
 from datetime import timedelta
 from functools import cached_property
@@ -13,10 +14,10 @@ from typing import Any
 import torch
 import torch.distributed as dist
 
-from ppexec.clock import offset_to_first_ns
+from ppexec.clock import now_ns, offset_to_first_ns
 from ppexec.config import RunConfig
 from ppexec.data import Batch, load_batch, read_sample
-from ppexec.environment import ALLOCATOR, memory_bytes
+from ppexec.environment import ALLOCATOR, is_crowded, memory_bytes
 from ppexec.ledger import Ledger, parameter_bytes, tensors_of
 from ppexec.measure import RankMemory
 from ppexec.mesh import build_mesh, meet
@@ -51,11 +52,19 @@ def join_world(*, rank: int, world_size: int, store: dist.Store, backend: str, t
     )
 
 
+def _set_apart_what_stays() -> None:
+    """Collect what is left of the run before, and let no later collection look at what modules hold: it takes long."""
+    gc.unfreeze()
+    gc.collect()
+    gc.freeze()
+
+
 class Worker:
     """Built in every process of an initialised world; its methods are called in all of them at once."""
 
     def __init__(self, config: RunConfig, costs: Sequence[StageCost] | None = None) -> None:
         torch.set_num_threads(config.threads)
+        _set_apart_what_stays()
         self.config = config
         self.device = torch.device("cpu")
         self.mesh = build_mesh(dp=config.dp, pp=config.ranks, tp=config.tp)
@@ -225,7 +234,11 @@ class Worker:
             stage.clear()
 
     def together(self, first: int, count: int) -> Iterator[Batch]:
-        """The batches of `count` steps; all ranks go on from each at once, and no garbage is collected."""
+        """The batches of `count` steps; all ranks go on from each at once, and no garbage is collected.
+
+        Nor do they leave it before the last is done: what a rank does after a step, collecting garbage for a tenth of a
+        second, would take a core from those that are still at it.
+        """
         for step in range(first, first + count):
             batch = self.load(step)
             self.clear()
@@ -234,6 +247,7 @@ class Worker:
             try:
                 meet(self.mesh)
                 yield batch
+                meet(self.mesh)
             finally:
                 gc.enable()
 
@@ -289,7 +303,9 @@ class Worker:
     @cached_property
     def _profiler(self) -> LayerProfiler:
         stages = {index: stage for index, stage in self.stages.items() if isinstance(stage, Stage)}
-        return LayerProfiler(self.program, self.rank, stages, self.boundaries, self.overwriting)
+        # A rank that waits for a core computes nothing; threads of its own would hide from its clock.
+        clock = time.thread_time_ns if is_crowded(self.config) and self.config.threads == 1 else now_ns
+        return LayerProfiler(self.program, self.rank, stages, self.boundaries, self.overwriting, clock=clock)
 
     def probe(self) -> list[LinkSample]:
         """What a message costs on every link of the program, measured by its sender."""

@@ -32,7 +32,7 @@ def simulate(
     overlap: float = 1.0,
     scale: npt.ArrayLike = 1.0,
     slow_ranks: Mapping[int, float] | None = None,
-    dispatch_s: float = 0.0,
+    dispatch_s: npt.ArrayLike = 0.0,
     receive_window: int | None = None,
     cores: int | None = None,
     devices: Sequence[int] | None = None,
@@ -53,11 +53,11 @@ def simulate(
     overlap: an overlapped pair takes this share of the sum of its parts. scale: a factor on what each (stage,
     microbatch) takes, an array that broadcasts to (stages, microbatches), e.g. microbatches of different length.
     slow_ranks: rank -> factor on all it computes, a straggler. dispatch_s: seconds that a rank spends before each
-    action, once it could start, on running the schedule itself. receive_window: receives posted ahead on each link, as
-    where a transfer starts only once its receive is posted (rendezvous); None: always posted. cores: how many ranks
-    compute at once on what they share; devices: the device of each rank where there are several, with `cores` of them
-    at once on each (default 1); sharing: see `ppsim.devices`. reduction: adds up each stage's gradients over
-    data-parallel replicas as its last backward ends (see `ppsim.reduction`).
+    action, once it could start, on running the schedule itself; one number or an array (actions,). receive_window:
+    receives posted ahead on each link, as where a transfer starts only once its receive is posted (rendezvous); None:
+    always posted. cores: how many ranks compute at once on what they share; devices: the device of each rank where
+    there are several, with `cores` of them at once on each (default 1); sharing: see `ppsim.devices`. reduction: adds
+    up each stage's gradients over data-parallel replicas as its last backward ends (see `ppsim.reduction`).
 
     Raises ScheduleError if the schedule is incomplete or could hang, ValueError if costs and stages do not match or an
     option cannot be.
@@ -79,7 +79,7 @@ def simulate(
     given = {
         "scale": np.asarray(scale).tolist() if np.any(np.asarray(scale) != 1) else None,
         "slow_ranks": {str(rank): factor for rank, factor in (slow_ranks or {}).items()} or None,
-        "dispatch_s": dispatch_s or None,
+        "dispatch_s": np.asarray(dispatch_s).tolist() if np.any(np.asarray(dispatch_s)) else None,
         "receive_window": receive_window,
         "cores": cores,
         "devices": None if devices is None else list(devices),
@@ -138,7 +138,7 @@ def load_of(
     overlap: float = 1.0,
     scale: npt.ArrayLike = 1.0,
     slow_ranks: Mapping[int, float] | None = None,
-    dispatch_s: float = 0.0,
+    dispatch_s: npt.ArrayLike = 0.0,
     receive_window: int | None = None,
     cores: int | None = None,
     devices: Sequence[int] | None = None,
@@ -151,8 +151,11 @@ def load_of(
         )
     if not (np.isfinite(overlap) and overlap > 0):
         raise ValueError(f"overlap must be a finite number > 0, got {overlap!r}")
-    if not (np.isfinite(dispatch_s) and dispatch_s >= 0):
+    spent_s = np.asarray(dispatch_s, np.float64)
+    if not (np.isfinite(spent_s).all() and (spent_s >= 0).all()):
         raise ValueError(f"dispatch_s must be seconds, finite and >= 0, got {dispatch_s!r}")
+    if spent_s.shape not in ((), (program.actions,)):
+        raise ValueError(f"dispatch_s has shape {spent_s.shape}: give one number, or one for each of {program.actions}")
     durations_s = row_durations(program, stages, overlap=overlap, scale=scale)
     if slow_ranks:
         durations_s *= _rank_factors(program.ranks, slow_ranks)[program.rank]
@@ -161,7 +164,7 @@ def load_of(
     return Load(
         program=program,
         duration_s=durations_s,
-        dispatch_s=np.full(program.actions, float(dispatch_s)),
+        dispatch_s=np.broadcast_to(spent_s, (program.actions,)).copy(),
         occupied_s=occupied_s,
         latency_s=latency_s,
         receive_window=_checked_window(program, receive_window),

@@ -245,3 +245,15 @@ def test_the_trace_says_how_it_was_made() -> None:
     known = {"engine": "simpy", "overlap": 0.5, "latency_s": 0.25, "bytes_per_s": None, "links": 1}
     assert known.items() <= trace.details.items()
     assert np.isfinite(trace.end_s).all()
+
+
+@pytest.mark.parametrize("engine", ["simpy", "compiled"])
+def test_dispatch_may_differ_from_action_to_action(engine: str) -> None:
+    schedule = build_schedule("afab", ranks=1, microbatches=2)
+    dispatch_s = [0.5, 0.25, 1.0, 2.0]
+    trace = simulate(schedule, [_COST], dispatch_s=dispatch_s, engine=engine)
+    plain = simulate(schedule, [_COST], engine=engine)
+    assert (trace.start_s - plain.start_s).tolist() == pytest.approx(np.cumsum(dispatch_s).tolist())
+    assert trace.details["dispatch_s"] == dispatch_s
+    with pytest.raises(ValueError, match=r"dispatch_s has shape \(3,\)"):
+        simulate(schedule, [_COST], dispatch_s=[1, 2, 3], engine=engine)

@@ -1,0 +1,412 @@
+"""How far is a predicted step from the measured one, and what is left of the error?
+
+Question   All schedules, several numbers of ranks and microbatches and sizes, real and timed compute: how far off is
+           the predicted step time, beside the machine's own spread? Are activation bytes equal at every action?
+
+Command    python studies/fidelity.py
+           python studies/fidelity.py --only timed --limit-s 500 --out DIR      (again, to go on where it stopped)
+
+Method     Each configuration by itself, never two at a time. Profile and steps take turns; steps during which others
+           used the machine are marked, left out and counted. What the runtime and messages cost comes from a
+           calibration, 1F1B with timed compute on as many ranks (see `ppexec.calibrate`): nothing is fitted to what is
+           predicted. 4 ranks on fewer cores are predicted with `simulate(cores=..., sharing="fair")`, from CPU time.
+
+Answer     Not measured in full on a quiet machine yet; so far (2 cores, 4 ranks, AFAB, 6 ms actions) ranks that had
+           finished and collected garbage took cores from those still in the step: steps of 210 to 214 ms became 204 to
+           206 ms, 198 ms without any overhead, once all wait for the last. What running a schedule costs depends on
+           how long a rank slept before: so timed actions are calibrated at their own length.
+
+Writes DIR/report.html, summary.json and results.sqlite, in which what was measured is found again.
+"""
+
+from __future__ import annotations
+
+import json
+import sys
+import time
+import warnings
+from collections.abc import Callable, Sequence
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from typing import Any, Literal
+
+import numpy as np
+import plotly.graph_objects as go
+from tqdm import tqdm
+
+import ppexec
+import ppsim
+from ppexec.calibrate import Calibration, calibrate
+from ppexec.cli import existing_directory, study_main
+from ppexec.config import RunConfig
+from ppexec.environment import describe_environment, usable_cores
+from ppexec.experiment import Outcome, predict_and_measure
+from ppexec.findings import environment_rows
+from ppexec.watch import OutsideLoad
+from ppsim import StageCost, command
+from ppsim.export.report import Report
+from ppsim.plots.style import layout, series_colour
+from ppsim.sweep.key import canonical_json, digest
+from ppsim.sweep.store import Outcome as Stored
+from ppsim.sweep.store import Store
+
+Group = Literal["timed", "real", "shared-cores"]
+_GROUPS: tuple[Group, ...] = ("timed", "real", "shared-cores")
+_KEY = "studies.fidelity.1"  # another number where what is measured means something else
+_TARGETS = {"timed": (0.005, 0.015), "real": (0.03, 0.06), "shared-cores": (0.08, 0.15)}
+_TIMED = {"small": (0.003, 64 << 10), "large": (0.008, 512 << 10)}  # a rank's forward, bytes of a message
+_REAL = {"small": (256, 64), "large": (512, 128)}  # hidden, sequence
+
+
+@dataclass(frozen=True, kw_only=True)
+class Case:
+    """One configuration, and what its results are kept under."""
+
+    group: Group
+    schedule: str
+    ranks: int
+    microbatches: int
+    size: str
+    steps: int
+
+    def config(self) -> RunConfig:
+        """What to run. Raises ValueError where the schedule does not allow it."""
+        hidden, seq = _REAL[self.size]
+        schedule = ppsim.build_schedule(self.schedule, ranks=self.ranks, microbatches=self.microbatches)
+        return RunConfig(
+            schedule=self.schedule,
+            ranks=self.ranks,
+            microbatches=self.microbatches,
+            layers=max(schedule.stages, 4),
+            hidden=hidden,
+            seq=seq,
+            micro_batch_size=2,
+            threads=1,
+            steps=self.steps,
+            warmup=1,
+        )
+
+    def costs(self) -> list[StageCost] | None:
+        """What each stage of timed compute takes: a rank's share by its stages; None for real compute."""
+        if self.group != "timed":
+            return None
+        rank_forward_s, size_bytes = _TIMED[self.size]
+        stages = self.config().pipeline.stages
+        part_s = rank_forward_s * self.ranks / stages
+        cost = StageCost(
+            forward_s=part_s,
+            backward_input_s=part_s,
+            backward_weight_s=part_s,
+            activation_bytes=10 * size_bytes,
+            weight_activation_bytes=6 * size_bytes,
+            output_bytes=size_bytes,
+        )
+        return [cost] * stages
+
+
+def cases(groups: Sequence[Group], steps: int, cores: int) -> list[Case]:
+    """All that the schedules allow; real compute where the ranks have a core each, or twice as many as cores."""
+    ranks = {
+        "timed": (2, 4, 8),
+        "real": tuple(p for p in (2, 4, 8) if p <= cores),
+        "shared-cores": tuple(p for p in (4, 8) if p == 2 * cores),
+    }
+    microbatches: dict[str, Callable[[int], tuple[int, ...]]] = {
+        "timed": lambda p: (p, 2 * p),
+        "real": lambda p: (2 * p, 4 * p),
+        "shared-cores": lambda p: (2 * p,),
+    }
+    found = [
+        Case(group=group, schedule=schedule, ranks=p, microbatches=m, size=size, steps=steps)
+        for group in groups
+        for p in ranks[group]
+        for m in microbatches[group](p)
+        for size in _TIMED
+        for schedule in ppsim.schedule_names()
+    ]
+    return [case for case in found if _is_possible(case)]
+
+
+def _is_possible(case: Case) -> bool:
+    try:
+        case.config()
+    except ValueError:
+        return False
+    return True
+
+
+@dataclass(frozen=True, kw_only=True)
+class Study:
+    """Predict and measure many configurations, and say how far off the predictions are."""
+
+    only: Group | None = None
+    """One group: timed, real (ranks have a core each), or shared-cores (twice as many); all unless given."""
+    schedules: tuple[str, ...] = ()
+    """These alone; all unless given."""
+    ranks: tuple[int, ...] = ()
+    """These numbers of ranks alone; all unless given."""
+    steps: int = 5
+    """Measured steps of each configuration."""
+    limit_s: float = 0.0
+    """Stop after this long, to go on when called again; 0 goes on to the end."""
+    out: Path = Path("studies/out/fidelity")
+    """Directory for report.html, summary.json and results.sqlite."""
+    json: bool = False
+    """Print summary.json's object and nothing else on standard output."""
+
+    def __post_init__(self) -> None:
+        if self.steps < 1:
+            raise ValueError(f"steps must be 1 or more, got {self.steps}")
+        if not 0 <= self.limit_s < float("inf"):
+            raise ValueError(f"limit_s must be seconds, finite and >= 0, got {self.limit_s}")
+        if unknown := set(self.schedules) - set(ppsim.schedule_names()):
+            raise ValueError(f"no schedule {min(unknown)!r}: take from {', '.join(ppsim.schedule_names())}")
+
+    def execute(self) -> None:
+        """Measure what is missing, print the table and write the report."""
+        directory = existing_directory(self.out)
+        wanted = [
+            case
+            for case in cases((self.only,) if self.only else _GROUPS, self.steps, usable_cores())
+            if case.schedule in (self.schedules or (case.schedule,)) and case.ranks in (self.ranks or (case.ranks,))
+        ]
+        if not wanted:
+            raise ValueError("nothing to measure: no schedule allows these ranks on this machine's cores")
+        with Store(directory / "results.sqlite") as store:
+            measure_missing(wanted, store, limit_s=self.limit_s)
+            rows, failed = stored_rows(wanted, store)
+        summary = {
+            "groups": table(rows),
+            "missing": len(wanted) - len(rows),
+            "failed": failed,
+            "configurations": rows,
+            "environment": describe_environment(),
+        }
+        (directory / "summary.json").write_text(json.dumps(summary, indent=1) + "\n", encoding="utf-8")
+        report(summary).save(directory / "report.html")
+        if self.json:
+            command.print_json(summary)
+        else:
+            print_table(summary)
+            print(f"\nwritten to {directory}: report.html, summary.json, results.sqlite")
+
+
+def key_of(case: Case) -> tuple[bytes, str]:
+    """Under what a case is kept, and its configuration as text."""
+    text = canonical_json(asdict(case))
+    return digest(_KEY, text), text
+
+
+def measure_missing(wanted: Sequence[Case], store: Store, *, limit_s: float, watch: OutsideLoad | None = None) -> None:
+    """Measure and keep what the store lacks, one after another, for `limit_s` seconds (0: to the end)
+    but one at least."""
+    missing = [case for case in wanted if not store.has_result(key_of(case)[0])]
+    if not missing:
+        return
+    began_s = time.monotonic()
+    calibrations: dict[tuple[int, int, float], Calibration] = {}
+    with ppexec.WorkerPool() as pool, warnings.catch_warnings():
+        warnings.simplefilter("ignore")  # every schedule would repeat the same advice on microbatches
+        for number, case in enumerate(tqdm(missing, file=sys.stderr, leave=False)):
+            if number and limit_s and time.monotonic() - began_s > limit_s:
+                return
+            key, text = key_of(case)
+            case_began_s = time.monotonic()
+            try:
+                outcome = run_case(case, pool, calibrations, watch or OutsideLoad())
+                stored = Stored(result=json.dumps(row(case, outcome)), took_s=time.monotonic() - case_began_s)
+            except ValueError as error:  # disturbed throughout: tried again next time
+                stored = Stored(error=str(error), took_s=time.monotonic() - case_began_s)
+            store.write(key, _KEY, text, stored)
+
+
+def run_case(
+    case: Case, pool: ppexec.WorkerPool, calibrations: dict[tuple[int, int, float], Calibration], watch: OutsideLoad
+) -> Outcome:
+    """Predict and measure one. Cases whose ranks, messages and timed actions are alike share a calibration."""
+    config, costs = case.config(), case.costs()
+    calibration = None
+    if costs is not None:
+        forward_s, size_bytes = costs[0].forward_s, costs[0].output_bytes
+        about = (case.ranks, size_bytes, forward_s)
+        if about not in calibrations:
+            calibrations[about] = calibrate(config, [size_bytes], pool=pool, action_s=forward_s)
+        calibration = calibrations[about]
+    return predict_and_measure(config, pool=pool, costs=costs, verify=False, calibration=calibration, watch=watch)
+
+
+def row(case: Case, outcome: Outcome) -> dict[str, Any]:
+    """One configuration's figures as JSON values."""
+    times_s = outcome.step_times_s
+    middle_s = float(np.median(times_s))
+    compared = ppsim.compare(outcome.predicted, outcome.median)
+    summary = outcome.summary()
+    return {
+        **asdict(case),
+        "predicted_s": outcome.predicted.makespan_s,
+        "measured_s": middle_s,
+        "relative_error": outcome.step_time_error,
+        "spread": float(np.subtract(*np.quantile(times_s, [0.75, 0.25]))) / middle_s,
+        "steps_s": times_s.tolist(),
+        "disturbed_steps": len(outcome.disturbed),
+        "bytes_equal_at_every_action": summary["memory"]["equal_at_every_action"],
+        "calibration": None if outcome.calibration is None else outcome.calibration.to_dict(),
+        "explained": str(compared),
+    }
+
+
+def stored_rows(wanted: Sequence[Case], store: Store) -> tuple[list[dict[str, Any]], list[str]]:
+    """The rows that the store has, in order; and why others failed."""
+    rows, failed = [], []
+    for case in wanted:
+        found = store.read(key_of(case)[0])
+        if found is None:
+            continue
+        if found.result is None:
+            failed.append(f"{case.schedule}, {case.ranks} ranks: {found.error}")
+        else:
+            rows.append(json.loads(found.result))
+    return rows, failed
+
+
+def table(rows: Sequence[dict[str, Any]]) -> list[dict[str, Any]]:
+    """A row for each group and each number of ranks in it: absolute relative errors, beside the machine's spread."""
+    found = []
+    for group in _GROUPS:
+        of_group = [entry for entry in rows if entry["group"] == group]
+        for ranks in (None, *sorted({entry["ranks"] for entry in of_group})):
+            chosen = [entry for entry in of_group if ranks in (None, entry["ranks"])]
+            if chosen:
+                found.append(_group_row(group, ranks, chosen))
+    return found
+
+
+def _group_row(group: str, ranks: int | None, rows: Sequence[dict[str, Any]]) -> dict[str, Any]:
+    errors = np.abs([entry["relative_error"] for entry in rows])
+    spreads = np.array([entry["spread"] for entry in rows])
+    worst = rows[int(errors.argmax())]
+    target_median, target_worst = _TARGETS[group]
+    return {
+        "group": group,
+        "ranks": ranks,
+        "n": len(rows),
+        "median": float(np.median(errors)),
+        "p90": float(np.quantile(errors, 0.9)),
+        "worst": float(errors.max()),
+        "median_signed": float(np.median([entry["relative_error"] for entry in rows])),
+        "worst_schedule": worst["schedule"],
+        "spread": float(np.median(spreads)),
+        "worst_spread": float(spreads.max()),
+        "within_target": bool(
+            np.median(errors) <= max(target_median, np.median(spreads))
+            and (errors <= np.maximum(target_worst, spreads)).all()
+        ),
+        "target_median": target_median,
+        "target_worst": target_worst,
+        "disturbed_steps": sum(entry["disturbed_steps"] for entry in rows),
+        "bytes_equal_everywhere": all(entry["bytes_equal_at_every_action"] for entry in rows),
+    }
+
+
+def text_rows(groups: Sequence[dict[str, Any]]) -> list[dict[str, Any]]:
+    """The table as a person reads it."""
+    return [
+        {
+            "compute": entry["group"],
+            "ranks": "all" if entry["ranks"] is None else str(entry["ranks"]),
+            "n": str(entry["n"]),
+            "median": f"{entry['median']:.2%}",
+            "p90": f"{entry['p90']:.2%}",
+            "worst": f"{entry['worst']:.2%}",
+            "worst is": entry["worst_schedule"],
+            "machine's spread": f"{entry['spread']:.2%}",
+            "disturbed steps": str(entry["disturbed_steps"]),
+            "bytes": "equal" if entry["bytes_equal_everywhere"] else "DIFFERENT",
+        }
+        for entry in groups
+    ]
+
+
+def print_table(summary: dict[str, Any]) -> None:
+    """A line for each group."""
+    rows = text_rows(summary["groups"])
+    if rows:
+        widths = {name: max(len(name), *(len(entry[name]) for entry in rows)) for name in rows[0]}
+        for cells in [{name: name for name in widths}, *rows]:
+            print("  ".join(cells[name].rjust(width) for name, width in widths.items()))
+    for failure in summary["failed"]:
+        print(f"left out: {failure}")
+    if summary["missing"]:
+        print(f"{summary['missing']} configurations are missing: run again to go on")
+
+
+def report(summary: dict[str, Any]) -> Report:
+    """The table, predicted against measured, and how the errors are distributed."""
+    rows = summary["configurations"]
+    errors = np.abs([entry["relative_error"] for entry in rows])
+    lead = f"{len(rows)} configurations were predicted and measured, {summary['missing']} are missing."
+    if rows:
+        lead += f" Predictions are off by {np.median(errors):.2%} in the median and {errors.max():.2%} at most."
+    page = Report(title="Fidelity", subtitle="predicted against measured step times", lead=lead)
+    if rows:
+        page.add("Errors by group", table=text_rows(summary["groups"]))
+        page.add("Predicted against measured", text="On the line they are equal.", figure=scatter(rows))
+        page.add("Errors", text="Left of zero the prediction is too short.", figure=histogram(rows))
+        page.add("All configurations", table=[configuration_row(entry) for entry in rows])
+    page.add("Environment", definitions=environment_rows(summary["environment"]))
+    return page
+
+
+def configuration_row(entry: dict[str, Any]) -> dict[str, str]:
+    """One configuration for the report's table."""
+    return {
+        **{name: str(entry[name]) for name in ("group", "schedule", "ranks", "microbatches", "size")},
+        "predicted": f"{entry['predicted_s'] * 1e3:.2f} ms",
+        "measured": f"{entry['measured_s'] * 1e3:.2f} ms",
+        "error": f"{entry['relative_error']:+.2%}",
+        "spread": f"{entry['spread']:.2%}",
+        "disturbed": str(entry["disturbed_steps"]),
+    }
+
+
+def scatter(rows: Sequence[dict[str, Any]]) -> go.Figure:
+    """Measured to the right, predicted upwards, both logarithmic, with the line on which they are equal."""
+    picture = go.Figure(layout=layout(height=460, title=None, bottom=60, entries=4))
+    times_ms = [1e3 * entry[name] for entry in rows for name in ("predicted_s", "measured_s")]
+    ends = [min(times_ms) * 0.9, max(times_ms) * 1.1]
+    picture.add_scatter(x=ends, y=ends, mode="lines", name="equal", line={"width": 1, "dash": "dot"}, hoverinfo="skip")
+    for number, group in enumerate(_GROUPS):
+        chosen = [entry for entry in rows if entry["group"] == group]
+        picture.add_scatter(
+            x=[1e3 * entry["measured_s"] for entry in chosen],
+            y=[1e3 * entry["predicted_s"] for entry in chosen],
+            mode="markers",
+            name=group,
+            marker={"color": series_colour(number), "size": 7},
+            text=[f"{entry['schedule']}, {entry['ranks']} ranks, {entry['relative_error']:+.2%}" for entry in chosen],
+            hovertemplate="%{text}<br>measured %{x:.2f} ms, predicted %{y:.2f} ms<extra></extra>",
+        )
+    picture.update_xaxes(title_text="measured step [ms]", type="log")
+    picture.update_yaxes(title_text="predicted step [ms]", type="log")
+    return picture
+
+
+def histogram(rows: Sequence[dict[str, Any]]) -> go.Figure:
+    """How many configurations have which error."""
+    picture = go.Figure(layout=layout(height=340, title=None, bottom=60, entries=3))
+    for number, group in enumerate(_GROUPS):
+        errors = [entry["relative_error"] for entry in rows if entry["group"] == group]
+        picture.add_histogram(x=errors, name=group, marker={"color": series_colour(number)}, opacity=0.75)
+    picture.update_layout(barmode="overlay")
+    picture.update_xaxes(title_text="(predicted - measured) / measured", tickformat=".1%")
+    picture.update_yaxes(title_text="configurations")
+    return picture
+
+
+def main() -> int:
+    """Run the study with the command line's flags; the exit code."""
+    return study_main(Study, __doc__)
+
+
+if __name__ == "__main__":
+    sys.exit(main())

@@ -1,0 +1,108 @@
+"""The fidelity study: small runs, going on where it stopped, disturbed steps, and the table's figures."""
+
+from __future__ import annotations
+
+import json
+from types import ModuleType
+from typing import Any
+
+import pytest
+
+from ppexec import WorkerPool
+from ppexec.watch import CpuTimes, OutsideLoad
+from ppsim.sweep.store import Store
+from tests.studies.test_studies import load, run
+
+
+@pytest.fixture
+def study() -> ModuleType:
+    return load("fidelity")
+
+
+def entry(error: float, *, spread: float = 0.001, **more: Any) -> dict[str, Any]:
+    return {"group": "timed", "schedule": "afab", "ranks": 2, "relative_error": error, "spread": spread,
+            "disturbed_steps": 1, "bytes_equal_at_every_action": True, **more}  # fmt: skip
+
+
+def test_the_table_has_absolute_errors_by_group_and_ranks(study: ModuleType) -> None:
+    rows = [entry(-0.01), entry(0.002, ranks=4), entry(0.003, ranks=4, schedule="zb-v"), entry(0.2, group="real")]
+    found = {(of["group"], of["ranks"]): of for of in study.table(rows)}
+    assert set(found) == {("timed", None), ("timed", 2), ("timed", 4), ("real", None), ("real", 2)}
+    whole = found["timed", None]
+    assert (whole["n"], whole["median"], whole["worst"], whole["disturbed_steps"]) == (3, 0.003, 0.01, 3)
+    assert whole["p90"] == pytest.approx(0.003 + 0.8 * 0.007)
+    assert whole["worst_schedule"] == "afab"
+    assert whole["within_target"] is True
+    assert found["real", None]["within_target"] is False
+
+
+def test_an_error_within_the_machines_spread_is_within_the_target(study: ModuleType) -> None:
+    (of_group, _) = study.table([entry(0.08, spread=0.1, group="real")])
+    assert of_group["within_target"] is True
+
+
+def test_bytes_that_differ_anywhere_show(study: ModuleType) -> None:
+    rows = [entry(0.0), entry(0.0, bytes_equal_at_every_action=False)]
+    assert not any(of["bytes_equal_everywhere"] for of in study.table(rows))
+
+
+def test_what_was_measured_is_not_measured_again(monkeypatch, capsys, tmp_path) -> None:
+    monkeypatch.setattr("ppexec.watch.read_proc", lambda _: CpuTimes(busy_s=0, own_s=0, now_s=0))
+    words = f"--only timed --ranks 2 --schedules 1f1b --steps 1 --out {tmp_path} --json"
+    code, out = run("fidelity", f"{words} --limit-s 0.001", monkeypatch, capsys)
+    first = json.loads(out)
+    assert code == 0
+    assert first["missing"] == 3
+    code, out = run("fidelity", words, monkeypatch, capsys)
+    second = json.loads(out)
+    assert second["missing"] == 0
+    assert second["configurations"][0] == first["configurations"][0]
+    for row in second["configurations"]:
+        assert row["bytes_equal_at_every_action"] is True
+        assert row["measured_s"] == row["steps_s"][0] > 0
+    assert (tmp_path / "report.html").stat().st_size > 1_000_000
+
+
+def test_disturbed_steps_are_counted_and_left_out(study: ModuleType, pool: WorkerPool) -> None:
+    """The first step, and that one alone, has a whole second of somebody else's."""
+    busy = iter([0.0, 1.0, *[1.0] * 100])
+
+    def read(_: object) -> CpuTimes:
+        return CpuTimes(busy_s=next(busy), own_s=0.0, now_s=0.0)
+
+    case = study.Case(group="timed", schedule="1f1b", ranks=2, microbatches=2, size="small", steps=2)
+    outcome = study.run_case(case, pool, {}, OutsideLoad(read=read))
+    found = study.row(case, outcome)
+    assert found["disturbed_steps"] == 1
+    assert len(found["steps_s"]) == 2
+
+
+def test_a_case_disturbed_throughout_is_tried_again(study: ModuleType, tmp_path) -> None:
+    clock = iter(range(10_000))
+
+    def read(_: object) -> CpuTimes:
+        return CpuTimes(busy_s=next(clock), own_s=0.0, now_s=0.0)
+
+    case = study.Case(group="timed", schedule="afab", ranks=2, microbatches=2, size="small", steps=1)
+    with Store(tmp_path / "results.sqlite") as store:
+        study.measure_missing([case], store, limit_s=0, watch=OutsideLoad(read=read))
+        rows, failed = study.stored_rows([case], store)
+        assert rows == []
+        assert "disturbed" in failed[0]
+        study.measure_missing(
+            [case], store, limit_s=0, watch=OutsideLoad(read=lambda _: CpuTimes(busy_s=0, own_s=0, now_s=0))
+        )
+        assert len(study.stored_rows([case], store)[0]) == 1
+
+
+def test_real_compute_is_predicted_from_cores_of_its_own(study: ModuleType) -> None:
+    found = study.cases(study._GROUPS, 1, 2)
+    assert {case.ranks for case in found if case.group == "real"} == {2}
+    assert {case.ranks for case in found if case.group == "shared-cores"} == {4}
+    assert {case.ranks for case in found if case.group == "timed"} == {2, 4, 8}
+
+
+@pytest.mark.parametrize("words", ["--steps 0", "--limit-s -1", "--schedules 1f1c", "--ranks 3"])
+def test_bad_flags_end_with_2(words: str, monkeypatch, capsys) -> None:
+    code, out = run("fidelity", words, monkeypatch, capsys)
+    assert (code, out) == (2, "")
