@@ -16,7 +16,7 @@ from ppexec.pool import WorkerPool
 from ppexec.profile import Profile
 from ppexec.session import Session
 from ppexec.verify import VerifyReport
-from ppsim import Network, StageCost, Trace
+from ppsim import Network, Reduction, StageCost, Trace
 from ppsim.memory_columns import first_difference, with_columns
 
 
@@ -26,7 +26,7 @@ class Outcome:
 
     predicted: one step. measured: every measured step, all with the activation bytes counted in an untimed step.
     stages: the costs the prediction was made from. profile: where they come from; None if compute was timed. verified:
-    None if it was not asked for.
+    None if it was not asked for. reduction: the ring that adds up gradients over replicas, as probed; None without.
     """
 
     config: RunConfig
@@ -37,6 +37,7 @@ class Outcome:
     predicted: Trace
     measured: list[Trace]
     verified: VerifyReport | None
+    reduction: Reduction | None = None
 
     @property
     def step_times_s(self) -> np.ndarray:
@@ -64,6 +65,7 @@ class Outcome:
             "step_with_reductions_s": None
             if self.predicted.reduce_end_s is None
             else _compared(self.predicted.step_s, whole_s),
+            "reduction": None if self.reduction is None else self.reduction.to_dict(),
             "bubble_fraction": {"predicted": self.predicted.bubble_fraction, "measured": float(np.median(fractions))},
             "activation_bytes": {
                 "predicted": self.predicted.peak_activation_bytes.tolist(),
@@ -161,6 +163,7 @@ def predict_and_measure(
         predicted=replace(predicted, details=predicted.details | details),
         measured=[replace(trace, details=details) for trace in measured],
         verified=verified,
+        reduction=reduction,
     )
 
 

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Sequence
-from dataclasses import dataclass, replace
+from dataclasses import asdict, dataclass, replace
 from typing import TYPE_CHECKING
 
 import numpy as np
@@ -75,6 +75,10 @@ class Reduction:
         """What adding up gradients of that size takes."""
         rounds = 2 * (self.replicas - 1)
         return rounds * (self.latency_s + size_bytes / self.replicas / self.bytes_per_s)
+
+    def to_dict(self) -> dict[str, float | None]:
+        """The ring as JSON values; no limit is None."""
+        return {**asdict(self), "bytes_per_s": self.bytes_per_s if math.isfinite(self.bytes_per_s) else None}
 
     def added_to(self, trace: Trace, stages: Sequence[StageCost]) -> Trace:
         """The trace with its reductions; unchanged for one replica or an evaluation."""
