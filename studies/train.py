@@ -68,8 +68,6 @@ class Study(RunConfig):
     """Hidden size."""
     seq: int = 32
     """Sequence length."""
-    learning_rate: float = 3e-3
-    """AdamW's step size."""
     steps: int = 30
     """Optimizer steps."""
     layers: int = 4
