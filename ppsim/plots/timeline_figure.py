@@ -139,6 +139,8 @@ def _lane_px(lanes: float) -> int:
 def _heading(block: _Block, unit: Unit) -> str:
     trace = block.trace
     text = f"<b>{html.escape(block.name)}</b>   {unit.text(trace.makespan_s)}, bubble {trace.bubble_fraction:.1%}"
+    if trace.reduce_end_s is not None:
+        text += f", {unit.text(trace.step_s)} with reductions"
     stages = _stages_per_rank(trace)
     return f"{text}, {stages} stages per rank (later ones lighter)" if stages > 1 else text
 
@@ -253,7 +255,7 @@ def _reductions(blocks: list[_Block], unit: Unit) -> list[go.Bar]:
         marker={
             "color": style.REDUCTION,
             "line": {"color": "#ffffff", "width": 0.5},
-            "pattern": {"shape": "/", "fgcolor": "#ffffff", "size": 4, "solidity": 0.3},
+            "pattern": {"shape": "/", "bgcolor": style.REDUCTION, "fgcolor": "#ffffff", "size": 4, "solidity": 0.3},
         },
         hovertext=hover,
         hovertemplate="%{hovertext}<extra></extra>",

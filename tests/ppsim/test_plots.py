@@ -365,6 +365,7 @@ class TestReductions:
         figure = plots.timeline({"predicted": trace})
         unit = time_unit(trace.step_s)
         assert trace.step_s > 2 * trace.makespan_s
+        assert f", {unit.text(trace.step_s)} with reductions" in figure.layout.annotations[0].text
         assert figure.layout.xaxis.range[1] >= trace.step_s * unit.scale
 
     def test_there_are_none_without_replicas(self):
