@@ -20,7 +20,7 @@ from ppexec.profile import Profile
 from ppexec.session import Session, under_torchrun
 from ppexec.verify import VerifyReport
 from ppexec.watch import OutsideLoad, Window
-from ppsim import Network, StageCost, Trace
+from ppsim import Network, Reduction, StageCost, Trace
 from ppsim.memory_columns import first_difference, with_columns
 from ppsim.simulate import message_bytes
 
@@ -34,7 +34,8 @@ class Outcome:
     predicted: one step. measured: every measured step, all with the activation bytes counted in an untimed step.
     stages: the costs the prediction was made from. profile: where they come from; None if compute was timed. verified:
     None if it was not asked for. calibration: what dispatch and network were taken from. disturbed: steps during which
-    others used the machine, which count nowhere else.
+    others used the machine, which count nowhere else. reduction: the ring that adds up gradients over replicas, as
+    probed; None without.
     """
 
     config: RunConfig
@@ -47,6 +48,7 @@ class Outcome:
     verified: VerifyReport | None
     calibration: Calibration | None = None
     disturbed: list[Trace] = field(default_factory=list)
+    reduction: Reduction | None = None
 
     @property
     def step_times_s(self) -> np.ndarray:
@@ -66,18 +68,15 @@ class Outcome:
 
     def summary(self) -> dict[str, Any]:
         """The comparison as JSON values; seconds and bytes."""
-        times_s = self.step_times_s
+        times_s, whole_s = self.step_times_s, np.array([trace.step_s for trace in self.measured])
         fractions = [trace.bubble_fraction for trace in self.measured]
         verified = self.verified
         return {
-            "step_time_s": {
-                "predicted": self.predicted.makespan_s,
-                "measured_median": float(np.median(times_s)),
-                "measured_p25": float(np.quantile(times_s, 0.25)),
-                "measured_p75": float(np.quantile(times_s, 0.75)),
-                "relative_error": self.step_time_error,
-                "measured": times_s.tolist(),
-            },
+            "step_time_s": _compared(self.predicted.makespan_s, times_s),
+            "step_with_reductions_s": None
+            if self.predicted.reduce_end_s is None
+            else _compared(self.predicted.step_s, whole_s),
+            "reduction": None if self.reduction is None else self.reduction.to_dict(),
             "bubble_fraction": {"predicted": self.predicted.bubble_fraction, "measured": float(np.median(fractions))},
             "activation_bytes": {
                 "predicted": self.predicted.peak_activation_bytes.tolist(),
@@ -107,6 +106,19 @@ class Outcome:
         }
 
 
+def _compared(predicted_s: float, measured_s: np.ndarray) -> dict[str, Any]:
+    """One time of the step on both clocks."""
+    middle_s = float(np.median(measured_s))
+    return {
+        "predicted": predicted_s,
+        "measured_median": middle_s,
+        "measured_p25": float(np.quantile(measured_s, 0.25)),
+        "measured_p75": float(np.quantile(measured_s, 0.75)),
+        "relative_error": (predicted_s - middle_s) / middle_s,
+        "measured": measured_s.tolist(),
+    }
+
+
 def predict_and_measure(
     config: RunConfig,
     *,
@@ -123,8 +135,7 @@ def predict_and_measure(
     costs: of each stage, if known; then nothing is profiled, ranks wait instead of computing (timed compute), and there
     are no gradients to verify. Timed compute without a cost file is profiled once, before. calibration: made afterwards
     unless given. watch: tells which steps are disturbed from outside; these, and the rounds of profiling beside them,
-    do not count. advance: called as each of
-    `experiment_length(config)` parts is done, with its name.
+    do not count. advance: called as each of `experiment_length(config)` parts is done, with its name.
     """
     with contextlib.ExitStack() as owned:
         if pool is None and not under_torchrun():
@@ -147,6 +158,7 @@ def predict_and_measure(
         dispatch_s=calibration.dispatch_s(program, sizes, timed=found.profile is None),
         cores=usable_cores() if is_shared else None,
         sharing="fair" if is_shared else "turns",
+        reduction=found.reduction,
     )
     predicted = with_columns(simulated, receive_window=found.receive_window)
     measured, disturbed = ([with_memory(trace, found.memory) for trace in of] for of in (found.traces, found.disturbed))
@@ -162,6 +174,7 @@ def predict_and_measure(
         verified=found.verified,
         calibration=calibration,
         disturbed=[replace(trace, details=details) for trace in disturbed],
+        reduction=found.reduction,
     )
 
 
@@ -176,6 +189,7 @@ class _Found:
     memory: list[RankMemory]
     receive_window: int
     verified: VerifyReport | None
+    reduction: Reduction | None
     environment: dict[str, Any]
 
 
@@ -215,6 +229,7 @@ def _alternate(
             raise ValueError(
                 f"all of {len(disturbed)} steps were disturbed by other load on this machine: run it when there is none"
             )
+        reduction = session.probe_reduction()
         memory = session.memory()
         window_size = session.receive_window
         advance("memory")
@@ -229,6 +244,7 @@ def _alternate(
             memory=memory,
             receive_window=window_size,
             verified=verified,
+            reduction=reduction,
             environment=session.environment(),
         )
 

@@ -1,9 +1,23 @@
-"""Mesh: the processes of a run as one DeviceMesh with the dimensions dp, pp and tp."""
+"""Mesh: the processes of a run, met as one world and laid out as one DeviceMesh with the dimensions dp, pp and tp."""
 
 from __future__ import annotations
 
+from datetime import timedelta
+
 import torch.distributed as dist
 from torch.distributed.device_mesh import DeviceMesh, init_device_mesh
+
+from ppexec.tensor_parallel import forget_worlds
+
+
+def join_world(*, rank: int, world_size: int, store: dist.Store, backend: str, timeout_s: float) -> None:
+    """Make this process one of `world_size`, leaving the world it was in before."""
+    if dist.is_initialized():
+        dist.destroy_process_group()
+    forget_worlds()
+    dist.init_process_group(
+        backend, store=store, rank=rank, world_size=world_size, timeout=timedelta(seconds=timeout_s)
+    )
 
 
 def build_mesh(*, dp: int, pp: int, tp: int, device_type: str = "cpu") -> DeviceMesh:

@@ -251,7 +251,8 @@ def _set_up(
     path: list[str],
     directory: str,
 ) -> Any:
-    from ppexec.worker import Worker, join_world
+    from ppexec.mesh import join_world
+    from ppexec.worker import Worker
 
     # The caller's, as they are now: they may have changed since this process started.
     sys.path[:] = path

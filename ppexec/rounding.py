@@ -9,6 +9,7 @@ import torch
 from ppexec.config import RunConfig
 from ppexec.models import Model
 from ppexec.seeds import derive
+from ppexec.tensor_parallel import planned_modules
 
 NUDGES = 2  # controls: one alone may leave a tensor of a few elements unchanged by chance
 
@@ -17,23 +18,25 @@ def sharded_roundings(model: Model, config: RunConfig) -> float:
     """By how many roundings a tensor of a run over tp ranks may differ from one process's; 0 for tp = 1.
 
     A module cut by rows adds up the tp parts of its output, one cut by columns those of its input's gradient, where one
-    process takes one sum. A sum of n terms in any order is off by about sqrt(n) u times their size, not by n u, as
-    roundings are independent (Higham and Mary, SIAM J. Sci. Comput. 41, 2019, theorem 2.4); both sums are, and the tp
-    parts and the two results are rounded besides. All that comes after such a sum differs as well, so the differences
-    of all sums add up, at worst in full:
+    process takes one sum; no other module sums anything in parts. A sum of n terms in any order is off by about sqrt(n)
+    u times their size, not by n u, as roundings are independent (Higham and Mary, SIAM J. Sci. Comput. 41, 2019,
+    theorem 2.4); both sums are, and the tp parts and the two results are rounded besides. All that comes after such a
+    sum differs as well, so the differences of all sums add up, at worst in full:
 
-        sums * (2 sqrt(n) u_accumulate / u + tp + 1)
+        sum over the cut modules of (2 sqrt(n) u_accumulate / u + tp + 1)
 
-    with n the longest side of any weight, and u_accumulate that of float32 for shorter types, which kernels add up in
-    it.
+    with n the longest side of a module's own weights: its other products may be blocked otherwise too, once they are
+    narrower. u_accumulate is that of float32 for shorter types, which kernels add up in it.
     """
     if config.tp == 1:
         return 0.0
     rounding = unit_rounding(config.torch_dtype)
     accumulated = min(rounding, unit_rounding(torch.float32))
-    sums = sum(len(model.plan(layer)) for layer in model.layers) if model.plan else 0
-    longest = max((side for layer in model.layers for p in layer.parameters() for side in p.shape), default=1)
-    return sums * (2 * math.sqrt(longest) * accumulated / rounding + config.tp + 1)
+    longest = [
+        max((side for parameter in module.parameters() for side in parameter.shape), default=1)
+        for module in planned_modules(model)
+    ]
+    return math.fsum(2 * math.sqrt(side) * accumulated / rounding + config.tp + 1 for side in longest)
 
 
 def allowed(roundings: float, dtype: torch.dtype, *, largest: float, moved: float) -> float:

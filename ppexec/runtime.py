@@ -57,6 +57,16 @@ class StepRecord:
     reduced_ns: dict[int, tuple[int, int]] = field(default_factory=dict)
     reduced_bytes: dict[int, int] = field(default_factory=dict)
 
+    def shift(self, offset_ns: int) -> None:
+        """Put its times on a clock that is ahead by so much."""
+        self.start_ns = [time + offset_ns for time in self.start_ns]
+        self.end_ns = [time + offset_ns for time in self.end_ns]
+        self.sent_ns = {message: time + offset_ns for message, time in self.sent_ns.items()}
+        self.received_ns = {message: time + offset_ns for message, time in self.received_ns.items()}
+        self.reduced_ns = {
+            stage: (start + offset_ns, end + offset_ns) for stage, (start, end) in self.reduced_ns.items()
+        }
+
 
 class Runtime:
     """One rank's part of a program, with its stages and its end of the links.

@@ -25,7 +25,7 @@ from ppexec.train import mean_losses
 from ppexec.transport.ping import PingSample
 from ppexec.transport.probe import LinkSample
 from ppexec.verify import VerifyReport
-from ppsim import Link, Network, StageCost, Trace
+from ppsim import Link, Network, Reduction, StageCost, Trace
 
 
 class _Workers(Protocol):
@@ -93,7 +93,10 @@ class Session:
         return [rank.activation_bytes for rank in self.memory()]
 
     def memory(self) -> list[RankMemory]:
-        """Per rank (of the first replica) all that was counted in one untimed step; see `measure.with_memory`."""
+        """Per rank (of the first replica) all that was counted in one untimed step; see `measure.with_memory`.
+
+        The optimizer's state is known once there is one: after `train` or `load_checkpoint`.
+        """
         return self._shown(self._workers.call("count_memory"))
 
     def _shown(self, by_process: list[Any]) -> list[Any]:
@@ -127,6 +130,17 @@ class Session:
         by_rank = self._shown(self._workers.call("probe"))
         samples: list[LinkSample] = [sample for rank in by_rank for sample in rank]
         return Network(links={(s.source, s.destination): Link(latency_s=s.one_way_s) for s in samples})
+
+    def probe_reduction(self) -> Reduction | None:
+        """The ring that explains what adding up the stages' gradients over the replicas takes; None without replicas.
+
+        Each stage's gradients, half and a quarter of them are added up alone, nothing else under way, as a step does
+        it. None too for an evaluation, or where no stage has gradients.
+        """
+        samples = [sample for process in self._workers.call("probe_reductions") for sample in process]
+        if not samples:
+            return None
+        return Reduction.fitted(self.config.dp, [s.size_bytes for s in samples], [s.seconds for s in samples])
 
     def probe_sizes(self, size_bytes: Sequence[int], *, rounds: int) -> list[PingSample]:
         """What messages of these sizes cost on every directed link between two ranks, by size and then by link."""

@@ -18,7 +18,7 @@ from ppexec.models.dropout import Randomness
 from ppexec.models.model import Loss
 from ppexec.reduction import Reduction
 from ppexec.split import SplitBackward, Unit, add_weight_gradients
-from ppexec.tensor_parallel import local_gradient, shard_layer
+from ppexec.tensor_parallel import local, local_gradient, shard_layer
 from ppexec.tied import start_tied
 
 if TYPE_CHECKING:
@@ -171,6 +171,11 @@ class Stage:
                     if gradient is not None:
                         gradients.append(gradient)
         return Reduction(gradients, group)
+
+    def blank_gradients(self) -> list[torch.Tensor]:
+        """Zeros in place of this rank's part of each gradient that `reduce_gradients` adds up."""
+        parameters = [parameter for layer in self.layers for parameter in layer.parameters()]
+        return [torch.zeros(local(p).shape, dtype=p.dtype) for p in parameters if p.requires_grad]
 
     def part(self, begin: int, end: int, *, copies_input: bool) -> Stage:
         """Some of its layers as a stage of their own, with the data and loss that are theirs; nothing under way."""

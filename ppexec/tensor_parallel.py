@@ -42,6 +42,13 @@ def check_plan(model: Model, tp: int) -> None:
                 _check_style(f"layer {index} ({type(layer).__name__}) {name}".rstrip(), module, style, tp)
 
 
+def planned_modules(model: Model) -> list[nn.Module]:
+    """Every module for which the model's plan has a style, layer by layer."""
+    if model.plan is None:
+        return []
+    return [m for i, layer in enumerate(model.layers) for _, m, _ in _styled(layer, model.plan(layer), i)]
+
+
 def _styled(
     layer: nn.Module, plan: Mapping[str, ParallelStyle], index: int
 ) -> Iterator[tuple[str, nn.Module, ParallelStyle]]:

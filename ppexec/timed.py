@@ -37,7 +37,7 @@ class TimedStage:
         self.ledger: Ledger | None = None
         self._cost = cost
         self._output = None if is_last else torch.zeros(cost.output_bytes, dtype=torch.uint8)
-        self._gradients: torch.Tensor | None = None  # of the parameters, made when replicas add them up
+        self._gradients: list[torch.Tensor] | None = None  # of the parameters, made when replicas add them up
         self._gradient = None if before is None else torch.zeros(before.output_bytes, dtype=torch.uint8)
 
     @property
@@ -78,10 +78,15 @@ class TimedStage:
             self.ledger.add(-self._cost.weight_activation_bytes)
 
     def reduce_gradients(self, group: dist.ProcessGroup) -> Reduction:
-        """As many bytes as the parameters have, added up for real."""
+        """As many bytes as the trained parameters have, added up for real."""
         if self._gradients is None:
-            self._gradients = torch.zeros(self._cost.parameter_bytes // 4)
-        return Reduction([self._gradients] if self._gradients.numel() else [], group)
+            self._gradients = self.blank_gradients()
+        return Reduction(self._gradients, group)
+
+    def blank_gradients(self) -> list[torch.Tensor]:
+        """One tensor of zeros as large as all gradients, down to whole floats; none if there are none."""
+        count = self._cost.trained_bytes // 4
+        return [torch.zeros(count)] if count else []
 
     def clear(self) -> None:
         """Nothing is kept from one step to the next."""

@@ -11,6 +11,7 @@ import torch
 
 from ppexec import checkpoint
 from ppexec.config import RunConfig
+from ppexec.ledger import optimizer_bytes
 from ppexec.rounding import nudged
 from ppexec.seeds import microbatch_order
 from ppexec.stage import Stage
@@ -73,6 +74,11 @@ class Trainer:
         self.next_step += 1
         stages = [stage for stage in worker.stages.values() if isinstance(stage, Stage)]
         return {int(indices[b]): float(loss) for stage in stages for b, loss in stage.losses.items()}
+
+    @property
+    def optimizer_bytes(self) -> int:
+        """What this rank's part of the optimizer keeps from step to step."""
+        return optimizer_bytes(self._optimizer)
 
     def save(self, directory: Path) -> Path:
         """Write a checkpoint; its folder. Collective."""

@@ -6,7 +6,6 @@ import gc
 import os
 import time
 from collections.abc import Callable, Iterator, Sequence
-from datetime import timedelta
 from functools import cached_property
 from pathlib import Path
 from typing import Any
@@ -17,39 +16,27 @@ import torch.distributed as dist
 from ppexec.clock import now_ns, offset_to_first_ns
 from ppexec.config import RunConfig
 from ppexec.data import Batch, load_batch, read_sample
-from ppexec.environment import ALLOCATOR, is_crowded, memory_bytes
+from ppexec.environment import ALLOCATOR, is_crowded
 from ppexec.ledger import Ledger, parameter_bytes, tensors_of
 from ppexec.measure import RankMemory
 from ppexec.mesh import build_mesh, meet
-from ppexec.models import load_model
+from ppexec.models import load_model, refuse_what_does_not_fit
 from ppexec.profile import LayerProfiler, LayerSamples
+from ppexec.reduction import ReductionSample, probe_reduction
 from ppexec.reference import Comparison, compare_with_reference
 from ppexec.runtime import Runtime, StepRecord
 from ppexec.shapes import TensorSpec, first_overwriting, infer_boundaries
 from ppexec.stage import Stage, build_stage
-from ppexec.tensor_parallel import check_plan, forget_worlds
+from ppexec.tensor_parallel import check_plan
 from ppexec.tied import TiedGradients
 from ppexec.timed import TimedStage, sharpen_sleep
 from ppexec.train import Trainer
-from ppexec.transport import DistributedTransport, SharedMemory, SharedTransport, Transport, open_memory
-from ppexec.transport.ping import BURSTS, MakeTransport, PingSample
+from ppexec.transport import SharedTransport
+from ppexec.transport.carriers import Carriers
+from ppexec.transport.ping import PingSample
 from ppexec.transport.probe import LinkSample, probe_links, probe_sizes
-from ppexec.transport.shared import LARGEST_BYTES, fits, size_of
-from ppsim import Program, StageCost
-from ppsim.check import smallest_receive_window
+from ppsim import StageCost
 from ppsim.partition import bounds
-
-_BUFFER_BYTES = 16 << 20  # of posted receives, for each link
-
-
-def join_world(*, rank: int, world_size: int, store: dist.Store, backend: str, timeout_s: float) -> None:
-    """Make this process one of `world_size`, leaving the world it was in before."""
-    if dist.is_initialized():
-        dist.destroy_process_group()
-    forget_worlds()
-    dist.init_process_group(
-        backend, store=store, rank=rank, world_size=world_size, timeout=timedelta(seconds=timeout_s)
-    )
 
 
 def _set_apart_what_stays() -> None:
@@ -81,48 +68,23 @@ class Worker:
         else:
             self.model = load_model(config)
             check_plan(self.model, config.tp)
-            self._refuse_what_does_not_fit()
+            refuse_what_does_not_fit(self.model, config)
             self.boundaries = self._agree_on_boundaries()
             self.overwriting = first_overwriting(self.model.layers, self.boundaries[0])
             self.stages = {stage: self._real_stage(stage) for stage in config.pipeline.stages_of(self.rank)}
-        self.transport = self._open_transport()
-        replicas = self.mesh.get_group("dp") if config.dp > 1 and not config.forward_only else None
+        self.carriers = Carriers(
+            self.group, window=config.receive_window, timeout_s=config.timeout_s, device=self.device
+        )
+        self.transport = self.carriers.open(self.program, self._message_specs())
         self.runtime = Runtime(
-            self.program, self.rank, self.stages, self.transport, replicas=replicas, tied=self._tied_gradients()
+            self.program, self.rank, self.stages, self.transport, replicas=self._replicas(), tied=self._tied_gradients()
         )
         self.peers: dict[str, Callable[[Batch], Any]] = {}
         self.offset_ns = offset_to_first_ns(self.group)
 
-    def _open_transport(self) -> Transport:
-        """Through shared memory where that can be; a window that is asked for is one of posted receives."""
-        specs = self._message_specs()
-        if not self.config.receive_window and fits(specs) and (memory := self._open_memory(size_of(specs))):
-            return SharedTransport(self.program, specs, memory=memory, rank=self.rank)
-        window = self.config.receive_window or self._ample_window()
-        return DistributedTransport(self.program, specs, group=self.group, window=window, device=self.device)
-
-    def _open_memory(self, size_bytes: int) -> SharedMemory | None:
-        timeout = timedelta(seconds=self.config.timeout_s)
-        return open_memory(size_bytes, group=self.group, timeout=timeout)
-
-    def _what_carries(self) -> MakeTransport:
-        """The transport that a run would take for messages of given sizes, for two ranks alone to make. Collective."""
-        memory = self._probe_memory
-
-        def make(program: Program, specs: Sequence[TensorSpec], window: int) -> Transport:
-            if memory is not None and fits(specs):
-                return SharedTransport(program, specs, memory=memory, rank=self.rank)
-            return DistributedTransport(program, specs, group=self.group, window=window, device=self.device)
-
-        return make
-
-    @cached_property
-    def _probe_memory(self) -> SharedMemory | None:
-        """For a burst of messages; None where gloo carries all."""
-        if self.config.receive_window:
-            return None
-        burst = [TensorSpec(shape=(LARGEST_BYTES,), dtype=torch.uint8)] * max(BURSTS)
-        return self._open_memory(size_of(burst))
+    def _replicas(self) -> dist.ProcessGroup | None:
+        """The ranks that add up gradients with this one; None if there are none, or no gradients."""
+        return self.mesh.get_group("dp") if self.config.dp > 1 and not self.config.forward_only else None
 
     def _real_stage(self, stage: int) -> Stage:
         begin, end = self.layer_bounds[stage]
@@ -158,16 +120,6 @@ class Worker:
         is_last = stage == len(costs) - 1
         return TimedStage(stage, costs[stage], before=before, is_last=is_last, trains=not self.config.forward_only)
 
-    def _refuse_what_does_not_fit(self) -> None:
-        """Parameters and gradients beyond the machine's memory would end in a killed process instead of a message."""
-        parameters = sum(parameter.nbytes for layer in self.model.layers for parameter in layer.parameters())
-        needed, there = parameters * (1 if self.config.forward_only else 2), memory_bytes()
-        if needed > there:
-            raise ValueError(
-                f"parameters and gradients of {self.config.layers} layers take {needed / 2**30:.1f} GiB, this machine "
-                f"has {there / 2**30:.1f} GiB: take a smaller hidden size or fewer layers"
-            )
-
     @property
     def _has_first(self) -> bool:
         return 0 in self.stages
@@ -190,15 +142,6 @@ class Worker:
         if isinstance(message[0], Exception):
             raise message[0]
         return message[0]
-
-    def _ample_window(self) -> int:
-        """The smallest window that suffices and 2 more; but all that some MiB of buffers hold.
-
-        A message moves only once its receive is posted, and to post one costs the sender's answer a wake-up: with small
-        messages more than the message.
-        """
-        largest = max((spec.size_bytes for spec in self._message_specs()), default=0)
-        return max(smallest_receive_window(self.program) + 2, _BUFFER_BYTES // max(largest, 1))
 
     def _message_specs(self) -> list[TensorSpec]:
         """Between stages s and s + 1 both ways: what leaves the last layer of s."""
@@ -256,14 +199,7 @@ class Worker:
         records = []
         for batch in self.together(first_step, steps):
             record = self.runtime.step(batch)
-            record.start_ns = [time + self.offset_ns for time in record.start_ns]
-            record.end_ns = [time + self.offset_ns for time in record.end_ns]
-            record.sent_ns = {message: time + self.offset_ns for message, time in record.sent_ns.items()}
-            record.received_ns = {message: time + self.offset_ns for message, time in record.received_ns.items()}
-            record.reduced_ns = {
-                stage: (start + self.offset_ns, end + self.offset_ns)
-                for stage, (start, end) in record.reduced_ns.items()
-            }
+            record.shift(self.offset_ns)
             records.append(record)
         return records
 
@@ -286,6 +222,7 @@ class Worker:
             buffer_bytes=record.posted,
             gradient_bytes=None if is_timed else record.gradients,
             parameter_bytes=None if is_timed else parameter_bytes(layers),
+            optimizer_bytes=self.trainer.optimizer_bytes if "trainer" in vars(self) else None,
         )
 
     def transport_name(self) -> str:
@@ -309,7 +246,7 @@ class Worker:
 
     def probe(self) -> list[LinkSample]:
         """What a message costs on every link of the program, measured by its sender."""
-        make_transport = self._what_carries() if isinstance(self.transport, SharedTransport) else None
+        make_transport = self.carriers.maker() if isinstance(self.transport, SharedTransport) else None
         return probe_links(
             self.program, self._message_specs(), self.group, offset_ns=self.offset_ns, make_transport=make_transport
         )
@@ -317,8 +254,22 @@ class Worker:
     def probe_sizes(self, size_bytes: Sequence[int], rounds: int) -> list[PingSample]:
         """What messages of these sizes cost between any two ranks, measured by their senders."""
         return probe_sizes(
-            size_bytes, self.group, rounds=rounds, offset_ns=self.offset_ns, make_transport=self._what_carries()
+            size_bytes, self.group, rounds=rounds, offset_ns=self.offset_ns, make_transport=self.carriers.maker()
         )
+
+    def probe_reductions(self) -> list[ReductionSample]:
+        """What adding up this rank's gradients over the replicas takes, stage by stage; nothing without replicas.
+
+        The ranks of a pipeline take turns, as they mostly do at the end of a step; those of tp go together.
+        """
+        replicas = self._replicas()
+        samples: list[ReductionSample] = []
+        for rank in range(self.config.ranks if replicas is not None else 0):
+            meet(self.mesh)
+            if rank == self.rank and replicas is not None:
+                for stage in self.stages.values():
+                    samples += probe_reduction(stage.blank_gradients(), replicas)
+        return samples
 
     def message_bytes(self) -> list[int]:
         """The size of every message of the program."""

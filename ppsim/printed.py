@@ -32,6 +32,20 @@ def results_of(trace: Trace) -> dict[str, Any]:
         "peak_activation_bytes": trace.peak_activation_bytes,
         "memory": trace.memory.to_dict(),
         "details": trace.details,
+        **_reductions_of(trace),
+    }
+
+
+def _reductions_of(trace: Trace) -> dict[str, Any]:
+    """What replicas add, from the step's start; nothing without them."""
+    if trace.reduce_start_s is None or trace.reduce_end_s is None:
+        return {}
+    begin_s = trace.start_s.min()
+    return {
+        "step_s": trace.step_s,
+        "reduce_start_s": trace.reduce_start_s - begin_s,
+        "reduce_end_s": trace.reduce_end_s - begin_s,
+        "reduce_bytes": trace.reduce_bytes,
     }
 
 
@@ -47,6 +61,7 @@ def table_of(trace: Trace) -> str:
         str(trace.schedule),
         f"makespan         {trace.makespan_s:.6g} s",
         f"bubble fraction  {trace.bubble_fraction:.2%}",
+        *([] if trace.reduce_end_s is None else [f"with reductions  {trace.step_s:.6g} s"]),
         "",
         "rank   rank time (s)     compute (s)      bubble (s)  peak activations (bytes)",
     ]

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from dataclasses import asdict
 from typing import Any
 
 import numpy as np
@@ -84,7 +83,7 @@ def simulate(
         "cores": cores,
         "devices": None if devices is None else list(devices),
         "sharing": None if cores is None and devices is None else sharing,
-        "reduction": None if reduction is None else asdict(reduction),
+        "reduction": None if reduction is None else reduction.to_dict(),
     }
     trace = predicted(
         load,

@@ -16,14 +16,16 @@ from ppsim.memory_columns import with_columns
 from ppsim.model_flags import ModelFlags
 from ppsim.montecarlo import monte_carlo
 from ppsim.printed import about_of, results_of, table_of
+from ppsim.reduction_flags import ReductionFlags
 from ppsim.simulate import simulate
 
 
 @dataclass(frozen=True, kw_only=True)
-class SimulateCommand(JitterFlags, ModelFlags, NetworkFlags, CostFlags, ScheduleFlags):
+class SimulateCommand(ReductionFlags, JitterFlags, ModelFlags, NetworkFlags, CostFlags, ScheduleFlags):
     """Predict one step. Costs are of one microbatch: one set for all stages, or a file of layers to be partitioned.
 
-    With --jitter and its like also the distribution of the step time, by sampling; all else is of the mean costs.
+    With --jitter and its like also the distribution of the step time, by sampling; all else is of the mean costs, and
+    samples have no reductions.
     """
 
     forward_only: bool = False
@@ -46,7 +48,14 @@ class SimulateCommand(JitterFlags, ModelFlags, NetworkFlags, CostFlags, Schedule
         kinds = {kind for order in schedule.orders for kind in np.unique(order.kind).tolist()}
         stages, network = self.stage_costs(schedule.stages, kinds), self.load_network(schedule.ranks)
         options = self.model_options()
-        trace = simulate(schedule, stages, network=network, engine=self.engine or "simpy", **options)
+        trace = simulate(
+            schedule,
+            stages,
+            network=network,
+            engine=self.engine or "simpy",
+            reduction=self.load_reduction(),
+            **options,
+        )
         trace = with_columns(trace, receive_window=self.receive_window, optimizer=self.optimizer)
         ensemble = None
         if sampling is not None:

@@ -115,7 +115,13 @@ def report(outcome: Outcome, traces: dict) -> Report:
     page.add(
         "Timelines",
         text=f"One step on each clock, on one time axis. The measured step is {which}. Numbers are microbatches. "
-        "The red line is the critical path: what it crosses made the step as long as it is.",
+        "The red line is the critical path: what it crosses made the step as long as it is."
+        + (
+            ""
+            if outcome.predicted.reduce_end_s is None
+            else " Hatched strips add up gradients over the replicas: predicted as a ring measured alone, measured "
+            "until the last replica has joined and all is there."
+        ),
         figure=plots.timeline(traces, critical_path=True),
     )
     page.add(

@@ -10,6 +10,7 @@ from typing import TYPE_CHECKING
 
 import torch
 
+from ppexec.environment import memory_bytes
 from ppexec.models.gpt import gpt
 from ppexec.models.mlp import mlp
 from ppexec.models.model import Model
@@ -59,3 +60,14 @@ def load_model(config: RunConfig) -> Model:
             f"pass --layers {len(model.layers)}, or build config.layers of them"
         )
     return model
+
+
+def refuse_what_does_not_fit(model: Model, config: RunConfig) -> None:
+    """Parameters and gradients beyond the machine's memory would end in a killed process instead of a message."""
+    parameters = sum(parameter.nbytes for layer in model.layers for parameter in layer.parameters())
+    needed, there = parameters * (1 if config.forward_only else 2), memory_bytes()
+    if needed > there:
+        raise ValueError(
+            f"parameters and gradients of {config.layers} layers take {needed / 2**30:.1f} GiB, this machine has "
+            f"{there / 2**30:.1f} GiB: take a smaller hidden size or fewer layers"
+        )

@@ -5,11 +5,12 @@ Every rank of every trace is a process, numbered from 1 over all traces. Its tra
     compute              an X event per action; an overlapped pair is an event around its two parts
     send to rank 1       an X event per message, from the transfer's start until it has left the link
     receive from rank 1  an X event per message, from the transfer's start until it is there
+    reduce gradients     an X event per stage whose gradients are added up over replicas
     activation bytes     a counter (C events)
 
 and a flow (s, f) from the action that produced a message to the one that consumes it. Events on one track may nest but
 not cross; a link's messages do cross (the next transfer starts while the last one is still in flight), so a link
-takes a second track when its first one is busy, and so on.
+takes a second track when its first one is busy, and so on; so do reductions, of which several may be under way.
 """
 
 from __future__ import annotations
@@ -103,8 +104,11 @@ class _TraceEvents:
             yield self.label("thread_sort_index", rank, self.compute_track[rank], sort_index=0)
             yield from self.compute(rank)
             yield from self.activations(rank)
-        for position, link in enumerate(self.program.links(), start=1):
+        links = self.program.links()
+        for position, link in enumerate(links, start=1):
             yield from self.link_tracks(link, position)
+        for rank in range(self.trace.ranks):
+            yield from self.reductions(rank, len(links) + 1)
         yield from self.flows()
 
     def label(self, what: str, rank: int, track: int, **values: Any) -> Event:
@@ -184,6 +188,26 @@ class _TraceEvents:
                 name = str(self.program.message_action(message, sending=sending))
                 track = tracks[lanes[index]]
                 yield self.slice(rank, track, name, "message", int(begin[index]), int(end[index]), args)
+
+    def reductions(self, rank: int, position: int) -> Iterator[Event]:
+        """REDUCE_GRAD of the rank's stages; no track without replicas."""
+        trace = self.trace
+        stages = trace.schedule.stages_of(rank)
+        if trace.reduce_start_s is None or trace.reduce_end_s is None or trace.reduce_bytes is None or not stages:
+            return
+        held = list(stages)
+        begin = self.nanoseconds(trace.reduce_start_s[held])
+        end = np.maximum(begin, self.nanoseconds(trace.reduce_end_s[held]))
+        lanes = _lanes(begin, end)
+        tracks = [self.numbers.track() for _ in range(max(lanes) + 1)]
+        for lane, track in enumerate(tracks):
+            name = "reduce gradients" if lane == 0 else f"reduce gradients ({lane + 1})"
+            yield self.label("thread_name", rank, track, name=name)
+            yield self.label("thread_sort_index", rank, track, sort_index=position)
+        for index, stage in enumerate(held):
+            args = {"stage": stage, "kind": Kind.REDUCE_GRAD.name, "bytes": int(trace.reduce_bytes[stage])}
+            name, track = f"{stage}{Kind.REDUCE_GRAD.name}", tracks[lanes[index]]
+            yield self.slice(rank, track, name, "reduction", int(begin[index]), int(end[index]), args)
 
     def flows(self) -> Iterator[Event]:
         """An arrow per message. It starts in its producer's last nanosecond: at the very end the slice has closed."""

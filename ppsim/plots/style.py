@@ -38,6 +38,7 @@ GRID = "rgba(128, 128, 128, 0.25)"
 BUBBLE = "rgba(128, 128, 128, 0.15)"
 FAINT = "rgba(128, 128, 128, 0.8)"
 CRITICAL = "#d62728"  # readable on white and black, and on every kind's colour
+REDUCTION = "#7a4f9e"  # of gradients over replicas; no kind's, no part's and no series' colour
 _INK = "#1f2933"
 ENTRIES_ABOVE = 4
 

@@ -18,6 +18,7 @@ from ppsim.plots.units import Unit, bytes_text, time_unit
 from ppsim.trace import Trace
 
 _BAR = 0.86  # of a lane's height
+_STRIP = 0.26  # likewise, of a reduction's, at the lower edge of the bars
 _HEADER = 1.4  # lanes that a block's title takes
 _LETTERED_BARS = 4000  # up to here every bar carries its number and the browser hides what does not fit
 _NOMINAL_WIDTH_PX = 1000  # beyond, numbers are left out of bars that are too narrow on a plot of this width
@@ -53,7 +54,8 @@ def timeline(
 
     Each trace starts at 0. Bars have the colour of their kind and carry the microbatch's number where it fits; an
     overlapped pair is drawn as its two parts. Where a rank holds several stages, bars of its later stages are
-    lighter. Grey is bubble. Above each block stand its makespan and bubble. The figure grows with the lanes.
+    lighter. Grey is bubble. Above each block stand its makespan and bubble. The figure grows with the lanes. Hatched
+    strips along a lane's lower edge are reductions of gradients over replicas, which go on beside the compute.
 
     messages: draw each message as a thin line from the transfer's start on the sender's lane to the arrival on the
     receiver's. critical_path: draw each trace's critical path as one red line through the lanes: through what is
@@ -63,7 +65,7 @@ def timeline(
     Raises ValueError if there are no traces, or samples for a name or program that is not drawn.
     """
     blocks, bottom = _stack(style.named(traces))
-    longest_s = max(block.trace.makespan_s for block in blocks)
+    longest_s = max(block.trace.step_s for block in blocks)
     unit = time_unit(longest_s)
     lane_px = _lane_px(bottom)
     height = round(bottom * lane_px)
@@ -71,6 +73,7 @@ def timeline(
     figure = go.Figure(layout=style.layout(height=height, title=title))
     figure.add_trace(_bubbles(blocks, unit))
     figure.add_traces(_bars(blocks, unit, longest_s))
+    figure.add_traces(_reductions(blocks, unit))
     if messages:
         figure.add_trace(_messages(blocks, unit))
     if critical_path:
@@ -136,6 +139,8 @@ def _lane_px(lanes: float) -> int:
 def _heading(block: _Block, unit: Unit) -> str:
     trace = block.trace
     text = f"<b>{html.escape(block.name)}</b>   {unit.text(trace.makespan_s)}, bubble {trace.bubble_fraction:.1%}"
+    if trace.reduce_end_s is not None:
+        text += f", {unit.text(trace.step_s)} with reductions"
     stages = _stages_per_rank(trace)
     return f"{text}, {stages} stages per rank (later ones lighter)" if stages > 1 else text
 
@@ -216,6 +221,46 @@ def _bars(blocks: list[_Block], unit: Unit, longest_s: float) -> list[go.Bar]:
             )
             shown = True
     return bars
+
+
+def _reductions(blocks: list[_Block], unit: Unit) -> list[go.Bar]:
+    """REDUCE_GRAD of every stage; no bar at all where no trace has replicas."""
+    y, base, x, hover = [], [], [], []
+    for block in blocks:
+        trace = block.trace
+        if trace.reduce_start_s is None or trace.reduce_end_s is None or trace.reduce_bytes is None:
+            continue
+        rank = np.asarray(trace.schedule.placement)
+        lengths_s = trace.reduce_end_s - trace.reduce_start_s
+        y.append(block.top + rank + (_BAR - _STRIP) / 2)
+        base.append((trace.reduce_start_s - block.origin_s) * unit.scale)
+        x.append(lengths_s * unit.scale)
+        hover += [
+            f"<b>{stage}REDUCE_GRAD</b> on rank {rank[stage]}<br>"
+            f"starts {unit.text(float(trace.reduce_start_s[stage]) - block.origin_s)}, "
+            f"takes {unit.text(float(lengths_s[stage]))}<br>"
+            f"adds up {bytes_text(int(trace.reduce_bytes[stage]))} of gradients over the replicas"
+            for stage in range(len(rank))
+        ]
+    if not hover:
+        return []
+    bar = go.Bar(
+        name="reduction over replicas",
+        legendrank=1999,
+        orientation="h",
+        y=np.concatenate(y),
+        base=np.concatenate(base),
+        x=np.concatenate(x),
+        width=_STRIP,
+        marker={
+            "color": style.REDUCTION,
+            "line": {"color": "#ffffff", "width": 0.5},
+            "pattern": {"shape": "/", "bgcolor": style.REDUCTION, "fgcolor": "#ffffff", "size": 4, "solidity": 0.3},
+        },
+        hovertext=hover,
+        hovertemplate="%{hovertext}<extra></extra>",
+    )
+    return [bar]
 
 
 def _number(number: int, digits: int) -> str:

@@ -135,6 +135,22 @@ def test_the_tolerance_is_stated_in_roundings() -> None:
     assert sharded_roundings(model, replace(config, tp=1)) == 0
 
 
+def test_only_modules_that_are_cut_count() -> None:
+    """A GPT block has six of them, of at most 8, and of 8 by 32; its vocabulary of 256 and its norms are whole."""
+    config = tiny(model="gpt", tp=2)
+    cut = {8: 4, 32: 2}  # side -> modules: q, k, v and o; fc1 and fc2
+    expected = 4 * sum(count * (2 * side**0.5 + 3) for side, count in cut.items())
+    assert sharded_roundings(load_model(config), config) == pytest.approx(expected)
+
+
+@pytest.mark.parametrize("tp", [1, 2])
+@pytest.mark.parametrize("tied", [False, True])
+@pytest.mark.parametrize("schedule", ["1f1b", "zb-h1"])
+def test_a_gpt_that_recomputes_is_equal_on_a_mesh(pool: WorkerPool, schedule: str, tied: bool, tp: int) -> None:
+    more = {"model": "gpt", "recompute": True, "tied": tied, "dropout": 0.1, "dtype": "float64"}
+    assert ppexec.verify(tiny(dp=2, tp=tp, schedule=schedule, **more), pool=pool).passed
+
+
 def test_a_rounding_counts_as_what_it_does() -> None:
     assert allowed(10, torch.float32, largest=4.0, moved=0.0) == 10 * 4 * 2**-24
     assert allowed(10, torch.float32, largest=4.0, moved=1e-3) == pytest.approx(1e-2)

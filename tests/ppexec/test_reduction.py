@@ -11,7 +11,9 @@ import torch.distributed as dist
 import ppsim
 from ppexec import Session, WorkerPool
 from ppexec.clock import now_ns
-from ppexec.reduction import Reduction
+from ppexec.experiment import predict_and_measure
+from ppexec.findings import comparison_rows
+from ppexec.reduction import Reduction, probe_reduction
 from tests.ppexec.remote import on_every_rank, tiny
 
 
@@ -104,3 +106,47 @@ def test_timed_compute_reduces_as_many_bytes_as_its_costs_have_parameters(pool: 
     with Session(config, pool=pool, costs=[cost] * 2):
         for (record,) in pool.call(config.world_size, "measure", steps=1):
             assert list(record.reduced_bytes.values()) == [4096]
+
+
+def probed() -> list[dict[str, float]]:
+    group = dist.group.WORLD
+    assert group is not None
+    several = [torch.zeros(size) for size in (1000, 0, 10, 1 << 19, 7)]
+    found = [*probe_reduction(several, group), *probe_reduction([torch.zeros(9)], group), *probe_reduction([], group)]
+    assert not any(tensor.any() for tensor in several)
+    return [{"size_bytes": sample.size_bytes, "seconds": sample.seconds} for sample in found]
+
+
+def test_a_probe_times_all_gradients_half_and_a_quarter_of_them(pool: WorkerPool) -> None:
+    for samples in on_every_rank(pool, 2, probed):
+        sizes = [sample["size_bytes"] for sample in samples]
+        assert sizes == [4 * (1000 + 10 + (1 << 19) + 7), 4 * 1010, 4 * 1000, 4 * 9, 4 * 4, 4 * 2]
+        assert all(0 < sample["seconds"] < 10 for sample in samples)
+
+
+@pytest.mark.parametrize(("schedule", "tp"), [("1f1b", 1), ("zb-v", 2)])
+def test_an_experiment_predicts_the_reductions_it_measures(pool: WorkerPool, schedule: str, tp: int) -> None:
+    """The same stages, bytes and ranks on both clocks; summed up as the step with reductions."""
+    outcome = predict_and_measure(tiny(dp=2, tp=tp, schedule=schedule, steps=3), pool=pool, verify=False)
+    predicted, measured = outcome.predicted, outcome.median
+    assert predicted.reduce_bytes is not None
+    assert measured.reduce_bytes is not None
+    assert predicted.reduce_bytes.tolist() == measured.reduce_bytes.tolist()
+    ring = outcome.reduction
+    assert ring is not None
+    assert predicted.reduce_start_s is not None
+    assert predicted.reduce_end_s is not None
+    taken = predicted.reduce_end_s - predicted.reduce_start_s
+    assert taken.tolist() == pytest.approx([ring.seconds(size) for size in predicted.reduce_bytes.tolist()])
+    assert ring.replicas == 2
+    whole = outcome.summary()["step_with_reductions_s"]
+    assert whole["predicted"] == predicted.step_s > outcome.summary()["step_time_s"]["predicted"]
+    assert whole["measured"] == [trace.step_s for trace in outcome.measured]
+    assert [row["quantity"] for row in comparison_rows(outcome)][:2] == ["step time", "step with reductions"]
+
+
+def test_without_replicas_or_gradients_no_reduction_is_predicted(pool: WorkerPool) -> None:
+    for config in (tiny(), tiny(dp=2, forward_only=True)):
+        outcome = predict_and_measure(config, pool=pool, verify=False)
+        assert outcome.predicted.reduce_end_s is None
+        assert outcome.summary()["step_with_reductions_s"] is None

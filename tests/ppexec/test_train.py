@@ -11,11 +11,15 @@ import torch.distributed.checkpoint
 from torch.nn import functional
 
 import ppexec
+import ppsim
 from ppexec import RunConfig, Session, WorkerPool
 from ppexec.checkpoint import newest
+from ppexec.measure import with_memory
 from ppexec.models import initialize_layer, load_model
 from ppexec.seeds import microbatch_order
 from ppexec.train import mean_losses
+from ppsim.memory import optimizer_state_bytes
+from ppsim.memory_columns import with_columns
 from tests.ppexec.remote import tiny
 
 pytestmark = pytest.mark.filterwarnings("ignore:.*fewer than 2 x ranks")
@@ -153,3 +157,44 @@ def test_a_nudge_moves_every_parameter_by_a_rounding_and_alike_on_every_mesh(poo
         if number == 0:
             first = found
     assert all(torch.equal(first[key], found[key]) for key in initial)
+
+
+@pytest.mark.parametrize(("dp", "pp", "tp"), [(1, 1, 1), (2, 2, 1), (1, 2, 2)])
+def test_adamws_state_is_counted_and_as_large_as_predicted(pool: WorkerPool, dp: int, pp: int, tp: int) -> None:
+    """Two moments for each of the rank's own parameters, and a counter of 4 bytes for each tensor."""
+    config = mesh(dp, pp, tp)
+    with Session(config, pool=pool) as session:
+        assert all(rank.optimizer_bytes is None for rank in session.memory())  # no training, no optimizer
+        session.train(1)
+        (trace,) = session.measure(1)
+        measured = with_memory(trace, session.memory())
+    assert measured.optimizer_bytes is not None
+    assert measured.gradient_bytes is not None
+    gradients = measured.memory.gradient_bytes
+    assert gradients is not None
+    tensors = config.layers // pp * 4
+    block_bytes = 8 * (2 * 8 * 32 // tp + 32 // tp + 8)
+    assert gradients.tolist() == [config.layers // pp * block_bytes] * pp
+    expected = [optimizer_state_bytes("adamw", size, tensors=tensors) for size in gradients.tolist()]
+    assert measured.optimizer_bytes.tolist() == measured.memory.to_dict()["optimizer_bytes"] == expected
+    cost = ppsim.StageCost(
+        forward_s=1, backward_input_s=1, backward_weight_s=1, parameter_bytes=config.layers // pp * block_bytes
+    )
+    predicted = with_columns(ppsim.simulate(config.pipeline, [cost] * pp), optimizer="adamw")
+    assert predicted.optimizer_bytes is not None
+    assert (measured.optimizer_bytes - predicted.optimizer_bytes).tolist() == [4 * tensors] * pp
+
+
+@pytest.mark.parametrize("recompute", [False, True])
+def test_a_tied_gpt_goes_on_from_a_checkpoint_on_another_mesh(
+    pool: WorkerPool, tmp_path: Path, recompute: bool
+) -> None:
+    """Both copies of the weight are saved, and still equal where they are one rank's, or two ranks' of another mesh."""
+    more = {"model": "gpt", "tied": True, "dropout": 0.1, "recompute": recompute}
+    with Session(mesh(2, 2, 1, **more), pool=pool) as session:
+        session.train(2)
+        session.save_checkpoint(tmp_path)
+        expected = session.train(2)
+    for at in [(1, 1, 1), (1, 4, 1), (1, 2, 2)]:
+        found = ppexec.train(mesh(*at, **more), steps=2, resume=tmp_path, pool=pool).losses
+        assert found == pytest.approx(expected, rel=1e-12)

@@ -9,6 +9,7 @@ import subprocess
 import sys
 from pathlib import Path
 
+import numpy as np
 import pytest
 
 from ppsim import (
@@ -326,3 +327,29 @@ def test_attribute_is_told_what_actions_should_take(capsys: pytest.CaptureFixtur
     assert found["stretched_s"] == pytest.approx((trace.compute_s - expected_s).tolist())
     assert run_json(capsys, f"attribute {one}")["stretched_s"] is None
     assert "--costs FILE" in refused(capsys, f"attribute {one} --partition even")
+
+
+def test_simulate_adds_up_gradients_over_replicas(capsys: pytest.CaptureFixture[str]) -> None:
+    flags = f"{COSTS} --parameter-bytes 8 --replicas 4 --reduce-latency-s 0.5 --reduce-bytes-per-s 1"
+    printed = run_json(capsys, "simulate", AFAB, flags)
+    ends = np.array(printed["reduce_end_s"])
+    assert (ends - printed["reduce_start_s"]).tolist() == [15.0] * 3  # 2 x 3 rounds of 2 s and 0.5 s latency
+    assert printed["reduce_bytes"] == [8] * 3
+    assert printed["step_s"] == ends.max() == printed["makespan_s"] + 15
+    assert printed["details"]["reduction"] == {"replicas": 4, "latency_s": 0.5, "bytes_per_s": 1.0}
+    code, out, _ = run(capsys, "simulate", AFAB, flags)
+    assert code == 0
+    assert f"with reductions  {printed['step_s']:.6g} s" in out
+    assert "step_s" not in run_json(capsys, "simulate", AFAB, COSTS)
+
+
+@pytest.mark.parametrize(
+    ("flags", "message"),
+    [
+        ("--reduce-latency-s 1", "--reduce-latency-s says what replicas cost: give --replicas too"),
+        ("--replicas 0", "replicas must be a whole number of 1 or more, got 0"),
+        ("--replicas 2 --reduce-bytes-per-s 0", "bytes_per_s must be > 0"),
+    ],
+)
+def test_replicas_that_cannot_be_are_refused(capsys: pytest.CaptureFixture[str], flags: str, message: str) -> None:
+    assert message in refused(capsys, "simulate", AFAB, flags)

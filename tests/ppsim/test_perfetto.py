@@ -7,7 +7,7 @@ from collections import defaultdict
 import numpy as np
 import pytest
 
-from ppsim import Network, OverlappedPair, Schedule, StageCost, Trace, build_schedule, simulate
+from ppsim import Network, OverlappedPair, Reduction, Schedule, StageCost, Trace, build_schedule, simulate
 from ppsim.export.perfetto import perfetto_json, save_perfetto
 
 COST = StageCost(
@@ -31,6 +31,11 @@ TRACES = {
     "in flight": afab(cost=FAST, latency_s=0.004, bytes_per_s=1e11),
     "free network": simulate(build_schedule("afab", ranks=3, microbatches=6), [COST] * 3),
     "one rank": simulate(build_schedule("afab", ranks=1, microbatches=2), [COST]),
+    "replicas": simulate(
+        build_schedule("interleaved-1f1b", ranks=2, microbatches=4),
+        [dataclasses.replace(COST, parameter_bytes=10**8)] * 4,
+        reduction=Reduction(replicas=2, bytes_per_s=1e9),
+    ),
     "pairs": simulate(Schedule.of(PAIRS), [COST] * 2, overlap=0.7, network=Network(latency_s=1 / 3 * 1e-3)),
 }
 
@@ -71,7 +76,8 @@ def test_events_on_a_track_nest_or_are_apart(name):
 def test_every_action_and_both_ends_of_every_message_are_there(name):
     trace = TRACES[name]
     program = trace.program
-    names = [event["name"] for event in events_of({name: trace}, "X") if event["cat"] != "pair"]
+    beside = ("pair", "reduction")
+    names = [event["name"] for event in events_of({name: trace}, "X") if event["cat"] not in beside]
     actions = [action for rank in range(trace.ranks) for action in program.order_with_messages(rank)]
     expected = [
         str(part) for action in actions for part in (action if isinstance(action, OverlappedPair) else [action])
@@ -218,3 +224,23 @@ def test_lanes_are_as_few_as_can_be():
 
     begin, end = np.array([0, 1, 2, 5, 5]), np.array([4, 5, 6, 5, 9])
     assert _lanes(begin, end) == [0, 1, 2, 0, 0]
+
+
+def test_reductions_have_a_track_of_their_own_and_a_second_where_two_cross():
+    plain = TRACES["replicas"]
+    crossing = dataclasses.replace(plain, reduce_end_s=plain.reduce_end_s + 0.15)
+    for trace in (plain, crossing):
+        events = events_of({"run": trace})
+        tracks = labels(events, "thread_name")
+        found = {event["args"]["stage"]: event for event in events if event.get("cat") == "reduction"}
+        assert sorted(found) == [0, 1, 2, 3]
+        for stage, event in found.items():
+            assert event["name"] == f"{stage}REDUCE_GRAD"
+            assert event["args"]["bytes"] == 10**8
+            assert event["pid"] == 1 + stage % 2
+            assert tracks[event["pid"], event["tid"]].startswith("reduce gradients")
+            begin, end = span_ns(event)
+            assert begin == round(trace.reduce_start_s[stage] * 1e9)
+            assert end == round(trace.reduce_end_s[stage] * 1e9)
+    assert {name for name in tracks.values() if "reduce" in name} == {"reduce gradients", "reduce gradients (2)"}
+    assert "reduce" not in str(events_of({"run": TRACES["plain"]}))

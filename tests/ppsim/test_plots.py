@@ -5,7 +5,7 @@ from typing import Any
 import numpy as np
 import pytest
 
-from ppsim import Network, Schedule, StageCost, Trace, build_schedule, plots, simulate
+from ppsim import Network, Reduction, Schedule, StageCost, Trace, build_schedule, plots, simulate
 from ppsim.memory_columns import with_columns
 from ppsim.plots.style import KIND_COLOURS, KIND_NAMES, ink_on, lighter
 from ppsim.plots.units import bytes_text, bytes_unit, time_unit
@@ -33,6 +33,12 @@ CHUNKS = [
 def afab(ranks: int = 4, microbatches: int = 8) -> Trace:
     schedule = build_schedule("afab", ranks=ranks, microbatches=microbatches)
     return simulate(schedule, [COST] * ranks, network=NETWORK)
+
+
+def with_replicas(*, bytes_per_s: float = 1e9) -> Trace:
+    cost = dataclasses.replace(COST, parameter_bytes=10**8)
+    schedule = build_schedule("interleaved-1f1b", ranks=2, microbatches=4)
+    return simulate(schedule, [cost] * 4, reduction=Reduction(replicas=2, bytes_per_s=bytes_per_s))
 
 
 def of(orders: list[list[str]]) -> Trace:
@@ -335,3 +341,38 @@ def test_dividers_between_ranks_suit_a_light_page_and_a_dark_one(figure: Callabl
     drawn = figure({"predicted": trace, "measured": trace})
     assert len(drawn.data[0].x) == 2  # ranks above, traces below
     assert drawn.layout.xaxis.dividercolor == drawn.layout.yaxis.gridcolor
+
+
+class TestReductions:
+    def test_strips_lie_on_their_ranks_lane_from_begin_to_end(self):
+        trace = with_replicas()
+        figure = plots.timeline({"predicted": trace, "measured": measured_with_reductions(trace)})
+        (strip,) = [each for each in figure.data if each.name == "reduction over replicas"]
+        unit = time_unit(trace.step_s * 1.1)
+        lengths = np.concatenate([trace.reduce_end_s - trace.reduce_start_s] * 2) * np.repeat([1, 1.1], 4)
+        assert np.allclose(strip.x, lengths * unit.scale)
+        assert np.allclose(strip.base[:4], trace.reduce_start_s * unit.scale)
+        assert np.allclose(strip.base[4:], trace.reduce_start_s * 1.1 * unit.scale)
+        lanes = dict(zip(figure.layout.yaxis.ticktext, figure.layout.yaxis.tickvals, strict=False))
+        assert list(lanes) == ["rank 0", "rank 1"]
+        tick = figure.layout.yaxis.tickvals
+        expected = [tick[block * 2 + rank] for block in (0, 1) for rank in trace.schedule.placement]
+        assert all(abs(y - lane) < 0.5 - strip.width / 2 for y, lane in zip(strip.y, expected, strict=True))
+        assert "100.0 MB" in strip.hovertext[0] or "MiB" in strip.hovertext[0]
+
+    def test_the_axis_reaches_to_the_last_reductions_end(self):
+        trace = with_replicas(bytes_per_s=1e8)
+        figure = plots.timeline({"predicted": trace})
+        unit = time_unit(trace.step_s)
+        assert trace.step_s > 2 * trace.makespan_s
+        assert f", {unit.text(trace.step_s)} with reductions" in figure.layout.annotations[0].text
+        assert figure.layout.xaxis.range[1] >= trace.step_s * unit.scale
+
+    def test_there_are_none_without_replicas(self):
+        assert "reduction over replicas" not in [each.name for each in plots.timeline({"a": afab()}).data]
+
+
+def measured_with_reductions(trace: Trace) -> Trace:
+    run = measured(trace)
+    times = {name: getattr(trace, name) * 1.1 + 17.0 for name in ("reduce_start_s", "reduce_end_s")}
+    return dataclasses.replace(run, **times)

@@ -64,3 +64,58 @@ def test_an_evaluation_and_a_single_replica_reduce_nothing() -> None:
 def test_bad_numbers_are_refused(options: dict) -> None:
     with pytest.raises(ValueError, match=next(reversed(options))):
         Reduction(**options)
+
+
+@given(
+    replicas=st.integers(2, 8),
+    latency_s=st.floats(1e-6, 1e-2),
+    bytes_per_s=st.floats(1e6, 1e11),
+    sizes=st.lists(st.integers(1, 10**9), min_size=2, max_size=6, unique=True),
+)
+def test_a_fit_gives_the_ring_back_that_made_the_times(
+    replicas: int, latency_s: float, bytes_per_s: float, sizes: list[int]
+) -> None:
+    ring = Reduction(replicas=replicas, latency_s=latency_s, bytes_per_s=bytes_per_s)
+    times = [ring.seconds(size) for size in sizes]
+    fitted = Reduction.fitted(replicas, sizes, times)
+    assert [fitted.seconds(size) for size in sizes] == pytest.approx(times, rel=1e-6)
+
+
+def test_what_cannot_be_told_apart_or_would_be_negative_is_left_out() -> None:
+    alone = Reduction.fitted(2, [1000, 1000], [0.2, 0.2])  # one size: all of it latency or all of it bytes
+    assert alone.seconds(1000) == pytest.approx(0.2)
+    cheaper = Reduction.fitted(2, [1000, 2000], [0.2, 0.1])
+    assert (cheaper.latency_s > 0, cheaper.bytes_per_s) == (True, np.inf)
+    steeper = Reduction.fitted(2, [1000, 2000], [0.1, 0.4])
+    assert (steeper.latency_s, steeper.bytes_per_s < np.inf) == (0, True)
+    assert Reduction.fitted(2, [0], [0.2]).seconds(0) == pytest.approx(0.2)
+
+
+@pytest.mark.parametrize(
+    ("arguments", "message"),
+    [
+        ((1, [1], [1.0]), "replicas must be 2 or more"),
+        ((2, [], []), "lists of one length"),
+        ((2, [1, 2], [1.0]), "lists of one length"),
+        ((2, [1], [0.0]), "seconds finite and > 0"),
+        ((2, [-1], [1.0]), "size_bytes must be finite"),
+    ],
+)
+def test_a_fit_of_nothing_is_refused(arguments: tuple, message: str) -> None:
+    with pytest.raises(ValueError, match=message):
+        Reduction.fitted(*arguments)
+
+
+def test_weights_that_are_not_trained_are_not_reduced() -> None:
+    costs = [
+        StageCost(forward_s=1, backward_input_s=1, backward_weight_s=1, parameter_bytes=8, gradient_bytes=trained)
+        for trained in (None, 2)
+    ]
+    trace = simulate(
+        build_schedule("1f1b", ranks=2, microbatches=2), costs, reduction=Reduction(replicas=2, bytes_per_s=1.0)
+    )
+    assert trace.reduce_bytes is not None
+    assert trace.reduce_start_s is not None
+    assert trace.reduce_end_s is not None
+    assert trace.reduce_bytes.tolist() == [8, 2]
+    assert (trace.reduce_end_s - trace.reduce_start_s).tolist() == [8, 2]

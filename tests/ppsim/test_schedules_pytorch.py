@@ -9,7 +9,7 @@ import pytest
 from torch.distributed.pipelining import schedules as peer
 from torch.distributed.pipelining._utils import generate_stage_to_rank_mapping
 
-from ppsim import build_schedule
+from ppsim import Schedule, build_schedule
 
 RANKS = (1, 2, 3, 4, 8)
 MICROBATCHES = range(1, 17)
@@ -112,3 +112,15 @@ def test_orders_equal_what_pytorch_executes(name, kind):
             assert [[str(action) for action in order] for order in schedule.orders] == wanted
             compared += 1
     assert compared == {"1f1b": 67, "gpipe": 80}[name]
+
+
+@pytest.mark.parametrize("ranks", RANKS)
+def test_a_file_of_pytorchs_gpipe_order_with_its_reductions_is_read(ranks):
+    """PyTorch ends each rank's GPipe order with REDUCE_GRAD; read as what lowering derives anyway."""
+    pipeline_order = peer.ScheduleGPipe(stand_in(0, ranks, ranks, 0), 5)._get_pipeline_order()
+    orders = [[str(action) for action in pipeline_order[rank] if action is not None] for rank in range(ranks)]
+    assert all(order[-1] == f"{rank}REDUCE_GRAD" for rank, order in enumerate(orders))
+    schedule = Schedule.from_csv("\n".join(",".join(order) for order in orders))
+    schedule.check()
+    assert [[str(action) for action in order] for order in schedule.orders] == [order[:-1] for order in orders]
+    assert Schedule.from_csv(schedule.to_csv(messages=True)).orders == schedule.orders
