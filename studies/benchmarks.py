@@ -146,12 +146,17 @@ class Study:
         program = fresh().program
         load = load_of(program, stages, _NETWORK)
         run_engine("compiled", load)  # compiled now, if it never was
+
+        def passes() -> None:
+            for _ in range(_PASSES):
+                run_engine("compiled", load)
+
         times = alternate(
             {
                 "bare": lambda _: _bare_timeouts(ranks, 2 * microbatches),
                 "simpy": lambda schedule: ppsim.simulate(schedule, stages, network=_NETWORK),
                 "compiled": lambda schedule: ppsim.simulate(schedule, stages, network=_NETWORK, engine="compiled"),
-                "pass": lambda _: [run_engine("compiled", load) for _ in range(_PASSES)],
+                "pass": lambda _: passes(),
             },
             turns=3 * self.turns,
             prepare=fresh,

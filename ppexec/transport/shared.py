@@ -1,7 +1,8 @@
-"""Messages through memory that the ranks of one machine share: what is small is copied, and nobody is woken."""
+"""Messages through memory that ranks of one machine share: what is small is copied, and only who sleeps is woken."""
 
 from __future__ import annotations
 
+import contextlib
 import mmap
 import os
 import platform
@@ -23,33 +24,42 @@ LARGEST_BYTES = 1 << 20  # of a message: beyond, two copies by the ranks cost mo
 _MOST_BYTES = 64 << 20  # of all messages of a step
 _ALIGNMENT_BYTES = 64
 _AWAKE_NS = 300_000  # as long as falling asleep and being woken takes
-_ASLEEP_S = 50e-6
+_ASLEEP_S = 5e-3  # to look again, should a bell ever be missed
 
 
 @dataclass(frozen=True, kw_only=True)
 class SharedMemory:
-    """Memory that all ranks of a group have, all zeros at first, and what tells that a rank's process has ended.
+    """Memory that all ranks of a group have, all zeros at first, and what they need to wake and to watch one another.
 
-    processes: a descriptor of each rank's process. timeout: how long to wait for a message. spins: whether there are
-    cores enough to wait awake.
+    size_bytes: for messages; after it come as many words as there are ranks, each set while its rank sleeps.
+    processes: a descriptor of each rank's process, which tells when it has ended. bells: the writing ends of every
+    rank's pipe; listening: the reading end of this rank's. timeout: how long to wait for a message. spins: whether
+    there are cores enough to wait awake.
     """
 
     memory: mmap.mmap
+    size_bytes: int
     processes: tuple[int, ...]
+    bells: tuple[int, ...]
+    listening: int
     timeout: timedelta
     spins: bool
 
     def __post_init__(self) -> None:
-        weakref.finalize(self, _close, self.processes)
+        weakref.finalize(self, _close, (*self.processes, *self.bells, self.listening))
+
+    def sleepers(self) -> memoryview:
+        """The words of the ranks, each 1 while its rank sleeps."""
+        return memoryview(self.memory)[self.size_bytes : self.size_bytes + 8 * len(self.bells)].cast("q")
 
 
 class SharedTransport:
     """One rank's end of all its links, each message of a step having its own place in shared memory.
 
     A message is two copies and a flag. So nobody waits in a send, and messages may be used in any order. A receiver
-    looks for its flag, giving way to whoever has work, for as long as it would take to be woken; then it sleeps between
-    looks. Ranks that outnumber the cores sleep at once. A receiver raises RuntimeError when the sender's process has
-    ended, or after the timeout.
+    looks for its flag, giving way to whoever has work, for as long as it would take to be woken; then it sleeps until
+    the sender rings. Ranks that outnumber the cores sleep at once. A receiver raises RuntimeError when the sender's
+    process has ended, or after the timeout.
 
     program: what runs. specs: of each message, shape (messages,). memory: large enough for them (`size_of`).
     """
@@ -57,7 +67,8 @@ class SharedTransport:
     def __init__(self, program: Program, specs: Sequence[TensorSpec], *, memory: SharedMemory, rank: int) -> None:
         messages = program.messages
         self.window = int(messages.position.max()) + 1  # all there are: each has its place
-        self._memory = memory
+        self._memory, self._rank = memory, rank
+        self._sleepers = memory.sleepers()
         self._timeout_ns = round(memory.timeout.total_seconds() * 1e9)
         self._awake_ns = _AWAKE_NS if memory.spins else 0
         self._source, self._destination = messages.source.tolist(), messages.destination.tolist()
@@ -86,6 +97,9 @@ class SharedTransport:
             self._wait_until(0, message, self._destination[message])
         self._places[message].copy_(tensor)
         self._is_full[message] = 1
+        if self._sleepers[self._destination[message]]:
+            with contextlib.suppress(BlockingIOError):  # rung so often already that it must wake
+                os.write(self._memory.bells[self._destination[message]], b"!")
 
     def receive(self, message: int) -> torch.Tensor:
         """Wait for a message; the copy is the receiver's own."""
@@ -97,16 +111,22 @@ class SharedTransport:
         return tensor
 
     def _wait_until(self, state: int, message: int, peer: int) -> None:
-        is_full, began = self._is_full, now_ns()
-        while is_full[message] != state:
+        is_full, began, waited_ns = self._is_full, now_ns(), 0
+        while is_full[message] != state and waited_ns < self._awake_ns:
+            os.sched_yield()
             waited_ns = now_ns() - began
-            if waited_ns < self._awake_ns:
-                os.sched_yield()
-                continue
-            ended, _, _ = select.select([self._memory.processes[peer]], [], [], _ASLEEP_S)
+        process, bell = self._memory.processes[peer], self._memory.listening
+        while is_full[message] != state:
+            self._sleepers[self._rank] = 1
+            # A sender looks at who sleeps after it has set its flag, so one of the two sees the other.
+            ready = [] if is_full[message] == state else select.select([bell, process], [], [], _ASLEEP_S)[0]
+            self._sleepers[self._rank] = 0
+            if bell in ready:
+                os.read(bell, 4096)
             if is_full[message] == state:
                 return
-            if ended:
+            waited_ns = now_ns() - began
+            if process in ready:
                 raise RuntimeError(f"rank {peer}'s process ended before message {message} had gone through")
             if waited_ns > self._timeout_ns:
                 raise RuntimeError(f"waited {waited_ns / 1e9:.0f} s for rank {peer} and message {message}: timed out")
@@ -131,17 +151,26 @@ def open_memory(size_bytes: int, *, group: dist.ProcessGroup, timeout: timedelta
     places = _gathered(_place(), group)
     if places[0] is None or len(set(places)) > 1:
         return None
-    owned = _create(size_bytes) if dist.get_rank(group) == 0 else -1
-    ends = _gathered((os.getpid(), owned), group)
-    memory, processes = _find(ends, size_bytes)
+    ranks = dist.get_world_size(group)
+    owned = _create(size_bytes + 8 * ranks) if dist.get_rank(group) == 0 else -1
+    listening, bell = os.pipe2(os.O_NONBLOCK | os.O_CLOEXEC)
+    ends = _gathered((os.getpid(), owned, bell), group)
+    memory, processes, bells = _find(ends, size_bytes + 8 * ranks)
     everybody_has_it = all(_gathered(memory is not None, group))  # also the moment from which its owner may close it
-    if owned >= 0:
-        os.close(owned)
+    _close([bell] if owned < 0 else [bell, owned])
     if memory is None or not everybody_has_it:
-        _close(processes)
+        _close([listening, *processes, *bells])
         return None
     spins = dist.get_world_size() * torch.get_num_threads() <= len(os.sched_getaffinity(0))
-    return SharedMemory(memory=memory, processes=tuple(processes), timeout=timeout, spins=spins)
+    return SharedMemory(
+        memory=memory,
+        size_bytes=size_bytes,
+        processes=tuple(processes),
+        bells=tuple(bells),
+        listening=listening,
+        timeout=timeout,
+        spins=spins,
+    )
 
 
 def _starts(specs: Sequence[TensorSpec]) -> list[int]:
@@ -182,20 +211,23 @@ def _create(size_bytes: int) -> int:
     return descriptor
 
 
-def _find(ends: Sequence[tuple[int, int]], size_bytes: int) -> tuple[mmap.mmap | None, list[int]]:
-    """The first rank's memory, and what tells that a process has ended; None if it may not be had."""
+def _find(ends: Sequence[tuple[int, int, int]], size_bytes: int) -> tuple[mmap.mmap | None, list[int], list[int]]:
+    """The first rank's memory, what tells that a process has ended, and all bells; None if they may not be had."""
     processes: list[int] = []
+    bells: list[int] = []
     try:
-        owner, owned = ends[0]
+        owner, owned, _ = ends[0]
         descriptor = os.open(f"/proc/{owner}/fd/{owned}", os.O_RDWR | os.O_CLOEXEC)
         try:
             memory = mmap.mmap(descriptor, size_bytes)
         finally:
             os.close(descriptor)
-        processes += [os.pidfd_open(process) for process, _ in ends]
+        for process, _, bell in ends:
+            processes.append(os.pidfd_open(process))
+            bells.append(os.open(f"/proc/{process}/fd/{bell}", os.O_WRONLY | os.O_NONBLOCK | os.O_CLOEXEC))
     except OSError:
-        return None, processes
-    return memory, processes
+        return None, processes, bells
+    return memory, processes, bells
 
 
 def _close(descriptors: Sequence[int]) -> None:

@@ -1,4 +1,4 @@
-"""The SimPy engine: one event per action."""
+"""The SimPy engine: one event per action at most."""
 
 from __future__ import annotations
 
@@ -36,7 +36,8 @@ class _Run:
     """The state that the ranks share. Lists, not arrays: single elements are read and written.
 
     A rank is a generator that SimPy's events resume as their callback. It waits either for its own alarm, set for the
-    end of each action, or for whoever sends it what it lacks; so an action costs one event and a message none.
+    end of each action that others see the end of, or for whoever sends it what it lacks; so an action costs at most
+    one event, and a message none. is_plain: there are neither overlapped pairs nor a window.
     """
 
     def __init__(self, load: Load) -> None:
@@ -47,6 +48,7 @@ class _Run:
         self.occupied, self.latency = load.occupied_s.tolist(), load.latency_s.tolist()
         self.link_free = [0.0] * len(load.program.links())
         self.window = None if load.receive_window is None else _Window(load, load.receive_window)
+        self.is_plain = self.window is None and not load.program.has_pairs
         self.start: list[list[float]] = [[] for _ in range(load.program.ranks)]
         self.message_start: list[float | None] = [None] * len(messages)
         self.arrival: list[float | None] = [None] * len(messages) + [0.0]  # the last stands for -1, "no message"
@@ -65,7 +67,7 @@ class _Run:
         read back from the clock, so that every engine gives the same floats; `now` is the clock up to a rounding, as
         whoever resumes a waiting rank says it.
         """
-        environment, window, schedule = self.environment, self.window, self.environment.schedule
+        environment, schedule, is_plain = self.environment, self.environment.schedule, self.is_plain
         arrival, waiting, link_of, link_free = self.arrival, self.waiting, self.link, self.link_free
         occupied, latency, message_start = self.occupied, self.latency, self.message_start
         note = self.start[rank].append
@@ -80,26 +82,25 @@ class _Run:
                 waiting[needed] = resume
                 now = yield
                 begin = arrival[needed]
-            if also >= 0:
-                while (there := arrival[also]) is None:
-                    waiting[also] = resume
-                    now = yield
-                begin = max(begin, there)
             if free > begin:
                 begin = free
-            if window is not None:
-                for message in (needed, also):
-                    freed = window.posts[message]
-                    if freed >= 0 and (ready := window.post(freed, begin)) is not None:
-                        self.transfer(freed, ready)
+            if not is_plain:
+                if also >= 0:
+                    while (there := arrival[also]) is None:
+                        waiting[also] = resume
+                        now = yield
+                    begin = max(begin, there)
+                self.use(needed, also, begin)
             begin += dispatch
             note(begin)
-            free = begin + duration + second
+            free = begin + duration if is_plain else begin + duration + second
+            if given < 0 and given_also < 0:
+                continue  # nobody else sees it end
             alarm.callbacks = resumed_by_alarm
             schedule(alarm, NORMAL, free - now)
             yield
             now = free
-            if given >= 0 and window is None:  # `transfer` in place: calling it would cost as much as the event
+            if is_plain:  # `transfer` in place: calling it would cost as much as the event
                 link = link_of[given]
                 begin = link_free[link]
                 if free > begin:
@@ -110,17 +111,25 @@ class _Run:
                 waiter = waiting[given]
                 if waiter is not None:
                     waiter(free)
-            elif given >= 0:
-                self.give(given, free)
-            if given_also >= 0:
-                self.give(given_also, free)
+            else:
+                self.give(given, given_also, free)
         yield
 
-    def give(self, message: int, now: float) -> None:
-        """A message is produced; it sets off once its receive is posted."""
-        ready = now if self.window is None else self.window.produce(message, now)
-        if ready is not None:
-            self.transfer(message, ready)
+    def use(self, needed: int, also: int, now: float) -> None:
+        """An action takes its messages: their receives make way for others', which may set off then."""
+        if self.window is not None:
+            for message in (needed, also):
+                freed = self.window.posts[message]
+                if freed >= 0 and (ready := self.window.post(freed, now)) is not None:
+                    self.transfer(freed, ready)
+
+    def give(self, given: int, given_also: int, now: float) -> None:
+        """An action's messages are produced; they set off once their receives are posted."""
+        for message in (given, given_also):
+            if message >= 0:
+                ready = now if self.window is None else self.window.produce(message, now)
+                if ready is not None:
+                    self.transfer(message, ready)
 
     def transfer(self, message: int, ready: float) -> None:
         """Put a message on its link, which serves first in, first out: so its arrival is known at once."""
