@@ -24,6 +24,7 @@ LARGEST_BYTES = 1 << 20  # of a message: beyond, two copies by the ranks cost mo
 _MOST_BYTES = 64 << 20  # of all messages of a step
 _ALIGNMENT_BYTES = 64
 _AWAKE_NS = 300_000  # as long as falling asleep and being woken takes
+_LOOK_S = 50e-6  # between looks, where there are cores enough: a core that never idles long wakes soon
 _ASLEEP_S = 5e-3  # to look again, should a bell ever be missed
 
 
@@ -57,9 +58,9 @@ class SharedTransport:
     """One rank's end of all its links, each message of a step having its own place in shared memory.
 
     A message is two copies and a flag. So nobody waits in a send, and messages may be used in any order. A receiver
-    looks for its flag, giving way to whoever has work, for as long as it would take to be woken; then it sleeps until
-    the sender rings. Ranks that outnumber the cores sleep at once. A receiver raises RuntimeError when the sender's
-    process has ended, or after the timeout.
+    looks for its flag, giving way to whoever has work, for as long as it would take to be woken; then it sleeps between
+    looks. Ranks that outnumber the cores sleep at once, until the sender rings. A receiver raises RuntimeError when the
+    sender's process has ended, or after the timeout.
 
     program: what runs. specs: of each message, shape (messages,). memory: large enough for them (`size_of`).
     """
@@ -71,6 +72,7 @@ class SharedTransport:
         self._sleepers = memory.sleepers()
         self._timeout_ns = round(memory.timeout.total_seconds() * 1e9)
         self._awake_ns = _AWAKE_NS if memory.spins else 0
+        self._asleep_s, self._is_rung = (_LOOK_S, 0) if memory.spins else (_ASLEEP_S, 1)
         self._source, self._destination = messages.source.tolist(), messages.destination.tolist()
         self._is_full = memoryview(memory.memory)[: 8 * len(specs)].cast("q")
         whole = torch.frombuffer(memory.memory, dtype=torch.uint8)
@@ -117,9 +119,9 @@ class SharedTransport:
             waited_ns = now_ns() - began
         process, bell = self._memory.processes[peer], self._memory.listening
         while is_full[message] != state:
-            self._sleepers[self._rank] = 1
+            self._sleepers[self._rank] = self._is_rung
             # A sender looks at who sleeps after it has set its flag, so one of the two sees the other.
-            ready = [] if is_full[message] == state else select.select([bell, process], [], [], _ASLEEP_S)[0]
+            ready = [] if is_full[message] == state else select.select([bell, process], [], [], self._asleep_s)[0]
             self._sleepers[self._rank] = 0
             if bell in ready:
                 os.read(bell, 4096)

@@ -7,8 +7,8 @@ import signal
 import subprocess
 import sys
 import time
-from dataclasses import replace
 from datetime import timedelta
+from types import SimpleNamespace
 from typing import Any
 
 import pytest
@@ -129,7 +129,9 @@ def wait_for_the_dead() -> tuple[float, str, float]:
     dist.barrier()
     if dist.get_rank() == 1:
         child = subprocess.Popen([sys.executable, "-c", "import time; time.sleep(60)"])
-        transport._memory = replace(transport._memory, processes=(os.pidfd_open(child.pid), -1))
+        whole = transport._memory
+        stand_in: Any = SimpleNamespace(**{**vars(whole), "processes": (os.pidfd_open(child.pid), -1)})
+        transport._memory = stand_in
         os.kill(child.pid, signal.SIGKILL)
         began = time.monotonic()
         value = float(transport.receive(0))
@@ -137,6 +139,7 @@ def wait_for_the_dead() -> tuple[float, str, float]:
             transport.receive(1)
         except RuntimeError as error:
             found = (value, str(error), time.monotonic() - began)
+        os.close(stand_in.processes[0])
         child.wait()
     dist.barrier()
     return found
