@@ -18,12 +18,13 @@ Answer     Not yet as close as is wished for. On two cores (AMD EPYC, torch 2.13
              timed, 8 ranks, 25 configurations             3.0 %    7.0 %   spread 1.2 %
              real, 2 ranks, 18 configurations              1.7 %   12.7 %   spread 5.6 % (12.7 % in one, 5.5 % at p90)
              real, 4 ranks on 2 cores, 13 configurations   8.4 %   14.4 %   spread 5.9 %, all predicted too short
-           Activation bytes were equal at every action of all of them. What is left: with 2 ranks the prediction is 1 %
-           too long, as a rank's sending and lateness are counted before its next action even where that waits for a
-           message anyway (`simulate` knows one `dispatch_s`, not what follows an action). With 8 ranks on two cores
-           actions of 3 ms disturb one another more than those of the calibration; those of 8 ms and more are mostly
-           within 3 %. Ranks that had finished and collected garbage took cores from those still in the step: steps of
-           210 to 214 ms became 204 to 206 ms once all wait for the last.
+           Activation bytes were equal at every action of all. What is left, where `ppsim.compare` puts it: with 2
+           ranks the prediction is 1 % too long because the dispatch calibrated on 1F1B is more than other schedules
+           show (interleaved-zb, 2.6 % too long of 104 ms: dispatch 4.3 ms less than predicted, messages 1.2 ms more,
+           computations 0.3 ms more). With 8 ranks on two cores most schedules are predicted too short, those with
+           actions of 3 ms most; that shorter actions disturb one another more than the calibration's do is a guess.
+           Ranks that had finished and collected garbage took cores from those still in the step: steps of 210 to 214 ms
+           became 204 to 206 ms once all wait for the last.
 
 Writes DIR/report.html, summary.json and results.sqlite, in which what was measured is found again.
 """
