@@ -92,7 +92,7 @@ def calibrate(
     (a backward twice as much); about as long as what is predicted, since ranks that outnumber the cores disturb one
     another the more, the shorter their actions are.
     """
-    sizes = sorted(set(message_bytes)) or [0]
+    sizes = (sorted(set(message_bytes)) if config.ranks > 1 else []) or [0]
     found = [_measured(config, size, pool=pool, action_s=action_s, steps=steps) for size in sizes]
     parts = {
         name: {size: getattr(one, name)[size] for size, one in zip(sizes, found, strict=True)}
@@ -151,7 +151,7 @@ def fit(traces: Sequence[Trace], stages: Sequence[StageCost]) -> Calibration:
     if program.has_pairs:
         raise ValueError("a calibration is fitted from a schedule without overlapped pairs: take 1f1b")
     per_step = [_fit_step(trace, stages) for trace in traces]
-    action_s, send_s, receive_s, one_way_s, late_s = np.nanmedian(np.array(per_step), axis=0).tolist()
+    action_s, send_s, receive_s, one_way_s, late_s = (_median(list(values)) for values in zip(*per_step, strict=True))
     size = int(traces[0].message_bytes[0]) if len(program.messages) else 0
     known = [0.0 if np.isnan(value) else max(value, 0.0) for value in (send_s, receive_s, one_way_s)]
     return Calibration(
@@ -192,6 +192,11 @@ def _fit_step(trace: Trace, stages: Sequence[StageCost]) -> tuple[float, float, 
     one_way_s = _mean(journey_s) - action_s - np.nan_to_num(receive_s)
     late_s = _mean(trace.end_s - trace.start_s - row_durations(program, stages))
     return action_s, send_s, receive_s, one_way_s - max(late_s, 0.0), late_s
+
+
+def _median(values: Sequence[float]) -> float:
+    known = [value for value in values if not np.isnan(value)]
+    return float(np.median(known)) if known else float("nan")
 
 
 def _mean(values: Seconds) -> float:

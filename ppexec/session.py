@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import atexit
 import os
 import warnings
 from collections.abc import Sequence
@@ -245,6 +246,11 @@ class _PoolWorkers:
         return self._pool.call(self._world_size, method, **arguments)
 
 
+def _leave_world() -> None:
+    if dist.is_initialized():
+        dist.destroy_process_group()
+
+
 class _TorchrunWorkers:
     """The worker in this process; every process gathers all results."""
 
@@ -253,6 +259,7 @@ class _TorchrunWorkers:
 
         if not dist.is_initialized():
             dist.init_process_group(config.backend)
+            atexit.register(_leave_world)  # a process that ends with its groups' threads running may abort
         self._worker = Worker(config, costs)
 
     def call(self, method: str, **arguments: Any) -> list[Any]:

@@ -70,3 +70,10 @@ def test_ranks_are_calibrated_whatever_their_schedule(pool: WorkerPool, window: 
     assert list(found.one_way_s) == [64, 128]
     assert 0 < found.action_s < 1
     assert set(found.to_dict()) == {"action_s", "late_s", "send_s", "receive_s", "one_way_s"}
+
+
+def test_a_single_rank_has_no_messages_whatever_its_stages_hand_over(pool: WorkerPool) -> None:
+    """Cause of a bug: two stages on one rank hand over bytes, but nothing is sent that could be timed."""
+    found = calibrate(tiny(ranks=1, layers=2), [8], pool=pool, action_s=0.0005, steps=2)
+    assert (found.one_way_s, found.send_s) == ({0: 0.0}, {0: 0.0})
+    assert found.action_s > 0

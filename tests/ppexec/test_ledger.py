@@ -16,6 +16,7 @@ from torch import nn
 
 import ppsim
 from ppexec import RunConfig, Session, WorkerPool
+from ppexec.calibrate import Calibration
 from ppexec.experiment import predict_and_measure
 from ppexec.ledger import Ledger, optimizer_bytes, tensors_of
 from ppexec.models.mlp import MLPBlock
@@ -212,9 +213,14 @@ def test_every_model_holds_what_is_predicted_after_every_action(case: Case, pool
     assert counted == predicted
 
 
+FREE = Calibration(action_s=0.0, late_s=0.0)  # bytes ask nothing of a clock
+
+
 def difference(config: RunConfig, pool: WorkerPool) -> dict | None:
     """Where an experiment's columns first differ."""
-    return predict_and_measure(config, pool=pool, verify=False).summary()["memory"]["first_difference"]
+    return predict_and_measure(config, pool=pool, verify=False, calibration=FREE).summary()["memory"][
+        "first_difference"
+    ]
 
 
 @with_workers
@@ -232,7 +238,7 @@ def test_every_column_is_equal_after_every_action(case: Case, window: int, pool:
 def test_columns_are_counted_for_real(schedule: str, forward_only: bool, pool: WorkerPool) -> None:
     """Not equal because both are nothing: the parameters' closed form, buffers of the messages' size."""
     config = tiny(schedule=schedule, forward_only=forward_only, receive_window=3)
-    outcome = predict_and_measure(config, pool=pool, verify=False)
+    outcome = predict_and_measure(config, pool=pool, verify=False, calibration=FREE)
     memory = outcome.summary()["memory"]
     assert memory["equal_at_every_action"]
     parameters = 2 * 4 * (2 * 8 * 32 + 32 + 8)
@@ -246,7 +252,7 @@ def test_timed_compute_knows_its_buffers_and_has_no_parameters(pool: WorkerPool)
     cost = ppsim.StageCost(
         forward_s=1e-4, backward_input_s=1e-4, backward_weight_s=1e-4, activation_bytes=9, output_bytes=100
     )
-    outcome = predict_and_measure(tiny(schedule="1f1b"), pool=pool, costs=[cost] * 2)
+    outcome = predict_and_measure(tiny(schedule="1f1b"), pool=pool, costs=[cost] * 2, calibration=FREE)
     memory = outcome.summary()["memory"]
     assert memory["equal_at_every_action"]
     assert "parameter_bytes" not in memory["measured"]

@@ -8,7 +8,7 @@ from typing import Any
 
 import pytest
 import torch
-from hypothesis import given, settings
+from hypothesis import assume, given, settings
 from hypothesis import strategies as st
 from torch import nn
 
@@ -152,11 +152,18 @@ def test_an_evaluation_keeps_nothing() -> None:
 # On real workers
 
 
+def works_in_place(case: Case) -> bool:
+    """Whether some layer of a random chain changes its input; torch's names for these end in an underscore."""
+    _, _, spelled_chain = str(case.values.get("model", "")).partition("__")
+    return '_"' in bytes.fromhex(spelled_chain).decode()
+
+
 @with_workers
 @given(case=cases())
 def test_every_run_is_bit_equal_to_one_process_that_computes_nothing_anew(
     case: Case, pool: WorkerPool, tmp_path: Path
 ) -> None:
+    assume(not works_in_place(case))  # refused: what is overwritten cannot be computed anew
     case.values["recompute"] = True
     report = ppexec.verify(case.config(tmp_path), pool=pool)
     assert report.first_difference is None

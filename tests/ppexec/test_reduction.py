@@ -10,11 +10,14 @@ import torch.distributed as dist
 
 import ppsim
 from ppexec import Session, WorkerPool
+from ppexec.calibrate import Calibration
 from ppexec.clock import now_ns
 from ppexec.experiment import predict_and_measure
 from ppexec.findings import comparison_rows
 from ppexec.reduction import Reduction, probe_reduction
 from tests.ppexec.remote import on_every_rank, tiny
+
+FREE = Calibration(action_s=0.0, late_s=0.0)  # what is asked here is not how long a schedule takes to run
 
 
 def added_up() -> dict[str, Any]:
@@ -127,7 +130,9 @@ def test_a_probe_times_all_gradients_half_and_a_quarter_of_them(pool: WorkerPool
 @pytest.mark.parametrize(("schedule", "tp"), [("1f1b", 1), ("zb-v", 2)])
 def test_an_experiment_predicts_the_reductions_it_measures(pool: WorkerPool, schedule: str, tp: int) -> None:
     """The same stages, bytes and ranks on both clocks; summed up as the step with reductions."""
-    outcome = predict_and_measure(tiny(dp=2, tp=tp, schedule=schedule, steps=3), pool=pool, verify=False)
+    outcome = predict_and_measure(
+        tiny(dp=2, tp=tp, schedule=schedule, steps=3), pool=pool, verify=False, calibration=FREE
+    )
     predicted, measured = outcome.predicted, outcome.median
     assert predicted.reduce_bytes is not None
     assert measured.reduce_bytes is not None
@@ -147,6 +152,6 @@ def test_an_experiment_predicts_the_reductions_it_measures(pool: WorkerPool, sch
 
 def test_without_replicas_or_gradients_no_reduction_is_predicted(pool: WorkerPool) -> None:
     for config in (tiny(), tiny(dp=2, forward_only=True)):
-        outcome = predict_and_measure(config, pool=pool, verify=False)
+        outcome = predict_and_measure(config, pool=pool, verify=False, calibration=FREE)
         assert outcome.predicted.reduce_end_s is None
         assert outcome.summary()["step_with_reductions_s"] is None
