@@ -12,13 +12,14 @@ Method     Every directed link in turn carries messages of every size through th
            posted late, and bursts of up to 8. What each further message of a burst adds keeps the link; the rest of
            the single message's time to a sleeping receiver is latency. Pieces are fitted to both (ppsim.linkfit).
 
-Answer     On two cores (gloo on loopback, torch 2.13): up to 64 KiB about 0.2 ms, of which 0.16 ms is latency and 0.04
-           ms keeps the link; a receiver that has just begun to wait goes on after 0.12 ms, so 0.08 ms is waking up.
-           From 1 MiB 0.24 ms latency, and the link is kept for 0.24 ms + bytes / 3.9 GB/s. Fits are 6 to 7 % off at
-           the median and 21 % at most (58 % in a run with a disturbed size). A message waits for its receive at every
-           size: posted late it takes 0.25 ms from then, all of the way anew and the posting. And a send is not free: it
-           keeps its rank for about as long as the message keeps the link (0.05 ms; 0.3 ms at 1 MiB, 3.6 to 5 ms at
-           16 MiB), as the sender copies. To post a receive takes 0.05 ms, 0.13 ms at 16 MiB.
+Answer     On two cores (torch 2.13), one run. Up to 1 MiB through shared memory: 0.22 to 0.29 ms to 256 KiB, 0.5 ms
+           at 1 MiB, to a receiver that had slept; 0.06 to 0.13 ms to one that had just begun to wait, so most of it is
+           waking up. The link is kept for 3 us + bytes / 6 to 9 GB/s, as long as the sender copies; nothing is posted,
+           and a message looked for late is there. From 2 MiB through gloo: 0.33 ms latency, the link is kept for 0.28
+           ms + bytes / 3.3 GB/s, posting takes 0.1 ms, and a late receive waits all of it anew. A send keeps
+           its rank for about as long as the message keeps the link (5 ms at 16 MiB), which the model does not count.
+           Fits are 2.7 % off at the median, 27 % at most. Over gloo alone (`--receive-window` asks for it) small
+           messages took 0.2 ms, of which 0.16 ms was latency.
 
 Writes DIR/network.json (for ppsim.Network.from_file), report.html and summary.json.
 """
