@@ -16,9 +16,9 @@ Method     Every cut has workers of its own, and rounds of profiling and measure
 
 Answer     On two cores (AMD EPYC, torch 2.13): of 8 blocks and a head as dear as 5 of them, even gives stages of 45
            and 91 ms a microbatch, by cost 66 and 71. The step is 1.19 times as fast (quartiles 1.10 to 1.24), 1.22
-           predicted; both steps were predicted 8 % too short in that run, on a machine that steps quartiles 13 % apart
-           show. With 4 ranks, 12 blocks and timed compute 1.393 times as fast, 1.397 predicted, steps within 0.9 %. No
-           other cut of 9, or of 286, has a shorter simulated step. Activation bytes were as predicted.
+           predicted; both steps were predicted 8 % too short in that run, whose steps had quartiles 13 % apart.
+           With 4 ranks, 12 blocks and timed compute 1.393 times as fast, 1.397 predicted, steps within 0.9 %. No other
+           cut of 9, or of 286, has a shorter simulated step. Activation bytes were as predicted.
 
 Writes DIR/report.html and summary.json.
 """

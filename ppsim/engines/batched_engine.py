@@ -32,7 +32,7 @@ def run_batched(
     if load.devices is not None:
         raise ValueError("the compiled engine has no shared devices (cores, devices): use engine='simpy'")
     program, messages = load.program, load.program.messages
-    count, window = len(duration_s), load.receive_window
+    count = len(duration_s)
     samples = Samples(
         first_start_s=np.empty((count, program.ranks)),
         last_end_s=np.empty((count, program.ranks)),
@@ -51,8 +51,7 @@ def run_batched(
         messages.link,
         occupied_s,
         latency_s,
-        np.zeros(0, np.int32) if window is None else load.posts(),
-        np.zeros(0) if window is None else np.where(messages.position < window, 0.0, np.nan),
+        *load.receives(),
         np.zeros(len(program.links())),
         program.action_start[program.rank_actions],
         np.asarray(watched, np.int64),

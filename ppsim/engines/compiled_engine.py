@@ -19,7 +19,6 @@ def run_compiled(load: Load) -> Times:
     program, messages = load.program, load.program.messages
     start_s = np.empty(len(load.duration_s))
     journeys_s = np.empty((len(messages), 2))
-    window = load.receive_window
     run_pass(
         program.execution_order,
         program.action_start,
@@ -31,8 +30,7 @@ def run_compiled(load: Load) -> Times:
         messages.link,
         load.occupied_s,
         load.latency_s,
-        np.zeros(0, np.int32) if window is None else load.posts(),
-        np.zeros(0) if window is None else np.where(messages.position < window, 0.0, np.nan),
+        *load.receives(),
         np.zeros(program.ranks),
         np.zeros(len(program.links())),
         start_s,

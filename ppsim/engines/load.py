@@ -47,3 +47,12 @@ class Load:
         same_link[same_link] = messages.link[later[same_link]] == messages.link[used[same_link]]
         posted[used[same_link]] = later[same_link]
         return posted
+
+    def receives(self) -> tuple[npt.NDArray[np.int32], Seconds]:
+        """`posts`, and when each receive is posted as far as is known before the step (0, else NaN), shape (messages,).
+
+        Both empty where a receive is always there.
+        """
+        if self.receive_window is None:
+            return np.zeros(0, np.int32), np.zeros(0)
+        return self.posts(), np.where(self.program.messages.position < self.receive_window, 0.0, np.nan)
