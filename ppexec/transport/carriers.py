@@ -33,7 +33,7 @@ class Carriers:
 
     def open(self, program: Program, specs: Sequence[TensorSpec]) -> Transport:
         """The transport of a program's messages, of which each has its spec. Collective."""
-        if not self._window and fits(specs) and (memory := self._open_memory(size_of(specs))):
+        if not self._window and fits(program, specs) and (memory := self._open_memory(size_of(program, specs))):
             return SharedTransport(program, specs, memory=memory, rank=self._rank)
         window = self._window or _ample_window(program, specs)
         return DistributedTransport(program, specs, group=self._group, window=window, device=self._device)
@@ -43,7 +43,7 @@ class Carriers:
         memory = self._probe_memory
 
         def make(program: Program, specs: Sequence[TensorSpec], window: int) -> Transport:
-            if memory is not None and fits(specs):
+            if memory is not None and fits(program, specs):
                 return SharedTransport(program, specs, memory=memory, rank=self._rank)
             return DistributedTransport(program, specs, group=self._group, window=window, device=self._device)
 
@@ -54,8 +54,7 @@ class Carriers:
         """For a burst of messages; None where gloo carries all."""
         if self._window:
             return None
-        burst = [TensorSpec(shape=(LARGEST_BYTES,), dtype=torch.uint8)] * max(BURSTS)
-        return self._open_memory(size_of(burst))
+        return self._open_memory((max(BURSTS) + 1) * LARGEST_BYTES)  # a burst, and words
 
     def _open_memory(self, size_bytes: int) -> SharedMemory | None:
         return open_memory(size_bytes, group=self._group, timeout=timedelta(seconds=self._timeout_s))

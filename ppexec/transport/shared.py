@@ -18,11 +18,11 @@ import torch.distributed as dist
 
 from ppexec.clock import machine_id, now_ns
 from ppexec.shapes import TensorSpec
+from ppexec.transport.places import Layout, Places
 from ppsim import Program
 
 LARGEST_BYTES = 1 << 20  # of a message: beyond, two copies by the ranks cost more than waking a thread that copies
-_MOST_BYTES = 64 << 20  # of all messages of a step
-_ALIGNMENT_BYTES = 64
+_MOST_BYTES = 4 << 30  # of all messages of a step, should all be under way at once
 _AWAKE_NS = 300_000  # as long as falling asleep and being woken takes
 _LOOK_S = 50e-6  # between looks, where there are cores enough: a core that never idles long wakes soon
 _ASLEEP_S = 5e-3  # to look again, should a bell ever be missed
@@ -55,12 +55,12 @@ class SharedMemory:
 
 
 class SharedTransport:
-    """One rank's end of all its links, each message of a step having its own place in shared memory.
+    """One rank's end of all its links, whose messages lie in shared memory while they are under way (see `places`).
 
-    A message is two copies and a flag. So nobody waits in a send, and messages may be used in any order. A receiver
-    looks for its flag, giving way to whoever has work, for as long as it would take to be woken; then it sleeps between
-    looks. Ranks that outnumber the cores sleep at once, until the sender rings. A receiver raises RuntimeError when the
-    sender's process has ended, or after the timeout.
+    A message is two copies and a word. So nobody waits in a send, and messages may be used in any order. A receiver
+    looks for that word, giving way to whoever has work, for as long as it would take to be woken; then it sleeps
+    between looks. Ranks that outnumber the cores sleep at once, until the sender rings. A receiver raises RuntimeError
+    when the sender's process has ended, or after the timeout.
 
     program: what runs. specs: of each message, shape (messages,). memory: large enough for them (`size_of`).
     """
@@ -74,12 +74,8 @@ class SharedTransport:
         self._awake_ns = _AWAKE_NS if memory.spins else 0
         self._asleep_s, self._is_rung = (_LOOK_S, 0) if memory.spins else (_ASLEEP_S, 1)
         self._source, self._destination = messages.source.tolist(), messages.destination.tolist()
-        self._is_full = memoryview(memory.memory)[: 8 * len(specs)].cast("q")
-        whole = torch.frombuffer(memory.memory, dtype=torch.uint8)
-        self._places = [
-            whole[start : start + spec.size_bytes].view(spec.dtype).view(spec.shape)
-            for spec, start in zip(specs, _starts(specs), strict=False)
-        ]
+        self._places = Places(Layout.of(program, specs), specs, memoryview(memory.memory))
+        self._words = self._places.words
         self._sizes = [spec.size_bytes for spec in specs]
         self._incoming_bytes = sum(
             size for size, destination in zip(self._sizes, self._destination, strict=True) if destination == rank
@@ -94,38 +90,41 @@ class SharedTransport:
         """Nothing is under way."""
 
     def send(self, message: int, tensor: torch.Tensor) -> None:
-        """Copy a message to its place; only a receiver that is a whole step behind is waited for."""
-        if self._is_full[message]:
-            self._wait_until(0, message, self._destination[message])
-        self._places[message].copy_(tensor)
-        self._is_full[message] = 1
+        """Copy a message to a free place; only a receiver that is a whole step behind is waited for."""
+        if self._words[message]:
+            self._wait_until(False, message, self._destination[message])
+        place = self._places.take(message)
+        self._places.tensor(message, place).copy_(tensor)
+        self._words[message] = place + 1
         if self._sleepers[self._destination[message]]:
             with contextlib.suppress(BlockingIOError):  # rung so often already that it must wake
                 os.write(self._memory.bells[self._destination[message]], b"!")
 
     def receive(self, message: int) -> torch.Tensor:
         """Wait for a message; the copy is the receiver's own."""
-        if not self._is_full[message]:
-            self._wait_until(1, message, self._source[message])
-        tensor = self._places[message].clone()
-        self._is_full[message] = 0
+        if not self._words[message]:
+            self._wait_until(True, message, self._source[message])
+        tensor = self._places.tensor(message, self._words[message] - 1).clone()
+        self._words[message] = 0
         self.posted_bytes -= self._sizes[message]
         return tensor
 
-    def _wait_until(self, state: int, message: int, peer: int) -> None:
-        is_full, began, waited_ns = self._is_full, now_ns(), 0
-        while is_full[message] != state and waited_ns < self._awake_ns:
+    def _wait_until(self, is_there: bool, message: int, peer: int) -> None:
+        words, began, waited_ns = self._words, now_ns(), 0
+        while bool(words[message]) != is_there and waited_ns < self._awake_ns:
             os.sched_yield()
             waited_ns = now_ns() - began
         process, bell = self._memory.processes[peer], self._memory.listening
-        while is_full[message] != state:
+        while bool(words[message]) != is_there:
             self._sleepers[self._rank] = self._is_rung
-            # A sender looks at who sleeps after it has set its flag, so one of the two sees the other.
-            ready = [] if is_full[message] == state else select.select([bell, process], [], [], self._asleep_s)[0]
+            # A sender looks at who sleeps after it has set the word, so one of the two sees the other.
+            ready = (
+                [] if bool(words[message]) == is_there else select.select([bell, process], [], [], self._asleep_s)[0]
+            )
             self._sleepers[self._rank] = 0
             if bell in ready:
                 os.read(bell, 4096)
-            if is_full[message] == state:
+            if bool(words[message]) == is_there:
                 return
             waited_ns = now_ns() - began
             if process in ready:
@@ -134,14 +133,18 @@ class SharedTransport:
                 raise RuntimeError(f"waited {waited_ns / 1e9:.0f} s for rank {peer} and message {message}: timed out")
 
 
-def fits(specs: Sequence[TensorSpec]) -> bool:
+def fits(program: Program, specs: Sequence[TensorSpec]) -> bool:
     """Whether these messages are few and small enough to go through shared memory."""
-    return bool(specs) and size_of(specs) <= _MOST_BYTES and max(spec.size_bytes for spec in specs) <= LARGEST_BYTES
+    return (
+        bool(specs)
+        and max(spec.size_bytes for spec in specs) <= LARGEST_BYTES
+        and size_of(program, specs) <= _MOST_BYTES
+    )
 
 
-def size_of(specs: Sequence[TensorSpec]) -> int:
-    """The bytes that these messages take, each in a place of its own, with their flags."""
-    return _starts(specs)[-1]
+def size_of(program: Program, specs: Sequence[TensorSpec]) -> int:
+    """The bytes that these messages need at most; what is never written to takes none."""
+    return Layout.of(program, specs).size_bytes
 
 
 def open_memory(size_bytes: int, *, group: dist.ProcessGroup, timeout: timedelta) -> SharedMemory | None:
@@ -173,18 +176,6 @@ def open_memory(size_bytes: int, *, group: dist.ProcessGroup, timeout: timedelta
         timeout=timeout,
         spins=spins,
     )
-
-
-def _starts(specs: Sequence[TensorSpec]) -> list[int]:
-    """Where each message has its place, after the flags of all; and where the last one ends."""
-    starts = [_aligned(8 * len(specs))]
-    for spec in specs:
-        starts.append(starts[-1] + _aligned(spec.size_bytes))
-    return starts
-
-
-def _aligned(size_bytes: int) -> int:
-    return -(-size_bytes // _ALIGNMENT_BYTES) * _ALIGNMENT_BYTES
 
 
 def _gathered(value: Any, group: dist.ProcessGroup) -> list[Any]:

@@ -41,7 +41,7 @@ def opened(csv: str, sizes: list[int], timeout_s: float = 60) -> tuple[Schedule,
     specs = [TensorSpec(shape=(sizes[m % len(sizes)],), dtype=torch.float32) for m in range(count)]
     group = dist.group.WORLD
     assert group is not None
-    memory = open_memory(size_of(specs), group=group, timeout=timedelta(seconds=timeout_s))
+    memory = open_memory(size_of(schedule.program, specs), group=group, timeout=timedelta(seconds=timeout_s))
     assert memory is not None
     return schedule, specs, SharedTransport(schedule.program, specs, memory=memory, rank=dist.get_rank())
 
@@ -154,11 +154,48 @@ def test_a_dead_sender_is_an_error_at_once_but_what_it_sent_arrives(pool: Worker
 
 
 @pytest.mark.parametrize(
-    ("size_bytes", "count", "shared"),
-    [(1 << 20, 8, True), ((1 << 20) + 1, 8, False), (1 << 20, 80, False), (1 << 10, 80, True), (1, 0, False)],
+    ("size_bytes", "microbatches", "shared"),
+    [(1 << 20, 8, True), ((1 << 20) + 1, 8, False), (1 << 20, 2000, True), (1 << 20, 5000, False)],
 )
-def test_what_is_large_goes_another_way(size_bytes: int, count: int, shared: bool) -> None:
-    assert fits([TensorSpec(shape=(size_bytes,), dtype=torch.uint8)] * count) == shared
+def test_what_is_large_goes_another_way(size_bytes: int, microbatches: int, shared: bool) -> None:
+    program = ppsim.build_schedule("afab", ranks=2, microbatches=microbatches).program
+    assert fits(program, [TensorSpec(shape=(size_bytes,), dtype=torch.uint8)] * len(program.messages)) == shared
+
+
+def test_without_messages_there_is_nothing_to_share() -> None:
+    assert not fits(ppsim.build_schedule("afab", ranks=1, microbatches=2).program, [])
+
+
+def places_taken() -> list[int]:
+    """Which places rank 0 takes when nothing is received, when some is, and in a step that overtakes the receiver."""
+    _, _, transport = opened(ONE_WAY, [6])
+    taken = []
+
+    def send(*messages: int) -> None:
+        if dist.get_rank() == 0:
+            for message in messages:
+                transport.send(message, torch.full((6,), float(message)))
+                taken.append(transport._words[message] - 1)
+        dist.barrier()
+
+    def receive(*messages: int) -> None:
+        if dist.get_rank() == 1:
+            assert [float(transport.receive(message)[0]) for message in messages] == [float(m) for m in messages]
+        dist.barrier()
+
+    send(0, 1)
+    receive(0)
+    send(2)  # where 0 was
+    receive(2)
+    send(0)  # 1 is under way, so nothing sent after it is known to be free
+    receive(0, 1)
+    send(1)
+    receive(1)
+    return taken
+
+
+def test_a_message_takes_a_place_that_was_used_before_if_one_is_known_to_be_free(pool: WorkerPool) -> None:
+    assert on_every_rank(pool, 2, places_taken) == [[0, 1, 0, 2, 2], []]
 
 
 @pytest.mark.parametrize(("flags", "kind"), [({}, "SharedTransport"), ({"receive_window": 2}, "DistributedTransport")])
