@@ -24,6 +24,8 @@ class _Stream(IntEnum):
     STEP = 2
     MESSAGE = 3
     HICCUP = 4
+    DISPATCH = 5
+    LATE = 6
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -47,18 +49,17 @@ class Draws:
         """Samples in a block: as many as have _BLOCK_ROWS rows, and at least one."""
         return max(_BLOCK_ROWS // len(self.load.duration_s), 1)
 
-    def block(self, index: int) -> tuple[Seconds, Seconds, Seconds]:
-        """A block's samples: duration_s (block_size, rows), occupied_s and latency_s (block_size, messages).
-
-        The latter two have the shape (1, messages) where messages do not vary.
+    def block(self, index: int) -> tuple[Seconds, Seconds, Seconds, Seconds]:
+        """A block's samples: duration_s (block_size, rows), dispatch_s (block_size, actions), occupied_s and latency_s
+        (block_size, messages); one row for all samples of what does not vary, but durations.
         """
-        return self._durations(index), *self._message_times(index)
+        return self._durations(index), self._dispatches(index), *self._message_times(index)
 
     def sample(self, index: int) -> Load:
         """The load as one sample has it."""
         block, place = divmod(index, self.block_size)
         times = [each[min(place, len(each) - 1)].copy() for each in self.block(block)]
-        return replace(self.load, duration_s=times[0], occupied_s=times[1], latency_s=times[2])
+        return replace(self.load, duration_s=times[0], dispatch_s=times[1], occupied_s=times[2], latency_s=times[3])
 
     def _generator(self, stream: _Stream, block: int) -> np.random.Generator:
         key = np.random.SeedSequence(self.seed).generate_state(2, np.uint64)
@@ -92,12 +93,32 @@ class Draws:
             if calm is not None:
                 pauses_s[calm[action]] = 0.0
             durations_s[sample, program.action_start[1:][action] - 1] += pauses_s
+        late_s = np.asarray(jitter.late_s)
+        if late_s.any():
+            drawn_s = self._picked(late_s, _Stream.LATE, block, program.actions)
+            if calm is not None:
+                drawn_s[:, calm] = 0.0
+            durations_s[:, program.action_start[1:] - 1] += drawn_s
         return durations_s
+
+    def _picked(self, measured: Seconds, stream: _Stream, block: int, width: int) -> Seconds:
+        """Measured amounts, all as likely, shape (block_size, width)."""
+        return measured[self._generator(stream, block).integers(len(measured), size=(self.block_size, width))]
+
+    def _dispatches(self, block: int) -> Seconds:
+        load, measured = self.load, self.jitter.factors.get("dispatch")
+        if measured is None:
+            return load.dispatch_s[None]
+        factors = self._picked(measured, _Stream.DISPATCH, block, len(load.dispatch_s))
+        if self.calm_ranks:
+            rank = load.program.rank[load.program.action_start[:-1]]
+            factors[:, np.isin(rank, list(self.calm_ranks))] = 1.0
+        return factors * load.dispatch_s
 
     def _action_factors(self, block: int) -> Seconds | None:
         """The factor of each action alone, shape (block_size, actions); None if all are 1."""
         jitter, program = self.jitter, self.load.program
-        measured = {int(Kind[name]): drawn for name, drawn in jitter.factors.items()}
+        measured = {int(Kind[name]): drawn for name, drawn in jitter.factors.items() if name in Kind.__members__}
         if not (jitter.action or measured):
             return None
         generator, shape = self._generator(_Stream.ACTION, block), (self.block_size, program.actions)
@@ -115,11 +136,15 @@ class Draws:
         return drawn
 
     def _message_times(self, block: int) -> tuple[Seconds, Seconds]:
-        load = self.load
-        if not self.jitter.message:
+        load, measured = self.load, self.jitter.factors.get("message")
+        count = len(load.occupied_s)
+        if measured is not None:
+            factors = self._picked(measured, _Stream.MESSAGE, block, count)
+        elif self.jitter.message:
+            normals = self._generator(_Stream.MESSAGE, block).standard_normal((self.block_size, count))
+            factors = _log_normal(normals, self.jitter.message)
+        else:
             return load.occupied_s[None], load.latency_s[None]
-        normals = self._generator(_Stream.MESSAGE, block).standard_normal((self.block_size, len(load.occupied_s)))
-        factors = _log_normal(normals, self.jitter.message)
         if self.calm_links:
             factors[:, np.isin(load.program.messages.link, list(self.calm_links))] = 1.0
         return factors * load.occupied_s, factors * load.latency_s

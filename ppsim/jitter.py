@@ -17,7 +17,7 @@ if TYPE_CHECKING:
     from ppsim.trace import Trace
 
 Factors = npt.NDArray[np.float64]
-_COMPUTED = ("F", "B", "I", "W")
+_DRAWN = ("F", "B", "I", "W", "dispatch", "message")
 MOST_RELATIVE = 100.0  # beyond, nearly all of the mean comes from factors that no sample has
 _SPREADS = ("action", "rank", "step", "message")
 
@@ -31,7 +31,9 @@ class Jitter:
     link and its latency. hiccup_probability, hiccup_s: every action is with this probability prolonged by a pause of
     exponential length with this mean, in seconds; hiccups add to the mean, as machines add them.
     factors: measured factors from which those of single actions are drawn instead, by kind (F, B, I, W), all as likely;
-    `action` holds for kinds that it lacks. Best made with `from_samples` or `from_traces`.
+    `action` holds for kinds that it lacks. Likewise "dispatch", for what is spent before each action, and "message",
+    which takes the place of the spread of that name. Best made with `from_samples` or `from_traces`.
+    late_s: measured seconds, one of which prolongs each action, all as likely; they add to the mean, as hiccups do.
     An overlapped pair is one action, drawn as its first part. Raises ValueError for what is no such number.
     """
 
@@ -42,6 +44,7 @@ class Jitter:
     hiccup_probability: float = 0.0
     hiccup_s: float = 0.0
     factors: Mapping[str, Factors] = field(default_factory=dict)
+    late_s: npt.ArrayLike = ()
 
     def __post_init__(self) -> None:
         for name in _SPREADS:
@@ -54,6 +57,7 @@ class Jitter:
             raise ValueError(f"hiccup_probability must be from 0 to 1, got {self.hiccup_probability!r}")
         if not _is_amount(self.hiccup_s):
             raise ValueError(f"hiccup_s must be seconds, finite and >= 0, got {self.hiccup_s!r}")
+        object.__setattr__(self, "late_s", _checked_seconds(self.late_s))
         checked = {str(getattr(kind, "name", kind)): _checked(kind, drawn) for kind, drawn in self.factors.items()}
         object.__setattr__(self, "factors", MappingProxyType(checked))
 
@@ -83,7 +87,9 @@ class Jitter:
     @property
     def is_calm(self) -> bool:
         """Whether nothing varies."""
-        return not (any(getattr(self, name) for name in _SPREADS) or self.has_hiccups or self.factors)
+        return not (
+            any(getattr(self, name) for name in _SPREADS) or self.has_hiccups or self.factors or np.any(self.late_s)
+        )
 
     @property
     def has_hiccups(self) -> bool:
@@ -98,6 +104,8 @@ class Jitter:
             given["factors"] = {
                 kind: {"count": len(drawn), "relative_std": float(drawn.std())} for kind, drawn in self.factors.items()
             }
+        if np.any(late_s := np.asarray(self.late_s)):
+            given["late_s"] = {"count": len(late_s), "mean": float(late_s.mean())}
         return given
 
 
@@ -118,11 +126,18 @@ def _is_amount(value: object) -> bool:
 
 def _checked(kind: str | Kind, amounts: npt.ArrayLike) -> Factors:
     name = getattr(kind, "name", kind)
-    if name not in _COMPUTED:
-        raise ValueError(f"unknown kind {name!r}: jitter has the kinds {', '.join(_COMPUTED)}")
+    if name not in _DRAWN:
+        raise ValueError(f"unknown kind {name!r}: jitter has the kinds {', '.join(_DRAWN)}")
     checked = np.array(amounts, np.float64)
     if checked.ndim != 1 or not len(checked):
         raise ValueError(f"the samples of {name} have shape {checked.shape}: give a list of one or more")
     if not (np.isfinite(checked).all() and (checked >= 0).all()):
         raise ValueError(f"the samples of {name} must be finite and >= 0")
+    return checked
+
+
+def _checked_seconds(late_s: npt.ArrayLike) -> Factors:
+    checked = np.array(late_s, np.float64)
+    if checked.ndim != 1 or not (np.isfinite(checked).all() and (checked >= 0).all()):
+        raise ValueError(f"late_s must be a list of seconds, finite and >= 0, got {late_s!r}")
     return checked

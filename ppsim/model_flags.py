@@ -19,6 +19,8 @@ class ModelFlags:
     """Ranks that take longer for all they compute, as in 2=1.5,5=1.2."""
     dispatch_s: Real = 0.0
     """Seconds that a rank spends before each action on running the schedule itself."""
+    send_s: Real = 0.0
+    """Seconds that a rank spends after each action that sends on handing over its message."""
     receive_window: OptionalWhole = None
     """Receives posted ahead on each link: a transfer waits for its own, and buffers count (default: always posted)."""
     cores: OptionalWhole = None
@@ -34,6 +36,7 @@ class ModelFlags:
             "overlap": self.overlap,
             "slow_ranks": self._slow_ranks(),
             "dispatch_s": self.dispatch_s,
+            "send_s": self.send_s,
             "receive_window": self.receive_window,
             "cores": self.cores,
             "sharing": self.sharing,

@@ -40,10 +40,10 @@ def monte_carlo(
     """Predict one step `samples` times, with costs that vary as `jitter` says.
 
     Sample i depends on schedule, costs, jitter, seed and i alone: not on the number of samples or threads. options:
-    the other options of `simulate` (overlap, scale, slow_ranks, dispatch_s, receive_window, cores, devices, sharing);
-    what they say of costs is the mean. engine: "compiled", or "simpy" for the same answer later; None takes the
-    compiled one unless ranks share devices, which only SimPy's has. threads: None takes every core this process may
-    use. Memory: a few blocks of some hundred kilobytes or one step each, and three numbers per rank and sample.
+    the other options of `simulate` (overlap, scale, slow_ranks, dispatch_s, send_s, receive_window, cores, devices,
+    sharing); what they say of costs is the mean. engine: "compiled", or "simpy" for the same answer later; None takes
+    the compiled one unless ranks share devices, which only SimPy's has. threads: None takes every core this process
+    may use. Memory: a few blocks of some hundred kilobytes or one step each, and three numbers per rank and sample.
 
     Raises what `simulate` raises, and ValueError for less than one sample, a seed or threads that cannot be.
     """

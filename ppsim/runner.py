@@ -52,10 +52,10 @@ class Runner:
         for block, first in enumerate(range(0, samples, size)):
             yield block, min(size, samples - first)
 
-    def _draw(self, block: int, count: int) -> tuple[Seconds, Seconds, Seconds]:
+    def _draw(self, block: int, count: int) -> tuple[Seconds, Seconds, Seconds, Seconds]:
         with np.errstate(over="ignore"):  # whoever asked checks
-            duration_s, occupied_s, latency_s = self.draws.block(block)
-        return duration_s[:count], occupied_s[:count], latency_s[:count]
+            duration_s, dispatch_s, occupied_s, latency_s = self.draws.block(block)
+        return duration_s[:count], dispatch_s[:count], occupied_s[:count], latency_s[:count]
 
     def _run_compiled(self, block: int, count: int, watched: npt.NDArray[np.integer], with_starts: bool) -> Samples:
         from ppsim.engines.batched_engine import run_batched
@@ -68,10 +68,16 @@ class Runner:
         rows = program.action_start[program.rank_actions]
         first_start_s, last_end_s, compute_s = np.zeros((3, count, program.ranks))
         starts, watched_ends = [], []
-        duration_s, *journeys = self._draw(block, count)
+        duration_s, *others = self._draw(block, count)
         for index in range(count):
-            occupied_s, latency_s = (each[min(index, len(each) - 1)] for each in journeys)
-            load = replace(self.draws.load, duration_s=duration_s[index], occupied_s=occupied_s, latency_s=latency_s)
+            dispatch_s, occupied_s, latency_s = (each[min(index, len(each) - 1)] for each in others)
+            load = replace(
+                self.draws.load,
+                duration_s=duration_s[index],
+                dispatch_s=dispatch_s,
+                occupied_s=occupied_s,
+                latency_s=latency_s,
+            )
             with np.errstate(over="ignore"):
                 times = run_engine(self.engine, load)
             first_start_s[index] = last_end_s[index] = times.start_s.min()

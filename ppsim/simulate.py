@@ -32,6 +32,7 @@ def simulate(
     scale: npt.ArrayLike = 1.0,
     slow_ranks: Mapping[int, float] | None = None,
     dispatch_s: npt.ArrayLike = 0.0,
+    send_s: npt.ArrayLike = 0.0,
     receive_window: int | None = None,
     cores: int | None = None,
     devices: Sequence[int] | None = None,
@@ -52,7 +53,10 @@ def simulate(
     overlap: an overlapped pair takes this share of the sum of its parts. scale: a factor on what each (stage,
     microbatch) takes, an array that broadcasts to (stages, microbatches), e.g. microbatches of different length.
     slow_ranks: rank -> factor on all it computes, a straggler. dispatch_s: seconds that a rank spends before each
-    action, once it could start, on running the schedule itself; one number or an array (actions,). receive_window:
+    action, once it could start, on running the schedule itself and on taking messages; one number or an array
+    (actions,). send_s: seconds that a rank spends after an action on handing over its messages, which set off then; one
+    number for all actions that send, or an array (actions,). The two are the overhead o of LogP (Culler et al., PPoPP
+    1993), the receiver's and the sender's. receive_window:
     receives posted ahead on each link, as where a transfer starts only once its receive is posted (rendezvous); None:
     always posted. cores: how many ranks compute at once on what they share; devices: the device of each rank where
     there are several, with `cores` of them at once on each (default 1); sharing: see `ppsim.devices`. reduction: adds
@@ -70,6 +74,7 @@ def simulate(
         scale=scale,
         slow_ranks=slow_ranks,
         dispatch_s=dispatch_s,
+        send_s=send_s,
         receive_window=receive_window,
         cores=cores,
         devices=devices,
@@ -79,6 +84,7 @@ def simulate(
         "scale": np.asarray(scale).tolist() if np.any(np.asarray(scale) != 1) else None,
         "slow_ranks": {str(rank): factor for rank, factor in (slow_ranks or {}).items()} or None,
         "dispatch_s": np.asarray(dispatch_s).tolist() if np.any(np.asarray(dispatch_s)) else None,
+        "send_s": np.asarray(send_s).tolist() if np.any(np.asarray(send_s)) else None,
         "receive_window": receive_window,
         "cores": cores,
         "devices": None if devices is None else list(devices),
@@ -138,6 +144,7 @@ def load_of(
     scale: npt.ArrayLike = 1.0,
     slow_ranks: Mapping[int, float] | None = None,
     dispatch_s: npt.ArrayLike = 0.0,
+    send_s: npt.ArrayLike = 0.0,
     receive_window: int | None = None,
     cores: int | None = None,
     devices: Sequence[int] | None = None,
@@ -150,11 +157,6 @@ def load_of(
         )
     if not (np.isfinite(overlap) and overlap > 0):
         raise ValueError(f"overlap must be a finite number > 0, got {overlap!r}")
-    spent_s = np.asarray(dispatch_s, np.float64)
-    if not (np.isfinite(spent_s).all() and (spent_s >= 0).all()):
-        raise ValueError(f"dispatch_s must be seconds, finite and >= 0, got {dispatch_s!r}")
-    if spent_s.shape not in ((), (program.actions,)):
-        raise ValueError(f"dispatch_s has shape {spent_s.shape}: give one number, or one for each of {program.actions}")
     durations_s = row_durations(program, stages, overlap=overlap, scale=scale)
     if slow_ranks:
         durations_s *= _rank_factors(program.ranks, slow_ranks)[program.rank]
@@ -163,12 +165,30 @@ def load_of(
     return Load(
         program=program,
         duration_s=durations_s,
-        dispatch_s=np.broadcast_to(spent_s, (program.actions,)).copy(),
+        dispatch_s=_by_action(program, "dispatch_s", dispatch_s),
+        send_s=_by_action(program, "send_s", send_s) if np.ndim(send_s) else _sending(program, send_s),
         occupied_s=occupied_s,
         latency_s=latency_s,
         receive_window=_checked_window(program, receive_window),
         devices=devices_of(program.ranks, cores=cores, devices=devices, sharing=sharing),
     )
+
+
+def _by_action(program: Program, name: str, given: npt.ArrayLike) -> npt.NDArray[np.float64]:
+    """Seconds of each action, shape (actions,)."""
+    seconds = np.asarray(given, np.float64)
+    if not (np.isfinite(seconds).all() and (seconds >= 0).all()):
+        raise ValueError(f"{name} must be seconds, finite and >= 0, got {given!r}")
+    if seconds.shape not in ((), (program.actions,)):
+        raise ValueError(f"{name} has shape {seconds.shape}: give one number, or one for each of {program.actions}")
+    return np.broadcast_to(seconds, (program.actions,)).copy()
+
+
+def _sending(program: Program, send_s: npt.ArrayLike) -> npt.NDArray[np.float64]:
+    """The same number for each action that sends a message, and 0 for others."""
+    sends = np.zeros(program.actions, bool)
+    sends[program.row_action[program.message_out >= 0]] = True
+    return np.where(sends, _by_action(program, "send_s", send_s), 0.0)
 
 
 def _factors(program: Program, scale: npt.ArrayLike) -> npt.NDArray[np.float64] | None:

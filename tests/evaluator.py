@@ -110,11 +110,13 @@ def evaluate(
     *,
     factor: Callable[[int, int], float] = lambda stage, microbatch: 1.0,
     dispatch_s: float = 0.0,
+    send_s: float = 0.0,
     window: int | None = None,
 ) -> Answer:
     """The step of `orders`. costs: objects with the fields of a stage's cost. network: `link(source, destination)`.
 
-    factor: on what a (stage, microbatch) takes. dispatch_s: before each action, once it could start. window: receives
+    factor: on what a (stage, microbatch) takes. dispatch_s: before each action, once it could start. send_s: after
+    each action that sends, before its messages set off and its rank goes on. window: receives
     posted ahead on a link; the next is posted whenever one is used, and a transfer waits for its receive.
     """
     stages, kinds = len(placement), backward_kinds(orders)
@@ -143,7 +145,7 @@ def evaluate(
     @cache
     def could_start(rank: int, index: int) -> Fraction:
         inputs = [arrival(part) for part in orders[rank][index]]
-        return max([Fraction(0) if index == 0 else end(rank, index - 1), *inputs])
+        return max([Fraction(0) if index == 0 else free(rank, index - 1), *inputs])
 
     def start(rank: int, index: int) -> Fraction:
         return could_start(rank, index) + Fraction(dispatch_s)
@@ -159,6 +161,12 @@ def evaluate(
     def end(rank: int, index: int) -> Fraction:
         return start(rank, index) + length(rank, index)
 
+    def free(rank: int, index: int) -> Fraction:
+        """When a rank has ended an action and handed over its messages."""
+        senders = [producer for pairs in links.values() for producer, _ in pairs]
+        sends = any(part in senders for part in orders[rank][index])
+        return end(rank, index) + (Fraction(send_s) if sends else 0)
+
     def arrival(part: Part) -> Fraction:
         """When what this computation takes from another stage is there."""
         source = source_of(part, stages, kinds)
@@ -172,7 +180,7 @@ def evaluate(
     @cache
     def transfer(link: tuple[int, int], position: int) -> tuple[Fraction, Fraction, Fraction]:
         producer, consumer = links[link][position]
-        begun = max(end(*where[producer]), posted(link, position))
+        begun = max(free(*where[producer]), posted(link, position))
         if position > 0:
             begun = max(begun, transfer(link, position - 1)[1])
         size = costs[min(producer[0], consumer[0])].output_bytes

@@ -16,6 +16,7 @@ Seconds = npt.NDArray[np.float64]
 def run_batched(
     load: Load,
     duration_s: Seconds,
+    dispatch_s: Seconds,
     occupied_s: Seconds,
     latency_s: Seconds,
     *,
@@ -24,8 +25,8 @@ def run_batched(
 ) -> Samples:
     """Run every sample; to the last bit the times that `run_compiled` has for a load with these durations.
 
-    duration_s: shape (n, rows). occupied_s, latency_s: shape (n, messages), or (1, messages) where all samples share
-    them. They stand for those of the load, which has the rest. watched: rows whose ends are kept.
+    duration_s: shape (n, rows). dispatch_s: shape (n, actions), occupied_s, latency_s: shape (n, messages); or one row
+    where all samples share it. They stand for those of the load, which has the rest. watched: rows whose ends are kept.
     The Python lock is not held: threads may run one block of samples each, with buffers as large as one step each.
     Raises ValueError for shared devices, as `run_compiled` does.
     """
@@ -47,7 +48,8 @@ def run_batched(
         program.message_in,
         program.message_out,
         duration_s,
-        load.dispatch_s,
+        dispatch_s,
+        load.send_s,
         messages.link,
         occupied_s,
         latency_s,
@@ -73,6 +75,7 @@ def _run_samples(
     message_out,
     durations,
     dispatch,
+    send,
     link_of,
     occupied,
     latency,
@@ -104,7 +107,8 @@ def _run_samples(
             message_in,
             message_out,
             duration,
-            dispatch,
+            dispatch[min(k, len(dispatch) - 1)],
+            send,
             link_of,
             occupied[min(k, len(occupied) - 1)],
             latency[min(k, len(latency) - 1)],

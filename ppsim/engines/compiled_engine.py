@@ -27,6 +27,7 @@ def run_compiled(load: Load) -> Times:
         program.message_out,
         load.duration_s,
         load.dispatch_s,
+        load.send_s,
         messages.link,
         load.occupied_s,
         load.latency_s,
@@ -55,6 +56,7 @@ def run_pass(
     message_out,
     duration,
     dispatch,
+    send,
     link_of,
     occupied,
     latency,
@@ -95,6 +97,7 @@ def run_pass(
         for row in range(first, last):
             start[row] = begin
             begin = begin + duration[row]
+        begin = begin + send[action]
         free[rank] = begin
         for row in range(first, last):
             message = message_out[row]

@@ -17,15 +17,16 @@ Seconds = npt.NDArray[np.float64]
 class Load:
     """A program that can end, and what its rows and messages take.
 
-    duration_s: of each row, shape (rows,). dispatch_s: what a rank spends before each action once it could start, shape
-    (actions,). occupied_s, latency_s: how long each message keeps its link and how much later it arrives, shape
-    (messages,). receive_window: receives that are posted ahead on each link; None if a receive is always there.
-    devices: what the ranks share; None if each computes by itself.
+    duration_s: of each row, shape (rows,). dispatch_s, send_s: what a rank spends before each action once it could
+    start, and after it until its messages set off, shape (actions,). occupied_s, latency_s: how long each message keeps
+    its link and how much later it arrives, shape (messages,). receive_window: receives that are posted ahead on each
+    link; None if a receive is always there. devices: what the ranks share; None if each computes by itself.
     """
 
     program: Program
     duration_s: Seconds
     dispatch_s: Seconds
+    send_s: Seconds
     occupied_s: Seconds
     latency_s: Seconds
     receive_window: int | None = None

@@ -146,23 +146,25 @@ class _Run:
             dispatch_s = float(self.load.dispatch_s[action])
             durations_s = [float(self.load.duration_s[row]) for row in rows]
             begun_s: list[float] = []
-            yield from self.device[rank].compute(dispatch_s + sum(durations_s), begun_s.append)
-            self._note(rows, begun_s[0], dispatch_s, durations_s)
+            work_s = dispatch_s + sum(durations_s) + float(self.load.send_s[action])
+            yield from self.device[rank].compute(work_s, begun_s.append)
+            self._note(rows, begun_s[0], dispatch_s, durations_s, work_s)
             for row in rows:
                 message = int(program.message_out[row])
                 if message >= 0:
                     self.produced[message] = True
                     self.transfer(message)
 
-    def _note(self, rows: range, begun_s: float, dispatch_s: float, durations_s: list[float]) -> None:
+    def _note(self, rows: range, begun_s: float, dispatch_s: float, durations_s: list[float], work_s: float) -> None:
         """Where a core was shared, all that was done on it took longer by the same factor."""
-        end_s, work_s = self.environment.now, dispatch_s + sum(durations_s)
-        stretch = (end_s - begun_s) / work_s if work_s > 0 else 1.0
+        now = self.environment.now
+        stretch = (now - begun_s) / work_s if work_s > 0 else 1.0
         at = begun_s + dispatch_s * stretch
         for row, duration_s in zip(rows, durations_s, strict=True):
             self.start[row] = at
             at = self.end[row] = at + duration_s * stretch
-        self.end[rows[-1]] = end_s
+        if work_s == dispatch_s + sum(durations_s):
+            self.end[rows[-1]] = now  # free of rounding
 
     def transfer(self, message: int) -> None:
         """Put a message on its link once it is produced and its receive is posted."""

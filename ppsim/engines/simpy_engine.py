@@ -76,7 +76,7 @@ class _Run:
         alarm.callbacks.append(resume)
         yield
         now = free = 0.0
-        for needed, also, dispatch, duration, second, given, given_also in self.actions.of_rank(rank):
+        for needed, also, dispatch, duration, second, send, given, given_also in self.actions.of_rank(rank):
             begin = arrival[needed]
             if begin is None:
                 waiting[needed] = resume
@@ -93,7 +93,7 @@ class _Run:
                 self.use(needed, also, begin)
             begin += dispatch
             note(begin)
-            free = begin + duration if is_plain else begin + duration + second
+            free = begin + duration + send if is_plain else begin + duration + second + send
             if given < 0 and given_also < 0:
                 continue  # nobody else sees it end
             alarm.callbacks = resumed_by_alarm
@@ -180,14 +180,15 @@ class _Actions:
             load.dispatch_s.tolist(),
             load.duration_s[first].tolist(),
             np.where(is_pair, load.duration_s[last], 0.0).tolist() if program.has_pairs else None,
+            load.send_s.tolist(),
             program.message_out[first].tolist(),
             np.where(is_pair, program.message_out[last], -1).tolist() if program.has_pairs else None,
         ]
 
     def of_rank(self, rank: int) -> Iterator[tuple[Any, ...]]:
-        """needed, also needed, dispatch, duration, the pair's other duration, given, also given."""
+        """needed, also needed, dispatch, duration, the pair's other duration, send, given, also given."""
         begin, end = self._bounds[rank : rank + 2]
-        absent = (None, -1, None, 0.0, 0.0, None, -1)
+        absent = (None, -1, None, 0.0, 0.0, None, None, -1)
         return zip(
             *(
                 repeat(none) if column is None else column[begin:end]

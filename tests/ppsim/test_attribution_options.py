@@ -35,6 +35,7 @@ def options(draw: st.DrawFn, schedule: Any, *, sharing: tuple[str, ...] = ("turn
             st.none() | st.dictionaries(st.integers(0, ranks - 1), st.sampled_from([0.5, 2.0]), max_size=2)
         ),
         "dispatch_s": draw(st.sampled_from([0.0, 0.25])),
+        "send_s": draw(st.sampled_from([0.0, 0.125])),
         "receive_window": draw(st.none() | st.integers(needed, needed + 2)),
         "cores": draw(st.none() | st.integers(1, 2)),
         "devices": draw(st.none() | st.lists(st.integers(0, 1), min_size=ranks, max_size=ranks)),
@@ -119,7 +120,7 @@ def test_differences_that_options_make_are_explained_to_the_last(data: st.DataOb
 @given(refined(sharing=("turns",), free=True))
 def test_without_shared_cores_or_dispatch_nobody_waits_for_a_device(step: tuple[Trace, list[StageCost]]) -> None:
     trace, _ = step
-    assume("dispatch_s" not in trace.details and "sharing" not in trace.details)
+    assume(not {"dispatch_s", "send_s", "sharing"} & set(trace.details))
     found = attribute(trace)
     assert not found.device_s.any()
     assert not found.warm_up_of_s["device"].any()

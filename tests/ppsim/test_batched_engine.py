@@ -27,17 +27,24 @@ def test_every_sample_is_what_the_engine_says_of_it_alone(engine: str, data: st.
     if window is not None:
         window += max(smallest_receive_window(program), 1)
     costs = data.draw(stage_costs(schedule.stages))
-    load = load_of(program, costs, network, dispatch_s=data.draw(st.sampled_from([0.0, 0.3])), receive_window=window)
+    load = load_of(program, costs, network, send_s=data.draw(st.sampled_from([0.0, 0.3])), receive_window=window)
     generator = np.random.default_rng(data.draw(st.integers(0, 2**32)))
     count = data.draw(st.integers(1, 4))
     duration_s = generator.random((count, len(program.stage)))
     journeys = count if data.draw(st.booleans()) else 1
     occupied_s, latency_s = generator.random((2, journeys, len(program.messages)))
     watched = generator.integers(len(program.stage), size=3)
-    found = run_batched(load, duration_s, occupied_s, latency_s, watched=watched, with_starts=True)
+    dispatch_s = generator.random((count if data.draw(st.booleans()) else 1, program.actions))
+    found = run_batched(load, duration_s, dispatch_s, occupied_s, latency_s, watched=watched, with_starts=True)
     for index in range(count):
         which = min(index, journeys - 1)
-        alone = replace(load, duration_s=duration_s[index], occupied_s=occupied_s[which], latency_s=latency_s[which])
+        alone = replace(
+            load,
+            duration_s=duration_s[index],
+            dispatch_s=dispatch_s[min(index, len(dispatch_s) - 1)],
+            occupied_s=occupied_s[which],
+            latency_s=latency_s[which],
+        )
         times = run_engine(engine, alone)
         assert found.start_s[index].tolist() == times.start_s.tolist()
         assert found.watched_end_s[index].tolist() == times.end_s[watched].tolist()
@@ -58,7 +65,12 @@ def test_starts_are_kept_only_if_asked_for() -> None:
     load = load_of(program, [cost] * 2, Network())
     none = np.zeros(0, np.int64)
     found = run_batched(
-        load, np.tile(load.duration_s, (4, 1)), load.occupied_s[None], load.latency_s[None], watched=none
+        load,
+        np.tile(load.duration_s, (4, 1)),
+        load.dispatch_s[None],
+        load.occupied_s[None],
+        load.latency_s[None],
+        watched=none,
     )
     assert found.start_s.shape == (0, 12)
     assert found.watched_end_s.shape == (4, 0)
@@ -71,5 +83,10 @@ def test_shared_devices_are_refused() -> None:
     load = load_of(program, [cost] * 2, Network(), cores=1)
     with pytest.raises(ValueError, match="use engine='simpy'"):
         run_batched(
-            load, load.duration_s[None], load.occupied_s[None], load.latency_s[None], watched=np.zeros(0, np.int64)
+            load,
+            load.duration_s[None],
+            load.dispatch_s[None],
+            load.occupied_s[None],
+            load.latency_s[None],
+            watched=np.zeros(0, np.int64),
         )

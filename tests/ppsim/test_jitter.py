@@ -25,9 +25,12 @@ def load(ranks: int = 4, microbatches: int = 25) -> Load:
 
 
 def samples(draws: Draws, count: int) -> list[np.ndarray]:
-    """The first samples' durations and message times."""
+    """The first samples' durations, message times and dispatches."""
     blocks = [draws.block(index) for index in range(-(-count // draws.block_size))]
-    return [np.concatenate(each)[:count] for each in zip(*blocks, strict=True)]
+    durations_s, dispatch_s, occupied_s, latency_s = (
+        np.concatenate(each)[:count] for each in zip(*blocks, strict=True)
+    )
+    return [durations_s, occupied_s, latency_s, dispatch_s]
 
 
 def drawn(jitter: Jitter, count: int = 400, **calm: frozenset[int]) -> np.ndarray:
@@ -75,7 +78,7 @@ def test_kinds_of_jitter_multiply_and_change_nothing_of_each_others_draws() -> N
 
 def test_messages_vary_in_all_they_take() -> None:
     base = load()
-    _, occupied_s, latency_s = samples(Draws(load=base, jitter=Jitter(message=0.3), seed=0), 300)
+    _, occupied_s, latency_s, _ = samples(Draws(load=base, jitter=Jitter(message=0.3), seed=0), 300)
     assert occupied_s / base.occupied_s == pytest.approx(latency_s / base.latency_s)
     factors = occupied_s / base.occupied_s
     assert factors.mean() == pytest.approx(1, abs=5 * 0.3 / math.sqrt(factors.size))
@@ -137,6 +140,37 @@ def test_a_sample_is_the_same_alone_and_in_its_block(monkeypatch: pytest.MonkeyP
     assert len(np.unique(whole[0][:, 0])) == len(np.unique(whole[1][:, 0])) == 7
     other = samples(Draws(load=base, jitter=jitter, seed=10), 7)
     assert not np.isin(other[0], whole[0]).any()
+
+
+def test_measured_lateness_prolongs_and_other_factors_are_of_dispatches_and_messages() -> None:
+    schedule = build_schedule("1f1b", ranks=4, microbatches=25)
+    base = load_of(schedule.program, [COST] * 4, NETWORK, dispatch_s=0.5)
+    jitter = Jitter(late_s=[0.0, 3.0], factors={"dispatch": np.array([0.5, 1.5]), "message": np.array([0.0, 2.0])})
+    durations_s, occupied_s, latency_s, dispatch_s = samples(Draws(load=base, jitter=jitter, seed=3), 300)
+    assert np.unique(durations_s - base.duration_s).tolist() == [0.0, 3.0]
+    assert np.unique(dispatch_s).tolist() == [0.25, 0.75]
+    assert np.unique(occupied_s).tolist() == [0.0, 1.0]
+    assert (latency_s == occupied_s * (base.latency_s / base.occupied_s)).all()
+    for drawn, least, most in ((durations_s - base.duration_s, 0.0, 3.0), (dispatch_s, 0.25, 0.75), (occupied_s, 0, 1)):
+        share = ((drawn - least) / (most - least)).mean()
+        assert share == pytest.approx(0.5, abs=5 * 0.5 / math.sqrt(drawn.size))
+    calm = Draws(load=base, jitter=jitter, seed=3, calm_ranks=frozenset({1}), calm_links=frozenset({0}))
+    some_s = samples(calm, 300)
+    is_calm, of_link = base.program.rank == 1, base.program.messages.link == 0
+    assert (some_s[0][:, is_calm] == base.duration_s[is_calm]).all()
+    assert (some_s[0][:, ~is_calm] == durations_s[:, ~is_calm]).all()
+    assert (some_s[1][:, of_link] == base.occupied_s[of_link]).all()
+    assert (some_s[1][:, ~of_link] == occupied_s[:, ~of_link]).all()
+    assert (some_s[3][:, is_calm] == 0.5).all()  # without pairs rows are actions
+
+
+def test_lateness_must_be_seconds() -> None:
+    for late_s in ([-1.0], [math.inf], [[1.0]], 1.0):
+        with pytest.raises(ValueError, match="late_s must be a list of seconds, finite and >= 0"):
+            Jitter(late_s=late_s)
+    assert Jitter(late_s=[0.0]).is_calm
+    assert not Jitter(late_s=[1.0, 2.0]).is_calm
+    assert Jitter(late_s=[1.0, 2.0]).to_dict() == {"late_s": {"count": 2, "mean": 1.5}}
 
 
 class TestFromSamples:

@@ -51,6 +51,7 @@ def test_both_engines_give_every_sample_the_same_bits_and_the_trace_has_them(dat
         "overlap": data.draw(st.sampled_from([1.0, 0.7])),
         "slow_ranks": {schedule.ranks - 1: 1.5},
         "dispatch_s": data.draw(st.sampled_from([0.0, 0.1])),
+        "send_s": data.draw(st.sampled_from([0.0, 0.1])),
         "scale": data.draw(st.sampled_from([1.0, 0.3])),
     }
     compiled, simpy = (monte_carlo(schedule, costs, engine=engine, **options) for engine in ("compiled", "simpy"))

@@ -78,7 +78,7 @@ def test_so_are_the_refinements_together(engine: str, data: st.DataObject) -> No
         )
     )
     slow = data.draw(st.dictionaries(st.integers(0, schedule.ranks - 1), st.sampled_from([0.5, 2.0, 4.0])))
-    dispatch_s = data.draw(exact_seconds())
+    dispatch_s, send_s = data.draw(exact_seconds()), data.draw(exact_seconds())
     window = data.draw(
         st.none() | st.integers(0, 3).map(lambda m: m + max(smallest_receive_window(schedule.program), 1))
     )
@@ -89,6 +89,7 @@ def test_so_are_the_refinements_together(engine: str, data: st.DataObject) -> No
         scale=scale,
         slow_ranks=slow,
         dispatch_s=dispatch_s,
+        send_s=send_s,
         receive_window=window,
         engine=engine,
     )
@@ -99,6 +100,7 @@ def test_so_are_the_refinements_together(engine: str, data: st.DataObject) -> No
         network,
         factor=lambda stage, microbatch: scale[stage, microbatch] * slow.get(schedule.placement[stage], 1.0),
         dispatch_s=dispatch_s,
+        send_s=send_s,
         window=window,
     )
     _assert_equal(trace, answer)

@@ -18,6 +18,7 @@ WORDS = f"simulate {AFAB} {COSTS} --output-bytes 100 --latency-s 0.25 --bytes-pe
     [
         ("--slow-rank 2=1.5,0=1.25", {"slow_ranks": {2: 1.5, 0: 1.25}}),
         ("--dispatch-s 0.125", {"dispatch_s": 0.125}),
+        ("--send-s 0.125", {"send_s": 0.125}),
         ("--receive-window 1", {"receive_window": 1}),
         ("--cores 1", {"cores": 1}),
         ("--cores 1 --sharing fair", {"cores": 1, "sharing": "fair"}),
@@ -88,6 +89,7 @@ def test_a_search_knows_slow_links(capsys: pytest.CaptureFixture[str]) -> None:
         ("--slow-link 0-3=2", "0-3 is no link between the ranks 0 to 2"),
         ("--slow-link 1-1=2", "1-1 is no link between the ranks 0 to 2"),
         ("--dispatch-s -1", "dispatch_s must be seconds"),
+        ("--send-s -1", "send_s must be seconds"),
         ("--cores 0", "cores must be a whole number of 1 or more, got 0"),
         ("--cores 2 --engine compiled", "use engine='simpy'"),
         ("--sharing fair", "--sharing fair says how ranks share cores: give it with --cores N"),
