@@ -1,206 +1,184 @@
-"""Calibrate: what running a schedule costs beside its computations, measured apart from what is to be predicted."""
+"""Calibrate: what running a schedule costs beside its computations, as found in exercises that ran beside it."""
 
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, field, replace
+from dataclasses import dataclass, field
 from typing import Any
 
 import numpy as np
 import numpy.typing as npt
 
-from ppexec.config import RunConfig
-from ppexec.pool import WorkerPool
-from ppexec.session import Session
-from ppsim import Link, Network, Program, StageCost, Trace
-from ppsim.check import smallest_receive_window
+from ppsim import Jitter, Link, Network, Program, StageCost, Trace
 from ppsim.simulate import row_durations
 
-_STEPS = 6
-_ACTION_S = 0.003
-_THERE_S = 200e-6  # a message handed over so long before is there
+_THERE_S = 300e-6  # a message handed over so long before is there
+_PERCENTILES = (10, 50, 90, 99)
 
 Seconds = npt.NDArray[np.float64]
+_NONE = np.zeros(0)
 
 
 @dataclass(frozen=True, kw_only=True)
 class Calibration:
-    """What a rank spends between its actions, and what messages take, all in seconds.
+    """What a rank spends between its actions, and what messages take, all in seconds; means, and how they vary.
 
-    action_s: between an action's end and the next one's start where no message comes or goes. send_s: more after an
-    action that sends a message, by its size; receive_s: more before one that takes a message that is there.
-    one_way_s: size -> from the producer's end to the start of a consumer that had waited for it, waking up and taking
-    it included, but for the consumer's own dispatch. late_s: how late a timed action ends. A size between two measured
-    ones is interpolated.
+    action_s: before an action without a message. receive_s: more before one that takes a message that is there, by its
+    size. send_s: after an action that sends one, by its size, until it sets off. one_way_s: size -> from there until a
+    consumer that had waited for it can go on. A size between two measured ones is interpolated.
+
+    late_s: how late timed actions end, one number for each. dispatch_factors, message_factors: what single ones took,
+    of what is spent before actions and of one_way_s, over their mean.
     """
 
-    action_s: float
-    late_s: float
-    send_s: Mapping[int, float] = field(default_factory=dict)
+    action_s: float = 0.0
     receive_s: Mapping[int, float] = field(default_factory=dict)
+    send_s: Mapping[int, float] = field(default_factory=dict)
     one_way_s: Mapping[int, float] = field(default_factory=dict)
+    late_s: Seconds = field(default_factory=lambda: _NONE)
+    dispatch_factors: Seconds = field(default_factory=lambda: _NONE)
+    message_factors: Seconds = field(default_factory=lambda: _NONE)
 
-    def dispatch_s(self, program: Program, message_bytes: npt.NDArray[np.int64], *, timed: bool) -> Seconds:
-        """Seconds before each action of a program, shape (actions,); `ppsim.simulate` takes them."""
-        first = program.rank_actions[:-1]
-        spent_s = np.full(program.actions, self.action_s + (self.late_s if timed else 0.0))
-        sent_s = np.zeros(program.actions)
+    def options(self, program: Program, message_bytes: npt.NDArray[np.int64]) -> dict[str, Any]:
+        """What `ppsim.simulate` is told of a program whose messages are so large: network, dispatch_s, send_s.
+
+        All that a message takes on its way is latency.
+        """
+        dispatch_s, send_s = np.full(program.actions, self.action_s), np.zeros(program.actions)
         for column, table, total_s in (
-            (program.message_in, self.receive_s, spent_s),
-            (program.message_out, self.send_s, sent_s),
+            (program.message_in, self.receive_s, dispatch_s),
+            (program.message_out, self.send_s, send_s),
         ):
             rows = np.flatnonzero(column >= 0)
             np.add.at(total_s, program.row_action[rows], _at(table, message_bytes[column[rows]]))
-        after_send_s = np.roll(sent_s, 1)
-        after_send_s[first[first < program.actions]] = 0.0
-        return spent_s + after_send_s
-
-    def network(self, program: Program, message_bytes: npt.NDArray[np.int64]) -> Network:
-        """The links of a program at their own message sizes; all of it is latency."""
         messages = program.messages
         pairs = zip(messages.source.tolist(), messages.destination.tolist(), strict=True)
         sizes = dict(zip(pairs, message_bytes.tolist(), strict=True))
-        return Network(
-            links={
-                pair: Link(latency_s=float(_at(self.one_way_s, np.array([size]))[0])) for pair, size in sizes.items()
-            }
+        links = {pair: Link(latency_s=float(_at(self.one_way_s, np.array([size]))[0])) for pair, size in sizes.items()}
+        return {"network": Network(links=links), "dispatch_s": dispatch_s, "send_s": send_s}
+
+    def jitter(self, *, timed: bool) -> Jitter:
+        """How it varies, from action to action and from message to message; lateness is of timed actions alone."""
+        factors = {"dispatch": self.dispatch_factors, "message": self.message_factors}
+        return Jitter(
+            factors={name: each for name, each in factors.items() if len(each)}, late_s=self.late_s if timed else ()
         )
 
     def to_dict(self) -> dict[str, Any]:
-        """As JSON values."""
+        """As JSON values; of what varies the mean and some percentiles."""
         return {
             "action_s": self.action_s,
-            "late_s": self.late_s,
             **{
                 name: {str(size): seconds for size, seconds in sorted(getattr(self, name).items())}
-                for name in ("send_s", "receive_s", "one_way_s")
+                for name in ("receive_s", "send_s", "one_way_s")
             },
+            **{name: _described(getattr(self, name)) for name in ("late_s", "dispatch_factors", "message_factors")},
         }
 
 
-def calibrate(
-    config: RunConfig,
-    message_bytes: Sequence[int],
-    *,
-    pool: WorkerPool | None = None,
-    action_s: float = _ACTION_S,
-    steps: int = _STEPS,
-) -> Calibration:
-    """Run 1F1B with timed compute on as many ranks as `config` has, once for each message size, and see what it costs.
-
-    Whatever the schedule that is predicted later, it is this one that is measured here. action_s: what a forward takes
-    (a backward twice as much); about as long as what is predicted, since ranks that outnumber the cores disturb one
-    another the more, the shorter their actions are.
-    """
-    sizes = (sorted(set(message_bytes)) if config.ranks > 1 else []) or [0]
-    found = [_measured(config, size, pool=pool, action_s=action_s, steps=steps) for size in sizes]
-    parts = {
-        name: {size: getattr(one, name)[size] for size, one in zip(sizes, found, strict=True)}
-        for name in ("send_s", "receive_s", "one_way_s")
+def _described(amounts: Seconds) -> dict[str, float]:
+    if not len(amounts):
+        return {"count": 0}
+    percentiles = np.percentile(amounts, _PERCENTILES).tolist()
+    return {
+        "count": len(amounts),
+        "mean": float(amounts.mean()),
+        **{f"p{q}": value for q, value in zip(_PERCENTILES, percentiles, strict=True)},
     }
-    return Calibration(
-        action_s=float(np.median([one.action_s for one in found])),
-        late_s=float(np.median([one.late_s for one in found])),
-        **parts,
-    )
 
 
-def _measured(
-    config: RunConfig, size_bytes: int, *, pool: WorkerPool | None, action_s: float, steps: int
-) -> Calibration:
-    plain = replace(
-        config.plain(),
-        schedule="1f1b",
-        from_csv=None,
-        stages_per_rank=None,
-        microbatches=max(2 * config.ranks, 8),
-        global_batch_size=0,
-        layers=config.ranks,
-        partition="even",
-        costs=None,
-        compute="real",  # given costs are waited for all the same
-        forward_only=False,
-        recompute=False,
-        receive_window=0,
-    )
-    if config.receive_window:
-        needed = smallest_receive_window(plain.pipeline.program)
-        plain = replace(plain, receive_window=max(config.receive_window, needed))
-    stages = [
-        StageCost(
-            forward_s=action_s,
-            backward_input_s=action_s,
-            backward_weight_s=action_s,
-            activation_bytes=0,
-            weight_activation_bytes=0,
-            output_bytes=size_bytes,
-        )
-    ] * config.ranks
-    with Session(plain, pool=pool, costs=stages) as session:
-        session.measure(1)
-        traces = session.measure(steps)
-    return fit(traces, stages)
+def fit(steps: Sequence[tuple[Trace, Sequence[StageCost]]]) -> Calibration:
+    """What measured steps of timed compute say, each with what its stages were to take. Raises ValueError for pairs.
 
-
-def fit(traces: Sequence[Trace], stages: Sequence[StageCost]) -> Calibration:
-    """What measured steps of timed compute say; all messages of one size. Raises ValueError for pairs.
-
-    Each figure is a step's mean, since a step takes the sum of its actions, and the median over steps.
+    All messages of a step have one size; different steps may have different ones. What is spent between two actions is
+    taken as action_s + send_s where the first sends + receive_s where the second takes a message that is there, by
+    least squares over all of them; so these are means, as a step takes the sum of its actions. Of the steps of one
+    schedule the slowest and the fastest quarter count nothing, since others may have used the machine in them.
     """
-    program = traces[0].program
+    seen = [_look(trace, stages) for trace, stages in _middle(steps)]
+    sizes = sorted({one.size_bytes for one in seen})
+    gap_s, sends, takes = (np.concatenate([getattr(one, name) for one in seen]) for name in ("gap_s", "sends", "takes"))
+    size = np.repeat([one.size_bytes for one in seen], [len(one.gap_s) for one in seen])
+    of_size = size[:, None] == np.array(sizes)
+    terms = np.hstack([np.ones((len(gap_s), 1)), of_size & sends[:, None], of_size & takes[:, None]])
+    action_s, *more_s = np.maximum(np.linalg.lstsq(terms, gap_s, rcond=None)[0], 0.0).tolist()
+    send_s, receive_s = (dict(zip(sizes, part, strict=True)) for part in (more_s[: len(sizes)], more_s[len(sizes) :]))
+    way_s = dict.fromkeys(sizes, _NONE)
+    for one in seen:
+        known_s = send_s[one.size_bytes] + action_s + receive_s[one.size_bytes]
+        way_s[one.size_bytes] = np.concatenate([way_s[one.size_bytes], np.maximum(one.journey_s - known_s, 0.0)])
+    dispatch_s = np.maximum(gap_s - np.array([send_s[each] for each in size.tolist()]) * sends, 0.0)
+    expected_s = action_s + np.array([receive_s[each] for each in size.tolist()]) * takes
+    return Calibration(
+        action_s=action_s,
+        receive_s=receive_s,
+        send_s=send_s,
+        one_way_s={each: float(found.mean()) if len(found) else 0.0 for each, found in way_s.items()},
+        late_s=np.maximum(np.concatenate([one.late_s for one in seen]), 0.0),
+        dispatch_factors=_factors(dispatch_s, expected_s),
+        message_factors=np.concatenate(
+            [_factors(found, found.mean()) for found in way_s.values() if len(found)] or [_NONE]
+        ),
+    )
+
+
+def _middle(steps: Sequence[tuple[Trace, Sequence[StageCost]]]) -> list[tuple[Trace, Sequence[StageCost]]]:
+    """Of the steps of each program, by their length, all but the first and the last quarter."""
+    alike: dict[tuple[int, int], list[tuple[Trace, Sequence[StageCost]]]] = {}
+    for trace, stages in steps:
+        alike.setdefault((id(trace.program), id(stages)), []).append((trace, stages))
+    kept = []
+    for same in alike.values():
+        same.sort(key=lambda step: step[0].makespan_s)
+        kept += same[len(same) // 4 : len(same) - len(same) // 4]
+    return kept
+
+
+@dataclass(frozen=True, kw_only=True)
+class _Seen:
+    """What a step shows.
+
+    gap_s: between the ends of actions and the starts of the next, where all was there; sends, takes: whether the first
+    of the two sends a message and the second takes one, shape (gaps,). journey_s: from an action's end to the start of
+    one that had waited for its message. late_s: how late each row ended. size_bytes: of its messages.
+    """
+
+    size_bytes: int
+    gap_s: Seconds
+    sends: npt.NDArray[np.bool_]
+    takes: npt.NDArray[np.bool_]
+    journey_s: Seconds
+    late_s: Seconds
+
+
+def _look(trace: Trace, stages: Sequence[StageCost]) -> _Seen:
+    program = trace.program
     if program.has_pairs:
         raise ValueError("a calibration is fitted from a schedule without overlapped pairs: take 1f1b")
-    per_step = [_fit_step(trace, stages) for trace in traces]
-    action_s, send_s, receive_s, one_way_s, late_s = (_median(list(values)) for values in zip(*per_step, strict=True))
-    size = int(traces[0].message_bytes[0]) if len(program.messages) else 0
-    known = [0.0 if np.isnan(value) else max(value, 0.0) for value in (send_s, receive_s, one_way_s)]
-    return Calibration(
-        action_s=0.0 if np.isnan(action_s) else max(action_s, 0.0),
-        late_s=max(late_s, 0.0),
-        send_s={size: known[0]},
-        receive_s={size: known[1]},
-        one_way_s={size: known[2]},
+    first = np.zeros(len(program.stage), bool)
+    first[program.rank_actions[:-1]] = True  # without pairs, rows are actions
+    free_s = np.roll(trace.end_s, 1)
+    sends, takes = np.roll(program.message_out >= 0, 1), program.message_in >= 0
+    sent_s = np.full(len(takes), -np.inf)
+    sent_s[takes] = trace.message_start_s[program.message_in[takes]]
+    was_there = ~first & (sent_s < free_s - _THERE_S)
+    waited = takes & (first | (sent_s > free_s + _THERE_S))
+    producer = program.messages.producer[program.message_in[waited]]
+    return _Seen(
+        size_bytes=int(trace.message_bytes[0]) if len(trace.message_bytes) else 0,
+        gap_s=(trace.start_s - free_s)[was_there],
+        sends=sends[was_there],
+        takes=takes[was_there],
+        journey_s=trace.start_s[waited] - trace.end_s[producer],
+        late_s=trace.end_s - trace.start_s - row_durations(program, stages),
     )
 
 
-def _fit_step(trace: Trace, stages: Sequence[StageCost]) -> tuple[float, float, float, float, float]:
-    """action_s, send_s, receive_s, one_way_s, late_s of one step."""
-    program = trace.program
-    first = np.zeros(len(program.stage), bool)
-    first[program.action_start[program.rank_actions[:-1]]] = True
-    gap_s = trace.start_s - np.roll(trace.end_s, 1)
-    free_s = np.roll(trace.end_s, 1)
-    sends = np.roll(program.message_out >= 0, 1)
-    takes = program.message_in >= 0
-    sent_s = np.full(len(gap_s), -np.inf)
-    sent_s[takes] = trace.message_start_s[program.message_in[takes]]
-    was_there = ~first & (sent_s < free_s - _THERE_S)
-    gaps = {
-        (after, before): _mean(gap_s[was_there & (sends == after) & (takes == before)])
-        for after in (False, True)
-        for before in (False, True)
-    }
-    action_s = gaps[False, False]
-    send_s = gaps[True, False] - action_s
-    receive_s = gaps[False, True] - action_s
-    if np.isnan(receive_s):
-        receive_s = gaps[True, True] - action_s - send_s
-    waited = takes & (first | (sent_s > free_s + _THERE_S))
-    producer = program.messages.producer[program.message_in[waited]]
-    after_send = np.where(sends[waited] & ~first[waited], send_s, 0.0)
-    journey_s = trace.start_s[waited] - trace.end_s[producer] - np.nan_to_num(after_send)
-    one_way_s = _mean(journey_s) - action_s - np.nan_to_num(receive_s)
-    late_s = _mean(trace.end_s - trace.start_s - row_durations(program, stages))
-    return action_s, send_s, receive_s, one_way_s - max(late_s, 0.0), late_s
-
-
-def _median(values: Sequence[float]) -> float:
-    known = [value for value in values if not np.isnan(value)]
-    return float(np.median(known)) if known else float("nan")
-
-
-def _mean(values: Seconds) -> float:
-    return float(values.mean()) if len(values) else float("nan")
+def _factors(amounts: Seconds, expected: npt.ArrayLike) -> Seconds:
+    """Single amounts over what is expected of each, with mean 1; none where nothing is expected."""
+    expected = np.broadcast_to(expected, amounts.shape)
+    factors = amounts[expected > 0] / expected[expected > 0]
+    return factors / factors.mean() if len(factors) and factors.mean() > 0 else _NONE
 
 
 def _at(table: Mapping[int, float], sizes: npt.NDArray[np.int64]) -> Seconds:

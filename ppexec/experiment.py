@@ -11,9 +11,10 @@ import numpy as np
 
 import ppsim
 from ppexec.api import profiled_for_timed
-from ppexec.calibrate import Calibration, calibrate
+from ppexec.calibrate import Calibration, fit
 from ppexec.config import RunConfig
 from ppexec.environment import is_crowded, usable_cores
+from ppexec.exercise import exercises
 from ppexec.measure import RankMemory, median_step, with_memory
 from ppexec.pool import WorkerPool
 from ppexec.profile import Profile
@@ -25,6 +26,9 @@ from ppsim.memory_columns import first_difference, with_columns
 from ppsim.simulate import message_bytes
 
 _MOST_DISTURBED = 2  # steps, for each one that was asked for
+_SAMPLES = 200
+_ROUNDS_BY_LAYER = 3  # of profiling; only stages are timed in later ones
+_EXERCISE = {True: 1.0, False: 0.25}  # how long exercises take beside steps of timed or real compute
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -33,9 +37,10 @@ class Outcome:
 
     predicted: one step. measured: every measured step, all with the activation bytes counted in an untimed step.
     stages: the costs the prediction was made from. profile: where they come from; None if compute was timed. verified:
-    None if it was not asked for. calibration: what dispatch and network were taken from. disturbed: steps during which
-    others used the machine, which count nowhere else. reduction: the ring that adds up gradients over replicas, as
-    probed; None without.
+    None if it was not asked for. calibration: what dispatch, sending and network were taken from. likely: samples of
+    the step, as costs vary in the calibration; the predicted one is their median. disturbed: steps during which others
+    used the machine, which count nowhere else. reduction: the ring that adds up gradients over replicas, as probed;
+    None without.
     """
 
     config: RunConfig
@@ -46,7 +51,8 @@ class Outcome:
     predicted: Trace
     measured: list[Trace]
     verified: VerifyReport | None
-    calibration: Calibration | None = None
+    calibration: Calibration
+    likely: ppsim.Ensemble
     disturbed: list[Trace] = field(default_factory=list)
     reduction: Reduction | None = None
 
@@ -72,7 +78,11 @@ class Outcome:
         fractions = [trace.bubble_fraction for trace in self.measured]
         verified = self.verified
         return {
-            "step_time_s": _compared(self.predicted.makespan_s, times_s),
+            "step_time_s": {
+                **_compared(self.predicted.makespan_s, times_s),
+                "predicted_p25": float(np.quantile(self.likely.makespan_s, 0.25)),
+                "predicted_p75": float(np.quantile(self.likely.makespan_s, 0.75)),
+            },
             "step_with_reductions_s": None
             if self.predicted.reduce_end_s is None
             else _compared(self.predicted.step_s, whole_s),
@@ -131,9 +141,11 @@ def predict_and_measure(
 ) -> Outcome:
     """Profile, predict, run and verify a configuration.
 
-    Rounds of profiling and measured steps take turns, so that a machine whose speed drifts drifts under both alike.
+    Rounds of profiling, measured steps and exercises for the calibration take turns, so that a machine whose speed
+    drifts drifts under all alike. The prediction is the median of many samples: where ranks wait for one another, what
+    varies costs more than its mean.
     costs: of each stage, if known; then nothing is profiled, ranks wait instead of computing (timed compute), and there
-    are no gradients to verify. Timed compute without a cost file is profiled once, before. calibration: made afterwards
+    are no gradients to verify. Timed compute without a cost file is profiled once, before. calibration: made here
     unless given. watch: tells which steps are disturbed from outside; these, and the rounds of profiling beside them,
     do not count. advance: called as each of `experiment_length(config)` parts is done, with its name.
     """
@@ -141,26 +153,24 @@ def predict_and_measure(
         if pool is None and not under_torchrun():
             pool = owned.enter_context(WorkerPool())
         costs = profiled_for_timed(config, pool) if costs is None else costs
-        found = _alternate(config, pool, costs, verify=verify, watch=watch, advance=advance)
-        if calibration is None:
-            calibration = calibrate(
-                config, [stage.output_bytes for stage in found.stages[:-1]], pool=pool, action_s=typical_s(found.stages)
-            )
-        advance("calibration")
+        found = _alternate(
+            config, pool, costs, verify=verify, calibrates=calibration is None, watch=watch, advance=advance
+        )
+    calibration = fit(found.exercised) if calibration is None else calibration
     stages, program = found.stages, config.pipeline.program
-    sizes = message_bytes(program, stages)
-    network = calibration.network(program, sizes)
     is_shared = found.profile is not None and is_crowded(config)
-    simulated = ppsim.simulate(
+    options = calibration.options(program, message_bytes(program, stages))
+    likely = ppsim.monte_carlo(
         config.pipeline,
         stages,
-        network=network,
-        dispatch_s=calibration.dispatch_s(program, sizes, timed=found.profile is None),
+        jitter=calibration.jitter(timed=found.profile is None),
+        samples=_SAMPLES,
         cores=usable_cores() if is_shared else None,
         sharing="fair" if is_shared else "turns",
         reduction=found.reduction,
+        **options,
     )
-    predicted = with_columns(simulated, receive_window=found.receive_window)
+    predicted = with_columns(likely.trace(likely.nearest(50)), receive_window=found.receive_window)
     measured, disturbed = ([with_memory(trace, found.memory) for trace in of] for of in (found.traces, found.disturbed))
     details = {"config": config.to_dict(), "environment": found.environment}
     return Outcome(
@@ -168,11 +178,12 @@ def predict_and_measure(
         profile=found.profile,
         environment=found.environment,
         stages=stages,
-        network=network,
+        network=options["network"],
         predicted=replace(predicted, details=predicted.details | details),
         measured=[replace(trace, details=details) for trace in measured],
         verified=found.verified,
         calibration=calibration,
+        likely=likely,
         disturbed=[replace(trace, details=details) for trace in disturbed],
         reduction=found.reduction,
     )
@@ -185,6 +196,7 @@ class _Found:
     profile: Profile | None
     stages: list[StageCost]
     traces: list[Trace]
+    exercised: list[tuple[Trace, list[StageCost]]]
     disturbed: list[Trace]
     memory: list[RankMemory]
     receive_window: int
@@ -199,10 +211,11 @@ def _alternate(
     costs: Sequence[StageCost] | None,
     *,
     verify: bool,
+    calibrates: bool,
     watch: OutsideLoad | None,
     advance: Callable[[str], None],
 ) -> _Found:
-    """Profile and run in turn. Disturbed steps are made up for, twice as many as were asked for at most."""
+    """Profile, run and exercise in turn. Disturbed steps are made up for, twice as many as were asked for at most."""
     with Session(config, pool=pool, costs=costs) as session:
         is_timed = session.costs is not None
         for _ in range(config.warmup):
@@ -210,20 +223,27 @@ def _alternate(
                 session.profile_rounds(1)
             session.measure(1)
             advance("warm-up")
+        rehearsals = _Rehearsals(session, is_timed) if calibrates else None
+        advance("calibration")
         rounds: list[list[Any]] = [[] for _ in range(config.world_size)]
         traces: list[Trace] = []
         disturbed: list[Trace] = []
+        steps_exercised: list[tuple[Trace, list[StageCost]]] = []
         while len(traces) < config.steps and len(disturbed) <= _MOST_DISTURBED * config.steps:
             step = len(traces)
             with _window(watch, pool) as window:
-                new_rounds = [] if is_timed else session.profile_rounds(1, first_step=step)
+                new_rounds = (
+                    [] if is_timed else session.profile_rounds(1, first_step=step, by_layer=step < _ROUNDS_BY_LAYER)
+                )
                 trace = session.measure(1, first_step=step)
+                exercised = rehearsals.beside(trace[0].makespan_s) if rehearsals else []
             if window.is_disturbed:
                 disturbed += trace
                 continue
             for gathered, new in zip(rounds, new_rounds, strict=False):
                 gathered += new
             traces += trace
+            steps_exercised += exercised
             advance("profile and step")
         if not traces:
             raise ValueError(
@@ -240,6 +260,7 @@ def _alternate(
             profile=profile,
             stages=list(session.costs or []) if profile is None else profile.stages,
             traces=traces,
+            exercised=steps_exercised,
             disturbed=disturbed,
             memory=memory,
             receive_window=window_size,
@@ -255,9 +276,42 @@ def _window(watch: OutsideLoad | None, pool: WorkerPool | None) -> contextlib.Ab
     return watch.window([] if pool is None else pool.process_ids)
 
 
+class _Rehearsals:
+    """Exercises in turn, beside what they are to say something about."""
+
+    def __init__(self, session: Session, is_timed: bool) -> None:
+        config, stages = session.config, session.costs if is_timed else session.profile(1).stages
+        self._session = session
+        self._turns = [
+            each
+            for of_round in exercises(
+                config.ranks,
+                session.message_bytes,
+                typical_s(stages or []),
+                stages_per_rank=-(-config.pipeline.stages // config.ranks),
+            )
+            for each in of_round
+        ]
+        self._share, self._owed_s, self._done = _EXERCISE[is_timed], 0.0, 0
+        for each in self._turns:
+            session.exercise(each)  # not counted: memory is touched for the first time
+
+    def beside(self, step_s: float) -> list[tuple[Trace, list[StageCost]]]:
+        """The next ones, as long as suits a step of this length; all of them at first."""
+        found: list[tuple[Trace, list[StageCost]]] = []
+        self._owed_s += self._share * step_s
+        while self._owed_s > 0 or self._done < len(self._turns):
+            each = self._turns[self._done % len(self._turns)]
+            trace = self._session.exercise(each)
+            found.append((trace, each.stages))
+            self._owed_s -= trace.makespan_s
+            self._done += 1
+        return found
+
+
 def typical_s(stages: Sequence[StageCost]) -> float:
     """What a forward of these stages takes, within what a calibration can be run with in a second or two."""
-    return float(np.clip(np.mean([stage.forward_s for stage in stages]), 0.5e-3, 10e-3))
+    return float(np.clip(np.mean([stage.forward_s for stage in stages]), 0.5e-3, 30e-3))
 
 
 def experiment_length(config: RunConfig) -> int:

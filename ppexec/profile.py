@@ -77,13 +77,25 @@ class LayerProfiler:
         self._footprints: dict[int, Footprint] = {}
         self._sizes: dict[int, dict[str, int]] = {}
 
-    def round(self, batch: Batch) -> LayerSamples:
-        """Run the rank's order once by stage and once by layer, then each layer's other kind of backward once."""
+    def round(self, batch: Batch, *, by_layer: bool = True) -> LayerSamples:
+        """Run the rank's order once by stage, and if by_layer once by layer, then each layer's other kind of backward
+        once."""
         samples = LayerSamples()
         for stage, kind, microbatch in self._rows:
             self._run_stage(stage, kind, microbatch, batch, samples, split=(stage, microbatch) in self._split)
         for whole in self._stages.values():
             whole.clear()
+        if by_layer:
+            self._run_layers(batch, samples)
+        samples.stage_sizes = {index: found.amounts() for index, found in self.footprints(batch).items()}
+        if not self._sizes:
+            self._sizes = {
+                layer.first_layer: self._layer_sizes(layer, batch) for each in self._layers.values() for layer in each
+            }
+        samples.sizes = self._sizes
+        return samples
+
+    def _run_layers(self, batch: Batch, samples: LayerSamples) -> None:
         for layer in (layer for layers in self._layers.values() for layer in layers):
             layer.begin(batch)
         for stage, kind, microbatch in self._rows:
@@ -99,13 +111,6 @@ class LayerProfiler:
                 if not (Kind.B in measured and Kind.I in measured):
                     for name, found in only_backward.seconds.items():
                         samples.seconds[name].update(found)
-        samples.stage_sizes = {index: found.amounts() for index, found in self.footprints(batch).items()}
-        if not self._sizes:
-            self._sizes = {
-                layer.first_layer: self._layer_sizes(layer, batch) for each in self._layers.values() for layer in each
-            }
-        samples.sizes = self._sizes
-        return samples
 
     def _run_stage(
         self, index: int, kind: Kind, microbatch: int, batch: Batch, samples: LayerSamples, *, split: bool

@@ -14,8 +14,10 @@ import torch.distributed as dist
 
 import ppsim
 from ppexec import checkpoint
+from ppexec.calibrate import Calibration, fit
 from ppexec.config import RunConfig
 from ppexec.environment import describe_environment
+from ppexec.exercise import Exercise, exercises
 from ppexec.measure import RankMemory, assemble_trace
 from ppexec.models import load_model, resolve_factory
 from ppexec.pool import WorkerPool
@@ -86,8 +88,27 @@ class Session:
         """
         every: list[list[StepRecord]] = self._workers.call("measure", steps=steps, first_step=first_step)
         by_rank = self._shown(every)
-        program, specs = self.config.pipeline.program, self._message_bytes()
+        program, specs = self.config.pipeline.program, self.message_bytes
         return [assemble_trace(program, [records[step] for records in by_rank], specs) for step in range(steps)]
+
+    def exercise(self, exercise: Exercise) -> Trace:
+        """Run and time one step of an exercise on these ranks."""
+        records = self._shown(self._workers.call("exercise", exercise=exercise))
+        program = exercise.schedule.program
+        return assemble_trace(program, records, [exercise.size_bytes] * len(program.messages))
+
+    def calibrate(self, message_bytes: Sequence[int], *, action_s: float, rounds: int = 3) -> Calibration:
+        """What running a schedule costs on these ranks beside its computations (see `calibrate.fit`).
+
+        message_bytes: the sizes to know. action_s: how long an exercise's forward takes; about as long as what is to be
+        predicted, since caches grow cold meanwhile. rounds: how often each exercise is run, and counted.
+        """
+        per_rank = -(-self.config.pipeline.stages // self.config.ranks)
+        rounds_of = exercises(self.config.ranks, message_bytes, action_s, stages_per_rank=per_rank)
+        every = [each for of_round in rounds_of for each in of_round]
+        for each in every:
+            self.exercise(each)
+        return fit([(self.exercise(each), each.stages) for _ in range(rounds) for each in every])
 
     def count_memory(self) -> list[list[int]]:
         """Per rank (of the first replica) the activation bytes after each row's action, from one untimed step."""
@@ -113,10 +134,13 @@ class Session:
         """Layer costs, and stage costs of this cut, from `rounds` rounds on all ranks at once."""
         return self.summarise(self.profile_rounds(rounds))
 
-    def profile_rounds(self, rounds: int, *, first_step: int = 0) -> list[Any]:
-        """The rounds themselves, by rank, to be gathered over several calls and then summarised."""
+    def profile_rounds(self, rounds: int, *, first_step: int = 0, by_layer: bool = True) -> list[Any]:
+        """The rounds themselves, by rank, to be gathered over several calls and then summarised.
+
+        by_layer: False for rounds of stages alone, which take half as long; one round at least must have layers.
+        """
         self._refuse_timed("profile")
-        return self._workers.call("profile", rounds=rounds, first_step=first_step)
+        return self._workers.call("profile", rounds=rounds, first_step=first_step, by_layer=by_layer)
 
     def _refuse_timed(self, what: str) -> None:
         if self.costs is not None:
@@ -216,10 +240,10 @@ class Session:
             worker_allocator=self._workers.call("allocator")[0],
         )
 
-    def _message_bytes(self) -> list[int]:
-        if not hasattr(self, "_sizes"):
-            self._sizes: list[int] = self._workers.call("message_bytes")[0]
-        return self._sizes
+    @cached_property
+    def message_bytes(self) -> list[int]:
+        """The size of every message of the program."""
+        return self._workers.call("message_bytes")[0]
 
 
 def _stage_costs(config: RunConfig, costs: Sequence[StageCost] | None) -> Sequence[StageCost] | None:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import gc
 import os
 import time
@@ -17,6 +18,7 @@ from ppexec.clock import now_ns, offset_to_first_ns
 from ppexec.config import RunConfig
 from ppexec.data import Batch, load_batch, read_sample
 from ppexec.environment import ALLOCATOR, is_crowded
+from ppexec.exercise import Exercise, Gym, message_specs, timed_stages
 from ppexec.ledger import Ledger, parameter_bytes, tensors_of
 from ppexec.measure import RankMemory
 from ppexec.mesh import build_mesh, meet
@@ -64,7 +66,8 @@ class Worker:
         self.stages: dict[int, Stage | TimedStage]
         if costs is not None:
             sharpen_sleep()
-            self.stages = {stage: self._timed_stage(stage, costs) for stage in config.pipeline.stages_of(self.rank)}
+            held = config.pipeline.stages_of(self.rank)
+            self.stages = {**timed_stages(held, costs, trains=not config.forward_only)}
         else:
             self.model = load_model(config)
             check_plan(self.model, config.tp)
@@ -115,11 +118,6 @@ class Worker:
             mesh=self.mesh,
         )
 
-    def _timed_stage(self, stage: int, costs: Sequence[StageCost]) -> TimedStage:
-        before = costs[stage - 1] if stage else None
-        is_last = stage == len(costs) - 1
-        return TimedStage(stage, costs[stage], before=before, is_last=is_last, trains=not self.config.forward_only)
-
     @property
     def _has_first(self) -> bool:
         return 0 in self.stages
@@ -146,12 +144,12 @@ class Worker:
     def _message_specs(self) -> list[TensorSpec]:
         """Between stages s and s + 1 both ways: what leaves the last layer of s."""
         program = self.program
+        if self.costs is not None:
+            return message_specs(program, self.costs)
         lower = [
             min(int(program.stage[a]), int(program.stage[b]))
             for a, b in zip(program.messages.producer, program.messages.consumer, strict=True)
         ]
-        if self.costs is not None:
-            return [TensorSpec(shape=(self.costs[stage].output_bytes,), dtype=torch.uint8) for stage in lower]
         return [self.boundaries[self.layer_bounds[stage][1]] for stage in lower]
 
     def load(self, step: int) -> Batch:
@@ -177,22 +175,28 @@ class Worker:
             stage.clear()
 
     def together(self, first: int, count: int) -> Iterator[Batch]:
-        """The batches of `count` steps; all ranks go on from each at once, and no garbage is collected.
+        """The batches of `count` steps, each to be used undisturbed."""
+        for step in range(first, first + count):
+            batch = self.load(step)
+            self.clear()
+            with self._undisturbed():
+                yield batch
+
+    @contextlib.contextmanager
+    def _undisturbed(self) -> Iterator[None]:
+        """All ranks begin the body at once, and no garbage is collected in it.
 
         Nor do they leave it before the last is done: what a rank does after a step, collecting garbage for a tenth of a
         second, would take a core from those that are still at it.
         """
-        for step in range(first, first + count):
-            batch = self.load(step)
-            self.clear()
-            gc.collect()
-            gc.disable()
-            try:
-                meet(self.mesh)
-                yield batch
-                meet(self.mesh)
-            finally:
-                gc.enable()
+        gc.collect()
+        gc.disable()
+        try:
+            meet(self.mesh)
+            yield
+            meet(self.mesh)
+        finally:
+            gc.enable()
 
     def measure(self, steps: int, first_step: int = 0) -> list[StepRecord]:
         """Run and time `steps` steps; times are on the first rank's clock."""
@@ -202,6 +206,20 @@ class Worker:
             record.shift(self.offset_ns)
             records.append(record)
         return records
+
+    def exercise(self, exercise: Exercise) -> StepRecord:
+        """Run and time one step of a known schedule, in this world; times are on the first rank's clock."""
+        self.gym.prepare(exercise)
+        with self._undisturbed():
+            record = self.gym.step(exercise)
+        record.shift(self.offset_ns)
+        return record
+
+    @cached_property
+    def gym(self) -> Gym:
+        """This rank's end of exercises."""
+        config = self.config
+        return Gym(self.group, window=config.receive_window, timeout_s=config.timeout_s, device=self.device)
 
     def count_memory(self) -> RankMemory:
         """What this rank holds after each row's action, from one untimed step."""
@@ -233,9 +251,9 @@ class Worker:
         """How many receives are posted ahead on each link."""
         return self.transport.window
 
-    def profile(self, rounds: int, first_step: int = 0) -> list[LayerSamples]:
-        """Time this rank's layers, in its order, at the same time as the other ranks time theirs."""
-        return [self._profiler.round(batch) for batch in self.together(first_step, rounds)]
+    def profile(self, rounds: int, first_step: int = 0, by_layer: bool = True) -> list[LayerSamples]:
+        """Time this rank's stages and layers, in its order, at the same time as the other ranks time theirs."""
+        return [self._profiler.round(batch, by_layer=by_layer) for batch in self.together(first_step, rounds)]
 
     @cached_property
     def _profiler(self) -> LayerProfiler:
