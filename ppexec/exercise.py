@@ -18,7 +18,7 @@ from ppsim import Program, Schedule, StageCost, build_schedule
 from ppsim.check import smallest_receive_window
 
 _LEAST_MICROBATCHES = 8
-_SIZES = 3
+_MOST_SIZES = 3
 
 
 @dataclass(frozen=True)
@@ -58,22 +58,21 @@ class Exercise:
         return [cost] * self.schedule.stages
 
 
-def exercises(
-    ranks: int, message_bytes: Sequence[int], action_s: float, *, stages_per_rank: int = 1
-) -> list[list[Exercise]]:
-    """Rounds of exercises, to be run in turn: each has every size once, or smallest, middle and largest of many.
+def exercises(ranks: int, message_bytes: Sequence[int], action_s: float, *, stages_per_rank: int = 1) -> list[Exercise]:
+    """Exercises to be run in turn: two schedules with messages of every size, or smallest, middle and largest of many.
 
     In 1F1B all ranks act at the same time and wait for one another's messages; where backwards are split they act at
     different times, and most messages are there before they are needed. What is predicted is of both kinds. Ranks that
     hold several stages do so here too: they have less to do at a time, and disturb one another less.
     """
-    sizes = sorted(set(message_bytes)) if ranks > 1 else []
-    if len(sizes) > _SIZES:
+    sizes = sorted(set(message_bytes)) if ranks > 1 else [0]
+    if len(sizes) > _MOST_SIZES:
         sizes = [sizes[0], sizes[len(sizes) // 2], sizes[-1]]
     names = ("1f1b", "zb-h1") if stages_per_rank == 1 else ("interleaved-1f1b", "zb-v")
     return [
-        [Exercise(name, ranks, 2 if name == "zb-v" else stages_per_rank, size, action_s) for size in sizes or [0]]
-        for name in names[: 2 if ranks > 1 else 1]
+        Exercise(name, ranks, 2 if name == "zb-v" else stages_per_rank, size, action_s)
+        for name in names[: min(ranks, 2)]
+        for size in sizes
     ]
 
 

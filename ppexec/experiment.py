@@ -14,21 +14,18 @@ from ppexec.api import profiled_for_timed
 from ppexec.calibrate import Calibration, fit
 from ppexec.config import RunConfig
 from ppexec.environment import is_crowded, usable_cores
-from ppexec.exercise import exercises
-from ppexec.measure import RankMemory, median_step, with_memory
+from ppexec.measure import median_step, with_memory
 from ppexec.pool import WorkerPool
 from ppexec.profile import Profile
-from ppexec.session import Session, under_torchrun
+from ppexec.rounds import measure_in_turn
+from ppexec.session import under_torchrun
 from ppexec.verify import VerifyReport
-from ppexec.watch import OutsideLoad, Window
+from ppexec.watch import OutsideLoad
 from ppsim import Network, Reduction, StageCost, Trace
 from ppsim.memory_columns import first_difference, with_columns
 from ppsim.simulate import message_bytes
 
-_MOST_DISTURBED = 2  # steps, for each one that was asked for
 _SAMPLES = 200
-_ROUNDS_BY_LAYER = 3  # of profiling; only stages are timed in later ones
-_EXERCISE = {True: 1.0, False: 0.25}  # how long exercises take beside steps of timed or real compute
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -153,7 +150,7 @@ def predict_and_measure(
         if pool is None and not under_torchrun():
             pool = owned.enter_context(WorkerPool())
         costs = profiled_for_timed(config, pool) if costs is None else costs
-        found = _alternate(
+        found = measure_in_turn(
             config, pool, costs, verify=verify, calibrates=calibration is None, watch=watch, advance=advance
         )
     calibration = fit(found.exercised) if calibration is None else calibration
@@ -187,131 +184,6 @@ def predict_and_measure(
         disturbed=[replace(trace, details=details) for trace in disturbed],
         reduction=found.reduction,
     )
-
-
-@dataclass(frozen=True, kw_only=True)
-class _Found:
-    """What one session measured."""
-
-    profile: Profile | None
-    stages: list[StageCost]
-    traces: list[Trace]
-    exercised: list[tuple[Trace, list[StageCost]]]
-    disturbed: list[Trace]
-    memory: list[RankMemory]
-    receive_window: int
-    verified: VerifyReport | None
-    reduction: Reduction | None
-    environment: dict[str, Any]
-
-
-def _alternate(
-    config: RunConfig,
-    pool: WorkerPool | None,
-    costs: Sequence[StageCost] | None,
-    *,
-    verify: bool,
-    calibrates: bool,
-    watch: OutsideLoad | None,
-    advance: Callable[[str], None],
-) -> _Found:
-    """Profile, run and exercise in turn. Disturbed steps are made up for, twice as many as were asked for at most."""
-    with Session(config, pool=pool, costs=costs) as session:
-        is_timed = session.costs is not None
-        for _ in range(config.warmup):
-            if not is_timed:
-                session.profile_rounds(1)
-            session.measure(1)
-            advance("warm-up")
-        rehearsals = _Rehearsals(session, is_timed) if calibrates else None
-        advance("calibration")
-        rounds: list[list[Any]] = [[] for _ in range(config.world_size)]
-        traces: list[Trace] = []
-        disturbed: list[Trace] = []
-        steps_exercised: list[tuple[Trace, list[StageCost]]] = []
-        while len(traces) < config.steps and len(disturbed) <= _MOST_DISTURBED * config.steps:
-            step = len(traces)
-            with _window(watch, pool) as window:
-                new_rounds = (
-                    [] if is_timed else session.profile_rounds(1, first_step=step, by_layer=step < _ROUNDS_BY_LAYER)
-                )
-                trace = session.measure(1, first_step=step)
-                exercised = rehearsals.beside(trace[0].makespan_s) if rehearsals else []
-            if window.is_disturbed:
-                disturbed += trace
-                continue
-            for gathered, new in zip(rounds, new_rounds, strict=False):
-                gathered += new
-            traces += trace
-            steps_exercised += exercised
-            advance("profile and step")
-        if not traces:
-            raise ValueError(
-                f"all of {len(disturbed)} steps were disturbed by other load on this machine: run it when there is none"
-            )
-        reduction = session.probe_reduction()
-        memory = session.memory()
-        window_size = session.receive_window
-        advance("memory")
-        verified = session.verify() if verify and not is_timed else None
-        advance("verify")
-        profile = None if is_timed else session.summarise(rounds)
-        return _Found(
-            profile=profile,
-            stages=list(session.costs or []) if profile is None else profile.stages,
-            traces=traces,
-            exercised=steps_exercised,
-            disturbed=disturbed,
-            memory=memory,
-            receive_window=window_size,
-            verified=verified,
-            reduction=reduction,
-            environment=session.environment(),
-        )
-
-
-def _window(watch: OutsideLoad | None, pool: WorkerPool | None) -> contextlib.AbstractContextManager[Window]:
-    if watch is None:
-        return contextlib.nullcontext(Window())
-    return watch.window([] if pool is None else pool.process_ids)
-
-
-class _Rehearsals:
-    """Exercises in turn, beside what they are to say something about."""
-
-    def __init__(self, session: Session, is_timed: bool) -> None:
-        config, stages = session.config, session.costs if is_timed else session.profile(1).stages
-        self._session = session
-        self._turns = [
-            each
-            for of_round in exercises(
-                config.ranks,
-                session.message_bytes,
-                typical_s(stages or []),
-                stages_per_rank=-(-config.pipeline.stages // config.ranks),
-            )
-            for each in of_round
-        ]
-        self._share, self._owed_s, self._done = _EXERCISE[is_timed], 0.0, 0
-        for each in self._turns:
-            session.exercise(each)  # not counted: memory is touched for the first time
-
-    def beside(self, step_s: float) -> list[tuple[Trace, list[StageCost]]]:
-        """The next ones, as long as suits a step of this length; all of them at first."""
-        found: list[tuple[Trace, list[StageCost]]] = []
-        self._owed_s += self._share * step_s
-        while self._owed_s > 0 or self._done < len(self._turns):
-            each = self._turns[self._done % len(self._turns)]
-            trace = self._session.exercise(each)
-            found.append((trace, each.stages))
-            self._owed_s -= trace.makespan_s
-            self._done += 1
-        return found
-
-
-def typical_s(stages: Sequence[StageCost]) -> float:
-    """What a forward of these stages takes, within what a calibration can be run with in a second or two."""
-    return float(np.clip(np.mean([stage.forward_s for stage in stages]), 0.5e-3, 30e-3))
 
 
 def experiment_length(config: RunConfig) -> int:

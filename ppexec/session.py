@@ -104,8 +104,7 @@ class Session:
         predicted, since caches grow cold meanwhile. rounds: how often each exercise is run, and counted.
         """
         per_rank = -(-self.config.pipeline.stages // self.config.ranks)
-        rounds_of = exercises(self.config.ranks, message_bytes, action_s, stages_per_rank=per_rank)
-        every = [each for of_round in rounds_of for each in of_round]
+        every = exercises(self.config.ranks, message_bytes, action_s, stages_per_rank=per_rank)
         for each in every:
             self.exercise(each)
         return fit([(self.exercise(each), each.stages) for _ in range(rounds) for each in every])

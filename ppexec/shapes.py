@@ -2,10 +2,12 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
+from typing import Any
 
 import torch
+import torch.distributed as dist
 from torch import nn
 
 
@@ -53,6 +55,22 @@ def infer_boundaries(layers: Sequence[nn.Module], inputs: TensorSpec) -> list[Te
             )
         specs.append(TensorSpec.of(value))
     return specs
+
+
+def agree_on_boundaries(
+    layers: Sequence[nn.Module], read: Callable[[], torch.Tensor], *, holder: int, group: dist.ProcessGroup
+) -> list[TensorSpec]:
+    """`infer_boundaries` on all ranks of a group, of which the holder alone reads an input. Collective."""
+    message: list[Any] = [None]
+    if dist.get_rank(group) == holder:
+        try:
+            message = [infer_boundaries(layers, TensorSpec.of(read()))]
+        except ValueError as error:
+            message = [error]
+    dist.broadcast_object_list(message, group=group, group_src=holder)
+    if isinstance(message[0], Exception):
+        raise message[0]
+    return message[0]
 
 
 def first_overwriting(layers: Sequence[nn.Module], inputs: TensorSpec) -> list[int]:

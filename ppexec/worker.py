@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-import contextlib
-import gc
 import os
 import time
 from collections.abc import Callable, Iterator, Sequence
@@ -24,10 +22,11 @@ from ppexec.measure import RankMemory
 from ppexec.mesh import build_mesh, meet
 from ppexec.models import load_model, refuse_what_does_not_fit
 from ppexec.profile import LayerProfiler, LayerSamples
+from ppexec.quiet import set_apart_what_stays, undisturbed
 from ppexec.reduction import ReductionSample, probe_reduction
 from ppexec.reference import Comparison, compare_with_reference
 from ppexec.runtime import Runtime, StepRecord
-from ppexec.shapes import TensorSpec, first_overwriting, infer_boundaries
+from ppexec.shapes import TensorSpec, agree_on_boundaries, first_overwriting
 from ppexec.stage import Stage, build_stage
 from ppexec.tensor_parallel import check_plan
 from ppexec.tied import TiedGradients
@@ -41,19 +40,12 @@ from ppsim import StageCost
 from ppsim.partition import bounds
 
 
-def _set_apart_what_stays() -> None:
-    """Collect what is left of the run before, and let no later collection look at what modules hold: it takes long."""
-    gc.unfreeze()
-    gc.collect()
-    gc.freeze()
-
-
 class Worker:
     """Built in every process of an initialised world; its methods are called in all of them at once."""
 
     def __init__(self, config: RunConfig, costs: Sequence[StageCost] | None = None) -> None:
         torch.set_num_threads(config.threads)
-        _set_apart_what_stays()
+        set_apart_what_stays()
         self.config = config
         self.device = torch.device("cpu")
         self.mesh = build_mesh(dp=config.dp, pp=config.ranks, tp=config.tp)
@@ -72,7 +64,12 @@ class Worker:
             self.model = load_model(config)
             check_plan(self.model, config.tp)
             refuse_what_does_not_fit(self.model, config)
-            self.boundaries = self._agree_on_boundaries()
+            self.boundaries = agree_on_boundaries(
+                self.model.layers,
+                lambda: read_sample(self.model.sample, 0)[0],
+                holder=config.pipeline.placement[0],
+                group=self.group,
+            )
             self.overwriting = first_overwriting(self.model.layers, self.boundaries[0])
             self.stages = {stage: self._real_stage(stage) for stage in config.pipeline.stages_of(self.rank)}
         self.carriers = Carriers(
@@ -126,21 +123,6 @@ class Worker:
     def _has_last(self) -> bool:
         return self.config.pipeline.stages - 1 in self.stages
 
-    def _agree_on_boundaries(self) -> list[TensorSpec]:
-        """The first stage's rank alone has data; it infers every boundary and tells the others."""
-        holder = self.config.pipeline.placement[0]
-        message: list[Any] = [None]
-        if self.rank == holder:
-            try:
-                inputs, _ = read_sample(self.model.sample, 0)
-                message = [infer_boundaries(self.model.layers, TensorSpec.of(inputs))]
-            except ValueError as error:
-                message = [error]
-        dist.broadcast_object_list(message, group=self.group, group_src=holder)
-        if isinstance(message[0], Exception):
-            raise message[0]
-        return message[0]
-
     def _message_specs(self) -> list[TensorSpec]:
         """Between stages s and s + 1 both ways: what leaves the last layer of s."""
         program = self.program
@@ -179,24 +161,8 @@ class Worker:
         for step in range(first, first + count):
             batch = self.load(step)
             self.clear()
-            with self._undisturbed():
+            with undisturbed(self.mesh):
                 yield batch
-
-    @contextlib.contextmanager
-    def _undisturbed(self) -> Iterator[None]:
-        """All ranks begin the body at once, and no garbage is collected in it.
-
-        Nor do they leave it before the last is done: what a rank does after a step, collecting garbage for a tenth of a
-        second, would take a core from those that are still at it.
-        """
-        gc.collect()
-        gc.disable()
-        try:
-            meet(self.mesh)
-            yield
-            meet(self.mesh)
-        finally:
-            gc.enable()
 
     def measure(self, steps: int, first_step: int = 0) -> list[StepRecord]:
         """Run and time `steps` steps; times are on the first rank's clock."""
@@ -210,7 +176,7 @@ class Worker:
     def exercise(self, exercise: Exercise) -> StepRecord:
         """Run and time one step of a known schedule, in this world; times are on the first rank's clock."""
         self.gym.prepare(exercise)
-        with self._undisturbed():
+        with undisturbed(self.mesh):
             record = self.gym.step(exercise)
         record.shift(self.offset_ns)
         return record

@@ -41,20 +41,19 @@ from pathlib import Path
 from typing import Any, Literal
 
 import numpy as np
-import plotly.graph_objects as go
 from tqdm import tqdm
 
 import ppexec
 import ppsim
+from ppexec import accuracy
 from ppexec.cli import existing_directory, study_main
 from ppexec.config import RunConfig
 from ppexec.environment import describe_environment, usable_cores
 from ppexec.experiment import Outcome, predict_and_measure
 from ppexec.findings import environment_rows
 from ppexec.watch import OutsideLoad
-from ppsim import StageCost, command
+from ppsim import StageCost, command, plots
 from ppsim.export.report import Report
-from ppsim.plots.style import layout, series_colour
 from ppsim.sweep.key import canonical_json, digest
 from ppsim.sweep.store import Outcome as Stored
 from ppsim.sweep.store import Store
@@ -62,7 +61,6 @@ from ppsim.sweep.store import Store
 Group = Literal["timed", "real", "shared-cores"]
 _GROUPS: tuple[Group, ...] = ("timed", "real", "shared-cores")
 _KEY = "studies.fidelity.4"  # another number where what is measured means something else
-_TARGETS = {"timed": (0.005, 0.015), "real": (0.03, 0.06), "shared-cores": (0.08, 0.15)}
 _TIMED = {"small": (0.010, 64 << 10), "large": (0.025, 512 << 10)}  # a rank's forward, bytes of a message
 _STEPS = {"timed": 7, "real": 15, "shared-cores": 9}
 _REAL = {"small": (256, 64), "large": (512, 128)}  # hidden, sequence
@@ -70,7 +68,7 @@ _REAL = {"small": (256, 64), "large": (512, 128)}  # hidden, sequence
 
 @dataclass(frozen=True, kw_only=True)
 class Case:
-    """One configuration, and what its results are kept under."""
+    """One configuration, and what its results are kept under. repeat: which time it is predicted and measured."""
 
     group: Group
     schedule: str
@@ -78,6 +76,7 @@ class Case:
     microbatches: int
     size: str
     steps: int
+    repeat: int = 0
 
     def config(self) -> RunConfig:
         """What to run. Raises ValueError where the schedule does not allow it."""
@@ -114,7 +113,7 @@ class Case:
         return [cost] * stages
 
 
-def cases(groups: Sequence[Group], steps: int, cores: int) -> list[Case]:
+def cases(groups: Sequence[Group], steps: int, cores: int, repeats: int = 1) -> list[Case]:
     """All that the schedules allow; real compute where the ranks have a core each, or twice as many as cores."""
     ranks = {
         "timed": (2, 4, 8),
@@ -127,7 +126,16 @@ def cases(groups: Sequence[Group], steps: int, cores: int) -> list[Case]:
         "shared-cores": lambda p: (2 * p,),
     }
     found = [
-        Case(group=group, schedule=schedule, ranks=p, microbatches=m, size=size, steps=steps or _STEPS[group])
+        Case(
+            group=group,
+            schedule=schedule,
+            ranks=p,
+            microbatches=m,
+            size=size,
+            steps=steps or _STEPS[group],
+            repeat=repeat,
+        )
+        for repeat in range(repeats)
         for group in groups
         for p in ranks[group]
         for m in microbatches[group](p)
@@ -157,6 +165,8 @@ class Study:
     """These numbers of ranks alone; all unless given."""
     steps: int = 0
     """Measured steps of each configuration; 0: 7 where compute is timed, 15 where real, 9 where cores are shared."""
+    repeats: int = 1
+    """How often each configuration is predicted and measured anew, to see how much of an error is the machine's."""
     limit_s: float = 0.0
     """Stop after this long, to go on when called again; 0 goes on to the end."""
     out: Path = Path("studies/out/fidelity")
@@ -167,6 +177,8 @@ class Study:
     def __post_init__(self) -> None:
         if self.steps < 0:
             raise ValueError(f"steps must be 0 or more, got {self.steps}")
+        if self.repeats < 1:
+            raise ValueError(f"repeats must be 1 or more, got {self.repeats}")
         if not 0 <= self.limit_s < float("inf"):
             raise ValueError(f"limit_s must be seconds, finite and >= 0, got {self.limit_s}")
         if unknown := set(self.schedules) - set(ppsim.schedule_names()):
@@ -177,7 +189,7 @@ class Study:
         directory = existing_directory(self.out)
         wanted = [
             case
-            for case in cases((self.only,) if self.only else _GROUPS, self.steps, usable_cores())
+            for case in cases((self.only,) if self.only else _GROUPS, self.steps, usable_cores(), self.repeats)
             if case.schedule in (self.schedules or (case.schedule,)) and case.ranks in (self.ranks or (case.ranks,))
         ]
         if not wanted:
@@ -186,7 +198,8 @@ class Study:
             measure_missing(wanted, store, limit_s=self.limit_s)
             rows, failed = stored_rows(wanted, store)
         summary = {
-            "groups": table(rows),
+            "groups": accuracy.table(rows, _GROUPS),
+            "repeated": accuracy.repeated(rows),
             "missing": len(wanted) - len(rows),
             "failed": failed,
             "configurations": rows,
@@ -203,7 +216,10 @@ class Study:
 
 def key_of(case: Case) -> tuple[bytes, str]:
     """Under what a case is kept, and its configuration as text."""
-    text = canonical_json(asdict(case))
+    fields = asdict(case)
+    if not case.repeat:
+        del fields["repeat"]
+    text = canonical_json(fields)
     return digest(_KEY, text), text
 
 
@@ -270,67 +286,9 @@ def stored_rows(wanted: Sequence[Case], store: Store) -> tuple[list[dict[str, An
     return rows, failed
 
 
-def table(rows: Sequence[dict[str, Any]]) -> list[dict[str, Any]]:
-    """A row for each group and each number of ranks in it: absolute relative errors, beside the machine's spread."""
-    found = []
-    for group in _GROUPS:
-        of_group = [entry for entry in rows if entry["group"] == group]
-        for ranks in (None, *sorted({entry["ranks"] for entry in of_group})):
-            chosen = [entry for entry in of_group if ranks in (None, entry["ranks"])]
-            if chosen:
-                found.append(_group_row(group, ranks, chosen))
-    return found
-
-
-def _group_row(group: str, ranks: int | None, rows: Sequence[dict[str, Any]]) -> dict[str, Any]:
-    errors = np.abs([entry["relative_error"] for entry in rows])
-    spreads = np.array([entry["spread"] for entry in rows])
-    worst = rows[int(errors.argmax())]
-    target_median, target_worst = _TARGETS[group]
-    return {
-        "group": group,
-        "ranks": ranks,
-        "n": len(rows),
-        "median": float(np.median(errors)),
-        "p90": float(np.quantile(errors, 0.9)),
-        "worst": float(errors.max()),
-        "median_signed": float(np.median([entry["relative_error"] for entry in rows])),
-        "worst_schedule": worst["schedule"],
-        "spread": float(np.median(spreads)),
-        "worst_spread": float(spreads.max()),
-        "within_target": bool(
-            np.median(errors) <= max(target_median, np.median(spreads))
-            and (errors <= np.maximum(target_worst, spreads)).all()
-        ),
-        "target_median": target_median,
-        "target_worst": target_worst,
-        "disturbed_steps": sum(entry["disturbed_steps"] for entry in rows),
-        "bytes_equal_everywhere": all(entry["bytes_equal_at_every_action"] for entry in rows),
-    }
-
-
-def text_rows(groups: Sequence[dict[str, Any]]) -> list[dict[str, Any]]:
-    """The table as a person reads it."""
-    return [
-        {
-            "compute": entry["group"],
-            "ranks": "all" if entry["ranks"] is None else str(entry["ranks"]),
-            "n": str(entry["n"]),
-            "median": f"{entry['median']:.2%}",
-            "p90": f"{entry['p90']:.2%}",
-            "worst": f"{entry['worst']:.2%}",
-            "worst is": entry["worst_schedule"],
-            "machine's spread": f"{entry['spread']:.2%}",
-            "disturbed steps": str(entry["disturbed_steps"]),
-            "bytes": "equal" if entry["bytes_equal_everywhere"] else "DIFFERENT",
-        }
-        for entry in groups
-    ]
-
-
 def print_table(summary: dict[str, Any]) -> None:
     """A line for each group."""
-    rows = text_rows(summary["groups"])
+    rows = accuracy.text_rows(summary["groups"])
     if rows:
         widths = {name: max(len(name), *(len(entry[name]) for entry in rows)) for name in rows[0]}
         for cells in [{name: name for name in widths}, *rows]:
@@ -350,9 +308,24 @@ def report(summary: dict[str, Any]) -> Report:
         lead += f" Predictions are off by {np.median(errors):.2%} in the median and {errors.max():.2%} at most."
     page = Report(title="Fidelity", subtitle="predicted against measured step times", lead=lead)
     if rows:
-        page.add("Errors by group", table=text_rows(summary["groups"]))
-        page.add("Predicted against measured", text="On the line they are equal.", figure=scatter(rows))
-        page.add("Errors", text="Left of zero the prediction is too short.", figure=histogram(rows))
+        pairs: dict[str, list[tuple[float, float]]] = {}
+        labels: dict[str, list[str]] = {}
+        for entry in rows:
+            pairs.setdefault(entry["group"], []).append((entry["predicted_s"], entry["measured_s"]))
+            labels.setdefault(entry["group"], []).append(f"{entry['schedule']}, {entry['ranks']} ranks")
+        page.add("Errors by group", table=accuracy.text_rows(summary["groups"]))
+        page.add(
+            "Predicted against measured",
+            text="On the line they are equal.",
+            figure=plots.accuracy(pairs, labels=labels),
+        )
+        page.add("Errors", text="Left of zero the prediction is too short.", figure=plots.errors(pairs))
+        if summary["repeated"]:
+            page.add(
+                "Done several times",
+                text="The mean error is the model's; what varies from time to time is the machine's.",
+                table=accuracy.repeated_text(summary["repeated"]),
+            )
         page.add("All configurations", table=[configuration_row(entry) for entry in rows])
     page.add("Environment", definitions=environment_rows(summary["environment"]))
     return page
@@ -368,40 +341,6 @@ def configuration_row(entry: dict[str, Any]) -> dict[str, str]:
         "spread": f"{entry['spread']:.2%}",
         "disturbed": str(entry["disturbed_steps"]),
     }
-
-
-def scatter(rows: Sequence[dict[str, Any]]) -> go.Figure:
-    """Measured to the right, predicted upwards, both logarithmic, with the line on which they are equal."""
-    picture = go.Figure(layout=layout(height=460, title=None, bottom=60, entries=4))
-    times_ms = [1e3 * entry[name] for entry in rows for name in ("predicted_s", "measured_s")]
-    ends = [min(times_ms) * 0.9, max(times_ms) * 1.1]
-    picture.add_scatter(x=ends, y=ends, mode="lines", name="equal", line={"width": 1, "dash": "dot"}, hoverinfo="skip")
-    for number, group in enumerate(_GROUPS):
-        chosen = [entry for entry in rows if entry["group"] == group]
-        picture.add_scatter(
-            x=[1e3 * entry["measured_s"] for entry in chosen],
-            y=[1e3 * entry["predicted_s"] for entry in chosen],
-            mode="markers",
-            name=group,
-            marker={"color": series_colour(number), "size": 7},
-            text=[f"{entry['schedule']}, {entry['ranks']} ranks, {entry['relative_error']:+.2%}" for entry in chosen],
-            hovertemplate="%{text}<br>measured %{x:.2f} ms, predicted %{y:.2f} ms<extra></extra>",
-        )
-    picture.update_xaxes(title_text="measured step [ms]", type="log")
-    picture.update_yaxes(title_text="predicted step [ms]", type="log")
-    return picture
-
-
-def histogram(rows: Sequence[dict[str, Any]]) -> go.Figure:
-    """How many configurations have which error."""
-    picture = go.Figure(layout=layout(height=340, title=None, bottom=60, entries=3))
-    for number, group in enumerate(_GROUPS):
-        errors = [entry["relative_error"] for entry in rows if entry["group"] == group]
-        picture.add_histogram(x=errors, name=group, marker={"color": series_colour(number)}, opacity=0.75)
-    picture.update_layout(barmode="overlay")
-    picture.update_xaxes(title_text="(predicted - measured) / measured", tickformat=".1%")
-    picture.update_yaxes(title_text="configurations")
-    return picture
 
 
 def main() -> int:

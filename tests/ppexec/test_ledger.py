@@ -213,7 +213,7 @@ def test_every_model_holds_what_is_predicted_after_every_action(case: Case, pool
     assert counted == predicted
 
 
-FREE = Calibration(action_s=0.0, late_s=0.0)  # bytes ask nothing of a clock
+FREE = Calibration()  # bytes ask nothing of a clock
 
 
 def difference(config: RunConfig, pool: WorkerPool) -> dict | None:

@@ -17,7 +17,7 @@ from ppexec.findings import comparison_rows
 from ppexec.reduction import Reduction, probe_reduction
 from tests.ppexec.remote import on_every_rank, tiny
 
-FREE = Calibration(action_s=0.0, late_s=0.0)  # what is asked here is not how long a schedule takes to run
+FREE = Calibration()  # what is asked here is not how long a schedule takes to run
 
 
 def added_up() -> dict[str, Any]:

@@ -8,7 +8,7 @@ from typing import Any, cast
 
 import pytest
 
-from ppexec import worker
+from ppexec import quiet
 from ppexec.data import Batch
 from ppexec.worker import Worker
 
@@ -16,7 +16,7 @@ from ppexec.worker import Worker
 def test_no_rank_collects_garbage_while_another_is_still_in_its_step(monkeypatch: pytest.MonkeyPatch) -> None:
     """Cause of a bug: a rank that was done collected for a tenth of a second, on a core that the others needed."""
     events: list[str] = []
-    monkeypatch.setattr(worker, "meet", lambda mesh: events.append("meet"))
+    monkeypatch.setattr(quiet, "meet", lambda mesh: events.append("meet"))
     monkeypatch.setattr(gc, "collect", lambda: events.append("collect"))
     rank = cast(Any, SimpleNamespace(load=lambda step: Batch(step=step), clear=lambda: None, mesh=None))
     for batch in Worker.together(rank, 3, 2):

@@ -8,7 +8,7 @@ from typing import Any
 
 import pytest
 
-from ppexec import WorkerPool
+from ppexec import WorkerPool, accuracy
 from ppexec.watch import CpuTimes, OutsideLoad
 from ppsim.sweep.store import Store
 from tests.studies.test_studies import load, run
@@ -26,7 +26,7 @@ def entry(error: float, *, spread: float = 0.001, **more: Any) -> dict[str, Any]
 
 def test_the_table_has_absolute_errors_by_group_and_ranks(study: ModuleType) -> None:
     rows = [entry(-0.01), entry(0.002, ranks=4), entry(0.003, ranks=4, schedule="zb-v"), entry(0.2, group="real")]
-    found = {(of["group"], of["ranks"]): of for of in study.table(rows)}
+    found = {(of["group"], of["ranks"]): of for of in accuracy.table(rows, study._GROUPS)}
     assert set(found) == {("timed", None), ("timed", 2), ("timed", 4), ("real", None), ("real", 2)}
     whole = found["timed", None]
     assert (whole["n"], whole["median"], whole["worst"], whole["disturbed_steps"]) == (3, 0.003, 0.01, 3)
@@ -37,13 +37,41 @@ def test_the_table_has_absolute_errors_by_group_and_ranks(study: ModuleType) -> 
 
 
 def test_an_error_within_the_machines_spread_is_within_the_target(study: ModuleType) -> None:
-    (of_group, _) = study.table([entry(0.08, spread=0.1, group="real")])
+    (of_group, _) = accuracy.table([entry(0.08, spread=0.1, group="real")], study._GROUPS)
     assert of_group["within_target"] is True
+
+
+def test_where_compute_is_timed_the_spread_is_no_excuse(study: ModuleType) -> None:
+    of_group, _ = accuracy.table([entry(0.02, spread=0.1)], study._GROUPS)
+    assert of_group["within_target"] is False
+
+
+def test_what_was_done_several_times_says_what_stays_and_what_varies() -> None:
+    more = {"microbatches": 4, "size": "small"}
+    times = [
+        entry(0.02, predicted_s=1.02, measured_s=1.0, **more),
+        entry(0.0, predicted_s=1.02, measured_s=1.02, **more),
+    ]
+    (found,) = accuracy.repeated([*times, entry(0.5, predicted_s=1.5, measured_s=1.0, ranks=4, **more)])
+    assert (found["times"], found["ranks"]) == (2, 2)
+    assert found["bias"] == pytest.approx(0.01)
+    assert found["error_deviation"] == pytest.approx(0.02 / 2**0.5)
+    assert found["bias_standard_error"] == pytest.approx(0.01)
+    assert found["predicted_deviation"] == 0
+    assert found["measured_deviation"] == pytest.approx(0.02 / 2**0.5 / 1.01)
+
+
+def test_repeats_are_other_cases_and_the_first_is_kept_as_ever(study: ModuleType) -> None:
+    once, twice = (study.cases(("timed",), 1, 2, repeats) for repeats in (1, 2))
+    assert twice[: len(once)] == once
+    keys = [study.key_of(case) for case in twice]
+    assert len({key for key, _ in keys}) == 2 * len(once)
+    assert "repeat" not in keys[0][1]
 
 
 def test_bytes_that_differ_anywhere_show(study: ModuleType) -> None:
     rows = [entry(0.0), entry(0.0, bytes_equal_at_every_action=False)]
-    assert not any(of["bytes_equal_everywhere"] for of in study.table(rows))
+    assert not any(of["bytes_equal_everywhere"] for of in accuracy.table(rows, study._GROUPS))
 
 
 def test_what_was_measured_is_not_measured_again(monkeypatch, capsys, tmp_path) -> None:
@@ -71,7 +99,7 @@ def test_disturbed_steps_are_counted_and_left_out(study: ModuleType, pool: Worke
         return CpuTimes(busy_s=next(busy), own_s=0.0, now_s=0.0)
 
     case = study.Case(group="timed", schedule="1f1b", ranks=2, microbatches=2, size="small", steps=2)
-    outcome = study.run_case(case, pool, {}, OutsideLoad(read=read))
+    outcome = study.run_case(case, pool, OutsideLoad(read=read))
     found = study.row(case, outcome)
     assert found["disturbed_steps"] == 1
     assert len(found["steps_s"]) == 2
@@ -102,7 +130,7 @@ def test_real_compute_is_predicted_from_cores_of_its_own(study: ModuleType) -> N
     assert {case.ranks for case in found if case.group == "timed"} == {2, 4, 8}
 
 
-@pytest.mark.parametrize("words", ["--steps 0", "--limit-s -1", "--schedules 1f1c", "--ranks 3"])
+@pytest.mark.parametrize("words", ["--steps -1", "--repeats 0", "--limit-s -1", "--schedules 1f1c", "--ranks 3"])
 def test_bad_flags_end_with_2(words: str, monkeypatch, capsys) -> None:
     code, out = run("fidelity", words, monkeypatch, capsys)
     assert (code, out) == (2, "")

@@ -1,0 +1,55 @@
+"""Accuracy: predicted against measured steps, and how the errors are distributed."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+
+import numpy as np
+import numpy.typing as npt
+import plotly.graph_objects as go
+
+from ppsim.plots.style import layout, series_colour
+
+Pairs = Mapping[str, npt.ArrayLike]
+"""Name of a series -> seconds predicted and measured, shape (n, 2)."""
+
+
+def accuracy(series: Pairs, *, labels: Mapping[str, Sequence[str]] | None = None) -> go.Figure:
+    """Measured to the right, predicted upwards, both logarithmic, with the line on which they are equal.
+
+    labels: name of a series -> what each of its points is, shown on hovering.
+    """
+    picture = go.Figure(layout=layout(height=460, title=None, bottom=60, entries=len(series) + 1))
+    times_ms = {name: 1e3 * np.asarray(pairs, np.float64).reshape(-1, 2) for name, pairs in series.items()}
+    whole = np.concatenate(list(times_ms.values()))
+    ends = [float(whole.min()) * 0.9, float(whole.max()) * 1.1]
+    picture.add_scatter(x=ends, y=ends, mode="lines", name="equal", line={"width": 1, "dash": "dot"}, hoverinfo="skip")
+    for number, (name, pairs) in enumerate(times_ms.items()):
+        said = (labels or {}).get(name, [name] * len(pairs))
+        errors = pairs[:, 0] / pairs[:, 1] - 1
+        picture.add_scatter(
+            x=pairs[:, 1],
+            y=pairs[:, 0],
+            mode="markers",
+            name=name,
+            marker={"color": series_colour(number), "size": 7},
+            text=[f"{what}, {error:+.2%}" for what, error in zip(said, errors, strict=True)],
+            hovertemplate="%{text}<br>measured %{x:.2f} ms, predicted %{y:.2f} ms<extra></extra>",
+        )
+    picture.update_xaxes(title_text="measured step [ms]", type="log")
+    picture.update_yaxes(title_text="predicted step [ms]", type="log")
+    return picture
+
+
+def errors(series: Pairs) -> go.Figure:
+    """How many predictions have which error, relative to what was measured."""
+    picture = go.Figure(layout=layout(height=340, title=None, bottom=60, entries=len(series)))
+    for number, (name, pairs) in enumerate(series.items()):
+        predicted_s, measured_s = np.asarray(pairs, np.float64).reshape(-1, 2).T
+        picture.add_histogram(
+            x=predicted_s / measured_s - 1, name=name, marker={"color": series_colour(number)}, opacity=0.75
+        )
+    picture.update_layout(barmode="overlay")
+    picture.update_xaxes(title_text="(predicted - measured) / measured", tickformat=".1%")
+    picture.update_yaxes(title_text="configurations")
+    return picture

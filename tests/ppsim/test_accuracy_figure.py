@@ -1,0 +1,23 @@
+"""Accuracy figures: what is where, and which error is whose."""
+
+from __future__ import annotations
+
+import pytest
+
+from ppsim import plots
+
+PAIRS = {"timed": [(0.11, 0.1), (0.2, 0.25)], "real": [(1.0, 1.0)]}
+
+
+def test_points_are_measured_to_the_right_and_predicted_upwards() -> None:
+    equal, timed, real = plots.accuracy(PAIRS, labels={"timed": ["one", "two"]}).data
+    assert (list(timed.x), list(timed.y)) == ([100.0, 250.0], [110.0, 200.0])
+    assert list(timed.text) == ["one, +10.00%", "two, -20.00%"]
+    assert list(real.text) == ["real, +0.00%"]
+    assert list(equal.x) == list(equal.y) == pytest.approx([90.0, 1100.0])
+
+
+def test_errors_are_relative_to_what_was_measured() -> None:
+    timed, real = plots.errors(PAIRS).data
+    assert list(timed.x) == pytest.approx([0.1, -0.2])
+    assert list(real.x) == [0.0]
