@@ -16,6 +16,8 @@ _THERE_S = 300e-6  # a message handed over so long before is there
 _PERCENTILES = (10, 50, 90, 99)
 
 Seconds = npt.NDArray[np.float64]
+Step = tuple[Trace, Sequence[StageCost]]
+"""A measured step, and what its stages were to take."""
 _NONE = np.zeros(0)
 
 
@@ -28,7 +30,8 @@ class Calibration:
     consumer that had waited for it can go on. A size between two measured ones is interpolated.
 
     late_s: how late timed actions end, one number for each. dispatch_factors, message_factors: what single ones took,
-    of what is spent before actions and of one_way_s, over their mean.
+    of what is spent before actions and of one_way_s, over their mean. sharing_efficiency: see `ppsim.devices`; of
+    ranks that outnumber the cores (see `contention`).
     """
 
     action_s: float = 0.0
@@ -38,6 +41,7 @@ class Calibration:
     late_s: Seconds = field(default_factory=lambda: _NONE)
     dispatch_factors: Seconds = field(default_factory=lambda: _NONE)
     message_factors: Seconds = field(default_factory=lambda: _NONE)
+    sharing_efficiency: float = 1.0
 
     def options(self, program: Program, message_bytes: npt.NDArray[np.int64]) -> dict[str, Any]:
         """What `ppsim.simulate` is told of a program whose messages are so large: network, dispatch_s, send_s.
@@ -73,6 +77,7 @@ class Calibration:
                 for name in ("receive_s", "send_s", "one_way_s")
             },
             **{name: _described(getattr(self, name)) for name in ("late_s", "dispatch_factors", "message_factors")},
+            "sharing_efficiency": self.sharing_efficiency,
         }
 
 
@@ -87,7 +92,7 @@ def _described(amounts: Seconds) -> dict[str, float]:
     }
 
 
-def fit(steps: Sequence[tuple[Trace, Sequence[StageCost]]]) -> Calibration:
+def fit(steps: Sequence[Step]) -> Calibration:
     """What measured steps of timed compute say, each with what its stages were to take. Raises ValueError for pairs.
 
     All messages of a step have one size; different steps may have different ones. What is spent between two actions is
@@ -122,13 +127,18 @@ def fit(steps: Sequence[tuple[Trace, Sequence[StageCost]]]) -> Calibration:
     )
 
 
-def _middle(steps: Sequence[tuple[Trace, Sequence[StageCost]]]) -> list[tuple[Trace, Sequence[StageCost]]]:
-    """Of the steps of each program, by their length, all but the first and the last quarter."""
-    alike: dict[tuple[int, int], list[tuple[Trace, Sequence[StageCost]]]] = {}
+def by_exercise(steps: Sequence[Step]) -> list[list[Step]]:
+    """The steps of each exercise: those of one program and the same stages, in their order."""
+    alike: dict[tuple[int, int], list[Step]] = {}
     for trace, stages in steps:
         alike.setdefault((id(trace.program), id(stages)), []).append((trace, stages))
+    return list(alike.values())
+
+
+def _middle(steps: Sequence[Step]) -> list[Step]:
+    """Of the steps of each exercise, by their length, all but the first and the last quarter."""
     kept = []
-    for same in alike.values():
+    for same in by_exercise(steps):
         same.sort(key=lambda step: step[0].makespan_s)
         kept += same[len(same) // 4 : len(same) - len(same) // 4]
     return kept

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from functools import cached_property
 
@@ -12,7 +12,7 @@ import torch.distributed as dist
 from ppexec.data import Batch
 from ppexec.runtime import Runtime, StepRecord
 from ppexec.shapes import TensorSpec
-from ppexec.timed import TimedStage, sharpen_sleep
+from ppexec.timed import TimedStage, burn_s, sharpen_sleep, wait_s
 from ppexec.transport.carriers import Carriers
 from ppsim import Program, Schedule, StageCost, build_schedule
 from ppsim.check import smallest_receive_window
@@ -25,7 +25,8 @@ _MOST_SIZES = 3
 class Exercise:
     """One schedule with equal stages.
 
-    action_s: seconds of a stage's forward, and of each half of its backward. size_bytes: of each message.
+    action_s: seconds of a stage's forward, and of each half of its backward. size_bytes: of each message. is_busy:
+    whether its actions keep a core at work for so long, instead of waiting.
     """
 
     schedule_name: str
@@ -33,6 +34,7 @@ class Exercise:
     stages_per_rank: int
     size_bytes: int
     action_s: float
+    is_busy: bool = False
 
     @cached_property
     def schedule(self) -> Schedule:
@@ -58,21 +60,25 @@ class Exercise:
         return [cost] * self.schedule.stages
 
 
-def exercises(ranks: int, message_bytes: Sequence[int], action_s: float, *, stages_per_rank: int = 1) -> list[Exercise]:
+def exercises(
+    ranks: int, message_bytes: Sequence[int], action_s: float, *, stages_per_rank: int = 1, with_busy: bool = False
+) -> list[Exercise]:
     """Exercises to be run in turn: two schedules with messages of every size, or smallest, middle and largest of many.
 
     In 1F1B all ranks act at the same time and wait for one another's messages; where backwards are split they act at
     different times, and most messages are there before they are needed. What is predicted is of both kinds. Ranks that
-    hold several stages do so here too: they have less to do at a time, and disturb one another less.
+    hold several stages do so here too: they have less to do at a time, and disturb one another less. with_busy: each
+    also with ranks that keep cores at work, to see what sharing these costs.
     """
     sizes = sorted(set(message_bytes)) if ranks > 1 else [0]
     if len(sizes) > _MOST_SIZES:
         sizes = [sizes[0], sizes[len(sizes) // 2], sizes[-1]]
     names = ("1f1b", "zb-h1") if stages_per_rank == 1 else ("interleaved-1f1b", "zb-v")
     return [
-        Exercise(name, ranks, 2 if name == "zb-v" else stages_per_rank, size, action_s)
+        Exercise(name, ranks, 2 if name == "zb-v" else stages_per_rank, size, action_s, is_busy)
         for name in names[: min(ranks, 2)]
         for size in sizes
+        for is_busy in (False, True)[: 1 + with_busy]
     ]
 
 
@@ -95,7 +101,12 @@ class Gym:
         window = max(self._window, smallest_receive_window(program)) if self._window else 0
         carriers = Carriers(self._group, window=window, timeout_s=self._timeout_s, device=self._device)
         transport = carriers.open(program, message_specs(program, exercise.stages))
-        stages = timed_stages(exercise.schedule.stages_of(rank), exercise.stages, trains=True)
+        stages = timed_stages(
+            exercise.schedule.stages_of(rank),
+            exercise.stages,
+            trains=True,
+            spend=burn_s if exercise.is_busy else wait_s,
+        )
         self._runtimes[exercise] = Runtime(program, rank, stages, transport)
 
     def step(self, exercise: Exercise) -> StepRecord:
@@ -103,7 +114,9 @@ class Gym:
         return self._runtimes[exercise].step(Batch())
 
 
-def timed_stages(held: Sequence[int], costs: Sequence[StageCost], *, trains: bool) -> Mapping[int, TimedStage]:
+def timed_stages(
+    held: Sequence[int], costs: Sequence[StageCost], *, trains: bool, spend: Callable[[float], None] = wait_s
+) -> Mapping[int, TimedStage]:
     """The stages of one rank that take their time without computing."""
     return {
         stage: TimedStage(
@@ -112,6 +125,7 @@ def timed_stages(held: Sequence[int], costs: Sequence[StageCost], *, trains: boo
             before=costs[stage - 1] if stage else None,
             is_last=stage == len(costs) - 1,
             trains=trains,
+            spend=spend,
         )
         for stage in held
     }

@@ -11,8 +11,9 @@ import numpy as np
 
 import ppsim
 from ppexec.api import profiled_for_timed
-from ppexec.calibrate import Calibration, fit
+from ppexec.calibrate import Calibration
 from ppexec.config import RunConfig
+from ppexec.contention import calibrated
 from ppexec.environment import is_crowded, usable_cores
 from ppexec.measure import median_step, with_memory
 from ppexec.pool import WorkerPool
@@ -153,7 +154,8 @@ def predict_and_measure(
         found = measure_in_turn(
             config, pool, costs, verify=verify, calibrates=calibration is None, watch=watch, advance=advance
         )
-    calibration = fit(found.exercised) if calibration is None else calibration
+    if calibration is None:
+        calibration = calibrated(found.exercised)
     stages, program = found.stages, config.pipeline.program
     is_shared = found.profile is not None and is_crowded(config)
     options = calibration.options(program, message_bytes(program, stages))
@@ -164,6 +166,7 @@ def predict_and_measure(
         samples=_SAMPLES,
         cores=usable_cores() if is_shared else None,
         sharing="fair" if is_shared else "turns",
+        sharing_efficiency=calibration.sharing_efficiency if is_shared else 1.0,
         reduction=found.reduction,
         **options,
     )

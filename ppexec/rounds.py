@@ -10,7 +10,7 @@ from typing import Any
 import numpy as np
 
 from ppexec.config import RunConfig
-from ppexec.exercise import exercises
+from ppexec.exercise import Exercise
 from ppexec.measure import RankMemory
 from ppexec.pool import WorkerPool
 from ppexec.profile import Profile
@@ -21,7 +21,7 @@ from ppsim import Reduction, StageCost, Trace
 
 _MOST_DISTURBED = 2  # steps, for each one that was asked for
 _ROUNDS_BY_LAYER = 3  # of profiling; only stages are timed in later ones
-_EXERCISE = {True: 1.0, False: 0.25}  # how long exercises take beside steps of timed or real compute
+_SHARE = 0.25  # how long exercises take beside real steps; beside others, of which they explain more, as long as those
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -29,13 +29,13 @@ class Measured:
     """What one session measured.
 
     profile: None if compute was timed. stages: what each takes, stated or profiled. traces: of undisturbed steps, and
-    disturbed: of the others. exercised: see `calibrate.fit`. memory: by rank, from an untimed step.
+    disturbed: of the others. exercised: see `contention.calibrated`. memory: by rank, from an untimed step.
     """
 
     profile: Profile | None
     stages: list[StageCost]
     traces: list[Trace]
-    exercised: list[tuple[Trace, list[StageCost]]]
+    exercised: list[tuple[Trace, Exercise]]
     disturbed: list[Trace]
     memory: list[RankMemory]
     receive_window: int
@@ -122,29 +122,29 @@ def _window(watch: OutsideLoad | None, pool: WorkerPool | None) -> contextlib.Ab
 class _Rehearsals:
     """Exercises in turn, beside what they are to say something about.
 
-    kept: those that count, each with what its stages were to take.
+    kept: those that count.
     """
 
     def __init__(self, session: Session, is_timed: bool) -> None:
-        config, stages = session.config, session.costs if is_timed else session.profile(1).stages
-        self.kept: list[tuple[Trace, list[StageCost]]] = []
+        stages = session.costs if is_timed else session.profile(1).stages
+        self.kept: list[tuple[Trace, Exercise]] = []
         self._session, self._is_timed, self._owed_s = session, is_timed, 0.0
-        per_rank = -(-config.pipeline.stages // config.ranks)
-        self._turns = exercises(config.ranks, session.message_bytes, typical_s(stages or []), stages_per_rank=per_rank)
+        self._turns = session.exercises(session.message_bytes, typical_s(stages or []))
+        self._share = 1.0 if is_timed or any(each.is_busy for each in self._turns) else _SHARE
         for each in self._turns:
             session.exercise(each)  # not counted: memory is touched for the first time
 
-    def beside(self, step_s: float) -> list[tuple[Trace, list[StageCost]]]:
+    def beside(self, step_s: float) -> list[tuple[Trace, Exercise]]:
         """The next ones, as long as suits a step of this length; all of them until all are kept.
 
         Beside timed compute one at least: of a step that hardly computes, all else is what exercises show.
         """
-        found: list[tuple[Trace, list[StageCost]]] = []
-        self._owed_s = max(self._owed_s, 0.0 if self._is_timed else -np.inf) + _EXERCISE[self._is_timed] * step_s
+        found: list[tuple[Trace, Exercise]] = []
+        self._owed_s = max(self._owed_s, 0.0 if self._is_timed else -np.inf) + self._share * step_s
         while self._owed_s > 0 or len(self.kept) + len(found) < len(self._turns):
             each = self._turns[(len(self.kept) + len(found)) % len(self._turns)]
             trace = self._session.exercise(each)
-            found.append((trace, each.stages))
+            found.append((trace, each))
             self._owed_s -= trace.makespan_s
         return found
 

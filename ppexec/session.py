@@ -14,9 +14,10 @@ import torch.distributed as dist
 
 import ppsim
 from ppexec import checkpoint
-from ppexec.calibrate import Calibration, fit
+from ppexec.calibrate import Calibration
 from ppexec.config import RunConfig
-from ppexec.environment import describe_environment
+from ppexec.contention import calibrated
+from ppexec.environment import describe_environment, is_crowded
 from ppexec.exercise import Exercise, exercises
 from ppexec.measure import RankMemory, assemble_trace
 from ppexec.models import load_model, resolve_factory
@@ -98,16 +99,26 @@ class Session:
         return assemble_trace(program, records, [exercise.size_bytes] * len(program.messages))
 
     def calibrate(self, message_bytes: Sequence[int], *, action_s: float, rounds: int = 3) -> Calibration:
-        """What running a schedule costs on these ranks beside its computations (see `calibrate.fit`).
+        """What running a schedule costs on these ranks beside its computations (see `calibrate.fit`, `contention`).
 
         message_bytes: the sizes to know. action_s: how long an exercise's forward takes; about as long as what is to be
         predicted, since caches grow cold meanwhile. rounds: how often each exercise is run, and counted.
         """
-        per_rank = -(-self.config.pipeline.stages // self.config.ranks)
-        every = exercises(self.config.ranks, message_bytes, action_s, stages_per_rank=per_rank)
+        every = self.exercises(message_bytes, action_s)
         for each in every:
             self.exercise(each)
-        return fit([(self.exercise(each), each.stages) for _ in range(rounds) for each in every])
+        return calibrated([(self.exercise(each), each) for _ in range(rounds) for each in every])
+
+    def exercises(self, message_bytes: Sequence[int], action_s: float) -> list[Exercise]:
+        """What calibrates these ranks (see `exercise.exercises`); some keep cores busy if ranks that compute outnumber
+        them."""
+        return exercises(
+            self.config.ranks,
+            message_bytes,
+            action_s,
+            stages_per_rank=-(-self.config.pipeline.stages // self.config.ranks),
+            with_busy=self.costs is None and is_crowded(self.config),
+        )
 
     def count_memory(self) -> list[list[int]]:
         """Per rank (of the first replica) the activation bytes after each row's action, from one untimed step."""

@@ -6,6 +6,7 @@ import contextlib
 import ctypes
 import os
 import time
+from collections.abc import Callable
 
 import torch
 import torch.distributed as dist
@@ -27,10 +28,20 @@ class TimedStage:
     that it follows the runtime's own order. So the bubbles of more ranks than there are cores can be measured.
 
     index: stage number. cost: of this stage. before: of the stage before, whose output is this one's input; None on the
-    first. is_last: the last stage sends nothing on. trains: False for an evaluation.
+    first. is_last: the last stage sends nothing on. trains: False for an evaluation. spend: takes an action's seconds.
     """
 
-    def __init__(self, index: int, cost: StageCost, *, before: StageCost | None, is_last: bool, trains: bool) -> None:
+    def __init__(
+        self,
+        index: int,
+        cost: StageCost,
+        *,
+        before: StageCost | None,
+        is_last: bool,
+        trains: bool,
+        spend: Callable[[float], None],
+    ) -> None:
+        self._spend_s = spend
         self.index = index
         self.loss = None
         self.trains = trains
@@ -54,26 +65,26 @@ class TimedStage:
         """Wait for F; a message of the output's size."""
         if self.ledger and self.trains:
             self.ledger.add(self._cost.activation_bytes)
-        wait_s(self._cost.forward_s)
+        self._spend_s(self._cost.forward_s)
         return self._output
 
     def backward(self, microbatch: int, gradient: torch.Tensor | None) -> torch.Tensor | None:
         """Wait for B; a message of the input's size."""
-        wait_s(self._cost.full_backward_s)
+        self._spend_s(self._cost.full_backward_s)
         if self.ledger:
             self.ledger.add(-self._cost.activation_bytes)
         return self._gradient
 
     def backward_input(self, microbatch: int, gradient: torch.Tensor | None) -> torch.Tensor | None:
         """Wait for I; a message of the input's size."""
-        wait_s(self._cost.backward_input_s)
+        self._spend_s(self._cost.backward_input_s)
         if self.ledger:
             self.ledger.add(self._cost.weight_activation_bytes - self._cost.activation_bytes)
         return self._gradient
 
     def backward_weight(self, microbatch: int) -> None:
         """Wait for W."""
-        wait_s(self._cost.backward_weight_s)
+        self._spend_s(self._cost.backward_weight_s)
         if self.ledger:
             self.ledger.add(-self._cost.weight_activation_bytes)
 
@@ -99,6 +110,13 @@ def wait_s(seconds: float) -> None:
         time.sleep((left - _AWAKE_NS) / 1e9)
     while now_ns() < until:
         os.sched_yield()  # whoever has work goes first
+
+
+def burn_s(seconds: float) -> None:
+    """Keep a core at work for this long, by the CPU time of this thread: who waits for a core does not advance."""
+    until = time.thread_time_ns() + round(seconds * 1e9)
+    while time.thread_time_ns() < until:
+        pass
 
 
 def sharpen_sleep() -> None:

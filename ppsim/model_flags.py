@@ -27,11 +27,18 @@ class ModelFlags:
     """How many ranks compute at once (default: all)."""
     sharing: Literal["turns", "fair"] = "turns"
     """How ranks share the cores: turns (an action keeps its core), or fair (all that are ready run, each slower)."""
+    sharing_efficiency: Real = 1.0
+    """With fair sharing, what the cores get done where more ranks want them, as a share of what they could."""
 
     def model_options(self) -> dict[str, Any]:
         """The options of `simulate`. Raises ValueError for flags without meaning."""
         if self.sharing != "turns" and self.cores is None:
             raise ValueError(f"--sharing {self.sharing} says how ranks share cores: give it with --cores N")
+        if self.sharing_efficiency != 1 and (self.sharing != "fair" or self.cores is None):
+            raise ValueError(
+                f"--sharing-efficiency {self.sharing_efficiency} is of ranks that share cores evenly: give it with "
+                "--cores N --sharing fair"
+            )
         return {
             "overlap": self.overlap,
             "slow_ranks": self._slow_ranks(),
@@ -40,6 +47,7 @@ class ModelFlags:
             "receive_window": self.receive_window,
             "cores": self.cores,
             "sharing": self.sharing,
+            "sharing_efficiency": self.sharing_efficiency,
         }
 
     def _slow_ranks(self) -> dict[int, float] | None:

@@ -41,9 +41,10 @@ def monte_carlo(
 
     Sample i depends on schedule, costs, jitter, seed and i alone: not on the number of samples or threads. options:
     the other options of `simulate` (overlap, scale, slow_ranks, dispatch_s, send_s, receive_window, cores, devices,
-    sharing); what they say of costs is the mean. engine: "compiled", or "simpy" for the same answer later; None takes
-    the compiled one unless ranks share devices, which only SimPy's has. threads: None takes every core this process
-    may use. Memory: a few blocks of some hundred kilobytes or one step each, and three numbers per rank and sample.
+    sharing, sharing_efficiency); what they say of costs is the mean. engine: "compiled", or "simpy" for the same answer
+    later; None takes the compiled one unless ranks share devices, which only SimPy's has. threads: None takes every
+    core this process may use. Memory: a few blocks of some hundred kilobytes or one step each, and three numbers per
+    rank and sample.
 
     Raises what `simulate` raises, and ValueError for less than one sample, a seed or threads that cannot be.
     """
@@ -53,7 +54,9 @@ def monte_carlo(
     network = Network() if network is None else network
     load = load_of(schedule.program, stages, network, **options)
     if load.devices is not None and not load.devices.are_shared:
-        load = load_of(schedule.program, stages, network, **{**options, "cores": None, "devices": None})
+        load = load_of(
+            schedule.program, stages, network, **{**options, "cores": None, "devices": None, "sharing_efficiency": 1.0}
+        )
     if engine is None:
         engine = "compiled" if load.devices is None else "simpy"
     runner = Runner(draws=Draws(load=load, jitter=jitter, seed=seed), engine=engine, threads=threads)

@@ -37,6 +37,7 @@ def simulate(
     cores: int | None = None,
     devices: Sequence[int] | None = None,
     sharing: Sharing = "turns",
+    sharing_efficiency: float = 1.0,
     reduction: Reduction | None = None,
 ) -> Trace:
     """Predict one step.
@@ -59,8 +60,9 @@ def simulate(
     1993), the receiver's and the sender's. receive_window:
     receives posted ahead on each link, as where a transfer starts only once its receive is posted (rendezvous); None:
     always posted. cores: how many ranks compute at once on what they share; devices: the device of each rank where
-    there are several, with `cores` of them at once on each (default 1); sharing: see `ppsim.devices`. reduction: adds
-    up each stage's gradients over data-parallel replicas as its last backward ends (see `ppsim.reduction`).
+    there are several, with `cores` of them at once on each (default 1); sharing, sharing_efficiency: see
+    `ppsim.devices`. reduction: adds up each stage's gradients over data-parallel replicas as its last backward ends
+    (see `ppsim.reduction`).
 
     Raises ScheduleError if the schedule is incomplete or could hang, ValueError if costs and stages do not match or an
     option cannot be.
@@ -79,6 +81,7 @@ def simulate(
         cores=cores,
         devices=devices,
         sharing=sharing,
+        sharing_efficiency=sharing_efficiency,
     )
     given = {
         "scale": np.asarray(scale).tolist() if np.any(np.asarray(scale) != 1) else None,
@@ -89,6 +92,7 @@ def simulate(
         "cores": cores,
         "devices": None if devices is None else list(devices),
         "sharing": None if cores is None and devices is None else sharing,
+        "sharing_efficiency": sharing_efficiency if sharing_efficiency != 1 else None,
         "reduction": None if reduction is None else reduction.to_dict(),
     }
     trace = predicted(
@@ -149,6 +153,7 @@ def load_of(
     cores: int | None = None,
     devices: Sequence[int] | None = None,
     sharing: Sharing = "turns",
+    sharing_efficiency: float = 1.0,
 ) -> Load:
     """What an engine runs: durations and journeys from costs and network. Options and errors as of `simulate`."""
     if len(stages) != program.schedule.stages:
@@ -170,7 +175,9 @@ def load_of(
         occupied_s=occupied_s,
         latency_s=latency_s,
         receive_window=_checked_window(program, receive_window),
-        devices=devices_of(program.ranks, cores=cores, devices=devices, sharing=sharing),
+        devices=devices_of(
+            program.ranks, cores=cores, devices=devices, sharing=sharing, sharing_efficiency=sharing_efficiency
+        ),
     )
 
 

@@ -60,7 +60,7 @@ from ppsim.sweep.store import Store
 
 Group = Literal["timed", "real", "shared-cores"]
 _GROUPS: tuple[Group, ...] = ("timed", "real", "shared-cores")
-_KEY = "studies.fidelity.4"  # another number where what is measured means something else
+_KEY = "studies.fidelity.5"  # another number where what is measured means something else
 _TIMED = {"small": (0.010, 64 << 10), "large": (0.025, 512 << 10)}  # a rank's forward, bytes of a message
 _STEPS = {"timed": 7, "real": 15, "shared-cores": 9}
 _REAL = {"small": (256, 64), "large": (512, 128)}  # hidden, sequence

@@ -29,9 +29,9 @@ class Device(Protocol):
 class Turns:
     """Cores that an action keeps from its start to its end; others queue, first come first served."""
 
-    def __init__(self, environment: simpy.Environment, cores: int) -> None:
+    def __init__(self, environment: simpy.Environment, devices: Devices) -> None:
         self._environment = environment
-        self._cores = simpy.Resource(environment, capacity=cores)
+        self._cores = simpy.Resource(environment, capacity=devices.cores)
 
     def compute(self, work_s: float, begun: Callable[[float], None]) -> Steps:
         """Wait for a core, then work."""
@@ -42,14 +42,14 @@ class Turns:
 
 
 class FairShare:
-    """Cores shared out evenly among all that are at work: n of them run at cores / n of their speed each.
+    """Cores shared out evenly among all that are at work: n of them run at efficiency * cores / n of their speed each.
 
     All at work advance alike, so one virtual clock that runs at their speed says when each is done.
     """
 
-    def __init__(self, environment: simpy.Environment, cores: int) -> None:
+    def __init__(self, environment: simpy.Environment, devices: Devices) -> None:
         self._environment = environment
-        self._cores = cores
+        self._capacity = devices.efficiency * devices.cores
         self._at_work: list[tuple[float, int, simpy.Event]] = []  # done at this virtual time
         self._arrivals = count()
         self._virtual_s = self._seen_s = 0.0
@@ -66,7 +66,7 @@ class FairShare:
 
     @property
     def _speed(self) -> float:
-        return min(1.0, self._cores / len(self._at_work)) if self._at_work else 1.0
+        return min(1.0, self._capacity / len(self._at_work)) if self._at_work else 1.0
 
     def _advance(self) -> None:
         now = self._environment.now
@@ -115,9 +115,7 @@ class _Run:
         self.load = load
         self.environment = simpy.Environment()
         kind = _KINDS[devices.sharing]
-        made: dict[int, Device] = {
-            device: kind(self.environment, devices.cores) for device in sorted(set(devices.of_rank))
-        }
+        made: dict[int, Device] = {device: kind(self.environment, devices) for device in sorted(set(devices.of_rank))}
         self.device = [made[device] for device in devices.of_rank]
         messages = load.program.messages
         self.posts = load.posts().tolist()

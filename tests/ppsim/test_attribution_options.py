@@ -40,10 +40,13 @@ def options(draw: st.DrawFn, schedule: Any, *, sharing: tuple[str, ...] = ("turn
         "cores": draw(st.none() | st.integers(1, 2)),
         "devices": draw(st.none() | st.lists(st.integers(0, 1), min_size=ranks, max_size=ranks)),
         "sharing": draw(st.sampled_from(sharing)),
+        "sharing_efficiency": 1.0,
         "reduction": draw(st.none() | st.just(Reduction(replicas=2, latency_s=0.5, bytes_per_s=4.0))),
     }
+    if chosen["sharing"] == "fair" and not chosen["cores"] is chosen["devices"] is None:
+        chosen["sharing_efficiency"] = draw(st.sampled_from([1.0, 0.75]))
     if draw(st.booleans()):
-        del chosen["cores"], chosen["devices"], chosen["sharing"]
+        del chosen["cores"], chosen["devices"], chosen["sharing"], chosen["sharing_efficiency"]
         chosen["engine"] = "compiled"
     return chosen
 

@@ -77,15 +77,33 @@ def test_a_fair_share_stretches_what_runs_together() -> None:
     assert trace.end_s.tolist() == [1, 3, 3, 4]
 
 
+def test_a_share_that_loses_some_is_that_much_slower_where_cores_are_wanted() -> None:
+    """As above at half efficiency: alone 0F0 has half of what one core could give, together each has a quarter."""
+    schedule = build_schedule("afab", ranks=2, microbatches=2).forward_only()
+    trace = simulate(schedule, [_COST] * 2, cores=1, sharing="fair", sharing_efficiency=0.5)
+    assert trace.start_s.tolist() == [0, 2, 2, 6]
+    assert trace.end_s.tolist() == [2, 6, 6, 8]
+    assert trace.details["sharing_efficiency"] == 0.5
+
+
+def test_a_rank_alone_loses_nothing_on_several_cores() -> None:
+    """Of two cores at 3/4: one rank runs at full speed, two at 3/4."""
+    schedule = build_schedule("afab", ranks=2, microbatches=2).forward_only()
+    trace = simulate(schedule, [_COST] * 2, cores=2, sharing="fair", sharing_efficiency=0.75)
+    assert trace.start_s.tolist() == pytest.approx([0, 1, 1, 1 + 4 / 3])
+    assert trace.end_s.tolist() == pytest.approx([1, 1 + 4 / 3, 1 + 4 / 3, 2 + 4 / 3])
+
+
 @given(works=st.lists(st.tuples(st.integers(0, 8), st.integers(1, 8)), min_size=1, max_size=6), cores=st.integers(1, 3))
 def test_a_fair_share_is_what_ever_thinner_time_slices_tend_to(works: list[tuple[int, int]], cores: int) -> None:
     """Jobs (arrival, work) dealt out slice by slice by hand."""
     import simpy
 
+    from ppsim.devices import Devices
     from ppsim.engines.shared_engine import FairShare
 
     environment = simpy.Environment()
-    share = FairShare(environment, cores)
+    share = FairShare(environment, Devices(of_rank=(), cores=cores, sharing="fair"))
     ended: dict[int, float] = {}
 
     def job(number: int, arrives: int, work: int):

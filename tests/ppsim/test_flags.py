@@ -165,6 +165,7 @@ _FLAGS = [
     *("schedule", "ranks", "microbatches", "stages-per-rank", "from-csv", "forward-s", "backward-s", "costs", "json"),
     *("backward-input-s", "backward-weight-s", "output-bytes", "latency-s", "bytes-per-s", "overlap", "forward-only"),
     *("partition", "engine", "network", "nonsense", "slow-rank", "slow-link", "cores", "sharing", "dispatch-s"),
+    "sharing-efficiency",
     *("receive-window", "jitter", "rank-jitter", "message-jitter", "hiccup-s", "hiccup-probability", "seed"),
 ]
 _VALUES = [

@@ -211,6 +211,13 @@ _COST = StageCost(forward_s=1, backward_input_s=1, backward_weight_s=1, output_b
         ([_COST] * 2, {"devices": [0]}, "devices names 1 devices for 2 ranks"),
         ([_COST] * 2, {"devices": [0, -1]}, "devices are numbered from 0, got [0, -1]"),
         ([_COST] * 2, {"cores": 1, "sharing": "luck"}, "sharing must be one of turns, fair, got 'luck'"),
+        (
+            [_COST] * 2,
+            {"cores": 1, "sharing": "fair", "sharing_efficiency": 0.0},
+            "must be above 0 and at most 1, got 0",
+        ),
+        ([_COST] * 2, {"cores": 1, "sharing_efficiency": 0.5}, "give it with sharing 'fair'"),
+        ([_COST] * 2, {"sharing_efficiency": 0.5}, "give it with cores or devices"),
         # Cause of a bug: infinite times, and a bubble that is not a number.
         ([_COST] * 2, {"network": Network(bytes_per_s=1e-300)}, "the step takes longer than a float holds"),
         (

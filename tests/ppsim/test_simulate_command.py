@@ -22,6 +22,10 @@ WORDS = f"simulate {AFAB} {COSTS} --output-bytes 100 --latency-s 0.25 --bytes-pe
         ("--receive-window 1", {"receive_window": 1}),
         ("--cores 1", {"cores": 1}),
         ("--cores 1 --sharing fair", {"cores": 1, "sharing": "fair"}),
+        (
+            "--cores 1 --sharing fair --sharing-efficiency 0.5",
+            {"cores": 1, "sharing": "fair", "sharing_efficiency": 0.5},
+        ),
         ("--slow-link 0-1=3,1-0=2", {"network": NETWORK.slowed({(0, 1): 3, (1, 0): 2})}),
     ],
 )
@@ -93,6 +97,8 @@ def test_a_search_knows_slow_links(capsys: pytest.CaptureFixture[str]) -> None:
         ("--cores 0", "cores must be a whole number of 1 or more, got 0"),
         ("--cores 2 --engine compiled", "use engine='simpy'"),
         ("--sharing fair", "--sharing fair says how ranks share cores: give it with --cores N"),
+        ("--cores 1 --sharing-efficiency 0.5", "give it with --cores N --sharing fair"),
+        ("--cores 1 --sharing fair --sharing-efficiency 2", "sharing_efficiency must be above 0 and at most 1, got 2"),
         ("--receive-window 0", "receive_window 0 is too small: this schedule needs 1"),
         ("--jitter -1", "--jitter must be a relative standard deviation from 0 to 100, got -1.0"),
         ("--jitter 1e300", "--jitter must be a relative standard deviation from 0 to 100, got 1e+300"),
