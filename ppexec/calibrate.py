@@ -30,8 +30,10 @@ class Calibration:
     consumer that had waited for it can go on. A size between two measured ones is interpolated.
 
     late_s: how late timed actions end, one number for each. dispatch_factors, message_factors: what single ones took,
-    of what is spent before actions and of one_way_s, over their mean. sharing_efficiency: see `ppsim.devices`; of
-    ranks that outnumber the cores (see `contention`).
+    of what is spent before actions and of one_way_s, over their mean. independence: how much of all these differs from
+    its mean for each action and message by itself; what is left makes all late alike, so that its mean is all that
+    counts. common: relative deviation of whole steps beside all that. sharing_efficiency: of ranks that outnumber the
+    cores, see `ppsim.devices`. The last three are found in whole steps (see `whole_steps`).
     """
 
     action_s: float = 0.0
@@ -41,6 +43,8 @@ class Calibration:
     late_s: Seconds = field(default_factory=lambda: _NONE)
     dispatch_factors: Seconds = field(default_factory=lambda: _NONE)
     message_factors: Seconds = field(default_factory=lambda: _NONE)
+    independence: float = 1.0
+    common: float = 0.0
     sharing_efficiency: float = 1.0
 
     def options(self, program: Program, message_bytes: npt.NDArray[np.int64]) -> dict[str, Any]:
@@ -65,8 +69,13 @@ class Calibration:
         """How it varies, from action to action and from message to message; lateness is of timed actions alone."""
         factors = {"dispatch": self.dispatch_factors, "message": self.message_factors}
         return Jitter(
-            factors={name: each for name, each in factors.items() if len(each)}, late_s=self.late_s if timed else ()
+            factors={name: self._independent(each) for name, each in factors.items() if len(each)},
+            late_s=self._independent(self.late_s) if timed and len(self.late_s) else (),
+            step=self.common,
         )
+
+    def _independent(self, amounts: Seconds) -> Seconds:
+        return amounts.mean() + self.independence * (amounts - amounts.mean())
 
     def to_dict(self) -> dict[str, Any]:
         """As JSON values; of what varies the mean and some percentiles."""
@@ -77,6 +86,8 @@ class Calibration:
                 for name in ("receive_s", "send_s", "one_way_s")
             },
             **{name: _described(getattr(self, name)) for name in ("late_s", "dispatch_factors", "message_factors")},
+            "independence": self.independence,
+            "common": self.common,
             "sharing_efficiency": self.sharing_efficiency,
         }
 

@@ -13,7 +13,6 @@ import ppsim
 from ppexec.api import profiled_for_timed
 from ppexec.calibrate import Calibration
 from ppexec.config import RunConfig
-from ppexec.contention import calibrated
 from ppexec.environment import is_crowded, usable_cores
 from ppexec.measure import median_step, with_memory
 from ppexec.pool import WorkerPool
@@ -22,6 +21,7 @@ from ppexec.rounds import measure_in_turn
 from ppexec.session import under_torchrun
 from ppexec.verify import VerifyReport
 from ppexec.watch import OutsideLoad
+from ppexec.whole_steps import calibrated
 from ppsim import Network, Reduction, StageCost, Trace
 from ppsim.memory_columns import first_difference, with_columns
 from ppsim.simulate import message_bytes

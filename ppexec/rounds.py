@@ -29,7 +29,7 @@ class Measured:
     """What one session measured.
 
     profile: None if compute was timed. stages: what each takes, stated or profiled. traces: of undisturbed steps, and
-    disturbed: of the others. exercised: see `contention.calibrated`. memory: by rank, from an untimed step.
+    disturbed: of the others. exercised: see `whole_steps.calibrated`. memory: by rank, from an untimed step.
     """
 
     profile: Profile | None

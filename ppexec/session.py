@@ -16,7 +16,6 @@ import ppsim
 from ppexec import checkpoint
 from ppexec.calibrate import Calibration
 from ppexec.config import RunConfig
-from ppexec.contention import calibrated
 from ppexec.environment import describe_environment, is_crowded
 from ppexec.exercise import Exercise, exercises
 from ppexec.measure import RankMemory, assemble_trace
@@ -29,6 +28,7 @@ from ppexec.train import mean_losses
 from ppexec.transport.ping import PingSample
 from ppexec.transport.probe import LinkSample
 from ppexec.verify import VerifyReport
+from ppexec.whole_steps import calibrated
 from ppsim import Link, Network, Reduction, StageCost, Trace
 
 
@@ -99,7 +99,7 @@ class Session:
         return assemble_trace(program, records, [exercise.size_bytes] * len(program.messages))
 
     def calibrate(self, message_bytes: Sequence[int], *, action_s: float, rounds: int = 3) -> Calibration:
-        """What running a schedule costs on these ranks beside its computations (see `calibrate.fit`, `contention`).
+        """What running a schedule costs on these ranks beside its computations (see `calibrate.fit`, `whole_steps`).
 
         message_bytes: the sizes to know. action_s: how long an exercise's forward takes; about as long as what is to be
         predicted, since caches grow cold meanwhile. rounds: how often each exercise is run, and counted.
