@@ -112,8 +112,9 @@ def text_rows(groups: Sequence[dict[str, Any]]) -> list[dict[str, Any]]:
             "p90": f"{entry['p90']:.2%}",
             "worst": f"{entry['worst']:.2%}",
             "worst is": entry["worst_schedule"],
-            "machine's spread": f"{entry['spread']:.2%}",
-            "disturbed steps": str(entry["disturbed_steps"]),
+            "wanted": f"{100 * entry['target_median']:g}/{100 * entry['target_worst']:g} %",
+            "spread": f"{entry['spread']:.2%}",
+            "disturbed": str(entry["disturbed_steps"]),
             "bytes": "equal" if entry["bytes_equal_everywhere"] else "DIFFERENT",
         }
         for entry in groups

@@ -33,7 +33,7 @@ Answer     216 configurations on two cores (Intel Xeon, torch 2.13), 42 minutes:
              predicted one with it, since both are taken in turn, the error by 0.2 to 1.9 %; on average it was within
              0.8 % in seven and -2.1 +- 1.0 % in one.
            - 4 ranks on 2 cores: too short by 2.6 % (median) with actions of 1 ms, 0.8 % with 8 ms, and most where
-             backwards are whole. Where efficiency is taken as 1 it is 10 % and 4 %: cores were idle for 5 to 16 % of a
+             backwards are whole (AFAB with 1 ms three times: 7.0, 8.7 and 8.1 %). Where efficiency is taken as 1 it is 10 % and 4 %: cores were idle for 5 to 16 % of a
              step, by the CPU time of the processes, and the model's never are. There (AFAB, 1F1B, V-Min) steps took 3
              to 6 % more CPU time than their profile and dispatch with actions of 1 ms, up to 2 % with 8 ms, which no
              part of the model has. That caches grown cold are the cause is a guess: yielding the core before each
@@ -326,13 +326,17 @@ def report(summary: dict[str, Any]) -> Report:
         for entry in rows:
             pairs.setdefault(entry["group"], []).append((entry["predicted_s"], entry["measured_s"]))
             labels.setdefault(entry["group"], []).append(f"{entry['schedule']}, {entry['ranks']} ranks")
-        page.add("Errors by group", table=accuracy.text_rows(summary["groups"]))
+        page.add(
+            "Errors by group",
+            text="Beside what was wanted (median/worst) and the quartile spread of the steps themselves.",
+            table=accuracy.text_rows(summary["groups"]),
+        )
         page.add(
             "Predicted against measured",
             text="On the line they are equal.",
             figure=plots.accuracy(pairs, labels=labels),
         )
-        page.add("Errors", text="Left of zero the prediction is too short.", figure=plots.errors(pairs))
+        page.add("Errors", text="Left of zero predictions are too short.", figure=plots.errors(pairs))
         if summary["repeated"]:
             page.add(
                 "Done several times",

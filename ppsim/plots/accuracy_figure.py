@@ -42,14 +42,23 @@ def accuracy(series: Pairs, *, labels: Mapping[str, Sequence[str]] | None = None
 
 
 def errors(series: Pairs) -> go.Figure:
-    """How many predictions have which error, relative to what was measured."""
+    """Which share of the predictions has an error, relative to what was measured, of at most so much.
+
+    Steep at 0 where predictions are close; half way up at 0 where they are as often too short as too long.
+    """
     picture = go.Figure(layout=layout(height=340, title=None, bottom=60, entries=len(series)))
     for number, (name, pairs) in enumerate(series.items()):
         predicted_s, measured_s = np.asarray(pairs, np.float64).reshape(-1, 2).T
-        picture.add_histogram(
-            x=predicted_s / measured_s - 1, name=name, marker={"color": series_colour(number)}, opacity=0.75
+        found = np.sort(predicted_s / measured_s - 1)
+        picture.add_scatter(
+            x=np.append(found, found[-1:]),
+            y=np.arange(len(found) + 1) / max(len(found), 1),
+            mode="lines",
+            name=name,
+            line={"color": series_colour(number), "width": 2, "shape": "vh"},
+            hovertemplate=f"{name}: %{{y:.0%}} at most %{{x:+.2%}}<extra></extra>",
         )
-    picture.update_layout(barmode="overlay")
-    picture.update_xaxes(title_text="(predicted - measured) / measured", tickformat=".1%")
-    picture.update_yaxes(title_text="configurations")
+    picture.add_vline(x=0, line={"width": 1, "dash": "dot"})
+    picture.update_xaxes(title_text="(predicted - measured) / measured", tickformat="+.1%")
+    picture.update_yaxes(title_text="predictions", tickformat=".0%")
     return picture

@@ -17,7 +17,9 @@ def test_points_are_measured_to_the_right_and_predicted_upwards() -> None:
     assert list(equal.x) == list(equal.y) == pytest.approx([90.0, 1100.0])
 
 
-def test_errors_are_relative_to_what_was_measured() -> None:
+def test_errors_are_relative_to_what_was_measured_and_add_up() -> None:
+    """From -20 % on it is half of both, from +10 % on all."""
     timed, real = plots.errors(PAIRS).data
-    assert list(timed.x) == pytest.approx([0.1, -0.2])
-    assert list(real.x) == [0.0]
+    assert list(timed.x) == pytest.approx([-0.2, 0.1, 0.1])
+    assert (list(timed.y), timed.line.shape) == ([0, 0.5, 1], "vh")
+    assert (list(real.x), list(real.y)) == ([0.0, 0.0], [0, 1])
