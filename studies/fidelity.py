@@ -33,11 +33,11 @@ Answer     216 configurations on two cores (Intel Xeon, torch 2.13), 42 minutes:
              predicted one with it, since both are taken in turn, the error by 0.2 to 1.9 %; on average it was within
              0.8 % in seven and -2.1 +- 1.0 % in one.
            - 4 ranks on 2 cores: too short by 2.6 % (median) with actions of 1 ms, 0.8 % with 8 ms, and most where
-             backwards are whole (AFAB with 1 ms three times: 7.0, 8.7 and 8.1 %). Where efficiency is taken as 1 it is 10 % and 4 %: cores were idle for 5 to 16 % of a
-             step, by the CPU time of the processes, and the model's never are. There (AFAB, 1F1B, V-Min) steps took 3
-             to 6 % more CPU time than their profile and dispatch with actions of 1 ms, up to 2 % with 8 ms, which no
-             part of the model has. That caches grown cold are the cause is a guess: yielding the core before each
-             profiled action made the profile no more than 2 % longer.
+             backwards are whole (AFAB with 1 ms three times: 7.0, 8.7 and 8.1 %). Where efficiency is taken as 1 it is
+             10 % and 4 %: cores were idle for 5 to 16 % of a step, by the CPU time of the processes, and the model's
+             never are. There (AFAB, 1F1B, V-Min) steps took 3 to 6 % more CPU time than their profile and dispatch with
+             actions of 1 ms, up to 2 % with 8 ms, which no part of the model has. That caches grown cold are the cause
+             is a guess: yielding the core before each profiled action made the profile no more than 2 % longer.
 
 Writes DIR/report.html, summary.json and results.sqlite, in which what was measured is found again.
 """
