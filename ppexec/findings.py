@@ -107,8 +107,9 @@ def verdict(outcome: Outcome) -> str:
     is_real = outcome.profile is not None
     if is_real and outcome.config.world_size * outcome.config.threads > cores:
         parts.append(
-            f"There are {outcome.config.world_size} ranks of {outcome.config.threads} thread(s) on {cores} cores: they "
-            "take turns, which the prediction does not know."
+            f"There are {outcome.config.world_size} ranks of {outcome.config.threads} thread(s) on {cores} cores, "
+            f"which share them evenly in the prediction, at {outcome.calibration.sharing_efficiency:.2f} of what the cores "
+            "could do for these ranks, as exercises beside the steps showed."
         )
     return " ".join(parts)
 

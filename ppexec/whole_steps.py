@@ -22,7 +22,9 @@ _QUARTILES = 1.349  # between those of the standard normal distribution
 
 def calibrated(exercised: Sequence[tuple[Trace, Exercise]]) -> Calibration:
     """What measured steps of exercises say: of sharing cores those that kept them busy, of all else the others."""
-    calm, busy = ([(trace, each.stages) for trace, each in exercised if each.is_busy == is_busy] for is_busy in (0, 1))
+    calm, busy = (
+        [(trace, each.stages) for trace, each in exercised if each.is_busy == is_busy] for is_busy in (False, True)
+    )
     return with_sharing(with_independence(fit(calm), calm), busy, cores=usable_cores())
 
 
@@ -65,8 +67,8 @@ def with_sharing(calibration: Calibration, steps: Sequence[Step], *, cores: int)
     """The calibration with the `sharing_efficiency` that lets `simulate` say of these steps what they took.
 
     steps: of exercises whose actions kept a core at work for their CPU time; without any the efficiency is 1. So it
-    holds what cores stand idle for while ranks queue for another one, and switching, with actions as long as these;
-    what caches lose is in the CPU time of the actions themselves.
+    holds what cores stand idle for while ranks queue for another one, and switching, with actions as long as these, and
+    what other replicas take of the cores; what caches lose is in the CPU time of the actions themselves.
     """
 
     def step_s(lost: float, step: Step) -> float:

@@ -18,6 +18,8 @@ import pandas
 import pytest
 
 import ppsim
+from ppexec.experiment import Outcome
+from ppsim.simulate import row_durations
 
 PATH = Path(__file__).parents[2] / "studies" / "sim_vs_measured.py"
 _FLAGS = "--layers 4 --hidden 16 --seq 4 --micro-batch-size 1 --microbatches 5 --threads 1 --steps 3 --warmup 1"
@@ -169,15 +171,26 @@ def test_the_table_is_short_and_says_what_was_found(study: ModuleType, tmp_path:
     assert "Outputs and gradients are bit-equal to those of one process without a pipeline." in out
 
 
-def test_timed_compute_without_costs_is_profiled_first(study: ModuleType, tmp_path: Path) -> None:
-    """It used to end with "timed compute needs costs", though `ppexec run` profiles then."""
+def test_timed_compute_without_costs_is_profiled_first(
+    study: ModuleType, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """It used to end with "timed compute needs costs", though `ppexec run` profiles then.
+
+    Measured actions are held against the profile's costs, not against predicted ones: these are sometimes late too.
+    """
+    outcomes: list[Outcome] = []
+    original = study.predict_and_measure
+    monkeypatch.setattr(
+        study, "predict_and_measure", lambda *args, **named: outcomes.append(original(*args, **named)) or outcomes[0]
+    )
     code, out, err = call(study, [*TINY, "--compute", "timed", "--json", "--out", str(tmp_path)])
     assert code == 0, err
     summary = json.loads(out)
     assert summary["gradients"] is None
-    stage_s = ppsim.Trace.load(tmp_path / "predicted.trace.npz").compute_s
-    assert (stage_s > 0).all()
-    assert (ppsim.Trace.load(tmp_path / "measured.trace.npz").compute_s >= 0.999 * stage_s).all()
+    measured = ppsim.Trace.load(tmp_path / "measured.trace.npz")
+    stated_s = row_durations(measured.program, outcomes[0].stages)
+    assert (stated_s > 0).all()
+    assert (measured.end_s - measured.start_s >= 0.999 * stated_s).all()
 
 
 def test_an_evaluation_is_studied_too(study: ModuleType, tmp_path: Path) -> None:
