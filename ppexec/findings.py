@@ -106,10 +106,11 @@ def verdict(outcome: Outcome) -> str:
     cores = outcome.environment["cores"]
     is_real = outcome.profile is not None
     if is_real and outcome.config.world_size * outcome.config.threads > cores:
+        efficiency = outcome.calibration.sharing_efficiency
         parts.append(
-            f"There are {outcome.config.world_size} ranks of {outcome.config.threads} thread(s) on {cores} cores, "
-            f"which share them evenly in the prediction, at {outcome.calibration.sharing_efficiency:.2f} of what the cores "
-            "could do for these ranks, as exercises beside the steps showed."
+            f"There are {outcome.config.world_size} ranks of {outcome.config.threads} thread(s) on {cores} cores: the "
+            f"prediction shares them evenly, at {efficiency:.2f} of what they could do for one replica, as exercises "
+            "beside the steps showed."
         )
     return " ".join(parts)
 
