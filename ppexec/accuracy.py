@@ -13,7 +13,7 @@ from typing import Any
 import numpy as np
 
 TARGETS = {"timed": (0.005, 0.015), "real": (0.03, 0.06), "shared-cores": (0.08, 0.15)}
-"""Group -> the median and the worst error wished for; where compute is real, or the machine's own spread if larger."""
+"""Group -> median and worst error wanted, relative; for "real", or the machine's own spread where that is larger."""
 
 
 def table(rows: Sequence[dict[str, Any]], groups: Sequence[str]) -> list[dict[str, Any]]:

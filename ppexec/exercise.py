@@ -1,4 +1,4 @@
-"""Exercise: a known schedule of timed compute, run beside what is to be predicted, to see what running costs."""
+"""Exercise: a known schedule of known actions, run beside what is to be predicted, to see what running costs."""
 
 from __future__ import annotations
 

@@ -24,10 +24,11 @@ Answer     216 configurations on two cores (Intel Xeon, torch 2.13), 42 minutes:
              real, 4 ranks on 2 cores       24   1.5 %    5.2 %   7.9 %   8 % / 15 %       4.0 %    6
            Activation bytes were equal at every action of all. What is left, and how it is known:
            - Timed: the model, mostly. With `--repeats 4` the errors of zb-v and zb-h1 on 8 ranks come back, 0.1 % apart
-             (0.3 % in one): zb-v 8 x 16 is 1.03 +- 0.06 % too long, the seven others -0.12 to +0.27 %. What varies is
-             drawn with one share of independence for all schedules; the exercises themselves say that it differs: with
-             the same calibration interleaved-1F1B comes out 0.3 % too short and zb-v 0.5 % too long, which means cancel
-             and zb-v does not. 10 ms actions are 0.3 % off, 25 ms actions 0.2 % (4 and 8 ranks).
+             (0.3 % in one; one was done three times): zb-v 8 x 16 is 1.03 +- 0.06 % too long, the seven others -0.12 to
+             +0.27 %. What varies is drawn with one share of independence for all schedules; the exercises themselves
+             say that it differs: with the same calibration interleaved-1F1B comes out 0.3 % too short and zb-v 0.5 %
+             too long, which means cancel and zb-v does not. 10 ms actions are 0.3 % off, 25 ms actions 0.2 % (4 and 8
+             ranks).
            - Real: the machine, mostly. All 48 errors are within the spread of the steps they are errors of. Eight
              configurations of AFAB and DualPipe-V done four times each: the measured step varied by 2 to 11 %, the
              predicted one with it, since both are taken in turn, the error by 0.2 to 1.9 %; on average it was within
