@@ -1,12 +1,12 @@
 """ppexec: run a pipeline schedule for real, measure it, and prove its gradients."""
 
 from ppexec.api import profile, run, train, verify
-from ppexec.config import RunConfig
-from ppexec.models import Model
-from ppexec.pool import WorkerError, WorkerPool
+from ppexec.config.config import RunConfig
+from ppexec.models.model import Model
 from ppexec.session import Session
-from ppexec.train import TrainReport
-from ppexec.verify import VerifyReport
+from ppexec.train.train import TrainReport
+from ppexec.verify.verify import VerifyReport
+from ppexec.workers.pool import WorkerError, WorkerPool
 
 __all__ = [
     "Model",

@@ -5,13 +5,13 @@ from __future__ import annotations
 from dataclasses import replace
 from pathlib import Path
 
-from ppexec.config import RunConfig
-from ppexec.measure import median_step, with_memory
-from ppexec.pool import WorkerPool
-from ppexec.profile import Profile
+from ppexec.config.config import RunConfig
+from ppexec.measure.assemble import median_step, with_memory
+from ppexec.measure.profile import Profile
 from ppexec.session import Session
-from ppexec.train import TrainReport
-from ppexec.verify import VerifyReport
+from ppexec.train.train import TrainReport
+from ppexec.verify.verify import VerifyReport
+from ppexec.workers.pool import WorkerPool
 from ppsim import LayerCost, StageCost, Trace
 
 

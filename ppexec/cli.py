@@ -13,11 +13,12 @@ from typing import Annotated, Any
 import tyro
 
 import ppexec
-from ppexec.config import RunConfig
+from ppexec.config.config import RunConfig
 from ppexec.session import under_torchrun
-from ppsim import command, save_costs
-from ppsim.command import OptionalFile
-from ppsim.export.files import write_trace
+from ppsim import save_costs
+from ppsim.cli import command
+from ppsim.cli.command import OptionalFile
+from ppsim.export.trace_files import write_trace
 
 _DESCRIPTION = "Run a pipeline schedule for real, measure it, and prove its gradients."
 
@@ -198,7 +199,7 @@ def main(args: Sequence[str] | None = None) -> int:
 
 
 def run_command(work: Callable[[], None], *, prog: str = "ppexec") -> int:
-    """As `ppsim.command.run`; a worker that died or failed is exit code 1 with its message."""
+    """As `ppsim.cli.command.run`; a worker that died or failed is exit code 1 with its message."""
 
     def guarded() -> None:
         try:

@@ -13,22 +13,22 @@ from typing import Any, Protocol
 import torch.distributed as dist
 
 import ppsim
-from ppexec import checkpoint
-from ppexec.calibrate import Calibration
-from ppexec.config import RunConfig
-from ppexec.environment import describe_environment, is_crowded
-from ppexec.exercise import Exercise, exercises
-from ppexec.measure import RankMemory, assemble_trace
-from ppexec.models import load_model, resolve_factory
-from ppexec.pool import WorkerPool
-from ppexec.profile import Profile, summarise
-from ppexec.runtime import StepRecord
-from ppexec.tensor_parallel import check_plan
-from ppexec.train import mean_losses
-from ppexec.transport.ping import PingSample
-from ppexec.transport.probe import LinkSample
-from ppexec.verify import VerifyReport
-from ppexec.whole_steps import calibrated
+from ppexec.calibrate.calibration import Calibration
+from ppexec.calibrate.known_run import Exercise, exercises
+from ppexec.calibrate.step_fit import calibrated
+from ppexec.config.config import RunConfig
+from ppexec.machine.environment import describe_environment, is_crowded
+from ppexec.measure.assemble import RankMemory, assemble_trace
+from ppexec.measure.link_probe import LinkSample
+from ppexec.measure.ping import PingSample
+from ppexec.measure.profile import Profile, summarise
+from ppexec.models.load import load_model, resolve_factory
+from ppexec.stage.tensor_parallel import check_plan
+from ppexec.train import checkpoint
+from ppexec.train.train import mean_losses
+from ppexec.verify.verify import VerifyReport
+from ppexec.workers.pool import WorkerPool
+from ppexec.workers.runtime import StepRecord
 from ppsim import Link, Network, Reduction, StageCost, Trace
 
 
@@ -99,7 +99,7 @@ class Session:
         return assemble_trace(program, records, [exercise.size_bytes] * len(program.messages))
 
     def calibrate(self, message_bytes: Sequence[int], *, action_s: float, rounds: int = 3) -> Calibration:
-        """What running a schedule costs on these ranks beside its computations (see `calibrate.fit`, `whole_steps`).
+        """What running a schedule costs on these ranks beside its computations (see `calibration.fit`, `step_fit`).
 
         message_bytes: the sizes to know. action_s: how long an exercise's forward takes; about as long as what is to be
         predicted, since caches grow cold meanwhile. rounds: how often each exercise is run, and counted.
@@ -110,7 +110,7 @@ class Session:
         return calibrated([(self.exercise(each), each) for _ in range(rounds) for each in every])
 
     def exercises(self, message_bytes: Sequence[int], action_s: float) -> list[Exercise]:
-        """What calibrates these ranks (see `exercise.exercises`); some keep cores busy if ranks that compute outnumber
+        """What calibrates these ranks (see `known_run.exercises`); some keep cores busy if ranks that compute outnumber
         them."""
         return exercises(
             self.config.ranks,
@@ -289,7 +289,7 @@ class _TorchrunWorkers:
     """The worker in this process; every process gathers all results."""
 
     def __init__(self, config: RunConfig, costs: Sequence[StageCost] | None) -> None:
-        from ppexec.worker import Worker
+        from ppexec.workers.rank import Worker
 
         if not dist.is_initialized():
             dist.init_process_group(config.backend)

@@ -1,32 +1,35 @@
 """ppsim: predict a pipeline schedule's step time, bubble and activation memory from layer costs."""
 
-from ppsim.action import Action, Kind, OverlappedPair, parse_action
-from ppsim.costfile import load_costs, save_costs
-from ppsim.costs import LayerCost, StageCost
-from ppsim.device import Device, device_names, named_device
-from ppsim.ensemble import Ensemble
+from ppsim.costs.cost_file import load_costs, save_costs
+from ppsim.costs.partition import partition, partition_sizes
+from ppsim.costs.recompute import recompute_layers
+from ppsim.costs.stage_cost import LayerCost, StageCost
 from ppsim.errors import CostError, ScheduleError
-from ppsim.estimate import estimate_costs
-from ppsim.explain import Attribution, Comparison, CriticalPath, attribute, compare, critical_path
-from ppsim.huggingface import read_huggingface_config
-from ppsim.jitter import Jitter
-from ppsim.layerwork import transformer_work
-from ppsim.link import Link, LinkPiece
-from ppsim.montecarlo import monte_carlo
-from ppsim.network import Network
-from ppsim.order import Order
-from ppsim.partition import partition, partition_sizes
-from ppsim.program import Program
-from ppsim.recompute import recompute_layers
-from ppsim.reduction import Reduction
-from ppsim.schedule import Schedule
-from ppsim.schedules import build_schedule, schedule_names
-from ppsim.search import SearchResult, search
-from ppsim.simulate import simulate
-from ppsim.sweep import SweepResult, SweepRow, load_sweep, sweep
-from ppsim.trace import Trace
-from ppsim.transformer import Transformer
-from ppsim.work import Execution
+from ppsim.estimate.device import Device, device_names, named_device
+from ppsim.estimate.estimate import estimate_costs
+from ppsim.estimate.huggingface import read_huggingface_config
+from ppsim.estimate.layer_work import transformer_work
+from ppsim.estimate.transformer import Transformer
+from ppsim.estimate.work import Execution
+from ppsim.explain.attribution import Attribution, attribute, critical_path
+from ppsim.explain.comparison import Comparison, compare
+from ppsim.explain.critical_path import CriticalPath
+from ppsim.network.all_reduce import Reduction
+from ppsim.network.link import Link, LinkPiece
+from ppsim.network.network import Network
+from ppsim.schedule.action import Action, Kind, OverlappedPair, parse_action
+from ppsim.schedule.named.registry import build_schedule, schedule_names
+from ppsim.schedule.order import Order
+from ppsim.schedule.program import Program
+from ppsim.schedule.schedule import Schedule
+from ppsim.search.search import SearchResult, search
+from ppsim.simulation.simulate import simulate
+from ppsim.sweep.result import SweepResult, SweepRow, load_sweep
+from ppsim.sweep.sweep import sweep
+from ppsim.trace.trace import Trace
+from ppsim.variation.ensemble import Ensemble
+from ppsim.variation.jitter import Jitter
+from ppsim.variation.monte_carlo import monte_carlo
 
 __version__ = "0.1.0"
 

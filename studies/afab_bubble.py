@@ -34,11 +34,12 @@ from tqdm import tqdm
 import ppexec
 import ppsim
 from ppexec.cli import existing_directory, study_main
-from ppexec.environment import describe_environment
-from ppexec.findings import environment_rows
-from ppsim import command, theory
-from ppsim.export.report import Report
+from ppexec.experiment.text import environment_rows
+from ppexec.machine.environment import describe_environment
+from ppsim.cli import command
+from ppsim.export.html_report import Report
 from ppsim.plots.style import layout, series_colour
+from ppsim.simulation import theory
 
 Point = dict[str, Any]
 

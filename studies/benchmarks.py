@@ -60,14 +60,14 @@ from tqdm import tqdm
 import ppexec
 import ppsim
 from ppexec.cli import existing_directory, study_main
-from ppexec.config import RunConfig
-from ppexec.environment import describe_environment
-from ppexec.findings import environment_rows
-from ppexec.overhead import PEER_OF, measure_overhead
-from ppsim import command
-from ppsim.engines import run_engine
-from ppsim.export.report import Report
-from ppsim.simulate import load_of
+from ppexec.config.config import RunConfig
+from ppexec.experiment.overhead import PEER_OF, measure_overhead
+from ppexec.experiment.text import environment_rows
+from ppexec.machine.environment import describe_environment
+from ppsim.cli import command
+from ppsim.export.html_report import Report
+from ppsim.simulation.engines.by_name import run_engine
+from ppsim.simulation.simulate import load_of
 
 Part = Literal["engines", "scale", "pytorch", "sweep", "executor"]
 _PARTS: tuple[Part, ...] = ("engines", "scale", "pytorch", "sweep", "executor")

@@ -33,11 +33,11 @@ from tqdm import tqdm
 
 import ppexec
 from ppexec.cli import existing_directory, study_main
-from ppexec.config import RunConfig
-from ppexec.findings import environment_rows
-from ppexec.overhead import PEER_OF, measure_overhead
-from ppsim import command
-from ppsim.export.report import Report
+from ppexec.config.config import RunConfig
+from ppexec.experiment.overhead import PEER_OF, measure_overhead
+from ppexec.experiment.text import environment_rows
+from ppsim.cli import command
+from ppsim.export.html_report import Report
 
 
 @dataclass(frozen=True, kw_only=True)

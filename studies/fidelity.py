@@ -9,8 +9,8 @@ Command    python studies/fidelity.py
 Method     Each configuration by itself, never two at a time. Profile, steps and exercises take turns; steps while
            others used the machine are marked, left out and counted. The exercises are 1F1B and a zero-bubble schedule
            of known waits on as many ranks: what the runtime and messages cost is read off the gaps between their
-           actions (`ppexec.calibrate`), how much of it varies for each rank alone off their length
-           (`ppexec.whole_steps`). Nothing is fitted to what is predicted. 4 ranks on 2 cores are predicted with
+           actions (`ppexec.calibrate.calibration`), how much of it varies for each rank alone off their length
+           (`ppexec.calibrate.step_fit`). Nothing is fitted to what is predicted. 4 ranks on 2 cores are predicted with
            `simulate(cores=2, sharing="fair", sharing_efficiency=...)`, from CPU time, and from exercises that keep
            cores busy.
 
@@ -59,15 +59,17 @@ from tqdm import tqdm
 
 import ppexec
 import ppsim
-from ppexec import accuracy
 from ppexec.cli import existing_directory, study_main
-from ppexec.config import RunConfig
-from ppexec.environment import describe_environment, usable_cores
-from ppexec.experiment import Outcome, predict_and_measure
-from ppexec.findings import environment_rows
-from ppexec.watch import OutsideLoad
-from ppsim import StageCost, command, plots
-from ppsim.export.report import Report
+from ppexec.config.config import RunConfig
+from ppexec.experiment import accuracy
+from ppexec.experiment.experiment import Outcome, predict_and_measure
+from ppexec.experiment.text import environment_rows
+from ppexec.machine.environment import describe_environment, usable_cores
+from ppexec.machine.outside_load import OutsideLoad
+from ppsim import StageCost
+from ppsim.cli import command
+from ppsim.export.html_report import Report
+from ppsim.plots import accuracy_figure
 from ppsim.sweep.key import canonical_json, digest
 from ppsim.sweep.store import Outcome as Stored
 from ppsim.sweep.store import Store
@@ -335,9 +337,9 @@ def report(summary: dict[str, Any]) -> Report:
         page.add(
             "Predicted against measured",
             text="On the line they are equal.",
-            figure=plots.accuracy(pairs, labels=labels),
+            figure=accuracy_figure.accuracy(pairs, labels=labels),
         )
-        page.add("Errors", text="Left of zero predictions are too short.", figure=plots.errors(pairs))
+        page.add("Errors", text="Left of zero predictions are too short.", figure=accuracy_figure.errors(pairs))
         if summary["repeated"]:
             page.add(
                 "Done several times",

@@ -10,7 +10,7 @@ Command    python studies/link.py
 Method     Every directed link in turn carries messages of every size through the runtime's own transport: single ones
            to a receiver that has slept in its wait for 3 ms or has just begun to wait, single ones whose receive is
            posted late, and bursts of up to 8. What each further message of a burst adds keeps the link; the rest of
-           the single message's time to a sleeping receiver is latency. Pieces are fitted to both (ppsim.linkfit).
+           the single message's time to a sleeping receiver is latency. Pieces are fitted to both (`link_fit`).
 
 Answer     On two cores (torch 2.13), one run. Up to 1 MiB through shared memory: 0.22 to 0.29 ms to 256 KiB, 0.5 ms
            at 1 MiB, to a receiver that had slept; 0.06 to 0.13 ms to one that had just begun to wait, so most of it is
@@ -45,11 +45,12 @@ from tqdm import tqdm
 import ppexec
 import ppsim
 from ppexec.cli import existing_directory, study_main
-from ppexec.findings import environment_rows
-from ppexec.transport.ping import PingSample
-from ppsim import Link, Network, command
-from ppsim.export.report import Report
-from ppsim.linkfit import fit_link
+from ppexec.experiment.text import environment_rows
+from ppexec.measure.ping import PingSample
+from ppsim import Link, Network
+from ppsim.cli import command
+from ppsim.export.html_report import Report
+from ppsim.network.link_fit import fit_link
 from ppsim.plots.style import GRID, layout, series_colour
 from ppsim.plots.units import bytes_text
 

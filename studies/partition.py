@@ -44,12 +44,13 @@ from tqdm import tqdm
 import ppexec
 import ppsim
 from ppexec.cli import existing_directory, study_main
-from ppexec.findings import environment_rows
-from ppexec.measure import median_step, with_memory
-from ppsim import command, plots
-from ppsim.export.report import Report
-from ppsim.memory_columns import with_columns
+from ppexec.experiment.text import environment_rows
+from ppexec.measure.assemble import median_step, with_memory
+from ppsim.cli import command
+from ppsim.export.html_report import Report
 from ppsim.plots.style import layout, series_colour
+from ppsim.plots.timeline_figure import timeline
+from ppsim.trace.memory import with_columns
 
 _TIMES = ("forward_s", "backward_s", "backward_input_s", "backward_weight_s")
 _CHOOSING_ROUNDS = 5
@@ -380,11 +381,11 @@ def report(study: Study, found: Comparison) -> Report:
     page.add("The cuts", text="Layers count the embedding and the head.", table=rows(found))
     page.add("Steps", text="Every measured step; lines are the predictions.", figure=steps_figure(found))
     page.add("Layers", text="Seconds of F and B of one microbatch.", figure=layers_figure(found))
-    page.add("Predicted timelines", figure=plots.timeline({cut.name: cut.prediction for cut in found.cuts}))
+    page.add("Predicted timelines", figure=timeline({cut.name: cut.prediction for cut in found.cuts}))
     page.add(
         "Measured timelines",
         text="The median step of each.",
-        figure=plots.timeline({cut.name: median_step(cut.measured) for cut in found.cuts}),
+        figure=timeline({cut.name: median_step(cut.measured) for cut in found.cuts}),
     )
     page.add("Environment", definitions=environment_rows(found.environment))
     page.add("Configuration", definitions=environment_rows(study.to_dict()))

@@ -26,8 +26,9 @@ from tqdm import tqdm
 
 import ppsim
 from ppexec.cli import existing_directory, study_main
-from ppsim import command, theory
-from ppsim.export.report import Report
+from ppsim.cli import command
+from ppsim.export.html_report import Report
+from ppsim.simulation import theory
 
 _DATA = Path(__file__).parent / "published"
 _ROUNDING = 1e-9

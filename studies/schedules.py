@@ -36,12 +36,13 @@ from tqdm import tqdm
 import ppexec
 import ppsim
 from ppexec.cli import existing_directory, study_main
-from ppexec.config import RunConfig
-from ppexec.experiment import Outcome, predict_and_measure
-from ppexec.findings import environment_rows
-from ppsim import command, plots
-from ppsim.export.report import Report
+from ppexec.config.config import RunConfig
+from ppexec.experiment.experiment import Outcome, predict_and_measure
+from ppexec.experiment.text import environment_rows
+from ppsim.cli import command
+from ppsim.export.html_report import Report
 from ppsim.plots.style import layout, series_colour, series_round
+from ppsim.plots.timeline_figure import timeline
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -179,11 +180,11 @@ def report(study: Study, rows: Sequence[dict[str, Any]], outcomes: dict[str, Out
         text="Outlines are predicted, filled marks measured; lower left is better.",
         figure=trade_off(rows),
     )
-    page.add("Predicted timelines", figure=plots.timeline({name: o.predicted for name, o in outcomes.items()}))
+    page.add("Predicted timelines", figure=timeline({name: o.predicted for name, o in outcomes.items()}))
     page.add(
         "Measured timelines",
         text="The median step of each.",
-        figure=plots.timeline({name: o.median for name, o in outcomes.items()}),
+        figure=timeline({name: o.median for name, o in outcomes.items()}),
     )
     page.add("Environment", definitions=environment_rows(next(iter(outcomes.values())).environment))
     page.add("Configuration", definitions=environment_rows(study.to_dict()))

@@ -28,13 +28,18 @@ from tqdm import tqdm
 
 import ppsim
 from ppexec.cli import existing_directory, study_main
-from ppexec.config import RunConfig
-from ppexec.experiment import Outcome, experiment_length, predict_and_measure
-from ppexec.findings import comparison_rows, environment_rows, memory_rows, memory_verdict, verdict
-from ppsim import command, plots
-from ppsim.export.files import write_trace
+from ppexec.config.config import RunConfig
+from ppexec.experiment.experiment import Outcome, experiment_length, predict_and_measure
+from ppexec.experiment.text import comparison_rows, environment_rows, memory_rows, memory_verdict, verdict
+from ppsim.cli import command
+from ppsim.export.html_report import Report
 from ppsim.export.perfetto import save_perfetto
-from ppsim.export.report import Report
+from ppsim.export.trace_files import write_trace
+from ppsim.plots.attribution_figure import attribution
+from ppsim.plots.bubble_figure import bubbles
+from ppsim.plots.memory_figure import memory
+from ppsim.plots.memory_parts_figure import memory_parts
+from ppsim.plots.timeline_figure import timeline
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -122,30 +127,30 @@ def report(outcome: Outcome, traces: dict) -> Report:
             else " Hatched strips add up gradients over the replicas: predicted as a ring measured alone, measured "
             "until the last replica has joined and all is there."
         ),
-        figure=plots.timeline(traces, critical_path=True),
+        figure=timeline(traces, critical_path=True),
     )
     page.add(
         "Activation memory",
         text="What each rank holds for its backward passes. Measured bytes are counted in a separate, untimed step on "
         f"what autograd keeps, and drawn at that step's times. {memory_verdict(outcome)}",
-        figure=plots.memory(traces),
+        figure=memory(traces),
     )
     page.add(
         "Memory in all",
         text="What each rank holds when it holds the most, the prediction beside the measurement. Gradients are there "
         "from a stage's first B or W on; receive buffers from posting to use; unfinished sends follow each clock's own "
         "times. What kernels need within an action is not in it.",
-        figure=plots.memory_parts(traces),
+        figure=memory_parts(traces),
         table=memory_rows(outcome),
     )
-    page.add("Bubbles", text="Each rank's time in the step without compute.", figure=plots.bubbles(traces))
+    page.add("Bubbles", text="Each rank's time in the step without compute.", figure=bubbles(traces))
     page.add(
         "What the ranks waited for",
         text="The same bubbles by cause; the parts add up to the bubble exactly. Warm-up and drain are the pipeline "
         "filling and emptying, imbalance is other waiting for a rank that computes, straggler what is there because "
         "actions took longer than the same action usually does. `Device or dispatch` is the time in which everything "
         "was there and the action had not begun.",
-        figure=plots.attribution(traces),
+        figure=attribution(traces),
     )
     compared = ppsim.compare(outcome.predicted, outcome.median)
     page.add(

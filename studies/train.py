@@ -41,11 +41,11 @@ from tqdm import tqdm
 
 import ppexec
 from ppexec.cli import existing_directory, study_main
-from ppexec.config import RunConfig
-from ppexec.environment import describe_environment
-from ppexec.findings import environment_rows
-from ppsim import command
-from ppsim.export.report import Report
+from ppexec.config.config import RunConfig
+from ppexec.experiment.text import environment_rows
+from ppexec.machine.environment import describe_environment
+from ppsim.cli import command
+from ppsim.export.html_report import Report
 from ppsim.plots.style import layout, series_colour
 
 _TIMES_CONTROL = 10

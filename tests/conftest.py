@@ -17,7 +17,7 @@ from hypothesis import HealthCheck, settings
 if TYPE_CHECKING:
     from ppexec import WorkerPool
 
-# Tests share modules as tests.evaluator and tests.strategies; importlib mode leaves it to us to make them importable.
+# Tests share the modules in tests.support; importlib mode leaves it to us to make them importable.
 # Never put this folder itself on the path: tests/ppsim would stand in for ppsim.
 sys.path.insert(0, str(Path(__file__).parents[1]))
 

@@ -8,8 +8,9 @@ from pathlib import Path
 
 import pytest
 
-import ppsim.cli
-from ppsim.schedules import registry
+import ppsim
+from ppsim.cli.main import main
+from ppsim.schedule.named import registry
 
 README = (Path(__file__).parents[1] / "README.md").read_text(encoding="utf-8")
 PYTHON = [block for block in re.findall(r"```python\n(.*?)```", README, re.DOTALL) if "ppexec" not in block]
@@ -34,7 +35,7 @@ def test_the_readme_has_examples() -> None:
 
 @pytest.mark.parametrize("line", COMMANDS)
 def test_commands_run(line: str, capsys: pytest.CaptureFixture[str]) -> None:
-    assert ppsim.cli.main(shlex.split(line)[1:]) == 0
+    assert main(shlex.split(line)[1:]) == 0
     assert capsys.readouterr().out
 
 

@@ -7,7 +7,7 @@ from collections.abc import Sequence
 import torch
 from torch import nn
 
-from ppexec.seeds import dropout_mask
+from ppexec.models.seeds import dropout_mask
 
 
 class Randomness:

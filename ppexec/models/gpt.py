@@ -20,7 +20,7 @@ from ppexec.models.text import load_text, window
 if TYPE_CHECKING:
     from torch.distributed.tensor.parallel import ParallelStyle
 
-    from ppexec.config import RunConfig
+    from ppexec.config.config import RunConfig
 
 _STD = 0.02
 

@@ -5,7 +5,7 @@ from __future__ import annotations
 import torch
 from torch import nn
 
-from ppexec.seeds import parameter_seed
+from ppexec.models.seeds import parameter_seed
 
 
 def initialize_layer(layer: nn.Module, *, index: int, seed: int, device: torch.device) -> nn.Module:

@@ -10,14 +10,14 @@ from typing import TYPE_CHECKING
 
 import torch
 
-from ppexec.environment import memory_bytes
+from ppexec.machine.environment import memory_bytes
 from ppexec.models.gpt import gpt
 from ppexec.models.mlp import mlp
 from ppexec.models.model import Model
-from ppexec.seeds import derive
+from ppexec.models.seeds import derive
 
 if TYPE_CHECKING:
-    from ppexec.config import RunConfig
+    from ppexec.config.config import RunConfig
 
 _BUILT_IN: dict[str, Callable[[RunConfig], Model]] = {"gpt": gpt, "mlp": mlp}
 

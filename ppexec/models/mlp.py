@@ -9,12 +9,12 @@ from torch import nn
 from torch.nn import functional
 
 from ppexec.models.model import Model
-from ppexec.seeds import sample_generator
+from ppexec.models.seeds import sample_generator
 
 if TYPE_CHECKING:
     from torch.distributed.tensor.parallel import ParallelStyle
 
-    from ppexec.config import RunConfig
+    from ppexec.config.config import RunConfig
 
 
 class MLPBlock(nn.Module):

@@ -7,7 +7,7 @@ from pathlib import Path
 import numpy as np
 import torch
 
-from ppexec.seeds import derive
+from ppexec.models.seeds import derive
 
 
 def load_text(path: Path | None) -> torch.Tensor:

@@ -11,12 +11,12 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 import numpy.typing as npt
 
-from ppsim.costs import StageCost
+from ppsim.costs.stage_cost import StageCost
+from ppsim.explain.bubble_parts import Pieces, bubble_pieces
 from ppsim.explain.critical_path import CriticalPath, path_of, slack_of
-from ppsim.explain.durations import excess_durations, usual_durations
-from ppsim.explain.graph import StepGraph, Wiring
-from ppsim.explain.pieces import Pieces, bubble_pieces
-from ppsim.trace import Trace
+from ppsim.explain.step_graph import StepGraph, Wiring
+from ppsim.explain.usual_durations import excess_durations, usual_durations
+from ppsim.trace.trace import Trace
 
 if TYPE_CHECKING:
     import pandas

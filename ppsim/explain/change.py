@@ -8,7 +8,7 @@ from dataclasses import dataclass
 import numpy as np
 import numpy.typing as npt
 
-from ppsim.explain.graph import DELAYS, Delays, Times, Wiring, replay
+from ppsim.explain.step_graph import DELAYS, Delays, Times, Wiring, replay
 
 Seconds = npt.NDArray[np.float64]
 _TIE = 1e-12  # of the step: paths that differ by less are equally long

@@ -11,11 +11,11 @@ import numpy.typing as npt
 
 from ppsim.explain.attribution import Attribution, attributed
 from ppsim.explain.change import explain_change
+from ppsim.explain.comparison_text import explanation, length_s, step_names, table
 from ppsim.explain.contribution import Contribution, MemoryDifference, contributions, memory_differences
-from ppsim.explain.graph import StepGraph, Wiring
-from ppsim.explain.sentences import explanation, length_s, step_names, table
-from ppsim.order import Order
-from ppsim.trace import Trace
+from ppsim.explain.step_graph import StepGraph, Wiring
+from ppsim.schedule.order import Order
+from ppsim.trace.trace import Trace
 
 if TYPE_CHECKING:
     import pandas

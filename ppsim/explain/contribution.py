@@ -7,9 +7,9 @@ from dataclasses import dataclass
 import numpy as np
 import numpy.typing as npt
 
-from ppsim.action import Kind
-from ppsim.program import Program
-from ppsim.trace import Trace
+from ppsim.schedule.action import Kind
+from ppsim.schedule.program import Program
+from ppsim.trace.trace import Trace
 
 Seconds = npt.NDArray[np.float64]
 

@@ -10,8 +10,8 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 import numpy.typing as npt
 
-from ppsim.explain.graph import StepGraph
-from ppsim.program import Program
+from ppsim.explain.step_graph import StepGraph
+from ppsim.schedule.program import Program
 
 if TYPE_CHECKING:
     import pandas

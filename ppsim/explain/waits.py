@@ -8,7 +8,7 @@ from dataclasses import dataclass
 import numpy as np
 import numpy.typing as npt
 
-from ppsim.explain.graph import StepGraph
+from ppsim.explain.step_graph import StepGraph
 
 Seconds = npt.NDArray[np.float64]
 

@@ -25,8 +25,8 @@ from typing import Any
 import numpy as np
 import numpy.typing as npt
 
-from ppsim.action import Kind
-from ppsim.trace import Trace
+from ppsim.schedule.action import Kind
+from ppsim.trace.trace import Trace
 
 Event = dict[str, Any]
 Nanoseconds = npt.NDArray[np.int64]

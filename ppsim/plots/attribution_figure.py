@@ -8,10 +8,10 @@ from collections.abc import Mapping
 import numpy as np
 import plotly.graph_objects as go
 
-from ppsim.explain import PARTS, attribute
+from ppsim.explain.attribution import PARTS, attribute
 from ppsim.plots import style
 from ppsim.plots.units import time_unit
-from ppsim.trace import Trace
+from ppsim.trace.trace import Trace
 
 _NAMES = {
     "warm_up": "warm-up",

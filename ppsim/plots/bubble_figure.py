@@ -10,7 +10,7 @@ import plotly.graph_objects as go
 
 from ppsim.plots import style
 from ppsim.plots.units import time_unit
-from ppsim.trace import Trace
+from ppsim.trace.trace import Trace
 
 _LABELLED_BARS = 30
 

@@ -6,10 +6,10 @@ from collections.abc import Sequence
 
 import plotly.graph_objects as go
 
-from ppsim.explain import critical_path
+from ppsim.explain.attribution import critical_path
 from ppsim.plots import style
 from ppsim.plots.units import Unit
-from ppsim.trace import Trace
+from ppsim.trace.trace import Trace
 
 _BELOW = 0.3  # the middle of a lane, so that numbers in bars stay legible
 

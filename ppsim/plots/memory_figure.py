@@ -12,7 +12,7 @@ from plotly.subplots import make_subplots
 
 from ppsim.plots import style
 from ppsim.plots.units import Unit, bytes_unit, time_unit
-from ppsim.trace import Trace
+from ppsim.trace.trace import Trace
 
 _PANEL_PX = 120
 _TITLE_PX = 34

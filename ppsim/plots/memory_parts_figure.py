@@ -7,10 +7,10 @@ from collections.abc import Mapping
 
 import plotly.graph_objects as go
 
-from ppsim.memory_columns import held_at_peak
 from ppsim.plots import style
 from ppsim.plots.units import bytes_unit
-from ppsim.trace import Trace
+from ppsim.trace.memory import held_at_peak
+from ppsim.trace.trace import Trace
 
 # In the order of stacking: what is there all the time lies at the bottom.
 _PARTS = {

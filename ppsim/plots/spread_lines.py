@@ -7,9 +7,9 @@ from collections.abc import Sequence
 import numpy as np
 import plotly.graph_objects as go
 
-from ppsim.ensemble import Ensemble
 from ppsim.plots.units import Unit
-from ppsim.trace import Trace
+from ppsim.trace.trace import Trace
+from ppsim.variation.ensemble import Ensemble
 
 _RANGE = (5, 95)  # percent
 _EDGES = (-0.36, 0.36)  # of a lane, from its middle: neighbours take turns, so that they can overlap

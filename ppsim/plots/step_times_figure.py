@@ -10,10 +10,10 @@ import numpy as np
 import numpy.typing as npt
 import plotly.graph_objects as go
 
-from ppsim.ensemble import Ensemble
 from ppsim.plots import style
 from ppsim.plots.units import Unit, time_unit
-from ppsim.trace import Trace
+from ppsim.trace.trace import Trace
+from ppsim.variation.ensemble import Ensemble
 
 Seconds = npt.NDArray[np.float64]
 _HEIGHT_PX = (150, 260)  # of the histogram, and of the cumulative curve below it

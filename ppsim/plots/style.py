@@ -7,8 +7,8 @@ from types import MappingProxyType
 
 import plotly.graph_objects as go
 
-from ppsim.action import Kind
-from ppsim.trace import Trace
+from ppsim.schedule.action import Kind
+from ppsim.trace.trace import Trace
 
 # Okabe and Ito's colours, told apart under every common colour blindness: one for each kind, in every figure.
 KIND_COLOURS: Mapping[Kind, str] = MappingProxyType(

@@ -10,12 +10,12 @@ import numpy as np
 import numpy.typing as npt
 import plotly.graph_objects as go
 
-from ppsim.ensemble import Ensemble
 from ppsim.plots import style
 from ppsim.plots.critical_line import critical_lines
 from ppsim.plots.spread_lines import spread_lines
 from ppsim.plots.units import Unit, bytes_text, time_unit
-from ppsim.trace import Trace
+from ppsim.trace.trace import Trace
+from ppsim.variation.ensemble import Ensemble
 
 _BAR = 0.86  # of a lane's height
 _STRIP = 0.26  # likewise, of a reduction's, at the lower edge of the bars

@@ -7,9 +7,9 @@ from dataclasses import dataclass
 import numpy as np
 import numpy.typing as npt
 
-from ppsim.order import Order
-from ppsim.schedule import Schedule
-from ppsim.search.evaluate import objective_of, peak_of_rank, run_plan
+from ppsim.schedule.order import Order
+from ppsim.schedule.schedule import Schedule
+from ppsim.search.plan_clock import objective_of, peak_of_rank, run_plan
 from ppsim.search.problem import Integers, Problem
 
 
@@ -77,7 +77,7 @@ class Plan:
         return float(objective_of(start, end, self.length, problem.by_rank_time)[0])
 
     def peak_bytes(self, problem: Problem) -> Integers:
-        """The largest activation bytes of each rank, shape (p,), as `ppsim.memory` defines them."""
+        """The largest activation bytes of each rank, shape (p,), as `ppsim.simulation.memory_levels` defines them."""
         return np.array(
             [
                 peak_of_rank(problem.tables, self.kind[r], self.stage[r], self.joined[r], self.length[r])

@@ -11,10 +11,10 @@ from typing import NamedTuple
 import numpy as np
 import numpy.typing as npt
 
-from ppsim.action import Kind
-from ppsim.costs import StageCost
-from ppsim.network import Network
-from ppsim.schedule import loop_placement, v_placement
+from ppsim.costs.stage_cost import StageCost
+from ppsim.network.network import Network
+from ppsim.schedule.action import Kind
+from ppsim.schedule.schedule import loop_placement, v_placement
 
 Floats = npt.NDArray[np.float64]
 Integers = npt.NDArray[np.int64]

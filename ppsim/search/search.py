@@ -5,19 +5,19 @@ from __future__ import annotations
 from collections.abc import Sequence
 from dataclasses import dataclass
 
-from ppsim.costs import StageCost
-from ppsim.network import Network
-from ppsim.schedule import Schedule
-from ppsim.search.bound import lower_bound_s
+from ppsim.costs.stage_cost import StageCost
+from ppsim.network.network import Network
+from ppsim.schedule.schedule import Schedule
+from ppsim.search.lower_bound import lower_bound_s
 from ppsim.search.problem import make_problem
-from ppsim.simulate import simulate
-from ppsim.trace import Trace
+from ppsim.simulation.simulate import simulate
+from ppsim.trace.trace import Trace
 
 
 @dataclass(frozen=True, kw_only=True, eq=False)
 class SearchResult:
     """schedule: the best order found. trace: `ppsim.simulate` of it. lower_bound_s: no order under the limit has a
-    smaller objective (the argument: `ppsim.search.bound.lower_bound_s`); equal to the result's where it is optimal."""
+    smaller objective (the argument: `lower_bound.lower_bound_s`); equal to the result's where it is optimal."""
 
     schedule: Schedule
     trace: Trace
@@ -65,7 +65,7 @@ def search(
         placement=placement,
         objective=objective,
     )
-    from ppsim.search.ladder import best_plan  # compiles; `import ppsim` stays fast
+    from ppsim.search.memory_limits import best_plan  # compiles; `import ppsim` stays fast
 
     bound = lower_bound_s(problem)
     plan, name = best_plan(problem)

@@ -10,7 +10,7 @@ import pytest
 
 import ppsim
 from ppexec.cli import main
-from tests.ppexec.factories import spelled
+from tests.support.factories import spelled
 
 _FLAGS = "--layers 4 --hidden 8 --seq 2 --micro-batch-size 1 --microbatches 4 --threads 1 --warmup 0 --steps 1"
 TINY = _FLAGS.split()
@@ -137,7 +137,7 @@ def test_words_that_are_no_command_are_refused(
 @pytest.mark.parametrize(
     ("flags", "message"),
     [
-        (["--model", "tests.ppexec.factories:not_a_model"], "the factory must give a ppexec.Model, got list"),
+        (["--model", "tests.support.factories:not_a_model"], "the factory must give a ppexec.Model, got list"),
         (["--model", spelled("bad_sample", gives="one")], "sample(0) must give (inputs, targets), two tensors"),
         (["--model", spelled("with_one", kind="Raises", at=1)], "this layer takes no such input: give it another"),
         (["--hidden", "1000000"], "GiB"),

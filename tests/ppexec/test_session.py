@@ -12,7 +12,7 @@ import ppexec
 import ppsim
 from ppexec import RunConfig, Session, WorkerPool
 from ppexec.cli import Profile
-from tests.ppexec.remote import tiny
+from tests.support.remote import tiny
 
 
 def test_a_run_is_the_median_step_with_its_bytes_and_where_it_was_made(pool: WorkerPool, tmp_path: Path) -> None:

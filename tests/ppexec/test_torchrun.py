@@ -3,30 +3,11 @@
 from __future__ import annotations
 
 import json
-import os
 import socket
-import subprocess
-import sys
-from pathlib import Path
+
+from tests.support.launching import launch, torchrun
 
 TINY = "--layers 4 --hidden 8 --seq 2 --micro-batch-size 1 --microbatches 4 --steps 1"
-
-
-def launch(flags: str, processes: int, words: str) -> subprocess.Popen[str]:
-    command = f"-m torch.distributed.run {flags} --nproc-per-node {processes} -m ppexec.cli {words}"
-    return subprocess.Popen(
-        [sys.executable, *command.split()],
-        stdout=subprocess.PIPE,
-        stderr=subprocess.PIPE,
-        text=True,
-        env={**os.environ, "PYTHONPATH": str(Path(__file__).parents[2])},
-    )
-
-
-def torchrun(processes: int, words: str) -> subprocess.CompletedProcess[str]:
-    started = launch("--standalone", processes, words)
-    out, err = started.communicate(timeout=240)
-    return subprocess.CompletedProcess(started.args, started.returncode, out, err)
 
 
 def test_verify_under_torchrun_prints_one_report() -> None:

@@ -8,10 +8,11 @@ from typing import Any
 
 import pytest
 
-from ppexec import WorkerPool, accuracy
-from ppexec.watch import CpuTimes, OutsideLoad
+from ppexec import WorkerPool
+from ppexec.experiment import accuracy
+from ppexec.machine.outside_load import CpuTimes, OutsideLoad
 from ppsim.sweep.store import Store
-from tests.studies.test_studies import load, run
+from tests.support.studies import load, run
 
 
 @pytest.fixture
@@ -75,7 +76,7 @@ def test_bytes_that_differ_anywhere_show(study: ModuleType) -> None:
 
 
 def test_what_was_measured_is_not_measured_again(monkeypatch, capsys, tmp_path) -> None:
-    monkeypatch.setattr("ppexec.watch.read_proc", lambda _: CpuTimes(busy_s=0, own_s=0, now_s=0))
+    monkeypatch.setattr("ppexec.machine.outside_load.read_proc", lambda _: CpuTimes(busy_s=0, own_s=0, now_s=0))
     words = f"--only timed --ranks 2 --schedules 1f1b --steps 1 --out {tmp_path} --json"
     code, out = run("fidelity", f"{words} --limit-s 0.001", monkeypatch, capsys)
     first = json.loads(out)

@@ -11,9 +11,9 @@ from types import ModuleType
 
 import pytest
 
-from ppexec.transport.ping import PingSample, Spread
+from ppexec.measure.ping import PingSample, Spread
 from ppsim import Link, LinkPiece, Network
-from tests.commandline import AFAB, COSTS, run_json
+from tests.support.commandline import AFAB, COSTS, run_json
 
 PATH = Path(__file__).parents[2] / "studies" / "link.py"
 TRUTH = Link(latency_s=1e-4, gap_s=2e-5, larger=[LinkPiece(from_bytes=1 << 16, latency_s=1e-4, bytes_per_s=1e9)])

@@ -18,8 +18,8 @@ import pandas
 import pytest
 
 import ppsim
-from ppexec.experiment import Outcome
-from ppsim.simulate import row_durations
+from ppexec.experiment.experiment import Outcome
+from ppsim.simulation.simulate import row_durations
 
 PATH = Path(__file__).parents[2] / "studies" / "sim_vs_measured.py"
 _FLAGS = "--layers 4 --hidden 16 --seq 4 --micro-batch-size 1 --microbatches 5 --threads 1 --steps 3 --warmup 1"

@@ -1,0 +1,1 @@
+"""Configuration: what is run and how, checked before anything starts."""

@@ -1,0 +1,296 @@
+"""Config: one run, as the command line's flags."""
+
+from __future__ import annotations
+
+import os
+from dataclasses import dataclass, fields
+from functools import cached_property
+from pathlib import Path
+from typing import Any, Literal
+
+import torch
+
+import ppsim
+from ppexec.config.bubble_warning import bubble_warning
+from ppsim.cli.command import read_text
+from ppsim.schedule.deadlock import smallest_receive_window
+
+_PRESETS: dict[str, dict[str, int]] = {
+    "small": {"hidden": 512, "seq": 64, "micro_batch_size": 2},
+    "assignment": {"hidden": 4096, "seq": 8192, "micro_batch_size": 2},
+}
+# More is a typing error rather than a run: every rank is a process, and every action passes through Python.
+_MOST = {"ranks": 256, "microbatches": 100_000, "layers": 100_000, "threads": 1024, "steps": 1_000_000}
+
+
+@dataclass(frozen=True, kw_only=True)
+class RunConfig:
+    """What to run, where, and how often. Raises ValueError with value and remedy for what cannot run."""
+
+    model: str = "mlp"
+    """Built-in model ("mlp", "gpt") or your own, package.module:factory."""
+    preset: Literal["small", "assignment"] = "small"
+    """Sizes not given otherwise: small (hidden 512, seq 64, micro batch 2), assignment (4096, 8192, 2)."""
+    layers: int = 8
+    """Number of layers, cut into the stages; of a GPT its blocks (the embedding and the head come with the ends)."""
+    hidden: int = 0
+    """Hidden size; 0 takes the preset's."""
+    intermediate: int = 0
+    """Size between fc1 and fc2; 0 takes 4 x hidden."""
+    seq: int = 0
+    """Sequence length; 0 takes the preset's."""
+    micro_batch_size: int = 0
+    """Samples of a microbatch; 0 takes the preset's."""
+    microbatches: int = 0
+    """Microbatches of a step per data-parallel replica; 0 takes the global batch's, else the file's, else 8."""
+    global_batch_size: int = 0
+    """Samples of a step over all replicas; 0 takes microbatches x micro batch size x dp."""
+    schedule: str = "afab"
+    """Schedule by name."""
+    from_csv: Path | None = None
+    """Schedule from a file in PyTorch's CSV format, instead of a name."""
+    ranks: int = 0
+    """Pipeline ranks; 0 takes the file's, else 2."""
+    stages_per_rank: int | None = None
+    """Stages that each rank holds; the schedule's natural number unless given."""
+    partition: str = "even"
+    """Layers to stages: even, optimal (needs --costs), or sizes such as 3,2,3. For a GPT even and sizes count blocks;
+    optimal cuts the whole chain, and a first or last stage of 0 blocks has the embedding or the head alone."""
+    heads: int = 0
+    """Attention heads of a GPT; 0 takes heads of 64, or in a small model 4 smaller ones."""
+    vocabulary: int = 0
+    """Rows of a GPT's embedding and head; 0 takes 256, one for each byte. More are never read, but cost what they cost
+    in a model of words."""
+    text: Path | None = None
+    """Text whose bytes a GPT learns; this toolkit's own sources unless given."""
+    dropout: float = 0.0
+    """Probability with which a GPT drops elements of the embedding and of the residual branches."""
+    tied: bool = False
+    """Let a GPT's embedding and head share one weight."""
+    recompute: bool = False
+    """Keep each layer's input alone and compute the layer anew for its backward (costs in a file stand as they are)."""
+    dp: int = 1
+    """Data-parallel replicas."""
+    tp: int = 1
+    """Tensor-parallel ranks: each layer's weights are sharded over them, as the model plans."""
+    steps: int = 10
+    """Measured steps."""
+    warmup: int = 2
+    """Steps before the measured ones."""
+    learning_rate: float = 1e-3
+    """AdamW's step size in a training."""
+    weight_decay: float = 0.01
+    """AdamW's decay in a training."""
+    forward_only: bool = False
+    """Evaluation: forwards alone, no gradients."""
+    seed: int = 0
+    """The number from which every random stream is derived."""
+    dtype: Literal["float32", "float64", "bfloat16"] = "float32"
+    """Type of parameters and activations."""
+    threads: int = 0
+    """Threads of each rank; 0 shares this machine's cores out among its ranks."""
+    receive_window: int = 0
+    """Receives posted ahead on each link; 0 takes the smallest that suffices plus 2, or what 16 MiB hold if more."""
+    backend: Literal["gloo", "nccl"] = "gloo"
+    """Transport of torch.distributed."""
+    compute: Literal["real", "timed"] = "real"
+    """Real computation, or waits of the costs' length with real messages."""
+    costs: Path | None = None
+    """Layer costs, JSON or CSV."""
+    timeout_s: float = 600.0
+    """Seconds after which a message that does not come is an error."""
+
+    def __post_init__(self) -> None:
+        for name in ("layers", "dp", "tp", "steps"):
+            self._at_least(name, 1)
+        sizes = ("hidden", "intermediate", "seq", "micro_batch_size", "microbatches", "global_batch_size", "ranks")
+        for name in (*sizes, "threads", "warmup", "receive_window"):
+            self._at_least(name, 0)
+        if not 0 < self.timeout_s < 1e7:
+            raise ValueError(f"timeout_s must be seconds > 0 (and below 1e7), got {self.timeout_s}")
+        for name in ("learning_rate", "weight_decay"):
+            if not 0 <= getattr(self, name) < 1e6:
+                raise ValueError(f"{name} must be a number of 0 or more, got {getattr(self, name)}")
+        self._refuse_what_is_not_there()
+        for name, value in _PRESETS[self.preset].items():
+            self._default(name, value)
+        self._default("intermediate", 4 * self.hidden)
+        self._settle_model()
+        self._settle_batch()
+        schedule = self.pipeline
+        self._default("ranks", schedule.ranks)
+        self._default("microbatches", schedule.microbatches)
+        self._default("global_batch_size", self.microbatches * self.micro_batch_size * self.dp)
+        # torchrun says how many of the processes are on this machine; they may differ from one to the next.
+        here = int(os.environ.get("LOCAL_WORLD_SIZE", 0)) or self.world_size
+        self._default("threads", max((os.cpu_count() or 1) // here, 1))
+        self._check_window()
+        self.layer_costs, self.layer_sizes  # noqa: B018  (refuse a bad file or cut now, not in the workers)
+
+    def _at_least(self, name: str, least: int) -> None:
+        value = getattr(self, name)
+        if isinstance(value, bool) or not isinstance(value, int) or value < least:
+            raise ValueError(f"{name} must be a whole number of {least} or more, got {value!r}")
+        most = _MOST.get(name, 2**31)
+        if value > most:
+            raise ValueError(f"{name} must be at most {most} in a real run, got {value} (a simulation takes more)")
+
+    def _default(self, name: str, value: int) -> None:
+        if getattr(self, name) == 0:
+            object.__setattr__(self, name, value)
+
+    def _settle_model(self) -> None:
+        """What concerns one kind of model alone."""
+        self._at_least("heads", 0)
+        self._at_least("vocabulary", 0)
+        if isinstance(self.dropout, bool) or not 0 <= self.dropout < 1:
+            raise ValueError(f"dropout must be a probability, 0 <= dropout < 1, got {self.dropout!r}")
+        if self.text is not None and not self.text.is_file():
+            raise ValueError(f"text {self.text} is not a file: give the path of one")
+        if self.model == "mlp":
+            for name in ("heads", "vocabulary", "text", "dropout", "tied"):
+                if getattr(self, name):
+                    raise ValueError(f"{name}={getattr(self, name)} has no meaning for model 'mlp': take --model gpt")
+        if self.model == "gpt":
+            self._default("vocabulary", 256)
+            if self.vocabulary < 256:
+                raise ValueError(f"vocabulary must be 256 (one for each byte) or more, got {self.vocabulary}")
+            wanted = max(self.hidden // 64, 4)
+            self._default("heads", next(n for n in range(wanted, 0, -1) if self.hidden % n == 0))
+            for what, value in (("hidden", self.hidden), ("heads", self.heads)):
+                by, count = ("heads", self.heads) if what == "hidden" else ("tp", self.tp)
+                if value % count:
+                    fitting = next(n for n in range(count, 0, -1) if value % n == 0)
+                    raise ValueError(f"{what} {value} does not divide by {by} {count}: take {by} {fitting}, say")
+
+    def _refuse_what_is_not_there(self) -> None:
+        if self.backend == "nccl":
+            raise ValueError("backend='nccl' is not built yet: use gloo")
+
+    def _settle_batch(self) -> None:
+        """The three batch numbers agree, or the error has both numbers and the nearest that work."""
+        if not self.global_batch_size:
+            return
+        per_round = self.micro_batch_size * self.dp
+        size = self.global_batch_size
+        if size % per_round:
+            below, above = size - size % per_round, size - size % per_round + per_round
+            nearest = f"{below} or {above}" if below else f"{above}"
+            fitting = max(n for n in range(1, self.micro_batch_size + 1) if size % (n * self.dp) == 0 or n == 1)
+            dp = f" x {self.dp} replicas" if self.dp > 1 else ""
+            raise ValueError(
+                f"global_batch_size {size} does not divide by micro_batch_size {self.micro_batch_size}{dp}: "
+                f"take a global batch of {nearest}, or a micro batch of {fitting}"
+            )
+        if self.microbatches and self.microbatches * per_round != size:
+            raise ValueError(
+                f"global_batch_size {size} is {size // per_round} microbatches of {self.micro_batch_size}, but "
+                f"microbatches is {self.microbatches}: leave one of the two out"
+            )
+        self._default("microbatches", size // per_round)
+
+    def _check_window(self) -> None:
+        needed = smallest_receive_window(self.pipeline.program) if self.receive_window else 0
+        if self.receive_window < needed:
+            raise ValueError(
+                f"receive_window {self.receive_window} is too small: a rank of this schedule needs {needed} receives "
+                f"posted at once on a link, or it waits for ever; take {needed} or more, or 0"
+            )
+
+    @property
+    def world_size(self) -> int:
+        """Processes in all: dp x ranks x tp."""
+        return self.dp * self.ranks * self.tp
+
+    @property
+    def torch_dtype(self) -> torch.dtype:
+        """The dtype as torch's."""
+        return getattr(torch, self.dtype)
+
+    @cached_property
+    def pipeline(self) -> ppsim.Schedule:
+        """The schedule, checked; without its backwards if `forward_only`."""
+        if self.from_csv is None:
+            schedule = ppsim.build_schedule(
+                self.schedule,
+                ranks=self.ranks or 2,
+                microbatches=self.microbatches or 8,
+                stages_per_rank=self.stages_per_rank,
+            )
+        else:
+            schedule = self._read_csv(self.from_csv)
+        schedule.check()
+        return schedule.forward_only() if self.forward_only else schedule
+
+    def _read_csv(self, path: Path) -> ppsim.Schedule:
+        schedule = ppsim.Schedule.from_csv(read_text(path), name=path.stem)
+        for name in ("ranks", "microbatches"):
+            if getattr(self, name) not in (0, getattr(schedule, name)):
+                raise ValueError(
+                    f"{path} has {getattr(schedule, name)} {name}, but {name} is {getattr(self, name)}: leave it out"
+                )
+        return schedule
+
+    @cached_property
+    def layer_costs(self) -> list[ppsim.LayerCost] | None:
+        """The costs in the file `costs`, one for each layer of the chain; None without a file."""
+        if self.costs is None:
+            return None
+        costs = ppsim.load_costs(self.costs)
+        ends = sum(self._ends)
+        if len(costs) != self.chain_length:
+            which = f"layers is {self.layers}" + (f" with {ends} more for embedding and head" if ends else "")
+            fitting = len(costs) - ends
+            remedy = f"pass {fitting}" if fitting > 0 else "profile this model"
+            raise ValueError(f"{self.costs} has {len(costs)} layers, but {which}: {remedy}")
+        return costs
+
+    @property
+    def _ends(self) -> tuple[int, int]:
+        """Layers of the chain that `layers` does not count, before and after those that it does."""
+        return (1, 1) if self.model == "gpt" else (0, 0)
+
+    @property
+    def chain_length(self) -> int:
+        """Layers of the model in all: `layers`, and a GPT's embedding and head."""
+        return self.layers + sum(self._ends)
+
+    @property
+    def layer_names(self) -> list[str]:
+        """What each layer of the chain is called in profiles."""
+        before, after = self._ends
+        inner = [f"{self.model} {layer}" for layer in range(self.layers)]
+        return [f"{self.model} embedding"] * before + inner + [f"{self.model} head"] * after
+
+    @cached_property
+    def layer_sizes(self) -> list[int]:
+        """The number of layers of each stage, a GPT's embedding and head among them."""
+        method: Any = self.partition
+        before, after = self._ends
+        if method not in ("even", "optimal"):
+            try:
+                method = [int(size) for size in method.split(",")]
+            except ValueError:
+                raise ValueError(f"partition must be even, optimal or sizes such as 3,2,3, got {method!r}") from None
+        stages = self.pipeline.stages
+        if method == "optimal":
+            work_s = None if self.layer_costs is None else [layer.work_s for layer in self.layer_costs]
+            return ppsim.partition_sizes(self.chain_length, stages=stages, method=method, work_s=work_s)
+        fits = isinstance(method, list) and len(method) == stages and sum(method) == self.layers
+        sizes = method if fits else ppsim.partition_sizes(self.layers, stages=stages, method=method)
+        sizes[0] += before
+        sizes[-1] += after
+        return ppsim.partition_sizes(self.chain_length, stages=stages, method=sizes)
+
+    def warnings(self) -> list[str]:
+        """What may run, but not as one might hope."""
+        return bubble_warning(self.pipeline)
+
+    def plain(self) -> RunConfig:
+        """This configuration without what a subclass (a command, a study) adds; what workers are given."""
+        return RunConfig(**{field.name: getattr(self, field.name) for field in fields(RunConfig)})
+
+    def to_dict(self) -> dict[str, Any]:
+        """The configuration as JSON values."""
+        values = {field.name: getattr(self, field.name) for field in fields(RunConfig)}
+        return {name: str(value) if isinstance(value, Path) else value for name, value in values.items()}

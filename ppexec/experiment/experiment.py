@@ -1,0 +1,194 @@
+"""Experiment: one configuration predicted and run for real, step by step in turn."""
+
+from __future__ import annotations
+
+import contextlib
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass, field, replace
+from typing import Any
+
+import numpy as np
+
+import ppsim
+from ppexec.api import profiled_for_timed
+from ppexec.calibrate.calibration import Calibration
+from ppexec.calibrate.step_fit import calibrated
+from ppexec.config.config import RunConfig
+from ppexec.experiment.turns import measure_in_turn
+from ppexec.machine.environment import is_crowded, usable_cores
+from ppexec.machine.outside_load import OutsideLoad
+from ppexec.measure.assemble import median_step, with_memory
+from ppexec.measure.profile import Profile
+from ppexec.session import under_torchrun
+from ppexec.verify.verify import VerifyReport
+from ppexec.workers.pool import WorkerPool
+from ppsim import Network, Reduction, StageCost, Trace
+from ppsim.simulation.simulate import message_bytes
+from ppsim.trace.memory import first_difference, with_columns
+
+_SAMPLES = 200
+
+
+@dataclass(frozen=True, kw_only=True)
+class Outcome:
+    """What was predicted, what was measured, and what from.
+
+    predicted: one step. measured: every measured step, all with the activation bytes counted in an untimed step.
+    stages: the costs the prediction was made from. profile: where they come from; None if compute was timed. verified:
+    None if it was not asked for. calibration: what dispatch, sending and network were taken from. likely: samples of
+    the step, as costs vary in the calibration; the predicted one is their median. disturbed: steps during which others
+    used the machine, which count nowhere else. reduction: the ring that adds up gradients over replicas, as probed;
+    None without.
+    """
+
+    config: RunConfig
+    profile: Profile | None
+    environment: dict[str, Any]
+    stages: list[StageCost]
+    network: Network
+    predicted: Trace
+    measured: list[Trace]
+    verified: VerifyReport | None
+    calibration: Calibration
+    likely: ppsim.Ensemble
+    disturbed: list[Trace] = field(default_factory=list)
+    reduction: Reduction | None = None
+
+    @property
+    def step_times_s(self) -> np.ndarray:
+        """Makespan of every measured step; without the disturbed ones, if there are others."""
+        return np.array([trace.makespan_s for trace in self.measured])
+
+    @property
+    def median(self) -> Trace:
+        """The median measured step."""
+        return median_step(self.measured)
+
+    @property
+    def step_time_error(self) -> float:
+        """(predicted - median measured) / median measured."""
+        middle = float(np.median(self.step_times_s))
+        return (self.predicted.makespan_s - middle) / middle
+
+    def summary(self) -> dict[str, Any]:
+        """The comparison as JSON values; seconds and bytes."""
+        times_s, whole_s = self.step_times_s, np.array([trace.step_s for trace in self.measured])
+        fractions = [trace.bubble_fraction for trace in self.measured]
+        verified = self.verified
+        return {
+            "step_time_s": {
+                **_compared(self.predicted.makespan_s, times_s),
+                "predicted_p25": float(np.quantile(self.likely.makespan_s, 0.25)),
+                "predicted_p75": float(np.quantile(self.likely.makespan_s, 0.75)),
+            },
+            "step_with_reductions_s": None
+            if self.predicted.reduce_end_s is None
+            else _compared(self.predicted.step_s, whole_s),
+            "reduction": None if self.reduction is None else self.reduction.to_dict(),
+            "bubble_fraction": {"predicted": self.predicted.bubble_fraction, "measured": float(np.median(fractions))},
+            "activation_bytes": {
+                "predicted": self.predicted.peak_activation_bytes.tolist(),
+                "measured": self.median.peak_activation_bytes.tolist(),
+            },
+            "memory": self._memory(),
+            "gradients": None
+            if verified is None or self.config.forward_only
+            else {"bit_equal": verified.gradients_bit_equal, "max_abs_diff": verified.max_gradient_diff},
+            "outputs": None
+            if verified is None
+            else {"bit_equal": verified.outputs_bit_equal, "max_abs_diff": verified.max_output_diff},
+            "first_difference": None if verified is None else verified.first_difference,
+            "config": self.config.to_dict(),
+            "environment": self.environment,
+        }
+
+    def _memory(self) -> dict[str, Any]:
+        """Both clocks' columns, peaks by rank; whether what is counted is equal after every action, and where not."""
+        predicted, measured = self.predicted, self.median
+        difference = first_difference(predicted, measured)
+        return {
+            "predicted": predicted.memory.to_dict(),
+            "measured": measured.memory.to_dict(),
+            "equal_at_every_action": difference is None,
+            "first_difference": difference,
+        }
+
+
+def _compared(predicted_s: float, measured_s: np.ndarray) -> dict[str, Any]:
+    """One time of the step on both clocks."""
+    middle_s = float(np.median(measured_s))
+    return {
+        "predicted": predicted_s,
+        "measured_median": middle_s,
+        "measured_p25": float(np.quantile(measured_s, 0.25)),
+        "measured_p75": float(np.quantile(measured_s, 0.75)),
+        "relative_error": (predicted_s - middle_s) / middle_s,
+        "measured": measured_s.tolist(),
+    }
+
+
+def predict_and_measure(
+    config: RunConfig,
+    *,
+    pool: WorkerPool | None = None,
+    costs: Sequence[StageCost] | None = None,
+    verify: bool = True,
+    calibration: Calibration | None = None,
+    watch: OutsideLoad | None = None,
+    advance: Callable[[str], None] = lambda done: None,
+) -> Outcome:
+    """Profile, predict, run and verify a configuration.
+
+    Rounds of profiling, measured steps and exercises for the calibration take turns, so that a machine whose speed
+    drifts drifts under all alike. The prediction is the median of many samples: where ranks wait for one another, what
+    varies costs more than its mean.
+    costs: of each stage, if known; then nothing is profiled, ranks wait instead of computing (timed compute), and there
+    are no gradients to verify. Timed compute without a cost file is profiled once, before. calibration: made here
+    unless given. watch: tells which steps are disturbed from outside; these, and the rounds of profiling beside them,
+    do not count. advance: called as each of `experiment_length(config)` parts is done, with its name.
+    """
+    with contextlib.ExitStack() as owned:
+        if pool is None and not under_torchrun():
+            pool = owned.enter_context(WorkerPool())
+        costs = profiled_for_timed(config, pool) if costs is None else costs
+        found = measure_in_turn(
+            config, pool, costs, verify=verify, calibrates=calibration is None, watch=watch, advance=advance
+        )
+    if calibration is None:
+        calibration = calibrated(found.exercised)
+    stages, program = found.stages, config.pipeline.program
+    is_shared = found.profile is not None and is_crowded(config)
+    options = calibration.options(program, message_bytes(program, stages))
+    likely = ppsim.monte_carlo(
+        config.pipeline,
+        stages,
+        jitter=calibration.jitter(timed=found.profile is None),
+        samples=_SAMPLES,
+        cores=usable_cores() if is_shared else None,
+        sharing="fair" if is_shared else "turns",
+        sharing_efficiency=calibration.sharing_efficiency if is_shared else 1.0,
+        reduction=found.reduction,
+        **options,
+    )
+    predicted = with_columns(likely.trace(likely.nearest(50)), receive_window=found.receive_window)
+    measured, disturbed = ([with_memory(trace, found.memory) for trace in of] for of in (found.traces, found.disturbed))
+    details = {"config": config.to_dict(), "environment": found.environment}
+    return Outcome(
+        config=config,
+        profile=found.profile,
+        environment=found.environment,
+        stages=stages,
+        network=options["network"],
+        predicted=replace(predicted, details=predicted.details | details),
+        measured=[replace(trace, details=details) for trace in measured],
+        verified=found.verified,
+        calibration=calibration,
+        likely=likely,
+        disturbed=[replace(trace, details=details) for trace in disturbed],
+        reduction=found.reduction,
+    )
+
+
+def experiment_length(config: RunConfig) -> int:
+    """How often `predict_and_measure` calls `advance`."""
+    return config.warmup + config.steps + 3

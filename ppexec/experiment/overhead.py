@@ -1,0 +1,86 @@
+"""Overhead: what running a schedule costs beside its computations, here and in PyTorch."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import dataclass
+from statistics import median
+from typing import Any
+
+import ppsim
+from ppexec.config.config import RunConfig
+from ppexec.session import Session
+from ppexec.workers.pool import WorkerPool
+
+PEER_OF = {"afab": "torch-gpipe", "1f1b": "torch-1f1b"}
+"""PyTorch's class for the same schedule, by name."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class Overhead:
+    """What executors took for the same step.
+
+    step_s: executor ("ours", PyTorch's class for the schedule, "torch-runtime") -> median seconds of a step.
+    quartiles_s: the same, (lower, upper). floor_s: the step if it were its computations alone. microbatches: m.
+    """
+
+    schedule: str
+    microbatches: int
+    step_s: dict[str, float]
+    quartiles_s: dict[str, tuple[float, float]]
+    floor_s: float
+
+    @property
+    def overhead_us(self) -> dict[str, float]:
+        """Microseconds per microbatch beyond the floor."""
+        return {name: (value - self.floor_s) / self.microbatches * 1e6 for name, value in self.step_s.items()}
+
+    @property
+    def ratio(self) -> float:
+        """Ours over PyTorch's."""
+        return self.overhead_us["ours"] / self.overhead_us[PEER_OF[self.schedule]]
+
+
+def measure_overhead(config: RunConfig, *, pool: WorkerPool, advance: Callable[[], Any] = lambda: None) -> Overhead:
+    """Run a step of every executor in turn, `config.steps` times after `config.warmup`.
+
+    The floor is the prediction from F and B alone, each timed in a plain loop without messages in the same turns.
+    config: its schedule is "afab" or "1f1b", with one stage on each rank. advance: called after each turn.
+    """
+    if config.schedule not in PEER_OF:
+        raise ValueError(f"PyTorch's overhead is known for {' and '.join(PEER_OF)}, not {config.schedule!r}")
+    executors = ["ours", PEER_OF[config.schedule], "torch-runtime"]
+    times: dict[str, list[float]] = {name: [] for name in executors}
+    compute: list[list[dict[str, float]]] = [[] for _ in range(config.ranks)]
+    with Session(config, pool=pool) as session:
+        for turn in range(config.warmup + config.steps):
+            rounds = session.time_compute(1)
+            for name in executors:
+                step_s = session.time_steps(None if name == "ours" else name, 1)
+                if turn >= config.warmup:
+                    times[name] += step_s
+            if turn >= config.warmup:
+                for gathered, new in zip(compute, rounds, strict=True):
+                    gathered += new
+            advance()
+    stages = [
+        ppsim.StageCost(
+            forward_s=median(values["forward_s"] for values in rank),
+            backward_input_s=0,
+            backward_weight_s=0,
+            backward_s=median(values["backward_s"] for values in rank),
+        )
+        for rank in compute
+    ]
+    return Overhead(
+        schedule=config.schedule,
+        microbatches=config.microbatches,
+        step_s={name: median(values) for name, values in times.items()},
+        quartiles_s={name: _quartiles(values) for name, values in times.items()},
+        floor_s=ppsim.simulate(config.pipeline, stages).makespan_s,
+    )
+
+
+def _quartiles(values: list[float]) -> tuple[float, float]:
+    ordered = sorted(values)
+    return ordered[len(ordered) // 4], ordered[(3 * len(ordered)) // 4]

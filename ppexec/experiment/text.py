@@ -1,0 +1,134 @@
+"""Findings: an experiment's outcome in words and rows, for terminals and reports."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from typing import Any
+
+from ppexec.experiment.experiment import Outcome
+
+
+def comparison_rows(outcome: Outcome) -> list[dict[str, str]]:
+    """quantity, predicted, measured, spread (quartiles), error: a row for step, bubble, and each rank's memory."""
+    summary = outcome.summary()
+    step, bubble, held = summary["step_time_s"], summary["bubble_fraction"], summary["activation_bytes"]
+    whole = summary["step_with_reductions_s"]
+    rows = [
+        _time_row("step time", step),
+        *([] if whole is None else [_time_row("step with reductions", whole)]),
+        {
+            "quantity": "bubble fraction",
+            "predicted": f"{bubble['predicted']:.2%}",
+            "measured": f"{bubble['measured']:.2%}",
+            "quartiles": "",
+            "error": f"{(bubble['predicted'] - bubble['measured']) * 100:+.2f} points",
+        },
+    ]
+    for rank, (predicted, measured) in enumerate(zip(held["predicted"], held["measured"], strict=True)):
+        rows.append(
+            {
+                "quantity": f"activations, rank {rank}",
+                "predicted": _mib(predicted),
+                "measured": _mib(measured),
+                "quartiles": "",
+                "error": "equal" if predicted == measured else f"{predicted - measured:+,} bytes",
+            }
+        )
+    return rows
+
+
+def _time_row(name: str, step: Mapping[str, Any]) -> dict[str, str]:
+    return {
+        "quantity": name,
+        "predicted": _ms(step["predicted"]),
+        "measured": _ms(step["measured_median"]),
+        "quartiles": f"{step['measured_p25'] * 1e3:.2f} to {_ms(step['measured_p75'])}",
+        "error": f"{step['relative_error']:+.2%}",
+    }
+
+
+_COLUMNS = {
+    "activation_bytes": "activations",
+    "receive_buffer_bytes": "receive buffers",
+    "send_buffer_bytes": "unfinished sends",
+    "gradient_bytes": "gradients",
+    "parameter_bytes": "parameters",
+    "optimizer_bytes": "optimizer",
+    "total_bytes": "total",
+}
+
+
+def memory_rows(outcome: Outcome) -> list[dict[str, str]]:
+    """A row for each rank and clock: the peak of every column that both clocks know, in MiB."""
+    held = outcome.summary()["memory"]
+    clocks = ("predicted", "measured")
+    known = [name for name in _COLUMNS if all(name in held[clock] for clock in clocks)]
+    return [
+        {"rank": str(rank), "clock": clock}
+        | {f"{_COLUMNS[name]} (MiB)": f"{held[clock][name][rank] / 2**20:.3f}" for name in known}
+        for rank in range(outcome.config.ranks)
+        for clock in clocks
+    ]
+
+
+def memory_verdict(outcome: Outcome) -> str:
+    """Whether predicted and measured bytes are equal after every action, or where they first are not."""
+    difference = outcome.summary()["memory"]["first_difference"]
+    if difference is None:
+        return "Bytes are equal on every rank after every action."
+    where = f" after {difference['action']}" if difference["action"] else ""
+    return (
+        f"Bytes first differ in the {difference['column']} of rank {difference['rank']}{where}: "
+        f"predicted {difference['predicted']:,}, measured {difference['measured']:,}."
+    )
+
+
+def verdict(outcome: Outcome) -> str:
+    """What a reader should know first, in two or three sentences."""
+    is_equal = outcome.summary()["memory"]["equal_at_every_action"]
+    memory = "equal to the byte after every action" if is_equal else "not equal"
+    parts = [
+        f"The prediction is {abs(outcome.step_time_error):.1%} "
+        f"{'above' if outcome.step_time_error > 0 else 'below'} the median of {len(outcome.measured)} measured steps; "
+        f"the memory held is {memory}."
+    ]
+    if not is_equal:
+        parts.append(memory_verdict(outcome))
+    verified = outcome.verified
+    if verified is not None:
+        what = "Outputs" if outcome.config.forward_only else "Outputs and gradients"
+        if verified.first_difference is None:
+            parts.append(f"{what} are bit-equal to those of one process without a pipeline.")
+        elif verified.passed:
+            parts.append(f"{what} are those of one process up to the rounding of another order of adding up.")
+        else:
+            parts.append(f"Against one process without a pipeline, {verified.first_difference}.")
+    cores = outcome.environment["cores"]
+    is_real = outcome.profile is not None
+    if is_real and outcome.config.world_size * outcome.config.threads > cores:
+        efficiency = outcome.calibration.sharing_efficiency
+        parts.append(
+            f"There are {outcome.config.world_size} ranks of {outcome.config.threads} thread(s) on {cores} cores: the "
+            f"prediction shares them evenly, at {efficiency:.2f} of what they could do for one replica, as exercises "
+            "beside the steps showed."
+        )
+    return " ".join(parts)
+
+
+def environment_rows(values: Mapping[str, Any]) -> dict[str, str]:
+    """Nested JSON values as one level of text."""
+    rows: dict[str, str] = {}
+    for name, value in values.items():
+        if isinstance(value, Mapping):
+            rows[name] = ", ".join(f"{key} {inner}" for key, inner in value.items() if inner is not None) or "as found"
+        elif value is not None:
+            rows[name] = str(value)
+    return rows
+
+
+def _ms(seconds: float) -> str:
+    return f"{seconds * 1e3:.2f} ms"
+
+
+def _mib(size_bytes: int) -> str:
+    return f"{size_bytes / 2**20:.2f} MiB"

@@ -1,0 +1,93 @@
+"""Measure: what the ranks saw of a step, as one trace."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass, replace
+
+import numpy as np
+
+from ppexec.workers.runtime import StepRecord
+from ppsim import Program, Trace
+
+
+def assemble_trace(program: Program, records: Sequence[StepRecord], message_bytes: Sequence[int]) -> Trace:
+    """A trace from all ranks' records of one step; time starts with the first action.
+
+    A message begins when its sender handed it over and has arrived when its receiver's wait for it ended, which is
+    the latest it can have been there; a rendezvous frees the sender's end no earlier than the transfer ends, so it
+    counts as having left then. With replicas a stage's reduction begins when this one handed its gradients over, and
+    ends when their sums were there.
+    """
+    start_ns = np.concatenate([np.array(record.start_ns, np.int64) for record in records])
+    end_ns = np.concatenate([np.array(record.end_ns, np.int64) for record in records])
+    zero = start_ns.min()
+    sent, received = {}, {}
+    for record in records:
+        sent.update(record.sent_ns)
+        received.update(record.received_ns)
+    reduced: dict[int, tuple[int, int]] = {}
+    reduced_bytes: dict[int, int] = {}
+    for record in records:
+        reduced.update(record.reduced_ns)
+        reduced_bytes.update(record.reduced_bytes)
+    reduced_s = (np.array([reduced[stage] for stage in sorted(reduced)], np.int64).reshape(-1, 2) - zero) / 1e9
+    count = len(program.messages)
+    sent_s = (np.array([sent[message] for message in range(count)], np.int64) - zero) / 1e9
+    received_s = (np.array([received[message] for message in range(count)], np.int64) - zero) / 1e9
+    return Trace(
+        program=program,
+        clock="measured",
+        start_s=(start_ns - zero) / 1e9,
+        end_s=(end_ns - zero) / 1e9,
+        activation_bytes=np.zeros(len(program.stage), np.int64),
+        message_bytes=np.array(message_bytes, np.int64),
+        message_start_s=sent_s,
+        message_left_s=received_s,
+        message_arrival_s=received_s,
+        reduce_start_s=reduced_s[:, 0] if reduced else None,
+        reduce_end_s=reduced_s[:, 1] if reduced else None,
+        reduce_bytes=np.array([reduced_bytes[stage] for stage in sorted(reduced)], np.int64) if reduced else None,
+    )
+
+
+@dataclass(frozen=True, kw_only=True)
+class RankMemory:
+    """What one rank counted in an untimed step: bytes after each of its rows' actions, and those that stay.
+
+    buffer_bytes: of receives posted and not yet used. parameter_bytes, optimizer_bytes: of the whole step (see
+    `ledger.optimizer_bytes`). None for what timed compute, or a run without an optimizer, does not have.
+    """
+
+    activation_bytes: list[int]
+    buffer_bytes: list[int]
+    gradient_bytes: list[int] | None
+    parameter_bytes: int | None
+    optimizer_bytes: int | None = None
+
+
+def with_memory(trace: Trace, by_rank: Sequence[RankMemory]) -> Trace:
+    """The trace with what an untimed step of the same program counted on each rank."""
+    gradients = [rank.gradient_bytes for rank in by_rank if rank.gradient_bytes is not None]
+    return replace(
+        trace,
+        activation_bytes=_joined([rank.activation_bytes for rank in by_rank]),
+        receive_buffer_bytes=_joined([rank.buffer_bytes for rank in by_rank]),
+        gradient_bytes=_joined(gradients) if len(gradients) == len(by_rank) else None,
+        parameter_bytes=_known([rank.parameter_bytes for rank in by_rank]),
+        optimizer_bytes=_known([rank.optimizer_bytes for rank in by_rank]),
+    )
+
+
+def _known(by_rank: Sequence[int | None]) -> np.ndarray | None:
+    """One number for each rank; None unless every rank has one."""
+    return None if None in by_rank else np.array(by_rank, np.int64)
+
+
+def _joined(levels_by_rank: Sequence[Sequence[int]]) -> np.ndarray:
+    return np.concatenate([np.array(levels, np.int64) for levels in levels_by_rank])
+
+
+def median_step(traces: Sequence[Trace]) -> Trace:
+    """The trace whose makespan is the median (the lower of the middle two)."""
+    return sorted(traces, key=lambda trace: trace.makespan_s)[(len(traces) - 1) // 2]

@@ -1,0 +1,126 @@
+"""Peer: PyTorch's own pipeline schedules on a worker's stages, and its computations alone, to be measured against."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from typing import TYPE_CHECKING, Any
+
+import torch
+from torch import nn
+from torch.distributed.pipelining import PipelineStage, Schedule1F1B, ScheduleGPipe
+from torch.distributed.pipelining.schedules import _PipelineScheduleRuntime
+
+from ppexec.machine.clock import now_ns
+from ppexec.models.batch import Batch
+from ppexec.stage.stage import Stage
+from ppsim import Kind
+
+if TYPE_CHECKING:
+    from ppexec.workers.rank import Worker
+
+PEERS = ("torch-gpipe", "torch-1f1b", "torch-runtime")
+
+
+def peer_step(worker: Worker, name: str) -> Callable[[Batch], Any]:
+    """A function that runs one step of PyTorch's schedule on this rank's one stage.
+
+    name: "torch-gpipe", "torch-1f1b", or "torch-runtime", which interprets this run's own schedule file.
+    """
+    if name not in PEERS:
+        raise ValueError(f"unknown executor {name!r}: known are {', '.join(PEERS)}")
+    (stage,) = (stage for stage in worker.stages.values() if isinstance(stage, Stage))
+    module = _plain(stage)
+    count, last = worker.config.pipeline.stages, stage.loss is not None
+    pipeline_stage = PipelineStage(module, stage.index, count, worker.device, group=worker.group)
+    loss = worker.model.loss
+    schedule: Any
+    if name == "torch-runtime":
+        schedule = _PipelineScheduleRuntime([pipeline_stage], worker.config.microbatches, loss_fn=loss)
+        schedule.pipeline_order = {}
+        _load_order(schedule, worker.config.pipeline.to_csv())
+    else:
+        kind = ScheduleGPipe if name == "torch-gpipe" else Schedule1F1B
+        schedule = kind(pipeline_stage, worker.config.microbatches, loss_fn=loss)
+
+    def step(batch: Batch) -> Any:
+        inputs = (torch.cat(batch.inputs),) if stage.is_first else ()
+        target = torch.cat(batch.targets) if last else None
+        return schedule.step(*inputs, target=target)
+
+    return step
+
+
+def _plain(stage: Stage) -> nn.Module:
+    """The stage's layers as PyTorch runs them, which tells nobody which microbatch it computes."""
+    if stage.randomness is not None or type(stage) is not Stage:
+        raise ValueError("PyTorch's schedules know no keyed dropout or recomputation: compare with both switched off")
+    return nn.Sequential(*stage.layers)
+
+
+def _load_order(schedule: Any, text: str) -> None:
+    """PyTorch reads schedules from files alone."""
+    import tempfile
+    from pathlib import Path
+
+    with tempfile.TemporaryDirectory() as directory:
+        path = Path(directory) / "schedule.csv"
+        path.write_text(text)
+        schedule._load_csv(str(path), format="compute_only")
+
+
+def time_peer(worker: Worker, name: str, steps: int) -> list[tuple[int, int]]:
+    """When this rank began and ended each step, in nanoseconds on the first rank's clock."""
+    step = worker.peers.get(name)
+    if step is None:
+        step = worker.peers[name] = peer_step(worker, name)
+    return _timed(worker, step, steps)
+
+
+def time_ours(worker: Worker, steps: int) -> list[tuple[int, int]]:
+    """The same for this project's runtime, over the whole of its step."""
+    return _timed(worker, worker.runtime.step, steps)
+
+
+def _timed(worker: Worker, step: Callable[[Batch], Any], steps: int) -> list[tuple[int, int]]:
+    times = []
+    for batch in worker.together(0, steps):
+        began = now_ns()
+        step(batch)
+        times.append((began + worker.offset_ns, now_ns() + worker.offset_ns))
+    return times
+
+
+def time_compute(worker: Worker, rounds: int) -> list[dict[str, float]]:
+    """Seconds of F and B of this rank's one stage, mean over a round's microbatches: the computation alone."""
+    (stage,) = (stage for stage in worker.stages.values() if isinstance(stage, Stage))
+    module = _plain(stage)
+    rows = [(Kind(int(worker.program.kind[row])), int(worker.program.microbatch[row]))
+            for row in worker.program.rows_of(worker.rank)]  # fmt: skip
+    received = worker.boundaries[stage.first_layer].empty().normal_()
+    gradient = worker.boundaries[stage.first_layer + len(stage.layers)].empty().normal_()
+    return [_one_round(stage, module, rows, batch, received, gradient) for batch in worker.together(0, rounds)]
+
+
+def _one_round(
+    stage: Stage,
+    module: nn.Module,
+    rows: Sequence[tuple[Kind, int]],
+    batch: Batch,
+    received: torch.Tensor,
+    gradient: torch.Tensor,
+) -> dict[str, float]:
+    roots: dict[int, torch.Tensor] = {}
+    spent = {Kind.F: 0, Kind.B: 0}
+    for kind, microbatch in rows:
+        value = batch.inputs[microbatch] if stage.is_first else received.detach().requires_grad_()
+        began = now_ns()
+        if kind == Kind.F:
+            root = module(value)
+            if stage.loss is not None:
+                root = stage.loss(root, batch.targets[microbatch]) / stage.microbatches
+            roots[microbatch] = root
+        else:
+            torch.autograd.backward(roots.pop(microbatch), None if stage.loss is not None else gradient)
+        spent[kind] += now_ns() - began
+    count = len(rows) / 2
+    return {"forward_s": spent[Kind.F] / count / 1e9, "backward_s": spent[Kind.B] / count / 1e9}

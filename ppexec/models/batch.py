@@ -1,0 +1,78 @@
+"""Data: the microbatches of a step, inputs where the first stage is, targets where the last is, nothing elsewhere."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, field
+
+import torch
+
+from ppexec.models.model import Sample
+from ppexec.models.seeds import microbatch_order
+
+
+@dataclass(frozen=True, kw_only=True)
+class Batch:
+    """A step's microbatches on one rank: `inputs[b]` on the first stage's, `targets[b]` on the last's, else empty.
+
+    step: its number. samples: on every rank, the global indices of each microbatch's samples, from which dropout is
+    keyed.
+    """
+
+    inputs: list[torch.Tensor] = field(default_factory=list)
+    targets: list[torch.Tensor] = field(default_factory=list)
+    step: int = 0
+    samples: list[range] = field(default_factory=list)
+
+
+def load_batch(
+    sample: Sample,
+    *,
+    seed: int,
+    step: int,
+    microbatches: int,
+    micro_batch_size: int = 1,
+    dp: int = 1,
+    dp_rank: int = 0,
+    has_first: bool,
+    has_last: bool,
+    device: torch.device,
+) -> Batch:
+    """Read a replica's microbatches of a step in the order of (seed, step), keeping the half that this rank needs.
+
+    micro_batch_size: samples of a microbatch. Raises ValueError if a microbatch is not a pair of tensors.
+    """
+    order = microbatch_order(seed, step=step, microbatches=microbatches, dp=dp, dp_rank=dp_rank).tolist()
+    size = micro_batch_size
+    batch = Batch(step=step, samples=[range(index * size, (index + 1) * size) for index in order])
+    if not (has_first or has_last):
+        return batch
+    storages: set[int] = set()
+    for index in order:
+        inputs, targets = read_sample(sample, index)
+        if has_first:
+            batch.inputs.append(_own(inputs.to(device), storages))
+        if has_last:
+            batch.targets.append(_own(targets.to(device), storages))
+    return batch
+
+
+def read_sample(sample: Sample, index: int) -> tuple[torch.Tensor, torch.Tensor]:
+    """One microbatch by its global index; raises ValueError if it is not a pair of tensors."""
+    pair = sample(index)
+    if not (isinstance(pair, tuple) and len(pair) == 2 and all(isinstance(part, torch.Tensor) for part in pair)):
+        raise ValueError(f"sample({index}) must give (inputs, targets), two tensors, got {type(pair).__name__}")
+    return pair
+
+
+def _own(tensor: torch.Tensor, taken: set[int]) -> torch.Tensor:
+    """A tensor whose storage no other of the batch has: a microbatch's input counts as its own, whoever else has it."""
+    tensor = fitted(tensor)
+    if tensor.untyped_storage()._cdata in taken:
+        tensor = tensor.clone()
+    taken.add(tensor.untyped_storage()._cdata)
+    return tensor
+
+
+def fitted(tensor: torch.Tensor) -> torch.Tensor:
+    """A tensor whose storage holds nothing else: a slice of a data set would hold all of it as an activation."""
+    return tensor.clone() if tensor.untyped_storage().nbytes() > tensor.nbytes else tensor

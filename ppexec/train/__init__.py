@@ -1,0 +1,1 @@
+"""Train: steps of an optimizer through the pipeline, with checkpoints that any other mesh can resume."""

@@ -1,0 +1,88 @@
+"""Messages over torch.distributed: sends that nobody waits for, receives posted ahead."""
+
+from __future__ import annotations
+
+from collections import deque
+from collections.abc import Sequence
+
+import numpy as np
+import torch
+import torch.distributed as dist
+
+from ppexec.models.shapes import TensorSpec
+from ppsim import Program
+
+
+class DistributedTransport:
+    """One rank's end of all its links.
+
+    Every rank knows the program, so the receiver posts its receives in the order in which the link carries the
+    messages, `window` of them ahead of their use; each message has its own tag. Call `start` before a step and `finish`
+    after it.
+
+    program: what runs. specs: of each message, shape (messages,). group: its rank r is the program's rank r.
+    """
+
+    def __init__(
+        self,
+        program: Program,
+        specs: Sequence[TensorSpec],
+        *,
+        group: dist.ProcessGroup,
+        window: int,
+        device: torch.device,
+    ) -> None:
+        messages = program.messages
+        rank = dist.get_rank(group)
+        self.window = window
+        self._group, self._device = group, device
+        self._specs = list(specs)
+        self._source = messages.source.tolist()
+        self._destination = messages.destination.tolist()
+        incoming = np.flatnonzero(messages.destination == rank)
+        self._from_source: dict[int, list[int]] = {
+            int(source): incoming[messages.source[incoming] == source].tolist()
+            for source in np.unique(messages.source[incoming])
+        }
+        self._to_post: dict[int, deque[int]] = {}
+        self._posted: dict[int, tuple[dist.Work, torch.Tensor]] = {}
+        self._sending: deque[tuple[dist.Work, torch.Tensor]] = deque()
+
+    def start(self) -> None:
+        """Post the first receives of every link."""
+        self._to_post = {source: deque(messages) for source, messages in self._from_source.items()}
+        for queue in self._to_post.values():
+            for _ in range(min(self.window, len(queue))):
+                self._post(queue.popleft())
+
+    def _post(self, message: int) -> None:
+        buffer = self._specs[message].empty(self._device)
+        # The group's own call: dist.irecv spends as long on checking what is known here.
+        work = self._group.recv([buffer], self._source[message], message)
+        self._posted[message] = (work, buffer)
+
+    def receive(self, message: int) -> torch.Tensor:
+        """Wait for a message; then post the next one of its link, since its place is free."""
+        work, buffer = self._posted.pop(message)
+        work.wait()
+        queue = self._to_post[self._source[message]]
+        if queue:
+            self._post(queue.popleft())
+        return buffer
+
+    @property
+    def posted_bytes(self) -> int:
+        """Buffers of receives that are posted and not used yet."""
+        return sum(buffer.nbytes for _, buffer in self._posted.values())
+
+    def send(self, message: int, tensor: torch.Tensor) -> None:
+        """Hand a message over; it is kept alive until it has left."""
+        tensor = tensor.contiguous()
+        self._sending.append((self._group.send([tensor], self._destination[message], message), tensor))
+        while self._sending and self._sending[0][0].is_completed():
+            self._sending.popleft()
+
+    def finish(self) -> None:
+        """Wait until everything sent has left."""
+        while self._sending:
+            self._sending.popleft()[0].wait()

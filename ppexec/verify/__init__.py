@@ -1,0 +1,1 @@
+"""Verify: gradients and outputs held against one process without a pipeline."""

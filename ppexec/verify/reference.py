@@ -1,0 +1,297 @@
+"""Reference: the same step in one process without a pipeline, and what differs from it."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import TYPE_CHECKING
+
+import torch
+import torch.distributed as dist
+from torch import nn
+
+from ppexec.config.config import RunConfig
+from ppexec.models.batch import Batch, load_batch
+from ppexec.models.initialize import initialize_layer
+from ppexec.models.load import load_model
+from ppexec.stage.stage import Stage
+from ppexec.stage.tensor_parallel import local, local_gradient, slice_like
+from ppexec.stage.tied import SharedWeights
+from ppexec.verify.rounding import NUDGES, allowed, nudged, sharded_roundings
+from ppsim import Kind, Program
+from ppsim.costs.partition import bounds
+
+if TYPE_CHECKING:
+    from ppexec.workers.rank import Worker
+
+
+@dataclass(frozen=True, kw_only=True)
+class Comparison:
+    """One tensor of the pipeline against the reference's: "output" by microbatch, or "gradient" by layer and name.
+
+    tolerance: the largest difference that rounding alone can make, over the tensor's elements; 0 where the same
+    operations run in the same order. within: no element differs by more than its own tolerance. largest: magnitude of
+    the reference's largest element.
+    """
+
+    what: str
+    layer: int
+    name: str
+    bit_equal: bool
+    within: bool
+    max_abs_diff: float
+    tolerance: float
+    largest: float
+
+
+def accumulation_orders(program: Program) -> list[tuple[int, ...]]:
+    """Per stage the microbatches in the sequence in which its weights' gradients are added up (its B, or its W)."""
+    orders: list[list[int]] = [[] for _ in range(program.schedule.stages)]
+    for row in range(len(program.stage)):
+        if program.kind[row] in (Kind.B, Kind.W):
+            orders[int(program.stage[row])].append(int(program.microbatch[row]))
+    return [tuple(order) for order in orders]
+
+
+class Reference:
+    """The whole model in this process, from the same seeds, over the batches of all replicas."""
+
+    def __init__(self, config: RunConfig, device: torch.device) -> None:
+        self._model = load_model(config)
+        self._device = device
+        self._config = config
+        self.layers = [
+            initialize_layer(layer, index=index, seed=config.seed, device=device)
+            for index, layer in enumerate(self._model.layers)
+        ]
+        self._shared = SharedWeights(self.layers, self._model.tied)
+        self._batches = [self._load(dp_rank) for dp_rank in range(config.dp)]
+        self.outputs: list[dict[int, torch.Tensor]] = []
+        self._magnitudes: dict[nn.Parameter, torch.Tensor] = {}
+        self._roundings = sharded_roundings(self._model, config)
+        self._moved: dict[int | tuple[int, int], float] = {}
+
+    def _load(self, dp_rank: int) -> Batch:
+        config = self._config
+        return load_batch(
+            self._model.sample,
+            seed=config.seed,
+            step=0,
+            microbatches=config.microbatches,
+            micro_batch_size=config.micro_batch_size,
+            dp=config.dp,
+            dp_rank=dp_rank,
+            has_first=True,
+            has_last=True,
+            device=self._device,
+        )
+
+    def run(self, order: Sequence[int]) -> None:
+        """Forward and backward of each microbatch in turn, replica after replica; gradients add up in the layers.
+
+        The loss of the step is the mean over all microbatches, so each counts 1 / (dp m). With tp the step is taken
+        again, with every parameter moved by a rounding, to see what that moves.
+        """
+        self._step(order)
+        if not self._roundings:
+            return
+        outputs, magnitudes = self.outputs, dict(self._magnitudes)
+        kept = {p: (p.detach().clone(), p.grad) for layer in self.layers for p in layer.parameters()}
+        self._moved.clear()
+        for number in range(NUDGES):
+            with torch.no_grad():
+                for index, (parameter, (value, _)) in enumerate(kept.items()):
+                    parameter.copy_(nudged(value, self._config.seed, number, index))
+            self._step(order)
+            for layer, module in enumerate(self.layers):
+                for p in module.parameters():
+                    if p.grad is not None:
+                        self._note(layer, p.grad - kept[p][1])  # type: ignore[operator]
+            for replica, (before, after) in enumerate(zip(outputs, self.outputs, strict=True)):
+                for microbatch, output in after.items():
+                    self._note((replica, microbatch), output - before[microbatch])
+        for parameter, (value, gradient) in kept.items():
+            parameter.data.copy_(value)
+            parameter.grad = gradient
+        self.outputs, self._magnitudes = outputs, magnitudes
+
+    def _note(self, what: int | tuple[int, int], difference: torch.Tensor) -> None:
+        largest = float(difference.abs().max()) if difference.numel() else 0.0
+        self._moved[what] = max(self._moved.get(what, 0.0), largest)
+
+    def output_rounding(self, dp_rank: int, microbatch: int) -> torch.Tensor:
+        """By how much sums over tp may change an output, one number in float64 (see `rounding.allowed`)."""
+        output = self.outputs[dp_rank][microbatch]
+        largest = float(output.abs().max()) if output.numel() else 0.0
+        moved = self._moved.get((dp_rank, microbatch), 0.0)
+        return torch.tensor([allowed(self._roundings, output.dtype, largest=largest, moved=moved)]).double()
+
+    def _step(self, order: Sequence[int]) -> None:
+        config = self._config
+        for layer in self.layers:
+            layer.zero_grad(set_to_none=True)
+        self._magnitudes.clear()
+        self._shared.clear()
+        self.outputs = [{} for _ in self._batches]
+        for batch, outputs in zip(self._batches, self.outputs, strict=True):
+            for microbatch in order:
+                with torch.set_grad_enabled(not config.forward_only):
+                    self._shared.renew()
+                    if self._model.randomness is not None and not config.forward_only:
+                        self._model.randomness.at(batch.step, batch.samples[microbatch])
+                    value = batch.inputs[microbatch].clone()  # layers may work in place
+                    for first, last in bounds(config.layer_sizes):
+                        for layer in self.layers[first:last]:
+                            value = layer(value)
+                        value = value.contiguous()  # kernels may differ by layout, and what crosses a cut is dense
+                    loss = self._model.loss(value, batch.targets[microbatch]) / (config.microbatches * config.dp)
+                outputs[microbatch] = value.detach().clone()
+                if loss.requires_grad:
+                    self._add_gradients(loss)
+
+    def _add_gradients(self, loss: torch.Tensor) -> None:
+        if self._config.dp == 1:
+            loss.backward()
+            return
+        parameters = [p for layer in self.layers for p in layer.parameters() if p.requires_grad]
+        sums = {parameter: parameter.grad for parameter in parameters}
+        for parameter in parameters:
+            parameter.grad = None
+        loss.backward()
+        for parameter in parameters:
+            term, total = parameter.grad, sums[parameter]
+            if term is not None:
+                magnitude = term.double().abs()
+                self._magnitudes[parameter] = self._magnitudes.get(parameter, torch.zeros_like(magnitude)) + magnitude
+            parameter.grad = term if total is None else total if term is None else total.add_(term)
+
+    def gradient(self, layer: int, name: str) -> torch.Tensor:
+        """A parameter's gradient; zeros where nothing reached it, which is what an optimizer would see."""
+        layer, name = self._shared.place(layer, name)
+        return gradient_of(self.layers[layer].get_parameter(name))
+
+    def rounding(self, layer: int, name: str) -> torch.Tensor:
+        """By how much other orders of adding up can change each element of a gradient, in float64.
+
+        Over dp: n terms g added in floating point, in any order, are off by at most (n - 1) u / (1 - (n - 1) u) times
+        the sum of |g| (Higham, Accuracy and Stability of Numerical Algorithms, equation 4.4); here both sums are. A
+        tied weight has two terms for each microbatch, one of each use. Over tp: `rounding.allowed` for the layer's
+        gradients taken as one vector, since a gradient that is zero but for rounding (of a key's bias in attention) has
+        no size of its own.
+        """
+        is_tied = self._shared.is_tied(layer, name)
+        layer, name = self._shared.place(layer, name)
+        parameter = self.layers[layer].get_parameter(name)
+        every = [gradient_of(p) for p in self.layers[layer].parameters() if p.requires_grad]
+        largest = max((float(gradient.abs().max()) for gradient in every if gradient.numel()), default=0.0)
+        sharded = allowed(self._roundings, parameter.dtype, largest=largest, moved=self._moved.get(layer, 0.0))
+        terms = self._config.microbatches * self._config.dp * (2 if is_tied else 1)
+        slips = (terms - 1) * torch.finfo(parameter.dtype).eps / 2
+        magnitude = self._shared.magnitude(parameter) if is_tied else self._magnitudes.get(parameter)
+        if magnitude is None:
+            magnitude = torch.zeros(parameter.shape, dtype=torch.float64)
+        return 2 * slips / (1 - slips) * magnitude + sharded
+
+
+def gradient_of(parameter: torch.Tensor) -> torch.Tensor:
+    """This rank's part of a parameter's gradient, zeros if it has none."""
+    gradient = local_gradient(parameter)
+    return torch.zeros_like(local(parameter)) if gradient is None else gradient.detach()
+
+
+def compare_with_reference(worker: Worker, outputs: dict[int, torch.Tensor]) -> list[Comparison]:
+    """What this rank's outputs and gradients differ from the reference's, tensor by tensor.
+
+    The first rank of each pipeline (one for each replica and rank of tp) computes the reference with its own thread
+    count and sends each tensor to the rank that has its counterpart, or a slice of it. Where stages add their
+    microbatches up in different sequences, the reference runs once for each sequence, and a stage is held to its own.
+    """
+    config, schedule = worker.config, worker.config.pipeline
+    every = tuple(range(config.microbatches))
+    orders = [every] * schedule.stages if config.forward_only else accumulation_orders(worker.program)
+    reference = Reference(config, worker.device) if worker.rank == 0 else None
+    result: list[Comparison] = []
+    for number, order in enumerate(dict.fromkeys(orders)):
+        if reference is not None:
+            reference.run(order)
+        if number == 0:
+            holder = schedule.placement[-1]
+            for microbatch in every:
+                expected = None if reference is None else reference.outputs[worker.dp_rank][microbatch]
+                theirs = _bring(worker, holder, expected, outputs.get(microbatch))
+                bound = None
+                if config.tp > 1:
+                    blank = torch.empty(1, dtype=torch.float64) if microbatch in outputs else None
+                    slack = None if reference is None else reference.output_rounding(worker.dp_rank, microbatch)
+                    bound = _bring(worker, holder, slack, blank)
+                if theirs is not None:
+                    mine = outputs[microbatch]
+                    rounding = None if bound is None else bound.expand(mine.shape)
+                    result.append(_compare(mine, theirs, rounding, what="output", layer=-1, name=str(microbatch)))
+        for stage, stage_order in enumerate(orders):
+            if stage_order == order and not config.forward_only:
+                result += _compare_gradients(worker, stage, reference)
+    return result
+
+
+def _compare_gradients(worker: Worker, stage: int, reference: Reference | None) -> list[Comparison]:
+    result: list[Comparison] = []
+    holder = worker.config.pipeline.placement[stage]
+    held = worker.stages.get(stage)
+    for position, layer in enumerate(range(*worker.layer_bounds[stage])):
+        own = dict(held.layers[position].named_parameters()) if isinstance(held, Stage) else {}
+        for name, parameter in worker.model.layers[layer].named_parameters():
+            if not parameter.requires_grad:
+                continue
+            whole = torch.empty(parameter.shape, dtype=parameter.dtype) if own else None
+            theirs = _bring(worker, holder, reference.gradient(layer, name) if reference else None, whole)
+            rounding = None
+            is_tied = any((layer, name) in pair for pair in worker.model.tied)
+            if worker.config.dp > 1 or worker.config.tp > 1 or is_tied:
+                blank = None if whole is None else whole.double()
+                rounding = _bring(worker, holder, reference.rounding(layer, name) if reference else None, blank)
+            if own and theirs is not None:
+                theirs = slice_like(own[name], theirs)
+                rounding = None if rounding is None else slice_like(own[name], rounding)
+                result.append(
+                    _compare(gradient_of(own[name]), theirs, rounding, what="gradient", layer=layer, name=name)
+                )
+    return result
+
+
+def _bring(
+    worker: Worker, holder: int, reference: torch.Tensor | None, counterpart: torch.Tensor | None
+) -> torch.Tensor | None:
+    """The reference's tensor, from the first rank to the holder of its counterpart; None on every other rank."""
+    if holder == 0:
+        return reference
+    if worker.rank == 0 and reference is not None:
+        dist.send(reference.contiguous(), group_dst=holder, group=worker.group)
+    if worker.rank != holder or counterpart is None:
+        return None
+    buffer = torch.empty_like(counterpart, memory_format=torch.contiguous_format)
+    dist.recv(buffer, group_src=0, group=worker.group)
+    return buffer
+
+
+def _compare(
+    mine: torch.Tensor, theirs: torch.Tensor, rounding: torch.Tensor | None, *, what: str, layer: int, name: str
+) -> Comparison:
+    difference = (mine.double() - theirs.double()).abs()
+    bit_equal = _same_bits(mine, theirs)
+    allowed = torch.zeros_like(difference) if rounding is None else rounding
+    return Comparison(
+        what=what,
+        layer=layer,
+        name=name,
+        bit_equal=bit_equal,
+        within=bit_equal or bool((difference <= allowed).all()),
+        max_abs_diff=float(difference.max()) if difference.numel() else 0.0,
+        tolerance=float(allowed.max()) if allowed.numel() else 0.0,
+        largest=float(theirs.double().abs().max()) if theirs.numel() else 0.0,
+    )
+
+
+def _same_bits(first: torch.Tensor, second: torch.Tensor) -> bool:
+    """Equal as bits, so that -0.0 is not 0.0 and a NaN equals itself."""
+    return torch.equal(first.reshape(-1).view(torch.uint8), second.reshape(-1).view(torch.uint8))

@@ -1,0 +1,1 @@
+"""Command line: the `ppsim` command, its flags and what it prints."""

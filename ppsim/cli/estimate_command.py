@@ -1,0 +1,161 @@
+"""The command `ppsim estimate`: layer costs from shapes and rates, written as a cost file."""
+
+from __future__ import annotations
+
+from dataclasses import asdict, dataclass
+from typing import Annotated, Any, Literal
+
+import tyro
+
+from ppsim.cli import command
+from ppsim.cli.command import OptionalFile, OptionalName, OptionalReal, OptionalWhole, Real
+from ppsim.costs.cost_file import save_costs
+from ppsim.costs.stage_cost import LayerCost
+from ppsim.estimate.device import Device, device_names, named_device
+from ppsim.estimate.estimate import estimate_costs
+from ppsim.estimate.huggingface import read_huggingface_config
+from ppsim.estimate.transformer import Transformer
+from ppsim.network.network import Link
+
+_DEVICE_HELP = tyro.conf.arg(help=f"A device at its vendor's 16-bit peak rates: {', '.join(device_names())}.")
+_MOST_LAYERS = 100_000
+
+
+@dataclass(frozen=True, kw_only=True)
+class EstimateCommand:
+    """Derive a transformer's layer costs from its shapes and a device's rates; nothing runs."""
+
+    huggingface: OptionalFile = None
+    """config.json of a gpt2, llama, mistral or qwen2; instead of the model's flags below."""
+    layers: OptionalWhole = None
+    """Blocks of a GPT (layer norms, biases, learned positions); with --hidden and --heads."""
+    hidden: OptionalWhole = None
+    """Width of the residual stream."""
+    heads: OptionalWhole = None
+    """Attention heads."""
+    vocabulary: OptionalWhole = None
+    """Size of the vocabulary (default: 50257)."""
+    device: Annotated[OptionalName, _DEVICE_HELP] = None
+    flops_per_s: OptionalReal = None
+    """FLOPs of matrix products per second; with --bytes-per-s, instead of --device."""
+    bytes_per_s: OptionalReal = None
+    """Bytes per second to and from the device's memory."""
+    efficiency: Real = 1.0
+    """The share of the FLOPs per second that is reached."""
+    bandwidth_efficiency: Real = 1.0
+    """The share of the bytes per second that is reached."""
+    launch_s: Real = 0.0
+    """Seconds that every operation takes besides."""
+    micro_batch_size: int = 1
+    """Sequences of a microbatch."""
+    seq: int = 1024
+    """Tokens of a sequence."""
+    dtype_bytes: int = 2
+    """Bytes of a weight and of an activation."""
+    tp: int = 1
+    """Tensor-parallel ranks that share every layer."""
+    tp_bytes_per_s: OptionalReal = None
+    """Bandwidth between them for all-reduces, in bytes per second (default: no limit)."""
+    tp_latency_s: Real = 0.0
+    """Latency between them, in seconds."""
+    split_vocabulary: bool = False
+    """Cut embedding and head over the tensor-parallel ranks too."""
+    unfused_attention: bool = False
+    """Attention that keeps its scores."""
+    recompute: Literal["none", "selective", "full"] = "none"
+    """What a block's backward computes again instead of keeping it: nothing, the scores, or everything."""
+    out: OptionalFile = None
+    """Write the costs, .json or .csv, for ppsim simulate --costs."""
+    json: bool = False
+    """Print one JSON object instead of text."""
+
+    def run(self) -> None:
+        """Do it."""
+        model, device = self._model(), self._device()
+        if self.tp_bytes_per_s is None:
+            link = Link(latency_s=self.tp_latency_s)
+        else:
+            link = Link(latency_s=self.tp_latency_s, bytes_per_s=self.tp_bytes_per_s)
+        costs = estimate_costs(
+            model,
+            device,
+            micro_batch_size=self.micro_batch_size,
+            seq=self.seq,
+            dtype_bytes=self.dtype_bytes,
+            tp=self.tp,
+            tp_link=link,
+            split_vocabulary=self.split_vocabulary,
+            attention="unfused" if self.unfused_attention else "fused",
+            recompute=self.recompute,
+        )
+        about = {
+            "estimated": True,
+            "architecture": asdict(model),
+            "parameters": model.parameters,
+            "device": asdict(device),
+            "micro_batch_size": self.micro_batch_size,
+            "seq": self.seq,
+            "dtype_bytes": self.dtype_bytes,
+            "tp": self.tp,
+            "recompute": self.recompute,
+        }
+        if self.out is not None:
+            save_costs(costs, self.out, environment=about)
+        if self.json:
+            command.print_json({**about, "layers": [asdict(cost) for cost in costs]})
+        else:
+            print(_table(model, device, costs))
+
+    def _model(self) -> Transformer:
+        flags: dict[str, Any] = {"layers": self.layers, "hidden": self.hidden, "heads": self.heads}
+        given = [name for name, value in {**flags, "vocabulary": self.vocabulary}.items() if value is not None]
+        if self.huggingface is not None:
+            if given:
+                raise ValueError(f"--huggingface holds the whole model: leave out --{given[0]} or --huggingface")
+            model = read_huggingface_config(self.huggingface)
+        else:
+            missing = [name for name, value in flags.items() if value is None]
+            if missing:
+                raise ValueError(
+                    f"--{missing[0]} is missing: give --layers, --hidden and --heads, or --huggingface FILE"
+                )
+            vocabulary = 50257 if self.vocabulary is None else self.vocabulary
+            model = Transformer.gpt(**flags, vocabulary=vocabulary, positions=max(self.seq, 1), tied=False)
+        if model.layers > _MOST_LAYERS:
+            raise ValueError(f"{model.layers} layers are more than this can hold: take at most {_MOST_LAYERS}")
+        return model
+
+    def _device(self) -> Device:
+        shares: dict[str, Any] = {
+            "efficiency": self.efficiency,
+            "bandwidth_efficiency": self.bandwidth_efficiency,
+            "launch_s": self.launch_s,
+        }
+        if self.device is not None:
+            if self.flops_per_s is not None or self.bytes_per_s is not None:
+                flag = "flops-per-s" if self.flops_per_s is not None else "bytes-per-s"
+                raise ValueError(f"--device {self.device} has its rates: leave out --{flag} or --device")
+            return named_device(self.device, **shares)
+        if self.flops_per_s is None or self.bytes_per_s is None:
+            raise ValueError("no device: give --device NAME, or both --flops-per-s and --bytes-per-s")
+        return Device(flops_per_s=self.flops_per_s, bytes_per_s=self.bytes_per_s, **shares)
+
+
+def _table(model: Transformer, device: Device, costs: list[LayerCost]) -> str:
+    """Blocks are alike, so one row stands for all."""
+    lines = [
+        f"{model.parameters:,} parameters in {model.layers} blocks, an embedding and a head",
+        f"device {device.name or 'as stated'}: {device.flops_per_s * device.efficiency:.4g} FLOP/s, "
+        f"{device.bytes_per_s * device.bandwidth_efficiency:.4g} B/s",
+        "",
+        f"{'layer':<20}{'F (ms)':>10}{'I (ms)':>10}{'W (ms)':>10}{'activations':>16}{'I to W':>16}{'output':>14}"
+        f"{'parameters':>16}",
+    ]
+    for name, cost in (("embedding", costs[0]), (f"each of {model.layers} blocks", costs[1]), ("head", costs[-1])):
+        times = (cost.forward_s, cost.backward_input_s, cost.backward_weight_s)
+        sizes = f"{cost.activation_bytes:>16,}{cost.weight_activation_bytes:>16,}{cost.output_bytes:>14,}"
+        lines.append(
+            f"{name:<20}" + "".join(f"{t * 1e3:>10.4g}" for t in times) + sizes + f"{cost.parameter_bytes:>16,}"
+        )
+    lines.append("(sizes in bytes, of one microbatch on one rank)")
+    return "\n".join(lines)

@@ -1,0 +1,169 @@
+"""The command line `ppsim`: a thin face of build_schedule, Schedule.check, simulate, search and estimate_costs."""
+
+from __future__ import annotations
+
+import sys
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Annotated, Any, Literal
+
+import tyro
+
+from ppsim.cli import command
+from ppsim.cli.command import OptionalFile, OptionalReal
+from ppsim.cli.estimate_command import EstimateCommand
+from ppsim.cli.flags import MOST_ACTIONS, CostFlags, NetworkFlags, ScheduleFlags
+from ppsim.cli.simulate_command import SimulateCommand
+from ppsim.cli.tables import about_of, listed, results_of, table_of
+from ppsim.cli.trace_commands import AttributeCommand, CompareCommand
+from ppsim.export.staircase import staircase, unit_trace
+from ppsim.export.trace_files import write_trace
+from ppsim.schedule.action import Kind
+from ppsim.schedule.deadlock import smallest_receive_window
+from ppsim.schedule.schedule import Schedule
+from ppsim.search.search import search
+
+_DESCRIPTION = "Predict a pipeline schedule's step time, bubble and activation memory."
+_MOST_DRAWN = (64, 400)  # ranks, units of time
+
+
+@dataclass(frozen=True, kw_only=True)
+class ScheduleCommand(ScheduleFlags):
+    """Build or read a schedule, check it, and draw it with unit costs (F = I = W = 1, B = 2, free messages)."""
+
+    csv: OptionalFile = None
+    """Write the schedule in PyTorch's CSV format."""
+    messages: bool = False
+    """Write sends, receives and reductions too, as PyTorch's runtime runs them; with --csv."""
+    json: bool = False
+    """Print one JSON object instead of text."""
+
+    def run(self) -> None:
+        """Do it."""
+        schedule = self.load_schedule()
+        if self.csv is not None:
+            self.csv.write_text(schedule.to_csv(messages=self.messages), encoding="utf-8")
+        about = {
+            **about_of(schedule),
+            "is_forward_only": schedule.is_forward_only,
+            "actions": schedule.program.actions,
+            "messages": len(schedule.program.messages),
+            "links": len(schedule.program.links()),
+            "receive_window": smallest_receive_window(schedule.program),
+            "checked": True,
+        }
+        if self.json:
+            command.print_json(about)
+            return
+        print(schedule)
+        print(f"placement  stage 0 to {schedule.stages - 1} on rank {listed(schedule.placement)}")
+        print(f"actions    {about['actions']}, with {about['messages']} messages on {about['links']} links")
+        print(f"receives   at least {about['receive_window']} to be posted ahead on a link")
+        print("check      complete, in order, cannot hang")
+        print(f"\n{_drawn(schedule)}")
+
+
+@dataclass(frozen=True, kw_only=True)
+class SearchCommand(NetworkFlags, CostFlags):
+    """Find the order with the shortest step (or rank time) under an activation limit, and what no order can beat."""
+
+    ranks: int
+    """p, the number of pipeline ranks."""
+    microbatches: int
+    """m, the number of microbatches of a step."""
+    stages_per_rank: int = 1
+    """v, the number of stages on each rank."""
+    placement: Literal["loop", "v"] = "loop"
+    """Where stages live: loop (stage s on rank s mod p), or v (there and back; two stages per rank)."""
+    objective: Literal["makespan", "rank_time"] = "makespan"
+    """What is to be short: the step, or the longest time of a single rank."""
+    memory_limit_bytes: OptionalReal = None
+    """The most activation bytes that a rank may hold (default: no limit)."""
+    csv: OptionalFile = None
+    """Write the schedule found in PyTorch's CSV format."""
+    out: OptionalFile = None
+    """Write its trace: .json or .json.gz for ui.perfetto.dev, .csv as a table, any other name for ppsim.Trace.load."""
+    json: bool = False
+    """Print one JSON object instead of text."""
+
+    def run(self) -> None:
+        """Do it."""
+        for name in ("ranks", "microbatches", "stages_per_rank"):
+            if getattr(self, name) < 1:
+                raise ValueError(f"--{name.replace('_', '-')} must be 1 or more, got {getattr(self, name)}")
+        stages = self.ranks * self.stages_per_rank
+        if 3 * stages * self.microbatches > MOST_ACTIONS:
+            raise ValueError(
+                f"{stages} stages and {self.microbatches} microbatches make {3 * stages * self.microbatches} actions, "
+                f"at most {MOST_ACTIONS} can be searched: take fewer"
+            )
+        found = search(
+            self.stage_costs(stages, {Kind.F, Kind.I, Kind.W}),
+            ranks=self.ranks,
+            microbatches=self.microbatches,
+            network=self.load_network(self.ranks),
+            memory_limit_bytes=self.memory_limit_bytes,
+            stages_per_rank=self.stages_per_rank,
+            placement=self.placement,
+            objective=self.objective,
+        )
+        if self.csv is not None:
+            self.csv.write_text(found.schedule.to_csv(), encoding="utf-8")
+        if self.out is not None:
+            write_trace(found.trace, self.out)
+        trace = found.trace
+        reached_s = trace.makespan_s if self.objective == "makespan" else float(trace.rank_time_s.max())
+        if self.json:
+            results = {"objective": self.objective, "objective_s": reached_s, "lower_bound_s": found.lower_bound_s}
+            command.print_json({**about_of(found.schedule), **results, **results_of(trace)})
+            return
+        gap = reached_s / found.lower_bound_s - 1 if found.lower_bound_s > 0 else 0.0
+        print(
+            f"{self.objective.replace('_', ' ')} {reached_s:.6g} s; no order is below {found.lower_bound_s:.6g} s",
+            end="",
+        )
+        print(" (optimal)\n" if gap < 1e-12 else f" (at most {gap:.2%} above the optimum)\n")
+        print(table_of(trace))
+
+
+def _drawn(schedule: Schedule) -> str:
+    most_ranks, most_units = _MOST_DRAWN
+    longest = max(len(order) for order in schedule.orders)
+    if schedule.ranks > most_ranks or longest > most_units:
+        return (
+            f"not drawn: {schedule.ranks} ranks with up to {longest} actions each; drawings end at {most_ranks} ranks "
+            f"and {most_units} units of time"
+        )
+    trace = unit_trace(schedule)
+    summary = (
+        "With F = I = W = 1, B = 2 and free messages:\n"
+        f"makespan {trace.makespan_s:g}, bubble {trace.bubble_fraction:.1%}, "
+        f"activations held at most per rank: {listed(trace.peak_activation_bytes.tolist())}"
+    )
+    if trace.makespan_s > most_units:
+        return f"{summary}\nnot drawn: {trace.makespan_s:g} units of time; drawings end at {most_units}"
+    return f"{summary}\n\n{staircase(trace)}"
+
+
+Command = (
+    Annotated[ScheduleCommand, tyro.conf.subcommand("schedule")]
+    | Annotated[SimulateCommand, tyro.conf.subcommand("simulate")]
+    | Annotated[SearchCommand, tyro.conf.subcommand("search")]
+    | Annotated[EstimateCommand, tyro.conf.subcommand("estimate")]
+    | Annotated[AttributeCommand, tyro.conf.subcommand("attribute")]
+    | Annotated[CompareCommand, tyro.conf.subcommand("compare")]
+)
+
+
+def main(args: Sequence[str] | None = None) -> int:
+    """Run the command line; returns the exit code (see `command.run`)."""
+
+    def work() -> None:
+        chosen: Any = command.parse(Command, prog="ppsim", description=_DESCRIPTION, args=args)
+        chosen.run()
+
+    return command.run(work, prog="ppsim")
+
+
+if __name__ == "__main__":
+    sys.exit(main())

@@ -1,0 +1,33 @@
+"""Reduction flags: what a command line says of data-parallel replicas."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+from ppsim.cli.command import OptionalReal, OptionalWhole
+from ppsim.cli.flags import flag_of
+from ppsim.network.all_reduce import Reduction
+
+
+@dataclass(frozen=True, kw_only=True)
+class ReductionFlags:
+    """Data-parallel replicas, and what adding up gradients over them costs."""
+
+    replicas: OptionalWhole = None
+    """Data-parallel replicas; each stage's gradients are added up over them, by a ring (default: 1)."""
+    reduce_latency_s: OptionalReal = None
+    """Seconds of each of the ring's rounds, whatever its bytes; with --replicas (default: 0)."""
+    reduce_bytes_per_s: OptionalReal = None
+    """Bandwidth between neighbours of the ring, in bytes per second; with --replicas (default: no limit)."""
+
+    def load_reduction(self) -> Reduction | None:
+        """The ring; None without replicas. Raises ValueError for flags that contradict."""
+        values = {"latency_s": self.reduce_latency_s, "bytes_per_s": self.reduce_bytes_per_s}
+        given = {name: value for name, value in values.items() if value is not None}
+        if self.replicas is None:
+            if given:
+                raise ValueError(
+                    f"{flag_of('reduce_' + next(iter(given)))} says what replicas cost: give --replicas too"
+                )
+            return None
+        return Reduction(replicas=self.replicas, **given)

@@ -1,0 +1,91 @@
+"""The command `ppsim simulate`: predict one step, or the distribution of its time."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+import numpy as np
+
+from ppsim.cli import command
+from ppsim.cli.command import OptionalFile, OptionalName
+from ppsim.cli.flags import CostFlags, NetworkFlags, ScheduleFlags
+from ppsim.cli.jitter_flags import JitterFlags
+from ppsim.cli.model_flags import ModelFlags
+from ppsim.cli.reduction_flags import ReductionFlags
+from ppsim.cli.tables import about_of, results_of, table_of
+from ppsim.export.trace_files import write_trace
+from ppsim.simulation.simulate import simulate
+from ppsim.trace.memory import with_columns
+from ppsim.variation.ensemble import Ensemble
+from ppsim.variation.monte_carlo import monte_carlo
+
+
+@dataclass(frozen=True, kw_only=True)
+class SimulateCommand(ReductionFlags, JitterFlags, ModelFlags, NetworkFlags, CostFlags, ScheduleFlags):
+    """Predict one step. Costs are of one microbatch: one set for all stages, or a file of layers to be partitioned.
+
+    With --jitter and its like also the distribution of the step time, by sampling; all else is of the mean costs, and
+    samples have no reductions.
+    """
+
+    forward_only: bool = False
+    """Leave the backwards out, as an evaluation does."""
+    engine: OptionalName = None
+    """What computes the times: simpy, or compiled for the same answer sooner (default: simpy; compiled for samples)."""
+    optimizer: OptionalName = None
+    """Whose state to count: sgd, momentum, adam or adamw (default: none)."""
+    out: OptionalFile = None
+    """Write the trace: .json or .json.gz for ui.perfetto.dev, .csv as a table, any other name for ppsim.Trace.load."""
+    json: bool = False
+    """Print one JSON object instead of text."""
+
+    def run(self) -> None:
+        """Do it."""
+        schedule = self.load_schedule()
+        if self.forward_only:
+            schedule = schedule.forward_only()
+        sampling = self.load_jitter(schedule.program)
+        kinds = {kind for order in schedule.orders for kind in np.unique(order.kind).tolist()}
+        stages, network = self.stage_costs(schedule.stages, kinds), self.load_network(schedule.ranks)
+        options = self.model_options()
+        trace = simulate(
+            schedule,
+            stages,
+            network=network,
+            engine=self.engine or "simpy",
+            reduction=self.load_reduction(),
+            **options,
+        )
+        trace = with_columns(trace, receive_window=self.receive_window, optimizer=self.optimizer)
+        ensemble = None
+        if sampling is not None:
+            jitter, samples, seed = sampling
+            ensemble = monte_carlo(
+                schedule,
+                stages,
+                network=network,
+                jitter=jitter,
+                samples=samples,
+                seed=seed,
+                engine=self.engine,
+                **options,
+            )
+        if self.out is not None:
+            write_trace(trace, self.out)
+        if self.json:
+            sampled = {} if ensemble is None else ensemble.to_dict()
+            about = {name: value for name, value in sampled.items() if name not in ("engine", "details")}
+            command.print_json({**about_of(schedule), **results_of(trace), **about})
+        else:
+            print(table_of(trace))
+            if ensemble is not None:
+                print(f"\n{_distribution(ensemble)}")
+
+
+def _distribution(ensemble: Ensemble) -> str:
+    found = "  ".join(f"{name} {value:.6g}" for name, value in ensemble.percentiles_s.items())
+    return (
+        f"{len(ensemble)} samples: step time (s)  {found}\n"
+        f"mean {ensemble.mean_s:.6g} s (standard error {ensemble.standard_error_s:.2g}), "
+        f"standard deviation {ensemble.std_s:.4g} s, mean bubble {ensemble.bubble_fraction.mean():.2%}"
+    )

@@ -1,0 +1,84 @@
+"""Printed: what the commands say of schedules and traces."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import Any
+
+from ppsim.schedule.schedule import Schedule
+from ppsim.trace.trace import Trace
+
+
+def about_of(schedule: Schedule) -> dict[str, Any]:
+    """What a schedule is, as JSON has it."""
+    return {
+        "name": schedule.name,
+        "ranks": schedule.ranks,
+        "stages": schedule.stages,
+        "microbatches": schedule.microbatches,
+        "placement": schedule.placement,
+    }
+
+
+def results_of(trace: Trace) -> dict[str, Any]:
+    """What a step takes, as JSON has it."""
+    return {
+        "clock": trace.clock,
+        "makespan_s": trace.makespan_s,
+        "bubble_fraction": trace.bubble_fraction,
+        "bubble_s": trace.bubble_s,
+        "rank_time_s": trace.rank_time_s,
+        "compute_s": trace.compute_s,
+        "peak_activation_bytes": trace.peak_activation_bytes,
+        "memory": trace.memory.to_dict(),
+        "details": trace.details,
+        **_reductions_of(trace),
+    }
+
+
+def _reductions_of(trace: Trace) -> dict[str, Any]:
+    """What replicas add, from the step's start; nothing without them."""
+    if trace.reduce_start_s is None or trace.reduce_end_s is None:
+        return {}
+    begin_s = trace.start_s.min()
+    return {
+        "step_s": trace.step_s,
+        "reduce_start_s": trace.reduce_start_s - begin_s,
+        "reduce_end_s": trace.reduce_end_s - begin_s,
+        "reduce_bytes": trace.reduce_bytes,
+    }
+
+
+def listed(numbers: Sequence[int]) -> str:
+    """Numbers in a row, as far as one can read them."""
+    shown = " ".join(str(number) for number in numbers[:64])
+    return f"{shown} ..." if len(numbers) > 64 else shown
+
+
+def table_of(trace: Trace) -> str:
+    """What a step takes, as text."""
+    lines = [
+        str(trace.schedule),
+        f"makespan         {trace.makespan_s:.6g} s",
+        f"bubble fraction  {trace.bubble_fraction:.2%}",
+        *([] if trace.reduce_end_s is None else [f"with reductions  {trace.step_s:.6g} s"]),
+        "",
+        "rank   rank time (s)     compute (s)      bubble (s)  peak activations (bytes)",
+    ]
+    columns = (trace.rank_time_s, trace.compute_s, trace.bubble_s, trace.peak_activation_bytes)
+    for rank, (rank_time, compute, bubble, peak) in enumerate(zip(*(c.tolist() for c in columns), strict=True)):
+        lines.append(f"{rank:>4}  {rank_time:>14.6g}  {compute:>14.6g}  {bubble:>14.6g}  {peak:>24,}")
+    return "\n".join([*lines, *_memory_lines(trace)])
+
+
+def _memory_lines(trace: Trace) -> list[str]:
+    """The columns of memory beside activations, in bytes; those that hold nothing are left out."""
+    columns = {name: each for name, each in trace.memory.to_dict().items() if any(each)}
+    if set(columns) <= {"activation_bytes", "total_bytes"}:
+        return []
+    titles = {name: name.removesuffix("_bytes").replace("_", " ") for name in columns}
+    widths = {name: max(len(titles[name]), *(len(f"{value:,}") for value in each)) for name, each in columns.items()}
+    lines = ["", "peak bytes", "rank  " + "  ".join(f"{titles[name]:>{widths[name]}}" for name in columns)]
+    for rank in range(trace.ranks):
+        lines.append(f"{rank:>4}  " + "  ".join(f"{each[rank]:>{widths[name]},}" for name, each in columns.items()))
+    return lines

@@ -1,0 +1,69 @@
+"""Trace commands: the subcommands of `ppsim` that read saved traces."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from pathlib import Path
+
+import tyro
+
+from ppsim.cli import command
+from ppsim.cli.command import OptionalFile, OptionalName
+from ppsim.cli.flags import CostFlags
+from ppsim.explain.attribution import attribute
+from ppsim.explain.comparison import compare
+from ppsim.trace.trace import Trace
+
+_SAVED = "as `ppsim simulate --out` and `ppexec run --out` write it to a name without .json or .csv"
+
+
+@dataclass(frozen=True, kw_only=True)
+class AttributeCommand:
+    """Say what each rank waited for in a step, and what its critical path is. Reads a saved trace."""
+
+    trace: tyro.conf.Positional[Path]
+    """A saved trace, as `ppsim simulate --out` and `ppexec run --out` write it (not .json, not .csv)."""
+    costs: OptionalFile = None
+    """Layer costs, .json or .csv: what actions should take, instead of what each usually takes in this step."""
+    partition: OptionalName = None
+    """How the layers were cut into stages: even, optimal, or counts such as 3,2,3; with --costs (default: even)."""
+    json: bool = False
+    """Print one JSON object instead of text."""
+
+    def run(self) -> None:
+        """Do it."""
+        trace = load_trace(self.trace)
+        costs = CostFlags(costs=self.costs, partition=self.partition)
+        is_expected = self.costs is not None or self.partition is not None
+        found = attribute(trace, expected=costs.stage_costs(trace.schedule.stages, set()) if is_expected else None)
+        if self.json:
+            command.print_json(found.to_dict())
+        else:
+            print(found)
+
+
+@dataclass(frozen=True, kw_only=True)
+class CompareCommand:
+    """Say which actions, links and devices make one step longer than another of the same program; from saved traces."""
+
+    predicted: tyro.conf.Positional[Path]
+    """A saved trace, as `ppsim simulate --out` writes it (not .json, not .csv); or any other step to compare with."""
+    measured: tyro.conf.Positional[Path]
+    """Another saved trace of the same program, as `ppexec run --out` writes it."""
+    json: bool = False
+    """Print one JSON object instead of text."""
+
+    def run(self) -> None:
+        """Do it."""
+        found = compare(load_trace(self.predicted), load_trace(self.measured))
+        if self.json:
+            command.print_json(found.to_dict())
+        else:
+            print(found)
+
+
+def load_trace(path: Path) -> Trace:
+    """Read a saved trace. Raises ValueError that says how to write one if the file's name promises another format."""
+    if path.name.endswith((".json", ".json.gz", ".csv")) and path.exists():
+        raise ValueError(f"{path} is not a saved trace, and such files cannot be read back: give a trace {_SAVED}")
+    return Trace.load(path)

@@ -1,0 +1,125 @@
+"""Cost files: layer costs as JSON or CSV, validated field by field."""
+
+from __future__ import annotations
+
+import csv
+import io
+import json
+from collections.abc import Mapping, Sequence
+from dataclasses import MISSING, fields
+from pathlib import Path
+from typing import Any
+
+from ppsim.costs.stage_cost import LayerCost
+from ppsim.errors import CostError
+
+_FIELDS = {field.name: field for field in fields(LayerCost)}
+_REQUIRED = [name for name, field in _FIELDS.items() if field.default is MISSING]
+
+
+def load_costs(path: str | Path) -> list[LayerCost]:
+    """Read layer costs from a `.json` file `{"layers": [{...}], "environment": {...}}` or a `.csv` file with a header.
+
+    Fields are those of LayerCost (seconds and bytes of one microbatch). Raises CostError that names file, layer, field
+    and value; OSError if the file cannot be read.
+    """
+    path = Path(path)
+    try:
+        text = path.read_text(encoding="utf-8-sig")  # spreadsheets put a byte order mark first
+    except UnicodeDecodeError:
+        raise CostError(f"{path} is not text: give layer costs as JSON or CSV") from None
+    if path.suffix.lower() == ".csv":
+        entries = _read_csv(path, text)
+    elif path.suffix.lower() == ".json":
+        entries = _read_json(path, text)
+    else:
+        raise CostError(f"{path}: cost files end in .json or .csv")
+    if not entries:
+        raise CostError(f"{path} holds no layer: give at least one")
+    return [_layer(path, number, entry) for number, entry in enumerate(entries)]
+
+
+def save_costs(layers: Sequence[LayerCost], path: str | Path, *, environment: Mapping[str, Any] | None = None) -> None:
+    """Write layer costs, as JSON or CSV by the file's ending; `environment` (where they were measured) in JSON only."""
+    path = Path(path)
+    rows = [
+        {name: _plain(name, getattr(layer, name)) for name in ["name", *(n for n in _FIELDS if n != "name")]}
+        for layer in layers
+    ]
+    if path.suffix.lower() == ".csv":
+        text = io.StringIO()
+        writer = csv.DictWriter(text, fieldnames=list(rows[0]) if rows else list(_FIELDS), lineterminator="\n")
+        writer.writeheader()
+        writer.writerows(rows)
+        path.write_text(text.getvalue(), encoding="utf-8")
+    elif path.suffix.lower() == ".json":
+        document = {"layers": rows, "environment": dict(environment or {})}
+        path.write_text(json.dumps(document, indent=1) + "\n", encoding="utf-8")
+    else:
+        raise CostError(f"{path}: cost files end in .json or .csv")
+
+
+def _plain(name: str, value: Any) -> Any:
+    """The value as both formats spell it: bytes may be held as 1e6 or as a NumPy number, seconds as a fraction."""
+    if name == "name" or value is None:
+        return value
+    return int(value) if name.endswith("_bytes") else float(value)
+
+
+def _read_json(path: Path, text: str) -> list[dict[str, Any]]:
+    try:
+        document = json.loads(text)
+    except (ValueError, RecursionError) as error:  # besides bad syntax: numbers or nesting beyond Python's limits
+        raise CostError(f"{path} is not JSON: {error}") from None
+    layers = document.get("layers") if isinstance(document, dict) else None
+    if not isinstance(layers, list) or not all(isinstance(layer, dict) for layer in layers):
+        wanted = '{"layers": [{"forward_s": 0.1, ...}]}'
+        raise CostError(f'{path} must be an object with a list "layers" of objects, as {wanted}')
+    return layers
+
+
+def _read_csv(path: Path, text: str) -> list[dict[str, Any]]:
+    reader = csv.DictReader(io.StringIO(text))
+    try:
+        rows = list(reader)
+    except csv.Error as error:
+        raise CostError(f"{path} is not CSV: {error}") from None
+    header = list(reader.fieldnames or [])
+    twice = next((name for name in header if header.count(name) > 1), None)
+    if twice is not None:
+        raise CostError(f"{path} has the column {twice!r} twice: keep one")
+    entries: list[dict[str, Any]] = []
+    for number, row in enumerate(rows):
+        if None in row or None in row.values():
+            raise CostError(f"{path}, layer {number}: the row has not as many cells as the header, {len(header)}")
+        entry: dict[str, Any] = {}
+        for name, cell in row.items():
+            if name not in _FIELDS or name == "name":
+                entry[name] = cell
+            elif cell.strip() or name in _REQUIRED:
+                entry[name] = _number(path, number, name, cell)
+        entries.append(entry)
+    return entries
+
+
+def _number(path: Path, layer: int, name: str, cell: str) -> float | int:
+    try:
+        return int(cell) if name.endswith("_bytes") else float(cell)
+    except ValueError:
+        wanted = "a whole number" if name.endswith("_bytes") else "a number"
+        raise CostError(f"{path}, layer {layer}: {name} must be {wanted}, got {cell!r}") from None
+
+
+def _layer(path: Path, number: int, entry: dict[str, Any]) -> LayerCost:
+    unknown = [name for name in entry if name not in _FIELDS]
+    if unknown:
+        raise CostError(f"{path}, layer {number}: unknown field {unknown[0]!r}; known are {', '.join(_FIELDS)}")
+    missing = [name for name in _REQUIRED if name not in entry]
+    if missing:
+        raise CostError(f"{path}, layer {number}: {missing[0]} is missing")
+    if not isinstance(entry.get("name", ""), str):
+        raise CostError(f"{path}, layer {number}: name must be text, got {entry['name']!r}")
+    try:
+        return LayerCost(**{"name": f"layer {number}", **entry})
+    except CostError as error:
+        raise CostError(f"{path}, layer {number}: {error}") from None

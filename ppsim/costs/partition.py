@@ -1,0 +1,97 @@
+"""Partition: which consecutive layers form which stage."""
+
+from __future__ import annotations
+
+import math
+from bisect import bisect_left
+from collections.abc import Sequence
+from functools import partial
+from itertools import accumulate
+
+from ppsim.costs.stage_cost import LayerCost, StageCost, stage_cost
+
+Method = str | Sequence[int]
+
+
+def partition(layers: Sequence[LayerCost], *, stages: int, method: Method = "even") -> list[StageCost]:
+    """The stages' costs when `layers` are cut into `stages` runs of consecutive layers.
+
+    method: "even" (equal counts), "optimal" (the smallest possible largest stage by F + B seconds), or the number of
+    layers of each stage. Raises ValueError if the cut is impossible, with the nearest that works.
+    """
+    sizes = partition_sizes(len(layers), stages=stages, method=method, work_s=[layer.work_s for layer in layers])
+    return [stage_cost(tuple(layers[start:stop])) for start, stop in bounds(sizes)]
+
+
+def partition_sizes(
+    layers: int, *, stages: int, method: Method = "even", work_s: Sequence[float] | None = None
+) -> list[int]:
+    """The number of layers of each stage; `work_s`, seconds per layer, is needed by "optimal" alone."""
+    if stages < 1 or stages > layers:
+        raise ValueError(f"{layers} layers cannot fill {stages} stages: take 1 to {layers} stages, or more layers")
+    if method == "even":
+        if layers % stages:
+            fewer = next(n for n in range(stages, 0, -1) if layers % n == 0)
+            more = next((n for n in range(stages, layers + 1) if layers % n == 0), fewer)
+            below, above = layers - layers % stages, layers + stages - layers % stages
+            divisors = " or ".join(str(count) for count in sorted({fewer, more}))
+            raise ValueError(
+                f"{layers} layers do not divide evenly over {stages} stages: take {below} or {above} layers, "
+                f"or {divisors} stages, or the method 'optimal', or explicit sizes"
+            )
+        return [layers // stages] * stages
+    if method == "optimal":
+        if work_s is None:
+            raise ValueError("an optimal partition needs the layers' costs: profile the model, or give a cost file")
+        if len(work_s) != layers:
+            raise ValueError(f"{len(work_s)} costs for {layers} layers: give one for each")
+        return _optimal_sizes(list(work_s), stages)
+    if isinstance(method, str):
+        raise ValueError(f"unknown partition method {method!r}: take 'even', 'optimal' or explicit sizes such as 3,2,3")
+    sizes = list(method)
+    if len(sizes) != stages or sum(sizes) != layers or any(size < 1 for size in sizes):
+        raise ValueError(
+            f"sizes {sizes} do not cut {layers} layers into {stages} stages: give {stages} numbers of 1 or more "
+            f"that add up to {layers} (these: {len(sizes)} numbers, sum {sum(sizes)})"
+        )
+    return sizes
+
+
+def bounds(sizes: Sequence[int]) -> list[tuple[int, int]]:
+    """First layer and one past the last of each stage."""
+    ends = list(accumulate(sizes))
+    return list(zip([0, *ends[:-1]], ends, strict=True))
+
+
+def _optimal_sizes(work_s: list[float], stages: int) -> list[int]:
+    """Dynamic programming over prefixes: best[k][n] is the least largest stage of the first n layers in k stages.
+
+    The largest stage of a cut at j is max(best[k-1][j], sum of layers j..n); the first grows with j, the second falls,
+    so the best cut is where they cross, found by bisection: O(stages * layers * log layers).
+    """
+    count = len(work_s)
+    prefix = [0.0, *accumulate(work_s)]
+    if not math.isfinite(prefix[-1]):
+        raise ValueError("the layers' seconds add up to more than a float holds: give them in seconds")
+    best = [[0.0] * (count + 1) for _ in range(stages + 1)]
+    cut = [[0] * (count + 1) for _ in range(stages + 1)]
+    best[1] = prefix[:]
+    for k in range(2, stages + 1):
+        row = best[k - 1]
+        for n in range(k, count + 1):
+            total = prefix[n]
+            cross = k - 1 + bisect_left(range(k - 1, n), True, key=partial(_first_part_larger, row, prefix, total))
+            candidates = [j for j in (cross - 1, cross) if k - 1 <= j < n]
+            value, at = min((max(row[j], total - prefix[j]), j) for j in candidates)
+            best[k][n], cut[k][n] = value, at
+    sizes: list[int] = []
+    n = count
+    for k in range(stages, 0, -1):
+        start = cut[k][n]
+        sizes.append(n - start)
+        n = start
+    return sizes[::-1]
+
+
+def _first_part_larger(best: list[float], prefix: list[float], total: float, cut: int) -> bool:
+    return best[cut] >= total - prefix[cut]

@@ -1,0 +1,153 @@
+"""Link fit: the link that explains what messages of several sizes took."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Iterator, Sequence
+from functools import cache
+from itertools import combinations, pairwise
+from typing import Any
+
+import numpy as np
+import numpy.typing as npt
+
+from ppsim.network.link import Link, LinkPiece
+
+_TURNS = 12  # of reweighting, from least squares toward least absolute errors
+_SMALLEST_ERROR = 0.002  # relative; below it errors count as none, so that exact data gets no piece too many
+_PIECE_PARAMETERS = 4  # latency, gap, bandwidth, where it begins
+_LEAST_SIZES = 2  # of a piece
+# Which of latency, gap and 1 / bandwidth are not 0. Of fits that are as good as equal the first wins.
+_SUPPORTS = [(0,), (2,), (1,), (0, 2), (0, 1), (1, 2), (0, 1, 2)]
+
+
+def fit_link(
+    size_bytes: Sequence[float] | npt.NDArray[Any],
+    one_way_s: Sequence[float] | npt.NDArray[Any],
+    occupied_s: Sequence[float] | npt.NDArray[Any],
+    *,
+    most_pieces: int = 4,
+) -> Link:
+    """The link whose messages take `one_way_s`, and of it keep the link for `occupied_s`, as nearly as pieces can.
+
+    All three have an entry for each measured size. A single message cannot tell latency from occupation; what each
+    further message of a burst adds can: that is `occupied_s`. In every piece latency, gap and bandwidth are those of
+    the least absolute errors, relative to `one_way_s`, so that small messages count as large ones do and an outlier
+    moves nothing. All ways to cut the sizes into pieces are tried; a piece more must earn its parameters (Bayesian
+    information criterion of Schwarz, 1978, for errors as Laplace's), and cuts where a larger message would be cheaper
+    are left out. Where a piece meets the one before it, it begins there, else at its first measured size.
+
+    Raises ValueError if lengths differ, there is no size, or a number is not finite, negative, or a time of 0.
+    """
+    sizes, one_way, occupied = (np.asarray(values, float) for values in (size_bytes, one_way_s, occupied_s))
+    _check(sizes, one_way, occupied, most_pieces)
+    order = np.argsort(sizes, kind="stable")
+    sizes, one_way, occupied = sizes[order], one_way[order], occupied[order]
+    count = len(sizes)
+
+    @cache
+    def fitted(begin: int, end: int) -> tuple[LinkPiece, float]:
+        return _fit_piece(sizes[begin:end], one_way[begin:end], occupied[begin:end])
+
+    def score(cuts: tuple[int, ...]) -> float:
+        error = sum(fitted(begin, end)[1] for begin, end in pairwise(cuts)) / (2 * count)
+        parameters = _PIECE_PARAMETERS * (len(cuts) - 1)
+        return 4 * count * math.log(max(error, _SMALLEST_ERROR)) + parameters * math.log(2 * count)
+
+    for cuts in sorted(_cuts(sizes, most_pieces), key=score):
+        link = _join([fitted(begin, end)[0] for begin, end in pairwise(cuts)], cuts, sizes)
+        if link is not None:
+            return link
+    raise AssertionError("one piece is always a link")  # pragma: no cover
+
+
+def _check(sizes: npt.NDArray[Any], one_way: npt.NDArray[Any], occupied: npt.NDArray[Any], most_pieces: int) -> None:
+    if not (sizes.ndim == 1 and sizes.shape == one_way.shape == occupied.shape and len(sizes) > 0):
+        raise ValueError(
+            f"size_bytes, one_way_s and occupied_s must be lists of one length, 1 or more, got shapes {sizes.shape}, "
+            f"{one_way.shape} and {occupied.shape}"
+        )
+    for name, values, least in (("size_bytes", sizes, 0), ("occupied_s", occupied, 0), ("one_way_s", one_way, 1e-15)):
+        wrong = values[~(np.isfinite(values) & (values >= least))]
+        if len(wrong):
+            raise ValueError(f"{name} must be finite and {'>= 0' if least == 0 else '> 0'}, got {wrong[0]!r}")
+    if most_pieces < 1:
+        raise ValueError(f"most_pieces must be 1 or more, got {most_pieces}")
+
+
+def _cuts(sizes: npt.NDArray[Any], most_pieces: int) -> Iterator[tuple[int, ...]]:
+    """All ways to cut the sizes: where each piece begins, and the end. No piece has fewer than two different sizes."""
+    different = np.flatnonzero(np.diff(sizes, prepend=-1.0)).tolist()
+    inner = different[_LEAST_SIZES : len(different) - _LEAST_SIZES + 1]
+    for pieces in range(1, most_pieces + 1):
+        for chosen in combinations(inner, pieces - 1):
+            cuts = (0, *chosen, len(sizes))
+            places = [different.index(cut) for cut in chosen]
+            if all(b - a >= _LEAST_SIZES for a, b in pairwise(places)):
+                yield cuts
+
+
+def _fit_piece(
+    sizes: npt.NDArray[Any], one_way: npt.NDArray[Any], occupied: npt.NDArray[Any]
+) -> tuple[LinkPiece, float]:
+    """The best piece, and the sum of its absolute errors relative to one_way; two for each size."""
+    scale = float(sizes.max()) or 1.0
+    ones, zeros, share = np.ones(len(sizes)), np.zeros(len(sizes)), sizes / scale
+    matrix = np.vstack([np.column_stack([ones, ones, share]), np.column_stack([zeros, ones, share])])
+    relative = 1 / np.concatenate([one_way, one_way])
+    matrix, wanted = matrix * relative[:, None], np.concatenate([one_way, occupied]) * relative
+    best, least = np.zeros(3), math.inf
+    for support in _SUPPORTS:
+        values = _least_absolute(matrix[:, support], wanted)
+        if values is None or (values < 0).any():
+            continue
+        full = np.zeros(3)
+        full[list(support)] = values
+        error = float(np.abs(matrix @ full - wanted).sum())
+        if error < least - 0.1 * _SMALLEST_ERROR * len(wanted):
+            best, least = full, error
+    latency_s, gap_s, scaled = best.tolist()
+    bytes_per_s = scale / scaled if scaled > 0 else math.inf
+    return LinkPiece(latency_s=latency_s, gap_s=gap_s, bytes_per_s=bytes_per_s), least
+
+
+def _least_absolute(matrix: npt.NDArray[Any], wanted: npt.NDArray[Any]) -> npt.NDArray[Any] | None:
+    """The values that make the sum of |matrix @ values - wanted| small, by reweighted least squares; None where they
+    cannot be told apart."""
+    weights = np.ones(len(wanted))
+    values: npt.NDArray[Any] | None = None
+    for _ in range(_TURNS):
+        root = np.sqrt(weights)
+        values, _, rank, _ = np.linalg.lstsq(matrix * root[:, None], wanted * root, rcond=1e-10)
+        if rank < matrix.shape[1]:
+            return None
+        weights = 1 / np.maximum(np.abs(matrix @ values - wanted), _SMALLEST_ERROR)
+    return values
+
+
+def _join(pieces: Sequence[LinkPiece], cuts: Sequence[int], sizes: npt.NDArray[Any]) -> Link | None:
+    """The pieces as a link; None if at some cut the larger messages are cheaper wherever it is made."""
+    joined = [pieces[0]]
+    for piece, cut in zip(pieces[1:], cuts[1:-1], strict=True):
+        begin = _begin(joined[-1], piece, int(sizes[cut - 1]), int(sizes[cut]))
+        if begin is None:
+            return None
+        joined.append(
+            LinkPiece(from_bytes=begin, latency_s=piece.latency_s, gap_s=piece.gap_s, bytes_per_s=piece.bytes_per_s)
+        )
+    return Link.of(*joined)
+
+
+def _begin(smaller: LinkPiece, larger: LinkPiece, after: int, until: int) -> int | None:
+    """A size above `after`, at most `until`, from which `larger` may hold: no message gets cheaper there."""
+
+    def rise_s(size: int) -> float:
+        return larger.one_way_s(size) - smaller.one_way_s(size)
+
+    low, high = rise_s(after + 1), rise_s(until)
+    if low >= 0 and high >= 0:
+        return until
+    if low < 0 and high < 0:
+        return None
+    crossing = after + 1 + (until - after - 1) * low / (low - high)
+    return math.ceil(crossing) if high >= 0 else math.floor(crossing)

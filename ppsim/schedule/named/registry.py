@@ -1,0 +1,137 @@
+"""Registry: schedules by name."""
+
+from __future__ import annotations
+
+import difflib
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from typing import cast
+
+from ppsim.schedule.named.afab import afab, afab_eager
+from ppsim.schedule.named.controllable_memory import v_half, v_min
+from ppsim.schedule.named.interleaved import interleaved_1f1b, interleaved_zb, looped_bfs
+from ppsim.schedule.named.one_f_one_b import one_f_one_b
+from ppsim.schedule.named.v_shape import dualpipe_v, zb_v
+from ppsim.schedule.named.zero_bubble import zb_h1, zb_h2
+from ppsim.schedule.order import Order
+from ppsim.schedule.schedule import Schedule, loop_placement, v_placement
+
+OrderOfRank = Callable[..., Order]
+OrdersOfAll = Callable[..., Sequence[Order]]
+
+
+@dataclass(frozen=True, kw_only=True)
+class _Entry:
+    name: str
+    orders: OrdersOfAll
+    placement: Callable[[int, int], tuple[int, ...]]
+    stages_per_rank: int
+    chunked: bool
+    requirement: Callable[[int, int, int], str | None]
+
+
+_ENTRIES: dict[str, _Entry] = {}
+_ALIASES: dict[str, str] = {}
+
+
+def _anything(ranks: int, microbatches: int, stages_per_rank: int) -> None:
+    return None
+
+
+def register(
+    name: str,
+    order: OrderOfRank | OrdersOfAll,
+    *,
+    also: str | None = None,
+    all_ranks: bool = False,
+    placement: Callable[[int, int], tuple[int, ...]] = loop_placement,
+    stages_per_rank: int = 1,
+    chunked: bool = False,
+    requirement: Callable[[int, int, int], str | None] = _anything,
+) -> None:
+    """Make `order` known as `name` (and `also`).
+
+    order: called as `order(rank, ranks, microbatches)`, and with `stages_per_rank` as a further argument if `chunked`;
+    gives that rank's Order. all_ranks: True for a rule that sees all ranks at once; `order` is then called without
+    the rank and gives one Order per rank. placement: (ranks, stages_per_rank) -> rank of each stage. stages_per_rank:
+    the natural one. chunked: whether other numbers are possible. requirement: (ranks, microbatches, stages_per_rank)
+    -> None, or what is wrong with the remedy.
+    """
+    _ENTRIES[name] = _Entry(
+        name=name,
+        orders=cast(OrdersOfAll, order) if all_ranks else _rank_by_rank(cast(OrderOfRank, order)),
+        placement=placement,
+        stages_per_rank=stages_per_rank,
+        chunked=chunked,
+        requirement=requirement,
+    )
+    if also:
+        _ALIASES[also] = name
+
+
+def _rank_by_rank(order: OrderOfRank) -> OrdersOfAll:
+    def orders(ranks: int, *rest: int) -> list[Order]:
+        return [order(rank, ranks, *rest) for rank in range(ranks)]
+
+    return orders
+
+
+def schedule_names() -> list[str]:
+    """Every schedule that `build_schedule` knows, without aliases."""
+    return list(_ENTRIES)
+
+
+def _entry(name: str) -> _Entry:
+    try:
+        return _ENTRIES[_ALIASES.get(name, name)]
+    except KeyError:
+        close = difflib.get_close_matches(name, [*_ENTRIES, *_ALIASES], n=1)
+        hint = f"did you mean {close[0]!r}? " if close else ""
+        raise ValueError(f"unknown schedule {name!r}: {hint}known are {', '.join(_ENTRIES)}") from None
+
+
+def natural_stages_per_rank(name: str) -> int:
+    """The v that `build_schedule` takes when none is given."""
+    return _entry(name).stages_per_rank
+
+
+def build_schedule(name: str, *, ranks: int, microbatches: int, stages_per_rank: int | None = None) -> Schedule:
+    """Build a schedule by name.
+
+    ranks: p >= 1. microbatches: m >= 1. stages_per_rank: v; None takes the schedule's natural one.
+    Raises ValueError for an unknown name or numbers that the schedule does not allow, with the nearest that work.
+    """
+    entry = _entry(name)
+    for field, value in (("ranks", ranks), ("microbatches", microbatches), ("stages_per_rank", stages_per_rank)):
+        if value is not None and (not isinstance(value, int) or value < 1):
+            raise ValueError(f"{field} must be a whole number of 1 or more, got {value!r}")
+    v = entry.stages_per_rank if stages_per_rank is None else stages_per_rank
+    if v != entry.stages_per_rank and not entry.chunked:
+        raise ValueError(
+            f"{entry.name} has {entry.stages_per_rank} stage(s) per rank, got stages_per_rank={v}: "
+            f"leave it out or set it to {entry.stages_per_rank}"
+        )
+    complaint = entry.requirement(ranks, microbatches, v)
+    if complaint:
+        raise ValueError(f"{entry.name} {complaint}")
+    extra = (v,) if entry.chunked else ()
+    return Schedule(
+        orders=tuple(entry.orders(ranks, microbatches, *extra)),
+        placement=entry.placement(ranks, v),
+        microbatches=microbatches,
+        name=entry.name,
+    )
+
+
+register("afab", afab, also="gpipe")
+register("afab-eager", afab_eager)
+register("1f1b", one_f_one_b)
+register("interleaved-1f1b", interleaved_1f1b, stages_per_rank=2, chunked=True)
+register("looped-bfs", looped_bfs, stages_per_rank=2, chunked=True)
+register("zb-h1", zb_h1)
+register("zb-h2", zb_h2)
+register("interleaved-zb", interleaved_zb, stages_per_rank=2, chunked=True)
+register("zb-v", zb_v, stages_per_rank=2, placement=v_placement)
+register("v-half", v_half, stages_per_rank=2, placement=v_placement, all_ranks=True)
+register("v-min", v_min, stages_per_rank=2, placement=v_placement, all_ranks=True)
+register("dualpipe-v", dualpipe_v, stages_per_rank=2, placement=v_placement)

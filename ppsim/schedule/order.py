@@ -1,0 +1,225 @@
+"""Order: what one rank computes, in sequence, held as integer arrays and shown as Actions."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Iterator, Sequence
+
+import numpy as np
+import numpy.typing as npt
+
+from ppsim.errors import ScheduleError
+from ppsim.schedule.action import LARGEST_NUMBER, Action, Kind, OverlappedPair, parse_action
+
+Integers = npt.NDArray[np.integer]
+
+
+class Order(Sequence[Action | OverlappedPair]):
+    """A rank's compute actions. Immutable; eight million actions take 80 MB, not gigabytes.
+
+    Every part of an action is one entry of the arrays: `stage`, `kind`, `microbatch`. An overlapped pair is two
+    entries, its forward first, of which the first has `joined` set. So `len(order)` counts actions and
+    `len(order.stage)` counts parts.
+
+    Orders are written by adding runs: `forwards(0, range(4)) + backwards(0, range(4))`.
+    Raises ScheduleError for numbers that 32 bits do not hold, kinds that do not compute, and pairs that are not one
+    forward and then one full backward.
+    """
+
+    __slots__ = ("_starts", "joined", "kind", "microbatch", "stage")
+
+    def __init__(
+        self, stage: npt.ArrayLike, kind: npt.ArrayLike, microbatch: npt.ArrayLike, joined: npt.ArrayLike = False
+    ) -> None:
+        given = (np.atleast_1d(np.asarray(column)) for column in (stage, kind, microbatch, joined))
+        columns = np.broadcast_arrays(*given)
+        self.stage = _narrowed("stage", columns[0], LARGEST_NUMBER).astype(np.int32)
+        self.kind = _narrowed("kind", columns[1], int(Kind.W)).astype(np.int8)
+        self.microbatch = _narrowed("microbatch", columns[2], LARGEST_NUMBER).astype(np.int32)
+        self.joined = columns[3].astype(bool)
+        if self.joined.any():
+            self._check_pairs()
+        for name in ("stage", "kind", "microbatch", "joined"):
+            getattr(self, name).flags.writeable = False
+        self._starts: Integers | None = None
+
+    def _check_pairs(self) -> None:
+        first = np.flatnonzero(self.joined)
+        is_pair = first + 1 < len(self.joined)
+        second = np.where(is_pair, first + 1, first)
+        is_pair &= (self.kind[first] == Kind.F) & (self.kind[second] == Kind.B) & ~self.joined[second]
+        if not is_pair.all():
+            part = int(first[np.argmin(is_pair)])
+            raise ScheduleError(
+                f"part {part} is joined to the next: a pair is an F and then a B, as (0F3;3B1)OVERLAP_F_B"
+            )
+
+    @classmethod
+    def of(cls, actions: Iterable[Action | OverlappedPair | str]) -> Order:
+        """An order from actions or their spellings, e.g. `Order.of(["0F0", "0B0"])`."""
+        rows: list[tuple[int, int, int, bool]] = []
+        for entry in actions:
+            action = parse_action(entry) if isinstance(entry, str) else entry
+            parts = tuple(action) if isinstance(action, OverlappedPair) else (action,)
+            for part in parts:
+                if not part.kind.computes or part.microbatch is None:
+                    raise ScheduleError(
+                        f"{part} does not compute: an order holds F, B, I, W and overlapped pairs; messages follow "
+                        "from it and are added by lowering"
+                    )
+                rows.append((part.stage, int(part.kind), part.microbatch, len(parts) == 2 and part is parts[0]))
+        if not rows:
+            return cls([], [], [], [])
+        return cls(*zip(*rows, strict=True))
+
+    @property
+    def starts(self) -> Integers:
+        """The first part of each action, shape (actions,)."""
+        if self._starts is None:
+            follows = np.zeros(len(self.joined), bool)
+            follows[1:] = self.joined[:-1]
+            self._starts = np.flatnonzero(~follows)
+        return self._starts
+
+    def take(self, parts: npt.ArrayLike) -> Order:
+        """The given parts (indices or a mask), pairs dissolved, in their sequence here."""
+        index = np.asarray(parts)
+        if not index.size:  # of an empty list or range NumPy makes floats
+            index = index.astype(np.intp)
+        return Order(self.stage[index], self.kind[index], self.microbatch[index], False)
+
+    def __len__(self) -> int:
+        return len(self.starts)
+
+    def _action_at(self, part: int) -> Action | OverlappedPair:
+        first = Action(int(self.stage[part]), Kind(int(self.kind[part])), int(self.microbatch[part]))
+        if not self.joined[part]:
+            return first
+        second = Action(int(self.stage[part + 1]), Kind(int(self.kind[part + 1])), int(self.microbatch[part + 1]))
+        return OverlappedPair(first, second)
+
+    def __getitem__(self, index):
+        if isinstance(index, slice):
+            return [self._action_at(int(part)) for part in self.starts[index]]
+        return self._action_at(int(self.starts[index]))
+
+    def __iter__(self) -> Iterator[Action | OverlappedPair]:
+        kinds = tuple(Kind)
+        parts = [
+            Action(s, kinds[k], b)
+            for s, k, b in zip(self.stage.tolist(), self.kind.tolist(), self.microbatch.tolist(), strict=True)
+        ]
+        if not self.joined.any():
+            return iter(parts)
+        return (OverlappedPair(parts[i], parts[i + 1]) if self.joined[i] else parts[i] for i in self.starts.tolist())
+
+    def __add__(self, other: Order) -> Order:
+        return concatenate([self, other])
+
+    def __eq__(self, other: object) -> bool:
+        if isinstance(other, Order):
+            return all(
+                np.array_equal(getattr(self, name), getattr(other, name))
+                for name in ("stage", "kind", "microbatch", "joined")
+            )
+        if isinstance(other, Sequence) and not isinstance(other, str):
+            return list(self) == list(other)
+        return NotImplemented
+
+    def __hash__(self) -> int:
+        return hash((self.stage.tobytes(), self.kind.tobytes(), self.microbatch.tobytes()))
+
+    def __repr__(self) -> str:
+        shown = " ".join(str(action) for action in self[:12])
+        return f"Order({shown}{' ...' if len(self) > 12 else ''})"
+
+
+def _narrowed(name: str, column: npt.NDArray, largest: int) -> npt.NDArray:
+    """The column itself, once its numbers are known to survive narrowing: a cast would wrap them silently."""
+    if column.size and column.dtype.kind not in "iu":
+        raise ScheduleError(f"an order's {name} must be whole numbers of 0 to {largest}, got {column.dtype}")
+    if column.size and not (column.min() >= 0 and column.max() <= largest):
+        wrong = column.min() if column.min() < 0 else column.max()
+        raise ScheduleError(f"an order's {name} must be 0 to {largest}, got {wrong}")
+    return column
+
+
+def forwards(stage: npt.ArrayLike, microbatches: npt.ArrayLike | range) -> Order:
+    """F of the given microbatches, in that sequence; `stage` is one number or one per microbatch."""
+    return _run(stage, Kind.F, microbatches)
+
+
+def backwards(stage: npt.ArrayLike, microbatches: npt.ArrayLike | range) -> Order:
+    """Full backwards B, in that sequence."""
+    return _run(stage, Kind.B, microbatches)
+
+
+def backward_inputs(stage: npt.ArrayLike, microbatches: npt.ArrayLike | range) -> Order:
+    """Backwards for the input I, in that sequence."""
+    return _run(stage, Kind.I, microbatches)
+
+
+def backward_weights(stage: npt.ArrayLike, microbatches: npt.ArrayLike | range) -> Order:
+    """Backwards for the weights W, in that sequence."""
+    return _run(stage, Kind.W, microbatches)
+
+
+def _run(stage: npt.ArrayLike, kind: Kind, microbatches: npt.ArrayLike | range) -> Order:
+    if isinstance(microbatches, range):  # not through a list, which for a mistyped length would fill the memory
+        microbatches = np.arange(microbatches.start, microbatches.stop, microbatches.step)
+    return Order(stage, int(kind), microbatches)
+
+
+def concatenate(orders: Sequence[Order]) -> Order:
+    """The given orders one after another."""
+    if not orders:
+        return Order([], [], [], [])
+    return Order(
+        *(
+            np.concatenate([getattr(order, name) for order in orders])
+            for name in ("stage", "kind", "microbatch", "joined")
+        )
+    )
+
+
+def interleave(*orders: Order) -> Order:
+    """One part of each order in turn, and so on; all must have the same length and hold no pairs."""
+    lengths = [len(order.stage) for order in orders]
+    if len(set(lengths)) > 1:
+        raise ValueError(f"interleave needs orders of one length, got {' and '.join(map(str, lengths))}")
+    return Order(
+        *(
+            np.stack([getattr(order, name) for order in orders], axis=1).reshape(-1)
+            for name in ("stage", "kind", "microbatch", "joined")
+        )
+    )
+
+
+def overlap(forward: Order, backward: Order) -> Order:
+    """Overlapped pairs: one part of `forward` with one of `backward`, which must have the same length."""
+    parts = interleave(forward, backward)
+    return Order(parts.stage, parts.kind, parts.microbatch, np.arange(len(parts.stage)) % 2 == 0)
+
+
+def in_slots(*runs: tuple[Order, npt.ArrayLike]) -> Order:
+    """Runs drawn on one axis: each run with the slot of each of its parts, shape (parts,), ascending.
+
+    What stands in an earlier slot comes first, and in one slot what was given first. A drawing like
+
+    ```
+    slot  -2 -1  0     1     2
+          F0 F1  F2 B0 F3 B1    B2 ...
+    ```
+    is `in_slots((forwards(0, every), every - 2), (backwards(0, every), every))`. Runs must hold no pairs.
+    """
+    together = concatenate([order for order, _ in runs])
+    slots = np.concatenate([np.asarray(slots) for _, slots in runs])
+    if len(slots) != len(together.stage):
+        raise ValueError(f"in_slots needs a slot for each part, got {len(slots)} for {len(together.stage)} parts")
+    return together.take(np.argsort(slots, kind="stable"))
+
+
+def first_microbatches(order: Order, microbatches: int) -> Order:
+    """The order without the microbatches from number `microbatches` on; of a pair what is left runs alone."""
+    kept = order.microbatch < microbatches
+    joined = order.joined & np.append(kept[1:], False)
+    return Order(order.stage[kept], order.kind[kept], order.microbatch[kept], joined[kept])

@@ -1,0 +1,191 @@
+"""Bound: what no order can beat, proved."""
+
+from __future__ import annotations
+
+import math
+
+import numpy as np
+
+from ppsim.schedule.action import Kind
+from ppsim.search.problem import Problem
+
+
+def lower_bound_s(problem: Problem) -> float:
+    """Seconds that the objective of no order under the limit can go below.
+
+    Notation: stage s has F, I, W, B seconds; b = min(I, B) is the least time from the start of a backward to its input
+    gradient, w = min(I + W, B) the least backward work; M and M' are the bytes held from F to the backward's end, and
+    from I to W; L is the rank's limit; hops are the least time of a message. R(s) is the shortest time from the start
+    of F to the start of the backward of one microbatch on s: down the stages by F and hops, back by b and hops.
+    Rank r has stages s1 < ... < sv; its first action is F on s1 and its last backward is on s1, because on one rank
+    the F of a microbatch run from s1 to sv and its backwards from sv to s1.
+
+    Work. Rank r computes at least m sum(F + w).
+
+    Head. Between its first start and its first backward, which is on sv, r runs forwards only, and as nothing is
+    released they fit into L: at most K1 seconds of them, a knapsack. That interval is no shorter than the chain from
+    F on s1 to the backward on sv, so r idles for at least the difference.
+
+    Tail. Take the last F on sj (any j) and its microbatch b. Between this F's end and b's backward on sj lie at
+    least R(sj) - F. What r can run meanwhile is what b still does itself there, and the remains of microbatches whose
+    F on sj is over: each holds bytes when that F starts (those of s1..si and its work still to come; or M' for a W
+    that waits), together no more than L minus what b holds: a knapsack again, K2. Choosing I + W where B is shorter
+    adds at least as much to the work as it adds to K2, so values count w and w - I. The rest is idle. Head and tail
+    do not intersect if all m microbatches do not fit on s1..sj at once, for then the last F comes after a backward;
+    they add. Else the larger one counts.
+
+    Memory in time (Little's law). Each microbatch holds M on s for at least R + I, then M' for W (or M for R + B); the
+    sum over stages and microbatches is at most L times r's time.
+
+    Slots. Of the microbatches that have begun on r but not ended their backward on sv there are never more than k = 1 +
+    floor((L - M(s1) - ... - M(sv)) / M(s1)): when the first of them ends that backward it holds all its M, each of the
+    others at least M(s1). So the i-th F on s1 starts at f(i) >= f(i - k) + H, where H is the shortest time from F on s1
+    to the end of the backward on sv, and f(i) >= f(i - 1) + F: f(i) is at least i F, and (i mod k) F + floor(i / k) H.
+    After the last F: R and w. With one stage, if M' does not fit beside k M, then i - k + 1 of the earlier ones have
+    ended their W too or i - k + 2 their backward: H is R + min(w, F + b) instead of R + b.
+
+    Stages. From the first F on s to the start of the last backward there pass max(m (F + b) - b, R + (m - 1) max(F, b))
+    at least; before and after it the chains from s1(a), or stage 0, to s and back, and w.
+
+    Pairs. For ranks a and r with s1(a) before s1(r): r starts no earlier than the forward chain from a's first start;
+    r's last backward on s1 ends after all of r's work save W that wait (a knapsack under L, K3) and after r's idle
+    time above; then the gradient's chain back to s1(a) and w there. All of this lies between a's first start and its
+    last end. The makespan is the longest such time from stage 0's start to any end.
+    """
+    chain = Chains(problem)
+    ranks = sorted((_Rank(problem, chain, rank) for rank in range(problem.ranks)), key=lambda rank: rank.stages[0])
+    first = np.array([rank.stages[0] for rank in ranks])
+    own = np.array([rank.time_s for rank in ranks])
+    turned = chain.ahead[first] + np.array([rank.until_last_backward_s for rank in ranks])
+    # by way of rank r: from stage 0's first start to the backward on stage 0 of the last microbatch that left r
+    way = turned + chain.back[first] - chain.least[first]
+    if problem.by_rank_time:
+        farthest = np.maximum.accumulate(way[::-1])[::-1]
+        one = first[:-1]
+        pairs = farthest[1:] - chain.ahead[one] - chain.back[one] + chain.work[one]
+        return float(max(own.max(), *(chain.by_stage(int(stage)) for stage in first), pairs.max(initial=0.0)))
+    ends = np.maximum.accumulate(chain.work - chain.back)  # at best, from `way` to the end of the stages up to this
+    pairs = way[1:] + ends[first[1:] - 1]
+    starts = chain.ahead[first] + own
+    return float(max(starts.max(), turned.max(), chain.by_stage(0, to_any_end=True), pairs.max(initial=0.0)))
+
+
+class Chains:
+    """Shortest chains of one microbatch: ahead[s] from F on stage 0 to F on s; back[s] from backward s to that of 0."""
+
+    def __init__(self, problem: Problem) -> None:
+        tables = problem.tables
+        least = np.minimum(tables.duration[Kind.I], tables.duration[Kind.B])
+        hop_ahead = (tables.ahead_occupied + tables.ahead_latency)[:-1]
+        hop_back = (tables.back_occupied + tables.back_latency)[1:]
+        self.least = least
+        self.ahead = np.concatenate([[0.0], np.cumsum(tables.duration[Kind.F][:-1] + hop_ahead)])
+        self.back = np.concatenate([[0.0], np.cumsum(least[1:] + hop_back)])
+        self.work = np.minimum(tables.duration[Kind.I] + tables.duration[Kind.W], tables.duration[Kind.B])
+        self.turn = self.ahead[-1] + tables.duration[Kind.F][-1] + self.back[-1]
+        self.round_trip = self.turn - self.ahead - self.back
+        forward, m = tables.duration[Kind.F], problem.microbatches
+        self.busy = np.maximum(
+            m * (forward + least) - least, self.round_trip + (m - 1) * np.maximum(forward, least)
+        )  # from the first F on a stage to the start of its last backward
+
+    def by_stage(self, first: int, *, to_any_end: bool = False) -> float:
+        """From the first F on stage `first` to its last end (or that of any stage), by way of a stage from there on."""
+        after = self.work - self.back
+        last = np.maximum.accumulate(after)[first:] if to_any_end else after[first]
+        return float((self.ahead[first:] - self.ahead[first] + self.busy[first:] + self.back[first:] + last).max())
+
+
+class _Rank:
+    """What one rank needs on its own; `time_s` from its first start to its last end."""
+
+    def __init__(self, problem: Problem, chain: Chains, rank: int) -> None:
+        self.stages = problem.stages_of(rank)
+        tables, index = problem.tables, np.array(self.stages)
+        self.microbatches = problem.microbatches
+        self.limit = int(problem.limit_bytes[rank])
+        self.forward, self.full, self.input, self.weight = (
+            tables.duration[kind][index].tolist() for kind in (Kind.F, Kind.B, Kind.I, Kind.W)
+        )
+        self.least, self.work = chain.least[index].tolist(), chain.work[index].tolist()
+        self.held, self.kept = tables.held[index].tolist(), tables.kept[index].tolist()
+        self.round_trip = chain.round_trip[index].tolist()
+        self.first_trip = chain.turn - chain.ahead[index[0]] - chain.back[index[-1]]
+        work_s = self.microbatches * (math.fsum(self.forward) + math.fsum(self.work))
+        idle_s = self._idle()
+        last_trip_s = self._last_start_s() + self.round_trip[0]
+        self.time_s = max(work_s + idle_s, self._memory_in_time(), last_trip_s + self.work[0])
+        waiting_s = self._knapsack(self.limit, self._waiting_weights())
+        self.until_last_backward_s = max(work_s + idle_s - waiting_s, last_trip_s + self.least[0])
+
+    def _waiting_weights(self) -> list[tuple[int, float]]:
+        return [
+            (kept, max(0.0, work - input_s))
+            for kept, work, input_s in zip(self.kept, self.work, self.input, strict=True)
+        ]
+
+    def _knapsack(self, capacity: int, items: list[tuple[int, float]]) -> float:
+        """The most value in that many bytes, each item at most m times: a fractional bound from above.
+
+        Capacity is first rounded down to what the items' sizes can add up to (multiples of their common divisor).
+        """
+        useful = [(size, value) for size, value in items if value > 0]
+        total = self.microbatches * math.fsum(value for size, value in useful if size == 0)
+        sized = sorted((item for item in useful if item[0] > 0), key=lambda item: item[1] / item[0], reverse=True)
+        if not sized:
+            return total
+        divisor = math.gcd(*(size for size, _ in sized))
+        room = float(max(0, capacity) // divisor * divisor)
+        for size, value in sized:
+            count = min(float(self.microbatches), room / size)
+            total += count * value
+            room -= count * size
+            if room <= 0:
+                break
+        return total
+
+    def _idle(self) -> float:
+        last = len(self.stages) - 1
+        forwards = self._knapsack(self.limit, list(zip(self.held, self.forward, strict=True)))
+        head = max(0.0, self.first_trip - forwards)
+        best = head
+        for j in range(last + 1):
+            own_held = sum(self.held[: j + 1])
+            own_work = math.fsum(self.forward[j + 1 :]) + math.fsum(self.work[j + 1 :])
+            items = self._waiting_weights()
+            for i in range(j, last + 1):  # forwards done up to the i-th stage
+                items.append((sum(self.held[: i + 1]), math.fsum(self.forward[i + 1 :]) + math.fsum(self.work)))
+            for i in range(last + 1):  # backwards left on the stages up to the i-th
+                items.append((sum(self.held[: i + 1]), math.fsum(self.work[: i + 1])))
+            meanwhile = self._knapsack(self.limit - own_held, items)
+            tail = max(0.0, self.round_trip[j] - self.forward[j] - own_work - meanwhile)
+            apart = self.microbatches * own_held > self.limit
+            best = max(best, head + tail if apart else max(head, tail))
+        return best
+
+    def _memory_in_time(self) -> float:
+        sizes = [size for size in self.held + self.kept if size > 0]
+        if not sizes:
+            return 0.0
+        divisor = math.gcd(*sizes)
+        if self.limit < divisor:
+            return 0.0
+        byte_seconds = math.fsum(
+            min(held * (trip + input_s) + kept * weight_s, held * (trip + full_s))
+            for held, kept, trip, input_s, weight_s, full_s in zip(
+                self.held, self.kept, self.round_trip, self.input, self.weight, self.full, strict=True
+            )
+        )
+        return self.microbatches * byte_seconds / (self.limit // divisor * divisor)
+
+    def _last_start_s(self) -> float:
+        """From the first to the last start of F on s1, at least."""
+        apart = (self.microbatches - 1) * self.forward[0]
+        if self.held[0] == 0:
+            return apart
+        slots = 1 + (self.limit - sum(self.held)) // self.held[0]
+        released = self.least[-1]
+        if len(self.stages) == 1 and self.limit - slots * self.held[0] < self.kept[0]:
+            released = min(self.work[0], self.forward[0] + self.least[0])
+        rounds, rest = divmod(self.microbatches - 1, slots)
+        return max(apart, rest * self.forward[0] + rounds * (self.first_trip + released))

@@ -1,0 +1,116 @@
+"""Memory: the bytes a rank holds after each of its actions, from its order alone."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from itertools import pairwise
+
+import numpy as np
+import numpy.typing as npt
+
+from ppsim.costs.stage_cost import StageCost
+from ppsim.errors import CostError
+from ppsim.schedule.action import Kind
+from ppsim.schedule.program import Program
+
+OPTIMIZERS = {"sgd": (0, 0), "momentum": (1, 0), "adam": (2, 1), "adamw": (2, 1)}  # numbers a parameter, step counters
+
+
+def activation_levels(program: Program, stages: Sequence[StageCost]) -> npt.NDArray[np.int64]:
+    """Activation bytes that a row's rank holds once the row's action has taken effect, shape (rows,).
+
+    F takes the stage's `activation_bytes` at its start, B releases them at its end; I leaves
+    `weight_activation_bytes` of them at its end and W releases those. An overlapped pair takes effect at its end, so
+    both its rows have the level after the pair. In an evaluation nothing outlives its F: all levels are 0.
+    Raises CostError for sums that 64 bits do not hold.
+    """
+    if program.schedule.is_forward_only:
+        return np.zeros(len(program.stage), np.int64)
+    whole = np.array([stage.activation_bytes for stage in stages], np.int64)
+    kept = np.array([stage.weight_activation_bytes for stage in stages], np.int64)
+    if program.schedule.microbatches * sum(map(int, np.maximum(whole, kept))) >= 2**63:
+        raise CostError("the activations of all microbatches exceed 2**63 bytes: give smaller activation_bytes")
+    change = np.zeros((4, len(stages)), np.int64)
+    change[Kind.F], change[Kind.B], change[Kind.I], change[Kind.W] = whole, -whole, kept - whole, -kept
+    return _after_actions(program, change[program.kind, program.stage])
+
+
+def peak_per_rank(program: Program, levels: npt.NDArray[np.int64]) -> npt.NDArray[np.int64]:
+    """The largest level on each rank between its actions, shape (p,); 0 for a rank without actions."""
+    peak = np.zeros(program.ranks, np.int64)
+    np.maximum.at(peak, program.rank, levels)
+    return peak
+
+
+def gradient_levels(program: Program, stages: Sequence[StageCost]) -> npt.NDArray[np.int64]:
+    """Bytes of the gradients that a row's rank holds once the row's action has ended, shape (rows,).
+
+    A stage's gradients are there from the end of its first B or W to the end of the step. Raises CostError for sums
+    that 64 bits do not hold.
+    """
+    sizes = np.array(_fitting([stage.trained_bytes for stage in stages], "parameter_bytes"), np.int64)
+    rows = np.flatnonzero((program.kind == Kind.B) | (program.kind == Kind.W))
+    touched, first = np.unique(program.stage[rows], return_index=True)
+    change = np.zeros(len(program.stage), np.int64)
+    change[rows[first]] = sizes[touched]
+    return _after_actions(program, change)
+
+
+def parameters_per_rank(program: Program, stages: Sequence[StageCost]) -> npt.NDArray[np.int64]:
+    """Bytes of the parameters on each rank, shape (p,). Raises CostError for sums that 64 bits do not hold."""
+    held = np.zeros(program.ranks, np.int64)
+    np.add.at(
+        held, np.asarray(program.schedule.placement), _fitting([s.parameter_bytes for s in stages], "parameter_bytes")
+    )
+    return held
+
+
+def receive_levels(program: Program, message_bytes: npt.NDArray[np.int64], window: int) -> npt.NDArray[np.int64]:
+    """Bytes of the receives that a row's rank has posted and not yet used once the row's action runs, shape (rows,).
+
+    On each of its links a rank has posted the messages that it has used and `window` more, in the link's order; an
+    action uses its messages as it starts, from when they count as the stage's input. Raises ValueError for a window
+    below 1.
+    """
+    if window < 1:
+        raise ValueError(f"a receive window must be 1 or more, got {window}")
+    messages, row_action = program.messages, program.row_action
+    held = np.zeros(len(program.stage), np.int64)
+    bounds = [*np.flatnonzero(messages.position == 0).tolist(), len(messages)]
+    for begin, end in pairwise(bounds):
+        rows = program.rows_of(int(messages.destination[begin]))
+        inside = slice(rows.start, rows.stop)
+        used_in = row_action[messages.consumer[begin:end]]
+        by_use = np.argsort(used_in, kind="stable")
+        used = np.searchsorted(used_in[by_use], row_action[inside], side="right")
+        posted_bytes = np.concatenate([[0], np.cumsum(message_bytes[begin:end])])
+        used_bytes = np.concatenate([[0], np.cumsum(message_bytes[begin:end][by_use])])
+        held[inside] += posted_bytes[np.minimum(used + window, end - begin)] - used_bytes[used]
+    return held
+
+
+def optimizer_state_bytes(optimizer: str, trained_bytes: int, *, tensors: int = 0) -> int:
+    """What an optimizer keeps from step to step for parameters of `trained_bytes`, as torch.optim's default does.
+
+    optimizer: "sgd" keeps nothing, "momentum" (SGD with it) one number for each parameter, "adam" and "adamw" two, of
+    the parameters' type, and a step counter of 4 bytes for each of `tensors` parameters. Raises ValueError for others.
+    """
+    if optimizer not in OPTIMIZERS:
+        raise ValueError(f"unknown optimizer {optimizer!r}: take {', '.join(OPTIMIZERS)}")
+    moments, counters = OPTIMIZERS[optimizer]
+    return moments * trained_bytes + counters * 4 * tensors
+
+
+def _after_actions(program: Program, change: npt.NDArray[np.int64]) -> npt.NDArray[np.int64]:
+    """The sum of all changes on a row's rank up to the end of the row's action, shape (rows,)."""
+    total = np.cumsum(change)
+    level = total[program.action_start[1:] - 1][program.row_action]
+    first_row = program.action_start[program.rank_actions[:-1]]
+    before_rank = np.where(first_row > 0, total[np.maximum(first_row - 1, 0)], 0)
+    return level - before_rank[program.rank]
+
+
+def _fitting(amounts: Sequence[int], name: str) -> list[int]:
+    if sum(map(int, amounts)) >= 2**63:
+        raise CostError(f"the stages exceed 2**63 bytes together: give smaller {name}")
+    return [int(amount) for amount in amounts]

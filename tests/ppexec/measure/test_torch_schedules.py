@@ -1,0 +1,23 @@
+"""PyTorch's executors as peers: they run on our stages, and a step of each is timed."""
+
+from __future__ import annotations
+
+import pytest
+
+from ppexec import RunConfig, Session, WorkerPool
+from ppexec.measure.torch_schedules import PEERS
+
+
+@pytest.mark.filterwarnings("ignore")
+def test_every_executor_is_timed_on_the_same_stages(pool: WorkerPool) -> None:
+    config = RunConfig(schedule="1f1b", ranks=2, layers=2, hidden=8, seq=2, microbatches=4, threads=1)
+    with Session(config, pool=pool) as session:
+        for executor in (None, *PEERS):
+            times = session.time_steps(executor, 2)
+            assert len(times) == 2
+            assert min(times) > 0
+        for rounds in session.time_compute(2):
+            assert [sorted(values) for values in rounds] == [["backward_s", "forward_s"]] * 2
+        assert session.verify().passed  # peers leave nothing behind
+        with pytest.raises(ValueError, match="unknown executor 'torch': known are torch-gpipe"):
+            session.time_steps("torch", 1)

@@ -1,0 +1,170 @@
+"""WorkerPool: started once, fed many runs; what dies is named, and nothing outlives the program."""
+
+from __future__ import annotations
+
+import os
+import signal
+import subprocess
+import sys
+import threading
+import time
+from collections.abc import Callable, Iterator
+from pathlib import Path
+
+import pytest
+
+import ppexec
+from ppexec import Session, WorkerError, WorkerPool
+from tests.support.factories import spelled
+from tests.support.remote import tiny
+
+SLEEPS = spelled("with_one", kind="Sleeps", at=1)
+
+
+@pytest.fixture
+def own_pool() -> Iterator[WorkerPool]:
+    """A pool that a test may break."""
+    with WorkerPool() as workers:
+        yield workers
+
+
+def is_running(process_id: int) -> bool:
+    """Neither gone nor a zombie that nobody has collected."""
+    try:
+        state = Path(f"/proc/{process_id}/stat").read_text().rpartition(")")[2].split()[0]
+    except OSError:
+        return False
+    return state != "Z"
+
+
+def eventually(holds: Callable[[], bool]) -> bool:
+    """Whether it comes true while one would still wait for it."""
+    for _ in range(600):
+        if holds():
+            return True
+        time.sleep(0.05)
+    return False
+
+
+def test_workers_are_kept_from_run_to_run_and_added_when_needed(own_pool: WorkerPool) -> None:
+    processes = {}
+    for ranks in (2, 3, 1, 2, 3):
+        report = ppexec.verify(tiny(ranks=ranks, layers=6, microbatches=6), pool=own_pool)
+        assert report.passed
+        processes[ranks] = own_pool.process_ids
+    assert len(own_pool.process_ids) == 3
+    assert processes[2] == processes[3]
+    assert os.getpid() not in own_pool.process_ids
+
+
+def test_a_closed_pool_has_no_processes_left(own_pool: WorkerPool) -> None:
+    ppexec.verify(tiny(), pool=own_pool)
+    processes = own_pool.process_ids
+    assert all(is_running(process) for process in processes)
+    own_pool.close()
+    assert own_pool.process_ids == []
+    assert not any(is_running(process) for process in processes)
+
+
+@pytest.mark.parametrize("rank", [0, 1])
+def test_a_worker_that_is_killed_in_a_step_is_named_and_the_pool_goes_on(own_pool: WorkerPool, rank: int) -> None:
+    """The other ranks wait for messages that never come; nobody waits for them."""
+    with Session(tiny(model=SLEEPS), pool=own_pool) as session:
+        victim = own_pool.process_ids[rank]
+        others = own_pool.process_ids
+        killer = threading.Timer(0.3, os.kill, (victim, signal.SIGKILL))
+        killer.start()
+        with pytest.raises(WorkerError, match=rf"rank {rank} \(process {victim}\) was killed by SIGKILL during"):
+            session.measure(1)
+        killer.join()
+    assert not any(is_running(process) for process in others)
+    assert ppexec.verify(tiny(), pool=own_pool).passed
+    assert victim not in own_pool.process_ids
+
+
+@pytest.mark.parametrize("at", [0, 3])
+def test_a_worker_that_kills_itself_is_named(own_pool: WorkerPool, at: int) -> None:
+    """Its peer sees a lost connection at about the same time, and is not the one to blame."""
+    with pytest.raises(WorkerError, match=rf"rank {at // 2} \(process \d+\) was killed by SIGKILL"):
+        ppexec.verify(tiny(model=spelled("with_one", kind="Dies", at=at)), pool=own_pool)
+    assert ppexec.verify(tiny(), pool=own_pool).passed
+
+
+@pytest.mark.parametrize("at", [0, 3])
+def test_a_value_error_in_a_worker_is_a_value_error_here(own_pool: WorkerPool, at: int) -> None:
+    with pytest.raises(ValueError, match=r"^this layer takes no such input: give it another$"):
+        ppexec.verify(tiny(model=spelled("with_one", kind="Raises", at=at)), pool=own_pool)
+    assert ppexec.verify(tiny(), pool=own_pool).passed
+
+
+@pytest.mark.parametrize("at", [0, 3])
+def test_another_error_in_a_worker_names_rank_and_error(own_pool: WorkerPool, at: int) -> None:
+    with pytest.raises(WorkerError, match=rf"rank {at // 2} failed to verify: KeyError: 'lost'\n(.|\n)*Traceback"):
+        ppexec.verify(tiny(model=spelled("with_one", kind="Breaks", at=at)), pool=own_pool)
+    assert ppexec.verify(tiny(), pool=own_pool).passed
+
+
+def test_a_message_that_never_comes_is_an_error_after_the_timeout(own_pool: WorkerPool) -> None:
+    ppexec.verify(tiny(), pool=own_pool)  # imports are done, so that the next run is set up in time
+    session = Session(tiny(model=SLEEPS, timeout_s=3), pool=own_pool)
+    with pytest.raises(WorkerError, match=r"rank 1 failed to measure: \w+: .*[Tt]imed out"):
+        session.measure(1)
+    assert ppexec.verify(tiny(), pool=own_pool).passed
+
+
+MODEL = """
+import torch
+from torch import nn
+import ppexec
+
+def make(config):
+    return ppexec.Model(
+        layers=[nn.Linear(3, 3) for _ in range(config.layers)],
+        sample=lambda index: (torch.full((2, 3), float(index)), torch.zeros(2, 3)),
+        loss=nn.functional.mse_loss,
+    )
+"""
+
+
+def test_a_model_is_found_in_the_working_directory(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    (tmp_path / "model_of_a_user.py").write_text(MODEL)
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setattr(sys, "path", list(sys.path))
+    with WorkerPool() as workers:
+        assert ppexec.verify(tiny(model="model_of_a_user:make"), pool=workers).passed
+
+
+def test_workers_that_were_started_elsewhere_find_it_too(
+    own_pool: WorkerPool, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The working directory counts when a run is set up, not when its workers were started."""
+    ppexec.verify(tiny(), pool=own_pool)
+    (tmp_path / "model_of_another.py").write_text(MODEL)
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setattr(sys, "path", list(sys.path))
+    assert ppexec.verify(tiny(model="model_of_another:make"), pool=own_pool).passed
+
+
+SCRIPT = """
+import sys
+print("once")
+import ppexec
+config = ppexec.RunConfig(layers=2, hidden=4, seq=1, micro_batch_size=1, microbatches=4, threads=1)
+pool = ppexec.WorkerPool()
+assert ppexec.verify(config, pool=pool).passed
+print(*pool.process_ids, flush=True)
+sys.stdin.read()
+"""
+
+
+def test_workers_of_a_killed_program_end_and_it_needs_no_main_guard(tmp_path: Path) -> None:
+    path = tmp_path / "script.py"
+    path.write_text(SCRIPT)
+    with subprocess.Popen([sys.executable, path], stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True) as program:
+        assert program.stdout is not None
+        assert program.stdout.readline() == "once\n"
+        processes = [int(word) for word in program.stdout.readline().split()]  # a second "once" is no number
+        assert len(processes) == 2
+        assert all(is_running(process) for process in processes)
+        program.kill()
+    assert eventually(lambda: not any(is_running(process) for process in processes))

@@ -1,0 +1,237 @@
+"""Attribution of what `simulate`'s refinements add: shared cores, dispatch, slow ranks, receive windows."""
+
+from __future__ import annotations
+
+import math
+from typing import Any
+
+import numpy as np
+import numpy.typing as npt
+import pytest
+from hypothesis import assume, given
+from hypothesis import strategies as st
+
+from ppsim import Network, StageCost, Trace, attribute, build_schedule, compare, critical_path, simulate
+from ppsim.explain.step_graph import StepGraph, replay
+from ppsim.network.all_reduce import Reduction
+from ppsim.schedule.deadlock import smallest_receive_window
+from tests.support import strategies
+from tests.support.traces import COST, B, F, check_sums, check_waits
+
+FREE = Network()
+
+
+@st.composite
+def options(draw: st.DrawFn, schedule: Any, *, sharing: tuple[str, ...] = ("turns", "fair")) -> dict[str, Any]:
+    """Any combination of what `simulate` can be asked for; numbers exact where sharing is not fair."""
+    ranks, stages, microbatches = schedule.ranks, schedule.stages, schedule.microbatches
+    factors = st.sampled_from([0.0, 0.5, 1.0, 3.0])
+    rows = st.lists(factors, min_size=microbatches, max_size=microbatches)
+    needed = max(smallest_receive_window(schedule.program), 1)
+    chosen: dict[str, Any] = {
+        "overlap": draw(st.sampled_from([1.0, 0.75])),
+        "scale": draw(st.just(1.0) | rows | st.lists(rows, min_size=stages, max_size=stages)),
+        "slow_ranks": draw(
+            st.none() | st.dictionaries(st.integers(0, ranks - 1), st.sampled_from([0.5, 2.0]), max_size=2)
+        ),
+        "dispatch_s": draw(st.sampled_from([0.0, 0.25])),
+        "send_s": draw(st.sampled_from([0.0, 0.125])),
+        "receive_window": draw(st.none() | st.integers(needed, needed + 2)),
+        "cores": draw(st.none() | st.integers(1, 2)),
+        "devices": draw(st.none() | st.lists(st.integers(0, 1), min_size=ranks, max_size=ranks)),
+        "sharing": draw(st.sampled_from(sharing)),
+        "sharing_efficiency": 1.0,
+        "reduction": draw(st.none() | st.just(Reduction(replicas=2, latency_s=0.5, bytes_per_s=4.0))),
+    }
+    if chosen["sharing"] == "fair" and not chosen["cores"] is chosen["devices"] is None:
+        chosen["sharing_efficiency"] = draw(st.sampled_from([1.0, 0.75]))
+    if draw(st.booleans()):
+        del chosen["cores"], chosen["devices"], chosen["sharing"], chosen["sharing_efficiency"]
+        chosen["engine"] = "compiled"
+    return chosen
+
+
+@st.composite
+def refined(
+    draw: st.DrawFn, *, sharing: tuple[str, ...] = ("turns", "fair"), free: bool = False
+) -> tuple[Trace, list[StageCost]]:
+    """A step with refinements, and the costs it was made from."""
+    schedule = draw(strategies.schedules())
+    costs = draw(strategies.stage_costs(schedule.stages))
+    network = FREE if free else draw(strategies.networks(schedule.ranks))
+    return simulate(schedule, costs, network=network, **draw(options(schedule, sharing=sharing))), costs
+
+
+def without_slow_ranks(trace: Trace, costs: list[StageCost]) -> npt.NDArray[np.float64]:
+    """What each rank should compute for."""
+    asked = {name: trace.details[name] for name in ("overlap", "scale") if name in trace.details}
+    return simulate(trace.schedule, costs, engine="compiled", **asked).compute_s
+
+
+@given(refined())
+def test_parts_add_up_whatever_was_asked_for(step: tuple[Trace, list[StageCost]]) -> None:
+    trace, costs = step
+    check_sums(trace)
+    check_sums(trace, expected=costs)
+    stretched_s = attribute(trace, expected=costs).stretched_s
+    assert stretched_s is not None
+    assert (stretched_s >= 0).all()
+    assert (stretched_s >= trace.compute_s - without_slow_ranks(trace, costs) - 1e-9 * trace.makespan_s).all()
+
+
+@given(refined(sharing=("turns",)))
+def test_waits_are_what_is_seen_at_each_moment_whatever_was_asked_for(step: tuple[Trace, list[StageCost]]) -> None:
+    check_waits(step[0])
+
+
+def test_waits_of_a_long_uneven_step_are_what_is_seen_at_each_moment() -> None:
+    """So many pieces of idle time that their table has to grow, more than once."""
+    schedule = build_schedule("1f1b", ranks=4, microbatches=24)
+    scale = np.random.default_rng(0).integers(1, 40, (4, 24)) / 16
+    check_waits(simulate(schedule, [COST] * 4, network=Network(latency_s=0.5, bytes_per_s=8.0), scale=scale))
+
+
+@given(refined())
+def test_paths_tile_and_replays_repeat_the_step_whatever_was_asked_for(step: tuple[Trace, list[StageCost]]) -> None:
+    trace, _ = step
+    path = critical_path(trace)
+    assert path.length_s == trace.makespan_s
+    assert sum(path.by_what_s.values()) == pytest.approx(trace.makespan_s)
+    graph = StepGraph.of(trace)
+    again = replay(graph.wiring, graph.delays)
+    assert again.end_s == pytest.approx(graph.times.end_s, abs=1e-12 * max(1.0, trace.makespan_s))
+
+
+@given(st.data())
+def test_differences_that_options_make_are_explained_to_the_last(data: st.DataObject) -> None:
+    schedule = data.draw(strategies.schedules())
+    one, other = (
+        simulate(
+            schedule,
+            data.draw(strategies.stage_costs(schedule.stages)),
+            network=data.draw(strategies.networks(schedule.ranks)),
+            **data.draw(options(schedule)),
+        )
+        for _ in range(2)
+    )
+    found = compare(one, other)
+    size = max(one.makespan_s, other.makespan_s)
+    assert math.fsum(each.seconds for each in found.contributions) == pytest.approx(found.difference_s, abs=1e-9 * size)
+    assert abs(found.residual_s) <= 1e-9 * size
+
+
+@given(refined(sharing=("turns",), free=True))
+def test_without_shared_cores_or_dispatch_nobody_waits_for_a_device(step: tuple[Trace, list[StageCost]]) -> None:
+    trace, _ = step
+    assume(not {"dispatch_s", "send_s", "sharing"} & set(trace.details))
+    found = attribute(trace)
+    assert not found.device_s.any()
+    assert not found.warm_up_of_s["device"].any()
+    assert not found.drain_of_s["device"].any()
+
+
+def test_waiting_for_the_one_core_is_a_devices() -> None:
+    """Rank 1 has 1F0's input at 3 s, when rank 0 takes the core again; rank 0 would have had 0F1's time anyway.
+
+    core    0F0 0F1 1F0 1F1  or  0F0 1F0 0F1 1F1, as the queue has it: in both somebody waits for 3 s.
+    """
+    trace = simulate(build_schedule("afab", ranks=2, microbatches=2).forward_only(), [COST] * 2, cores=1)
+    found = attribute(trace)
+    assert trace.makespan_s == 4 * F
+    waited = found.device_s + found.warm_up_of_s["device"] + found.drain_of_s["device"]
+    assert waited.sum() >= F
+    assert not found.messages_s.any()
+    assert not found.straggler_s.any()
+    alone = attribute(simulate(trace.schedule, [COST] * 2, cores=2))
+    assert not alone.device_s.any()
+    assert compare(alone.trace, trace).parts_s == {
+        "compute": 0,
+        "messages": 0,
+        "device": pytest.approx(F),
+        "residual": pytest.approx(0),
+    }
+
+
+@pytest.mark.parametrize("name", ["afab", "1f1b"])
+@pytest.mark.parametrize("ranks", [2, 4])
+def test_what_a_core_for_all_costs_is_a_devices(name: str, ranks: int) -> None:
+    """One core: everything runs in sequence. What is not the pipeline's own fill and drain is waiting for the core."""
+    schedule = build_schedule(name, ranks=ranks, microbatches=8)
+    alone, shared = (attribute(simulate(schedule, [COST] * ranks, **how)) for how in ({}, {"cores": 1}))
+    assert shared.trace.makespan_s == pytest.approx(ranks * 8 * (F + B))
+    assert not shared.messages_s.any()
+    assert not shared.straggler_s.any()
+    of_device = shared.device_s + shared.warm_up_of_s["device"] + shared.drain_of_s["device"]
+    assert of_device.sum() > 0.5 * (shared.bubble_s - alone.bubble_s).sum()
+
+
+@pytest.mark.parametrize(("ranks", "microbatches"), [(1, 1), (2, 2), (2, 5), (4, 9)])
+def test_dispatch_is_a_devices(ranks: int, microbatches: int) -> None:
+    """Every action starts 1/4 s after it could: one's own, and those of the ranks that one waits for."""
+    schedule, late = build_schedule("afab", ranks=ranks, microbatches=microbatches), 0.25
+    found = attribute(simulate(schedule, [COST] * ranks, dispatch_s=late))
+    before, behind = np.arange(ranks), ranks - 1 - np.arange(ranks)
+    assert found.device_s == pytest.approx(late * (2 * microbatches - 1 + 2 * behind))
+    assert found.warm_up_s == pytest.approx(before * (F + late) + behind * (F + B))  # the step begins as rank 0 does
+    assert found.warm_up_of_s["device"] == pytest.approx(before * late)
+    assert found.drain_s == pytest.approx(before * (B + late))
+    for name in ("imbalance", "messages", "straggler"):
+        assert not found.parts_s[name].any()
+
+
+@pytest.mark.parametrize("name", ["afab", "1f1b"])
+def test_a_slow_rank_was_not_expected_to_be_slow(name: str) -> None:
+    schedule = build_schedule(name, ranks=4, microbatches=8)
+    trace = simulate(schedule, [COST] * 4, slow_ranks={1: 2.0})
+    found = attribute(trace, expected=[COST] * 4)
+    assert found.straggler_s[[0, 2, 3]].min() > 0
+    assert not found.imbalance_s.any()
+    assert found.stretched_s is not None
+    assert found.stretched_s.tolist() == [0, 8 * (F + B), 0, 0]
+    assert attribute(trace).imbalance_s[2:].min() > 0  # by itself it looks like a stage with more to do
+    assert attribute(trace).stretched_s is None
+
+
+def test_a_long_microbatch_and_an_overlap_that_were_asked_for_were_expected() -> None:
+    scale = [1, 1, 4, 1, 1, 1, 1, 1]
+    schedule = build_schedule("dualpipe-v", ranks=4, microbatches=8)
+    costs = [COST] * schedule.stages
+    for how in ({"scale": scale}, {"overlap": 1.5}, {"scale": scale, "overlap": 0.75}):
+        found = attribute(simulate(schedule, costs, **how), expected=costs)
+        assert found.stretched_s is not None
+        assert not found.stretched_s.any()
+        assert not found.straggler_s.any()
+    slow = attribute(simulate(schedule, costs, scale=scale, slow_ranks={2: 1.5}), expected=costs)
+    assert slow.stretched_s is not None
+    assert slow.stretched_s.tolist() == [0, 0, pytest.approx(slow.trace.compute_s[2] / 3), 0]
+
+
+def test_a_small_receive_window_is_message_time() -> None:
+    """Each message leaves only when the one before is used, and takes 4 s, one more than rank 1 needs for it.
+
+    rank 0  F0 F1 F2 F3
+    rank 1           F0 w F1 w F2 w F3
+    """
+    schedule = build_schedule("afab", ranks=2, microbatches=4).forward_only()
+    ahead, behind = (
+        attribute(simulate(schedule, [COST] * 2, network=Network(latency_s=F + 1), receive_window=window))
+        for window in (None, 1)
+    )
+    assert not ahead.messages_s.any()
+    assert behind.messages_s.tolist() == [0, 3]
+    assert not behind.device_s.any()
+    assert behind.drain_of_s["messages"][0] == ahead.drain_of_s["messages"][0] + 3
+
+
+def test_sharing_evenly_stretches_and_does_not_wait() -> None:
+    """Two ranks on one core: what they do at once takes twice as long, and no one queues for the core."""
+    schedule = build_schedule("1f1b", ranks=2, microbatches=6)
+    trace = simulate(schedule, [COST] * 2, cores=1, sharing="fair")
+    found = attribute(trace, expected=[COST] * 2)
+    assert found.stretched_s is not None
+    assert found.stretched_s == pytest.approx(trace.compute_s - 6 * (F + B))
+    assert found.stretched_s.min() > F
+    assert found.device_s == pytest.approx(0, abs=1e-9)
+    assert found.to_dict()["stretched_s"] == found.stretched_s.tolist() == found.to_frame()["stretched_s"].tolist()
+    assert "beyond what was expected" in str(found)
+    assert attribute(trace).to_dict()["stretched_s"] is None

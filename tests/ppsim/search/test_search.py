@@ -1,0 +1,427 @@
+"""Search: against published numbers, the named schedules, all orders of tiny problems, and its own bound."""
+
+from __future__ import annotations
+
+import functools
+import itertools
+import json
+import math
+import subprocess
+import sys
+from pathlib import Path
+
+import numpy as np
+import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+import ppsim
+from ppsim import Link, Network, StageCost
+from ppsim.schedule.named.registry import natural_stages_per_rank
+from ppsim.schedule.schedule import loop_placement, v_placement
+from ppsim.search.lower_bound import lower_bound_s
+from ppsim.search.problem import make_problem
+from ppsim.search.search import SearchResult, search
+
+# ranks, microbatches, F, I, W and message in ms, hidden, heads, and the longest rank's bubble rate with p and with 2 p
+# microbatches' activations: Qi et al., Zero Bubble Pipeline Parallelism, ICLR 2024, tables 5 and 6.
+PUBLISHED = [
+    (8, 24, 18.522, 18.086, 9.337, 0.601, 2304, 24, 0.1585, 0.0433),
+    (8, 32, 18.513, 18.086, 9.331, 0.626, 2304, 24, 0.1242, 0.0039),
+    (8, 64, 18.546, 18.097, 9.321, 0.762, 2304, 24, 0.0674, 0.0026),
+    (8, 24, 29.718, 29.444, 19.927, 0.527, 4096, 32, 0.1323, 0.0029),
+    (8, 32, 29.802, 29.428, 19.53, 0.577, 4096, 32, 0.1045, 0.0022),
+    (8, 64, 29.935, 29.621, 19.388, 0.535, 4096, 32, 0.0554, 0.001),
+]
+EIGHTHS = [1 + eighth / 8 for eighth in range(17)]
+
+
+def even_stages(count: int, *, activation_bytes: int = 10, **changed) -> list[StageCost]:
+    costs = {"forward_s": 1.0, "backward_input_s": 1.0, "backward_weight_s": 1.0, "weight_activation_bytes": 4}
+    return [StageCost(**(costs | {"activation_bytes": activation_bytes, "output_bytes": 1} | changed))] * count
+
+
+def random_stages(count: int, seed: int, *, fused: bool = False) -> list[StageCost]:
+    random = np.random.default_rng(seed)
+    stages = []
+    for forward, grad_input, weight, share in random.uniform(0.4, 1.6, (count, 4)):
+        activation = int(random.integers(4, 13))
+        stages.append(
+            StageCost(
+                forward_s=forward,
+                backward_input_s=grad_input,
+                backward_weight_s=weight,
+                backward_s=(grad_input + weight) * (0.6 + share / 4) if fused else None,
+                activation_bytes=activation,
+                weight_activation_bytes=int(random.integers(0, activation + 2)),
+                output_bytes=int(random.integers(1, 4)),
+            )
+        )
+    return stages
+
+
+def objective_s(result: SearchResult, objective: str) -> float:
+    return float(result.trace.rank_time_s.max()) if objective == "rank_time" else result.trace.makespan_s
+
+
+def assert_sound(result: SearchResult, limit, objective: str = "makespan") -> None:
+    result.schedule.check()
+    if limit is not None:
+        assert (result.trace.peak_activation_bytes <= np.asarray(limit)).all()
+    assert result.lower_bound_s <= objective_s(result, objective)
+
+
+# ---- against the literature
+
+
+@pytest.mark.parametrize("row", PUBLISHED, ids=lambda row: f"h{row[6]}-m{row[1]}")
+@pytest.mark.parametrize("times", [1, 2], ids=["zb-1p", "zb-2p"])
+def test_never_worse_than_the_published_heuristic(row, times: int) -> None:
+    ranks, microbatches, forward_s, input_s, weight_s, latency_s, hidden, heads, *rates = row
+    activation = 34 * hidden + 5 * heads * 1024
+    stage = StageCost(
+        forward_s=forward_s,
+        backward_input_s=input_s,
+        backward_weight_s=weight_s,
+        activation_bytes=activation,
+        weight_activation_bytes=32 * hidden,
+    )
+    limit = times * ranks * activation
+    result = search(
+        [stage] * ranks,
+        ranks=ranks,
+        microbatches=microbatches,
+        network=Network(latency_s=latency_s),
+        memory_limit_bytes=limit,
+        objective="rank_time",
+    )
+    assert_sound(result, limit, "rank_time")
+    work_s = microbatches * (forward_s + input_s + weight_s)
+    cost_s = objective_s(result, "rank_time")
+    assert round((cost_s - work_s) / cost_s, 4) <= rates[times - 1]
+    if times == 1:  # ZB-1p is optimal there: the bound says so
+        assert cost_s == pytest.approx(result.lower_bound_s, rel=1e-9)
+
+
+def fitting_named(stages, limit, *, ranks, microbatches, network, stages_per_rank, objective) -> dict[str, float]:
+    """The objective of each named schedule with this number of stages that fits."""
+    found = {}
+    for name in ppsim.schedule_names():
+        try:
+            schedule = ppsim.build_schedule(
+                name, ranks=ranks, microbatches=microbatches, stages_per_rank=stages_per_rank
+            )
+        except ValueError:
+            continue
+        trace = ppsim.simulate(schedule, stages, network=network)
+        if (trace.peak_activation_bytes <= limit).all():
+            found[name] = float(trace.rank_time_s.max()) if objective == "rank_time" else trace.makespan_s
+    return found
+
+
+@pytest.mark.parametrize("objective", ["makespan", "rank_time"])
+@pytest.mark.parametrize("kind", ["even", "uneven", "cheap full backward"])
+def test_more_memory_is_never_worse_and_no_named_schedule_is_better(objective: str, kind: str) -> None:
+    ranks, microbatches = 4, 10
+    network = Network(latency_s=0.05, bytes_per_s=20)
+    stages = {
+        "even": even_stages(ranks),
+        "uneven": random_stages(ranks, 7),
+        "cheap full backward": even_stages(ranks, backward_s=1.7),
+    }[kind]
+    whole = max(stage.activation_bytes for stage in stages)
+    previous_s = math.inf
+    for share in [0.5, 0.6, *EIGHTHS] if kind == "even" else [0.5, *EIGHTHS[::4]]:
+        limit = share * ranks * whole
+        result = search(
+            stages,
+            ranks=ranks,
+            microbatches=microbatches,
+            network=network,
+            memory_limit_bytes=limit,
+            objective=objective,
+        )
+        assert_sound(result, limit, objective)
+        found_s = objective_s(result, objective)
+        assert found_s <= previous_s
+        previous_s = found_s
+        named = fitting_named(
+            stages,
+            limit,
+            ranks=ranks,
+            microbatches=microbatches,
+            network=network,
+            stages_per_rank=1,
+            objective=objective,
+        )
+        assert all(found_s <= named_s for named_s in named.values()), (share, found_s, named)
+
+
+@pytest.mark.parametrize("objective", ["makespan", "rank_time"])
+@pytest.mark.parametrize("name", ["zb-v", "v-half", "v-min"])
+def test_v_placement_is_never_worse_at_their_memory(name: str, objective: str) -> None:
+    if name not in ppsim.schedule_names():
+        pytest.skip(f"no schedule {name} here")
+    ranks, microbatches = 4, 12
+    stages, network = even_stages(2 * ranks), Network(latency_s=0.05)
+    named = ppsim.simulate(ppsim.build_schedule(name, ranks=ranks, microbatches=microbatches), stages, network=network)
+    limit = int(named.peak_activation_bytes.max())
+    result = search(
+        stages,
+        ranks=ranks,
+        microbatches=microbatches,
+        network=network,
+        memory_limit_bytes=limit,
+        stages_per_rank=2,
+        placement="v",
+        objective=objective,
+    )
+    assert result.schedule.placement == (0, 1, 2, 3, 3, 2, 1, 0)
+    assert_sound(result, limit, objective)
+    theirs_s = float(named.rank_time_s.max()) if objective == "rank_time" else named.makespan_s
+    assert objective_s(result, objective) <= theirs_s
+
+
+# ---- against all orders
+
+
+@functools.cache
+def orders_of(stages: tuple[int, ...], microbatches: int) -> list[list[str]]:
+    """Every order of a rank whose stages take their microbatches in sequence; each backward split or full."""
+    found: list[list[str]] = []
+
+    def extend(order: list[str], counts: dict[tuple[int, str], int], waiting: frozenset[tuple[int, int]]) -> None:
+        if not waiting and all(counts[stage, "back"] == microbatches for stage in stages):
+            found.append(order)
+            return
+        for stage in stages:
+            b = counts[stage, "F"]
+            if b < microbatches:
+                extend([*order, f"{stage}F{b}"], counts | {(stage, "F"): b + 1}, waiting)
+            b = counts[stage, "back"]
+            if b < counts[stage, "F"]:
+                after = counts | {(stage, "back"): b + 1}
+                extend([*order, f"{stage}I{b}"], after, waiting | {(stage, b)})
+                extend([*order, f"{stage}B{b}"], after, waiting)
+        for stage in stages:
+            queue = sorted(b for s, b in waiting if s == stage)
+            if queue:
+                extend([*order, f"{stage}W{queue[0]}"], counts, waiting - {(stage, queue[0])})
+
+    extend([], {(stage, what): 0 for stage in stages for what in ("F", "back")}, frozenset())
+    return found
+
+
+def optimum_s(problem) -> dict[str, float]:
+    """The smallest objective of each kind over all orders that fit, with each stage's microbatches in sequence."""
+    from ppsim.search.plan import Plan
+    from ppsim.search.plan_clock import objective_of, peak_of_rank, run_plan
+
+    per_rank = []
+    for rank in range(problem.ranks):
+        spelled = orders_of(tuple(problem.stages_of(rank)), problem.microbatches)
+        orders = [ppsim.Order.of(names) for names in spelled]
+        peaks = [peak_of_rank(problem.tables, each.kind, each.stage, each.joined, len(each)) for each in orders]
+        fits = [peak <= problem.limit_bytes[rank] for peak in peaks]
+        per_rank.append(list(itertools.compress(orders, fits)))
+    plan = Plan.empty(problem)
+    start, end = np.zeros(plan.kind.shape), np.zeros(plan.kind.shape)
+    best = {"makespan": math.inf, "rank_time": math.inf}
+    for chosen in itertools.product(*per_rank):
+        for rank, order in enumerate(chosen):
+            plan.length[rank] = len(order)
+            plan.kind[rank, : len(order)] = order.kind
+            plan.stage[rank, : len(order)] = order.stage
+            plan.microbatch[rank, : len(order)] = order.microbatch
+        columns = (plan.kind, plan.stage, plan.microbatch, plan.joined, plan.length)
+        if run_plan(problem.tables, problem.microbatches, *columns, start, end):
+            for objective in best:
+                found_s, _ = objective_of(start, end, plan.length, objective == "rank_time")
+                best[objective] = min(best[objective], found_s)
+    return best
+
+
+# ranks, microbatches, stages per rank, whether a full B is cheaper
+TINY = [(2, 2, 1, True), (2, 3, 1, False), (2, 3, 1, True), (3, 2, 1, True), (2, 1, 2, True)]
+
+
+@pytest.mark.parametrize(("ranks", "microbatches", "v", "fused"), TINY)
+def test_close_to_the_best_of_all_orders_and_the_bound_holds(ranks, microbatches, v, fused) -> None:
+    distance = []
+    for seed in range(4):
+        stages = random_stages(ranks * v, 100 * seed + ranks, fused=fused)
+        least = max(sum(stages[s].activation_bytes for s in range(r, ranks * v, ranks)) for r in range(ranks))
+        for limit in (least, int(1.5 * least), None):
+            options = {
+                "ranks": ranks,
+                "microbatches": microbatches,
+                "network": Network(latency_s=0.1, bytes_per_s=10, links={(0, 1): Link(latency_s=0.4)}),
+                "memory_limit_bytes": limit,
+                "stages_per_rank": v,
+            }
+            best = optimum_s(make_problem(stages, **options, placement="loop", objective="makespan"))
+            for objective, best_s in best.items():
+                result = search(stages, **options, objective=objective)
+                assert_sound(result, limit, objective)
+                problem = make_problem(stages, **options, placement="loop", objective=objective)
+                assert lower_bound_s(problem) <= best_s * (1 + 1e-12)
+                distance.append(objective_s(result, objective) / best_s)
+    assert min(distance) >= 1 - 1e-12
+    assert max(distance) < 1.02
+    assert sum(ratio > 1 + 1e-9 for ratio in distance) <= 2  # of 24
+
+
+def test_microbatches_in_sequence_lose_nothing_on_two_ranks() -> None:
+    """All orders, also with microbatches overtaking each other, are no better than those in sequence."""
+    names = ["F0", "F1", "I0", "I1", "W0", "W1"]
+    orders = [
+        order
+        for order in itertools.permutations(names)
+        if all(order.index(f"F{b}") < order.index(f"I{b}") < order.index(f"W{b}") for b in "01")
+    ]
+    stages, network = random_stages(2, 5), Network(latency_s=0.1, bytes_per_s=10)
+    best_s = math.inf
+    for both in itertools.product(orders, repeat=2):
+        schedule = ppsim.Schedule.of([[f"{rank}{name}" for name in order] for rank, order in enumerate(both)])
+        try:
+            best_s = min(best_s, ppsim.simulate(schedule, stages, network=network).makespan_s)
+        except ppsim.ScheduleError:
+            continue
+    found = search(stages, ranks=2, microbatches=2, network=network)
+    assert found.trace.makespan_s == pytest.approx(best_s, rel=1e-12)
+    assert found.lower_bound_s <= best_s
+
+
+# ---- properties
+
+
+@st.composite
+def problems(draw):
+    placement, v = draw(st.sampled_from([("loop", 1), ("loop", 2), ("v", 2), ("loop", 3)]))
+    ranks, microbatches = draw(st.integers(1, 4)), draw(st.integers(1, 6))
+    stages = random_stages(ranks * v, draw(st.integers(0, 10**6)), fused=draw(st.booleans()))
+    if draw(st.booleans()):  # W may hold more than F did
+        stages[0] = StageCost(forward_s=1, backward_input_s=0, backward_weight_s=1, activation_bytes=3,
+                              weight_activation_bytes=5, output_bytes=2)  # fmt: skip
+    links = {(0, 1): Link(latency_s=0.7, bytes_per_s=3)} if ranks > 1 and draw(st.booleans()) else {}
+    network = Network(latency_s=draw(st.sampled_from([0, 0.1, 1])), bytes_per_s=draw(st.sampled_from([2, math.inf])),
+                      links=links)  # fmt: skip
+    rank_of = (loop_placement if placement == "loop" else v_placement)(ranks, v)
+    least = np.bincount(rank_of, [stage.activation_bytes for stage in stages])
+    factor = draw(st.sampled_from([None, 1, 1.3, 2, 5]))
+    limit = None if factor is None else factor * (least if draw(st.booleans()) else least.max())
+    limit = limit.tolist() if isinstance(limit, np.ndarray) else limit
+    return stages, {
+        "ranks": ranks,
+        "microbatches": microbatches,
+        "network": network,
+        "memory_limit_bytes": limit,
+        "stages_per_rank": v,
+        "placement": placement,
+        "objective": draw(st.sampled_from(["makespan", "rank_time"])),
+    }
+
+
+@settings(max_examples=25, deadline=None)
+@given(problems())
+def test_any_problem_gives_a_complete_schedule_within_the_limit_that_the_simulator_confirms(problem) -> None:
+    stages, options = problem
+    result = search(stages, **options)
+    assert_sound(result, options["memory_limit_bytes"], options["objective"])
+    assert (result.schedule.ranks, result.schedule.microbatches) == (options["ranks"], options["microbatches"])
+    again = ppsim.simulate(result.schedule, stages, network=options["network"])
+    assert np.array_equal(again.end_s, result.trace.end_s)
+    assert search(stages, **options).schedule.orders == result.schedule.orders
+
+
+@settings(max_examples=25, deadline=None)
+@given(problems(), st.data())
+def test_the_compiled_clock_is_the_simulators(problem, data) -> None:
+    from ppsim.search.plan import Plan
+
+    stages, options = problem
+    names = [name for name in ppsim.schedule_names() if natural_stages_per_rank(name) <= 2]
+    name = data.draw(st.sampled_from(names))
+    try:
+        schedule = ppsim.build_schedule(
+            name,
+            ranks=options["ranks"],
+            microbatches=options["microbatches"],
+            stages_per_rank=options["stages_per_rank"],
+        )
+    except ValueError:
+        return
+    described = make_problem(stages, **(options | {"memory_limit_bytes": None}))
+    if schedule.placement != described.placement:
+        return
+    plan = Plan.of(schedule, described)
+    trace = ppsim.simulate(schedule, stages, network=options["network"])
+    expected_s = float(trace.rank_time_s.max()) if described.by_rank_time else trace.makespan_s
+    assert plan.objective_s(described) == expected_s
+    assert plan.peak_bytes(described).tolist() == trace.peak_activation_bytes.tolist()
+
+
+def test_limits_may_differ_between_ranks() -> None:
+    limit = [40, 40, 20, 20]
+    result = search(even_stages(4), ranks=4, microbatches=8, memory_limit_bytes=limit)
+    assert_sound(result, limit)
+    loose = search(even_stages(4), ranks=4, microbatches=8, memory_limit_bytes=20)
+    assert result.trace.makespan_s < loose.trace.makespan_s
+
+
+def test_enough_memory_and_no_communication_leave_no_bubble_on_a_rank() -> None:
+    """ZB-H2's promise (Qi et al., ICLR 2024, section 2.2): with F = I = W every rank works without a pause."""
+    result = search(even_stages(4), ranks=4, microbatches=12, objective="rank_time")
+    assert objective_s(result, "rank_time") == result.lower_bound_s == 36
+
+
+def test_many_ranks_and_microbatches() -> None:
+    limit = 2 * 32 * 10
+    result = search(
+        even_stages(32), ranks=32, microbatches=256, network=Network(latency_s=0.05), memory_limit_bytes=limit
+    )
+    assert_sound(result, limit)
+    assert result.trace.makespan_s < 1.001 * result.lower_bound_s
+
+
+# ---- errors
+
+
+def test_a_limit_that_nothing_fits_names_the_smallest_that_would() -> None:
+    with pytest.raises(ValueError, match=r"rank 0 may hold 19 bytes.*smallest limit that fits is 20 for all"):
+        search(even_stages(4), ranks=2, microbatches=4, stages_per_rank=2, memory_limit_bytes=19)
+    least = search(even_stages(4), ranks=2, microbatches=4, stages_per_rank=2, memory_limit_bytes=20)
+    assert_sound(least, 20)
+
+
+@pytest.mark.parametrize(
+    ("changed", "message"),
+    [
+        ({"placement": "w"}, "placement must be 'loop' or 'v', got 'w'"),
+        ({"placement": "v"}, "placement 'v' has 2 stages per rank, got stages_per_rank=1"),
+        ({"objective": "bubble"}, "objective must be 'makespan' or 'rank_time', got 'bubble'"),
+        ({"microbatches": 0}, "microbatches must be a whole number of 1 or more, got 0"),
+        ({"stages_per_rank": 2}, "4 stage costs for 4 ranks with 2 stage.s. each: give 8"),
+        ({"memory_limit_bytes": [10, 10]}, "one number, or one for each of 4 ranks"),
+        ({"memory_limit_bytes": float("nan")}, "bytes >= 0"),
+    ],
+)
+def test_errors_say_what_to_give_instead(changed: dict, message: str) -> None:
+    options = {"ranks": 4, "microbatches": 4} | changed
+    with pytest.raises(ValueError, match=message):
+        search(even_stages(4), **options)
+
+
+def test_importing_the_package_does_not_compile() -> None:
+    code = "import sys, ppsim, ppsim.search.search; print('numba' in sys.modules)"
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
+    assert done.stdout.strip() == "False"
+
+
+def test_published_numbers_are_the_projects() -> None:
+    """If the study's copy of the table is there, the rows above are its rows."""
+    table = Path(__file__).parents[3] / "studies" / "published" / "zero_bubble_iclr2024.json"
+    if not table.exists():
+        pytest.skip("the table is not in the project")
+    rows = json.loads(table.read_text())["rows"]
+    assert [(*row[:6], *row[7:9], *row[-2:]) for row in rows] == [tuple(row) for row in PUBLISHED]
