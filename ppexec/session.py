@@ -5,35 +5,43 @@ from __future__ import annotations
 import atexit
 import os
 import warnings
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from functools import cached_property
 from pathlib import Path
-from typing import Any, Protocol
+from typing import Any, Protocol, TypeVar
 
 import torch.distributed as dist
 
 import ppsim
 from ppexec.calibrate.calibration import Calibration
-from ppexec.calibrate.known_run import Exercise, exercises
+from ppexec.calibrate.known_run import KnownRun, known_runs
 from ppexec.calibrate.step_fit import calibrated
+from ppexec.calibrate.tasks import run_known
 from ppexec.config.config import RunConfig
 from ppexec.machine.environment import describe_environment, is_crowded
+from ppexec.machine.mesh import WORLD_BACKENDS
+from ppexec.machine.nccl import share_gpu
+from ppexec.measure import tasks
 from ppexec.measure.assemble import RankMemory, assemble_trace
-from ppexec.measure.link_probe import LinkSample
 from ppexec.measure.ping import PingSample
 from ppexec.measure.profile import Profile, summarise
 from ppexec.models.load import load_model, resolve_factory
 from ppexec.stage.tensor_parallel import check_plan
 from ppexec.train import checkpoint
+from ppexec.train.tasks import load_checkpoint, next_step, nudge, save_checkpoint
+from ppexec.train.tasks import train as train_steps
 from ppexec.train.train import mean_losses
+from ppexec.verify.tasks import verify as verify_step
 from ppexec.verify.verify import VerifyReport
 from ppexec.workers.pool import WorkerPool
-from ppexec.workers.runtime import StepRecord
+from ppexec.workers.worker import Worker
 from ppsim import Link, Network, Reduction, StageCost, Trace
+
+_Answer = TypeVar("_Answer")
 
 
 class _Workers(Protocol):
-    def call(self, method: str, **arguments: Any) -> list[Any]: ...
+    def call(self, task: Callable[..., _Answer], **arguments: Any) -> list[_Answer]: ...
 
 
 class Session:
@@ -87,37 +95,36 @@ class Session:
 
         With several replicas the trace is the first one's, and with tp that of the first rank of each tp group.
         """
-        every: list[list[StepRecord]] = self._workers.call("measure", steps=steps, first_step=first_step)
-        by_rank = self._shown(every)
+        by_rank = self._by_rank(tasks.measure, steps=steps, first_step=first_step)
         program, specs = self.config.pipeline.program, self.message_bytes
         return [assemble_trace(program, [records[step] for records in by_rank], specs) for step in range(steps)]
 
-    def exercise(self, exercise: Exercise) -> Trace:
-        """Run and time one step of an exercise on these ranks."""
-        records = self._shown(self._workers.call("exercise", exercise=exercise))
-        program = exercise.schedule.program
-        return assemble_trace(program, records, [exercise.size_bytes] * len(program.messages))
+    def run_known(self, known: KnownRun) -> Trace:
+        """Run and time one step of a known run on these ranks."""
+        program = known.schedule.program
+        return assemble_trace(
+            program, self._by_rank(run_known, known=known), [known.size_bytes] * len(program.messages)
+        )
 
     def calibrate(self, message_bytes: Sequence[int], *, action_s: float, rounds: int = 3) -> Calibration:
         """What running a schedule costs on these ranks beside its computations (see `calibration.fit`, `step_fit`).
 
-        message_bytes: the sizes to know. action_s: how long an exercise's forward takes; about as long as what is to be
-        predicted, since caches grow cold meanwhile. rounds: how often each exercise is run, and counted.
+        message_bytes: the sizes to know. action_s: how long a known run's forward takes; about as long as what is to be
+        predicted, since caches grow cold meanwhile. rounds: how often each known run is run, and counted.
         """
-        every = self.exercises(message_bytes, action_s)
+        every = self.known_runs(message_bytes, action_s)
         for each in every:
-            self.exercise(each)
-        return calibrated([(self.exercise(each), each) for _ in range(rounds) for each in every])
+            self.run_known(each)
+        return calibrated([(self.run_known(each), each) for _ in range(rounds) for each in every])
 
-    def exercises(self, message_bytes: Sequence[int], action_s: float) -> list[Exercise]:
-        """What calibrates these ranks (see `known_run.exercises`); some keep cores busy if ranks that compute outnumber
-        them."""
-        return exercises(
+    def known_runs(self, message_bytes: Sequence[int], action_s: float) -> list[KnownRun]:
+        """What calibrates these ranks; some keep cores busy if ranks that compute outnumber them."""
+        return known_runs(
             self.config.ranks,
             message_bytes,
             action_s,
             stages_per_rank=-(-self.config.pipeline.stages // self.config.ranks),
-            with_busy=self.costs is None and is_crowded(self.config),
+            with_busy=self.costs is None and self.config.device == "cpu" and is_crowded(self.config),
         )
 
     def count_memory(self) -> list[list[int]]:
@@ -129,28 +136,34 @@ class Session:
 
         The optimizer's state is known once there is one: after `train` or `load_checkpoint`.
         """
-        return self._shown(self._workers.call("count_memory"))
+        return self._by_rank(tasks.count_memory)
 
-    def _shown(self, by_process: list[Any]) -> list[Any]:
-        """Of all processes' answers those of the first replica's ranks, of the first rank of tp in each."""
-        return by_process[: self.config.ranks * self.config.tp : self.config.tp]
+    def _by_rank(self, task: Callable[..., list[_Answer]], **arguments: Any) -> list[_Answer]:
+        """Of the ranks' answers in all processes those of the first replica, of the first rank of tp in each."""
+        every = self._workers.call(task, **arguments)
+        shown = every[: self.config.ranks * self.config.tp : self.config.tp]
+        return [answer for of_process in shown for answer in of_process]
 
     @cached_property
     def receive_window(self) -> int:
         """How many receives every rank posts ahead on each of its links."""
-        return self._workers.call("receive_window")[0]
+        return self._by_rank(tasks.receive_window)[0]
 
     def profile(self, rounds: int) -> Profile:
         """Layer costs, and stage costs of this cut, from `rounds` rounds on all ranks at once."""
         return self.summarise(self.profile_rounds(rounds))
 
-    def profile_rounds(self, rounds: int, *, first_step: int = 0, by_layer: bool = True) -> list[Any]:
+    def profile_rounds(
+        self, rounds: int, *, first_step: int = 0, by_layer: bool = True, ranks: Sequence[int] | None = None
+    ) -> list[Any]:
         """The rounds themselves, by rank, to be gathered over several calls and then summarised.
 
         by_layer: False for rounds of stages alone, which take half as long; one round at least must have layers.
+        ranks: where ranks share a process, those to profile side by side; all unless given.
         """
         self._refuse_timed("profile")
-        return self._workers.call("profile", rounds=rounds, first_step=first_step, by_layer=by_layer)
+        every = self._workers.call(tasks.profile, rounds=rounds, first_step=first_step, by_layer=by_layer, ranks=ranks)
+        return [samples for of_process in every for samples in of_process]
 
     def _refuse_timed(self, what: str) -> None:
         if self.costs is not None:
@@ -162,8 +175,7 @@ class Session:
 
     def probe_network(self) -> Network:
         """The links as measured at their own message sizes, waking the receiver up included; all of it is latency."""
-        by_rank = self._shown(self._workers.call("probe"))
-        samples: list[LinkSample] = [sample for rank in by_rank for sample in rank]
+        samples = [sample for rank in self._by_rank(tasks.probe) for sample in rank]
         return Network(links={(s.source, s.destination): Link(latency_s=s.one_way_s) for s in samples})
 
     def probe_reduction(self) -> Reduction | None:
@@ -172,26 +184,26 @@ class Session:
         Each stage's gradients, half and a quarter of them are added up alone, nothing else under way, as a step does
         it. None too for an evaluation, or where no stage has gradients.
         """
-        samples = [sample for process in self._workers.call("probe_reductions") for sample in process]
+        samples = [sample for process in self._workers.call(tasks.probe_reductions) for sample in process]
         if not samples:
             return None
         return Reduction.fitted(self.config.dp, [s.size_bytes for s in samples], [s.seconds for s in samples])
 
     def probe_sizes(self, size_bytes: Sequence[int], *, rounds: int) -> list[PingSample]:
         """What messages of these sizes cost on every directed link between two ranks, by size and then by link."""
-        by_rank = self._shown(self._workers.call("probe_sizes", size_bytes=list(size_bytes), rounds=rounds))
-        samples: list[PingSample] = [sample for rank in by_rank for sample in rank]
+        by_rank = self._by_rank(tasks.probe_by_size, size_bytes=list(size_bytes), rounds=rounds)
+        samples = [sample for rank in by_rank for sample in rank]
         return sorted(samples, key=lambda sample: (sample.size_bytes, sample.source, sample.destination))
 
     def time_compute(self, rounds: int) -> list[list[dict[str, float]]]:
         """By rank, each round's seconds of F and B in a plain loop without messages; one stage per rank."""
         self._refuse_timed("compute")
-        return self._shown(self._workers.call("time_compute", rounds=rounds))
+        return self._by_rank(tasks.time_plain, rounds=rounds)
 
     def time_steps(self, executor: str | None, steps: int) -> list[float]:
         """Seconds of whole steps, first begin to last end, of this runtime (None) or one of `peer.PEERS`."""
         self._refuse_timed("compare")
-        by_rank = self._shown(self._workers.call("time_steps", executor=executor, steps=steps))
+        by_rank = self._by_rank(tasks.time_steps, executor=executor, steps=steps)
         return [
             (max(end for _, end in times) - min(begin for begin, _ in times)) / 1e9
             for times in zip(*by_rank, strict=True)
@@ -200,7 +212,7 @@ class Session:
     def verify(self) -> VerifyReport:
         """Outputs and gradients against one process without a pipeline."""
         self._refuse_timed("verify")
-        comparisons = [comparison for rank in self._workers.call("verify") for comparison in rank]
+        comparisons = [comparison for process in self._workers.call(verify_step) for comparison in process]
         return VerifyReport.of(self.config, comparisons)
 
     def train(self, steps: int) -> list[float]:
@@ -211,12 +223,12 @@ class Session:
         self._refuse_timed("train")
         if self.config.forward_only:
             raise ValueError("a run with forward_only has no gradients to train with: leave it out")
-        return mean_losses(self.config, self._workers.call("train", steps=steps))
+        return mean_losses(self.config, self._workers.call(train_steps, steps=steps))
 
     @property
     def next_step(self) -> int:
         """The number of the training's next step."""
-        return self._workers.call("next_step")[0]
+        return self._workers.call(next_step)[0]
 
     def save_checkpoint(self, directory: Path) -> Path:
         """Write parameters and optimizer state into a folder of this step's under `directory`; the folder.
@@ -224,7 +236,7 @@ class Session:
         Another mesh, schedule or partition of the same model can load it. All processes must share the directory.
         """
         self._refuse_timed("save")
-        return self._workers.call("save_checkpoint", directory=directory.absolute())[0]
+        return self._workers.call(save_checkpoint, directory=directory.absolute())[0]
 
     def load_checkpoint(self, directory: Path) -> int:
         """Go on from a checkpoint's folder, or the newest under a directory; the number of the next step.
@@ -233,11 +245,11 @@ class Session:
         """
         self._refuse_timed("load")
         checkpoint.newest(directory)
-        return self._workers.call("load_checkpoint", directory=directory.absolute())[0]
+        return self._workers.call(load_checkpoint, directory=directory.absolute())[0]
 
     def nudge(self) -> None:
         """Move every parameter by one rounding, up or down: a control for how far rounding leads a training."""
-        self._workers.call("nudge")
+        self._workers.call(nudge)
 
     def environment(self) -> dict[str, Any]:
         """This machine, the versions, and how the ranks ran."""
@@ -247,13 +259,13 @@ class Session:
             processes=config.world_size,
             threads_per_rank=config.threads,
             backend=config.backend,
-            worker_allocator=self._workers.call("allocator")[0],
+            worker_allocator=self._workers.call(tasks.allocator)[0],
         )
 
     @cached_property
     def message_bytes(self) -> list[int]:
         """The size of every message of the program."""
-        return self._workers.call("message_bytes")[0]
+        return self._workers.call(tasks.message_bytes)[0]
 
 
 def _stage_costs(config: RunConfig, costs: Sequence[StageCost] | None) -> Sequence[StageCost] | None:
@@ -276,8 +288,8 @@ class _PoolWorkers:
     def __init__(self, pool: WorkerPool, world_size: int) -> None:
         self._pool, self._world_size = pool, world_size
 
-    def call(self, method: str, **arguments: Any) -> list[Any]:
-        return self._pool.call(self._world_size, method, **arguments)
+    def call(self, task: Callable[..., _Answer], **arguments: Any) -> list[_Answer]:
+        return self._pool.call(self._world_size, task, **arguments)
 
 
 def _leave_world() -> None:
@@ -289,14 +301,14 @@ class _TorchrunWorkers:
     """The worker in this process; every process gathers all results."""
 
     def __init__(self, config: RunConfig, costs: Sequence[StageCost] | None) -> None:
-        from ppexec.workers.rank import Worker
-
         if not dist.is_initialized():
-            dist.init_process_group(config.backend)
+            if config.devices == "shared":
+                share_gpu(int(os.environ["RANK"]))
+            dist.init_process_group(WORLD_BACKENDS[config.backend])
             atexit.register(_leave_world)  # a process that ends with its groups' threads running may abort
         self._worker = Worker(config, costs)
 
-    def call(self, method: str, **arguments: Any) -> list[Any]:
+    def call(self, task: Callable[..., _Answer], **arguments: Any) -> list[_Answer]:
         results: list[Any] = [None] * dist.get_world_size()
-        dist.all_gather_object(results, getattr(self._worker, method)(**arguments))
+        dist.all_gather_object(results, task(self._worker, **arguments))
         return results

@@ -1,4 +1,4 @@
-"""Calibrate: what running a schedule costs beside its computations, as found in exercises that ran beside it."""
+"""Calibrate: what running a schedule costs beside its computations, as found in known runs beside it."""
 
 from __future__ import annotations
 
@@ -138,8 +138,8 @@ def fit(steps: Sequence[Step]) -> Calibration:
     )
 
 
-def by_exercise(steps: Sequence[Step]) -> list[list[Step]]:
-    """The steps of each exercise: those of one program and the same stages, in their order."""
+def by_known_run(steps: Sequence[Step]) -> list[list[Step]]:
+    """The steps of each known run: those of one program and the same stages, in their order."""
     alike: dict[tuple[int, int], list[Step]] = {}
     for trace, stages in steps:
         alike.setdefault((id(trace.program), id(stages)), []).append((trace, stages))
@@ -147,9 +147,9 @@ def by_exercise(steps: Sequence[Step]) -> list[list[Step]]:
 
 
 def _middle(steps: Sequence[Step]) -> list[Step]:
-    """Of the steps of each exercise, by their length, all but the first and the last quarter."""
+    """Of the steps of each known run, by their length, all but the first and the last quarter."""
     kept = []
-    for same in by_exercise(steps):
+    for same in by_known_run(steps):
         same.sort(key=lambda step: step[0].makespan_s)
         kept += same[len(same) // 4 : len(same) - len(same) // 4]
     return kept

@@ -91,8 +91,14 @@ class RunConfig:
     """Threads of each rank; 0 shares this machine's cores out among its ranks."""
     receive_window: int = 0
     """Receives posted ahead on each link; 0 takes the smallest that suffices plus 2, or what 16 MiB hold if more."""
-    backend: Literal["gloo", "nccl"] = "gloo"
-    """Transport of torch.distributed."""
+    backend: Literal["gloo", "nccl", "local"] = "gloo"
+    """What carries messages: gloo or nccl between processes, one for each rank; local: copies within one process that
+    has all ranks, each on a stream of its own."""
+    device: Literal["auto", "cpu", "cuda", "threads"] = "auto"
+    """Where ranks compute. auto: on GPUs with nccl, or with local where there is one; else on the CPU. threads: on the
+    CPU, but asynchronously, as on a GPU: each stream is a thread."""
+    devices: Literal["own", "shared"] = "own"
+    """GPUs of a run with nccl: one for each rank, or (shared) fewer: for proofs and memory, not for timings."""
     compute: Literal["real", "timed"] = "real"
     """Real computation, or waits of the costs' length with real messages."""
     costs: Path | None = None
@@ -111,7 +117,7 @@ class RunConfig:
         for name in ("learning_rate", "weight_decay"):
             if not 0 <= getattr(self, name) < 1e6:
                 raise ValueError(f"{name} must be a number of 0 or more, got {getattr(self, name)}")
-        self._refuse_what_is_not_there()
+        self._settle_device()
         for name, value in _PRESETS[self.preset].items():
             self._default(name, value)
         self._default("intermediate", 4 * self.hidden)
@@ -122,8 +128,9 @@ class RunConfig:
         self._default("microbatches", schedule.microbatches)
         self._default("global_batch_size", self.microbatches * self.micro_batch_size * self.dp)
         # torchrun says how many of the processes are on this machine; they may differ from one to the next.
-        here = int(os.environ.get("LOCAL_WORLD_SIZE", 0)) or self.world_size
+        here = int(os.environ.get("LOCAL_WORLD_SIZE", 0)) or self.world_size * (self.ranks if self.is_local else 1)
         self._default("threads", max((os.cpu_count() or 1) // here, 1))
+        self._check_gpus()
         self._check_window()
         self.layer_costs, self.layer_sizes  # noqa: B018  (refuse a bad file or cut now, not in the workers)
 
@@ -163,9 +170,38 @@ class RunConfig:
                     fitting = next(n for n in range(count, 0, -1) if value % n == 0)
                     raise ValueError(f"{what} {value} does not divide by {by} {count}: take {by} {fitting}, say")
 
-    def _refuse_what_is_not_there(self) -> None:
-        if self.backend == "nccl":
-            raise ValueError("backend='nccl' is not built yet: use gloo")
+    def _settle_device(self) -> None:
+        """Where ranks compute fits what carries their messages, or the error says what would."""
+        if self.device == "auto":
+            on_gpu = self.backend == "nccl" or (self.backend == "local" and torch.cuda.is_available())
+            fitting = "cuda" if on_gpu else "threads" if self.backend == "local" else "cpu"
+            object.__setattr__(self, "device", fitting)
+        able = {"gloo": ("cpu", "threads"), "nccl": ("cuda",), "local": ("cuda", "threads")}[self.backend]
+        if self.device not in able:
+            raise ValueError(f"backend {self.backend!r} works with device {' or '.join(able)}, not {self.device!r}")
+        if self.device == "cuda" and not torch.cuda.is_available():
+            raise ValueError(
+                f"backend {self.backend!r} on device 'cuda' needs an NVIDIA GPU and a PyTorch built for CUDA, and "
+                f"PyTorch {torch.__version__} sees none: take --backend gloo, or --backend local --device threads"
+            )
+        if self.devices == "shared" and self.backend != "nccl":
+            raise ValueError("devices='shared' is of processes with nccl: with --backend local ranks always share one")
+        if self.is_local and (self.dp > 1 or self.tp > 1):
+            raise ValueError(
+                f"backend 'local' has one process, so dp and tp must be 1, got dp={self.dp} and tp={self.tp}: take "
+                "gloo or nccl"
+            )
+
+    def _check_gpus(self) -> None:
+        """As many GPUs on this machine as processes, unless they are to share them."""
+        if self.backend != "nccl" or self.devices == "shared":
+            return
+        here, gpus = int(os.environ.get("LOCAL_WORLD_SIZE", self.world_size)), torch.cuda.device_count()
+        if here > gpus:
+            raise ValueError(
+                f"{here} processes on this machine need a GPU each, and there are {gpus}: take --devices shared (for "
+                "proofs and memory), --backend local (all ranks on one GPU), or more machines with torchrun"
+            )
 
     def _settle_batch(self) -> None:
         """The three batch numbers agree, or the error has both numbers and the nearest that work."""
@@ -199,8 +235,13 @@ class RunConfig:
 
     @property
     def world_size(self) -> int:
-        """Processes in all: dp x ranks x tp."""
-        return self.dp * self.ranks * self.tp
+        """Processes in all: dp x ranks x tp, or with backend "local" one."""
+        return 1 if self.is_local else self.dp * self.ranks * self.tp
+
+    @property
+    def is_local(self) -> bool:
+        """Whether all ranks are in one process."""
+        return self.backend == "local"
 
     @property
     def torch_dtype(self) -> torch.dtype:

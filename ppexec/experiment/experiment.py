@@ -139,7 +139,7 @@ def predict_and_measure(
 ) -> Outcome:
     """Profile, predict, run and verify a configuration.
 
-    Rounds of profiling, measured steps and exercises for the calibration take turns, so that a machine whose speed
+    Rounds of profiling, measured steps and known runs for the calibration take turns, so that a machine whose speed
     drifts drifts under all alike. The prediction is the median of many samples: where ranks wait for one another, what
     varies costs more than its mean.
     costs: of each stage, if known; then nothing is profiled, ranks wait instead of computing (timed compute), and there
@@ -155,7 +155,7 @@ def predict_and_measure(
             config, pool, costs, verify=verify, calibrates=calibration is None, watch=watch, advance=advance
         )
     if calibration is None:
-        calibration = calibrated(found.exercised)
+        calibration = calibrated(found.known_steps)
     stages, program = found.stages, config.pipeline.program
     is_shared = found.profile is not None and is_crowded(config)
     options = calibration.options(program, message_bytes(program, stages))

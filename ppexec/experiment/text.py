@@ -109,7 +109,7 @@ def verdict(outcome: Outcome) -> str:
         efficiency = outcome.calibration.sharing_efficiency
         parts.append(
             f"There are {outcome.config.world_size} ranks of {outcome.config.threads} thread(s) on {cores} cores: the "
-            f"prediction shares them evenly, at {efficiency:.2f} of what they could do for one replica, as exercises "
+            f"prediction shares them evenly, at {efficiency:.2f} of what they could do for one replica, as known runs "
             "beside the steps showed."
         )
     return " ".join(parts)

@@ -1,4 +1,4 @@
-"""Rounds: profiling, measured steps and exercises in turn, so that a machine that drifts drifts under all alike."""
+"""Rounds: profiling, measured steps and known runs in turn, so that a machine that drifts drifts under all alike."""
 
 from __future__ import annotations
 
@@ -9,7 +9,7 @@ from typing import Any
 
 import numpy as np
 
-from ppexec.calibrate.known_run import Exercise
+from ppexec.calibrate.known_run import KnownRun
 from ppexec.config.config import RunConfig
 from ppexec.machine.outside_load import OutsideLoad, Window
 from ppexec.measure.assemble import RankMemory
@@ -21,7 +21,7 @@ from ppsim import Reduction, StageCost, Trace
 
 _MOST_DISTURBED = 2  # steps, for each one that was asked for
 _ROUNDS_BY_LAYER = 3  # of profiling; only stages are timed in later ones
-_SHARE = 0.25  # how long exercises take beside real steps; beside others, of which they explain more, as long as those
+_SHARE = 0.25  # how long known runs take beside real steps; beside others, of which they explain more, as long as those
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -29,19 +29,21 @@ class Measured:
     """What one session measured.
 
     profile: None if compute was timed. stages: what each takes, stated or profiled. traces: of undisturbed steps, and
-    disturbed: of the others. exercised: see `step_fit.calibrated`. memory: by rank, from an untimed step.
+    disturbed: of the others. known_steps: see `step_fit.calibrated`. memory: by rank, from an untimed step.
+    speeds: of a rank whose device n ranks use at once, over its speed alone, at n - 1; None where nobody shares a GPU.
     """
 
     profile: Profile | None
     stages: list[StageCost]
     traces: list[Trace]
-    exercised: list[tuple[Trace, Exercise]]
+    known_steps: list[tuple[Trace, KnownRun]]
     disturbed: list[Trace]
     memory: list[RankMemory]
     receive_window: int
     verified: VerifyReport | None
     reduction: Reduction | None
     environment: dict[str, Any]
+    speeds: tuple[float, ...] | None = None
 
 
 def measure_in_turn(
@@ -54,10 +56,10 @@ def measure_in_turn(
     watch: OutsideLoad | None,
     advance: Callable[[str], None],
 ) -> Measured:
-    """Profile, run and exercise in turn. Disturbed steps are made up for, twice as many as were asked for at most.
+    """Profile, run and calibrate in turn. Disturbed steps are made up for, twice as many as were asked for at most.
 
     Raises ValueError if all are disturbed. For the arguments see `experiment.predict_and_measure`; calibrates: whether
-    to exercise.
+    to make known runs.
     """
     with Session(config, pool=pool, costs=costs) as session:
         is_timed = session.costs is not None
@@ -66,9 +68,10 @@ def measure_in_turn(
                 session.profile_rounds(1)
             session.measure(1)
             advance("warm-up")
-        rehearsals = _Rehearsals(session, is_timed) if calibrates else None
+        known = _KnownRuns(session, is_timed) if calibrates else None
         advance("calibration")
-        rounds: list[list[Any]] = [[] for _ in range(config.world_size)]
+        rounds: list[list[Any]] = []
+        beside = _Beside(session) if config.device == "cuda" and config.is_local and not is_timed else None
         traces: list[Trace] = []
         disturbed: list[Trace] = []
         while len(traces) < config.steps and len(disturbed) <= _MOST_DISTURBED * config.steps:
@@ -77,16 +80,17 @@ def measure_in_turn(
                 new_rounds = (
                     [] if is_timed else session.profile_rounds(1, first_step=step, by_layer=step < _ROUNDS_BY_LAYER)
                 )
+                if beside:
+                    beside.profile(step)
                 trace = session.measure(1, first_step=step)
-                exercised = rehearsals.beside(trace[0].makespan_s) if rehearsals else []
+                known_steps = known.beside(trace[0].makespan_s) if known else []
             if window.is_disturbed:
                 disturbed += trace
                 continue
-            for gathered, new in zip(rounds, new_rounds, strict=False):
-                gathered += new
+            rounds = [of_rank + new for of_rank, new in zip(rounds, new_rounds, strict=True)] if rounds else new_rounds
             traces += trace
-            if rehearsals:
-                rehearsals.kept += exercised
+            if known:
+                known.kept += known_steps
             advance("profile and step")
         if not traces:
             raise ValueError(
@@ -103,13 +107,14 @@ def measure_in_turn(
             profile=profile,
             stages=list(session.costs or []) if profile is None else profile.stages,
             traces=traces,
-            exercised=rehearsals.kept if rehearsals else [],
+            known_steps=known.kept if known else [],
             disturbed=disturbed,
             memory=memory,
             receive_window=window_size,
             verified=verified,
             reduction=reduction,
             environment=session.environment(),
+            speeds=None if beside is None else beside.speeds(rounds),
         )
 
 
@@ -119,33 +124,69 @@ def _window(watch: OutsideLoad | None, pool: WorkerPool | None) -> contextlib.Ab
     return watch.window([] if pool is None else pool.process_ids)
 
 
-class _Rehearsals:
-    """Exercises in turn, beside what they are to say something about.
+class _Beside:
+    """How fast ranks that share a GPU compute when only some do: 1, 2, ... of them profiled side by side."""
+
+    def __init__(self, session: Session) -> None:
+        self._session, self._ranks = session, session.config.ranks
+        self._seconds: dict[int, dict[tuple[str, int], list[float]]] = {n: {} for n in range(1, self._ranks)}
+
+    def profile(self, step: int) -> None:
+        """One more round for each number of ranks, of other ranks each time."""
+        for n, seconds in self._seconds.items():
+            chosen = [(step + i) % self._ranks for i in range(n)]
+            _note(seconds, self._session.profile_rounds(1, first_step=step, by_layer=False, ranks=chosen))
+
+    def speeds(self, rounds: list[list[Any]]) -> tuple[float, ...]:
+        """From these and the rounds of all ranks: the geometric mean over stages and kinds of action."""
+        together: dict[tuple[str, int], list[float]] = {}
+        _note(together, rounds)
+        alone = {key: float(np.median(found)) for key, found in self._seconds.get(1, together).items()}
+        return tuple(
+            float(
+                np.exp(
+                    np.mean([np.log(alone[key] / np.median(found)) for key, found in seconds.items() if key in alone])
+                )
+            )
+            for seconds in (*self._seconds.values(), together)
+        )
+
+
+def _note(seconds: dict[tuple[str, int], list[float]], rounds: list[list[Any]]) -> None:
+    """The mean of each round's actions, by kind and stage."""
+    for samples in (samples for of_rank in rounds for samples in of_rank):
+        for name, by_stage in samples.stage_seconds.items():
+            for stage, found in by_stage.items():
+                seconds.setdefault((name, stage), []).append(float(np.mean(found)))
+
+
+class _KnownRuns:
+    """Known runs in turn, beside what they are to say something about.
 
     kept: those that count.
     """
 
     def __init__(self, session: Session, is_timed: bool) -> None:
         stages = session.costs if is_timed else session.profile(1).stages
-        self.kept: list[tuple[Trace, Exercise]] = []
-        self._session, self._is_timed, self._owed_s = session, is_timed, 0.0
-        self._turns = session.exercises(session.message_bytes, typical_s(stages or []))
+        self.kept: list[tuple[Trace, KnownRun]] = []
+        self._session, self._is_timed, self._time_left_s = session, is_timed, 0.0
+        self._turns = session.known_runs(session.message_bytes, typical_s(stages or []))
         self._share = 1.0 if is_timed or any(each.is_busy for each in self._turns) else _SHARE
         for each in self._turns:
-            session.exercise(each)  # not counted: memory is touched for the first time
+            session.run_known(each)  # not counted: memory is touched for the first time
 
-    def beside(self, step_s: float) -> list[tuple[Trace, Exercise]]:
+    def beside(self, step_s: float) -> list[tuple[Trace, KnownRun]]:
         """The next ones, as long as suits a step of this length; all of them until all are kept.
 
-        Beside timed compute one at least: of a step that hardly computes, all else is what exercises show.
+        Beside timed compute one at least: of a step that hardly computes, all else is what known runs show.
         """
-        found: list[tuple[Trace, Exercise]] = []
-        self._owed_s = max(self._owed_s, 0.0 if self._is_timed else -np.inf) + self._share * step_s
-        while self._owed_s > 0 or len(self.kept) + len(found) < len(self._turns):
+        found: list[tuple[Trace, KnownRun]] = []
+        self._time_left_s = max(self._time_left_s, 0.0 if self._is_timed else -np.inf) + self._share * step_s
+        while self._time_left_s > 0 or len(self.kept) + len(found) < len(self._turns):
             each = self._turns[(len(self.kept) + len(found)) % len(self._turns)]
-            trace = self._session.exercise(each)
+            trace = self._session.run_known(each)
             found.append((trace, each))
-            self._owed_s -= trace.makespan_s
+            self._time_left_s -= trace.makespan_s
         return found
 
 

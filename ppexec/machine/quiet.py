@@ -19,7 +19,7 @@ def set_apart_what_stays() -> None:
 
 
 @contextlib.contextmanager
-def undisturbed(mesh: DeviceMesh) -> Iterator[None]:
+def undisturbed(mesh: DeviceMesh | None) -> Iterator[None]:
     """All processes begin the body at once, and no garbage is collected in it.
 
     Nor do they leave it before the last is done: what a rank does after a step, collecting garbage for a tenth of a

@@ -7,8 +7,9 @@ from dataclasses import dataclass
 
 import torch.distributed as dist
 
-from ppexec.measure.ping import MakeTransport, PingSample, ping, ping_asleep
+from ppexec.measure.ping import PingSample, ping, ping_asleep
 from ppexec.models.shapes import TensorSpec
+from ppexec.transport.transport import MakeTransport
 from ppsim import Program
 
 _ROUNDS = 12

@@ -21,9 +21,10 @@ import torch
 import torch.distributed as dist
 
 from ppexec.machine.clock import now_ns
+from ppexec.machine.device import Pending
 from ppexec.models.shapes import TensorSpec
-from ppexec.transport.gloo import DistributedTransport
-from ppexec.transport.transport import Transport
+from ppexec.transport.gloo import GlooTransport
+from ppexec.transport.transport import MakeTransport, Transport
 from ppsim import Program, Schedule
 
 ASLEEP_S = 0.003
@@ -37,15 +38,11 @@ _READY_TAG = 1 << 20  # no message of a ping has it
 Times = npt.NDArray[np.int64]
 
 
-MakeTransport = Callable[[Program, Sequence[TensorSpec], int], Transport]
-"""From a program, its messages' specs and how many receives are posted ahead."""
-
-
 def gloo_transport(group: dist.ProcessGroup) -> MakeTransport:
     """Messages through gloo, over this group."""
 
     def make(program: Program, specs: Sequence[TensorSpec], window: int) -> Transport:
-        return DistributedTransport(program, specs, group=group, window=window, device=torch.device("cpu"))
+        return GlooTransport(program, specs, group=group, window=window)
 
     return make
 
@@ -248,7 +245,7 @@ class _End:
         self._transport.start()
         times = [self._now_ns()]
         for message in range(self._count):
-            self._transport.send(message, self._payload)
+            self._transport.send(message, Pending(self._payload))
             times.append(self._now_ns())
         return times
 

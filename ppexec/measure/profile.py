@@ -3,19 +3,20 @@
 from __future__ import annotations
 
 from collections import defaultdict
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field, replace
+from functools import partial
 from statistics import fmean, median
 from typing import Any
 
 import torch
 
-from ppexec.machine.clock import now_ns
+from ppexec.machine.device import Device, HostDevice, Mark, Stream
 from ppexec.measure.footprint import Footprint, measure_footprint
 from ppexec.models.batch import Batch
 from ppexec.models.shapes import TensorSpec
 from ppexec.stage.ledger import tensors_of
-from ppexec.stage.stage import Stage
+from ppexec.stage.stage import Stage, act
 from ppsim import Kind, LayerCost, Program, StageCost, partition
 
 _TIMES = ("forward_s", "backward_s", "backward_input_s", "backward_weight_s")
@@ -35,17 +36,14 @@ class LayerSamples:
     sizes: dict[int, dict[str, int]] = field(default_factory=dict)
     stage_sizes: dict[int, dict[str, int]] = field(default_factory=dict)
 
-    def add(self, kind: Kind, layer: int, elapsed_ns: int) -> None:
-        """Note how long an action of this kind took on a layer."""
-        self.seconds[_FIELD[kind]].setdefault(layer, []).append(elapsed_ns / 1e9)
-
 
 class LayerProfiler:
     """Times one rank's layers, each as a stage of its own, in the order and memory of a run but without messages.
 
     Bytes are counted once, of each layer and of each stage as cut. boundaries: specs before each layer and after the
     last. overwriting: see `shapes.first_overwriting`. Other stages' outputs and gradients are made up of noise.
-    clock: nanoseconds; where ranks outnumber the cores it must stand still while others compute (CPU time).
+    device, compute: where the rank computes, the CPU unless given. mark: reads a clock instead of the device's; where
+    ranks outnumber the cores it must stand still while others compute (CPU time).
     """
 
     def __init__(
@@ -56,9 +54,13 @@ class LayerProfiler:
         boundaries: Sequence[TensorSpec],
         overwriting: Sequence[int],
         *,
-        clock: Callable[[], int] = now_ns,
+        device: Device | None = None,
+        compute: Stream | None = None,
+        mark: Callable[[], Mark] | None = None,
     ) -> None:
-        self._clock = clock
+        self.device: Device = HostDevice() if device is None else device
+        self.compute = self.device.compute_stream() if compute is None else compute
+        self._mark = self.device.mark if mark is None else mark
         self._rows = [
             (int(program.stage[row]), Kind(int(program.kind[row])), int(program.microbatch[row]))
             for row in program.rows_of(rank)
@@ -80,13 +82,39 @@ class LayerProfiler:
     def round(self, batch: Batch, *, by_layer: bool = True) -> LayerSamples:
         """Run the rank's order once by stage, and if by_layer once by layer, then each layer's other kind of backward
         once."""
-        samples = LayerSamples()
+        return run_in_turn(self.device, [self], batch, by_layer=by_layer)[0]
+
+    def work(self, batch: Batch, taken: _Taken, *, by_layer: bool) -> Iterator[Callable[[], None]]:
+        """A round as pieces of work to be submitted one by one."""
         for stage, kind, microbatch in self._rows:
-            self._run_stage(stage, kind, microbatch, batch, samples, split=(stage, microbatch) in self._split)
+            yield partial(self._run_stage, stage, kind, microbatch, batch, taken)
+        yield self._clear
+        if not by_layer:
+            return
+        for layer in (layer for layers in self._layers.values() for layer in layers):
+            layer.begin(batch)
+        for stage, kind, microbatch in self._rows:
+            yield partial(self._run, stage, kind, microbatch, batch, taken, split=(stage, microbatch) in self._split)
+        if self._trains:
+            measured = {kind for _, kind, _ in self._rows}
+            for stage in self._layers:
+                kinds = (Kind.B,) if Kind.I in measured else (Kind.I, Kind.W)
+                other = _Taken() if Kind.B in measured and Kind.I in measured else taken
+                yield partial(self._run, stage, Kind.F, 0, batch, _Taken(), split=Kind.W in kinds)
+                for kind in kinds:
+                    yield partial(self._run, stage, kind, 0, batch, other, split=False)
+
+    def _clear(self) -> None:
         for whole in self._stages.values():
             whole.clear()
-        if by_layer:
-            self._run_layers(batch, samples)
+
+    def samples(self, taken: _Taken, batch: Batch) -> LayerSamples:
+        """What a round has shown, once the device has done it; with the bytes."""
+        samples = LayerSamples()
+        for found, spans in ((samples.stage_seconds, taken.stages), (samples.seconds, taken.layers)):
+            begin_ns, end_ns = (self.device.times_ns([span[at] for span in spans]) for at in (2, 3))
+            for (kind, index, _, _), begin, end in zip(spans, begin_ns, end_ns, strict=True):
+                found[_FIELD[kind]].setdefault(index, []).append((end - begin) / 1e9)
         samples.stage_sizes = {index: found.amounts() for index, found in self.footprints(batch).items()}
         if not self._sizes:
             self._sizes = {
@@ -95,45 +123,28 @@ class LayerProfiler:
         samples.sizes = self._sizes
         return samples
 
-    def _run_layers(self, batch: Batch, samples: LayerSamples) -> None:
-        for layer in (layer for layers in self._layers.values() for layer in layers):
-            layer.begin(batch)
-        for stage, kind, microbatch in self._rows:
-            self._run(stage, kind, microbatch, batch, samples, split=(stage, microbatch) in self._split)
-        if self._trains:
-            measured = {kind for _, kind, _ in self._rows}
-            for stage in self._layers:
-                kinds = (Kind.B,) if Kind.I in measured else (Kind.I, Kind.W)
-                only_backward = LayerSamples()
-                self._run(stage, Kind.F, 0, batch, LayerSamples(), split=Kind.W in kinds)
-                for kind in kinds:
-                    self._run(stage, kind, 0, batch, only_backward, split=False)
-                if not (Kind.B in measured and Kind.I in measured):
-                    for name, found in only_backward.seconds.items():
-                        samples.seconds[name].update(found)
-
-    def _run_stage(
-        self, index: int, kind: Kind, microbatch: int, batch: Batch, samples: LayerSamples, *, split: bool
-    ) -> None:
+    def _run_stage(self, index: int, kind: Kind, microbatch: int, batch: Batch, taken: _Taken) -> None:
         """One action of a stage as cut, timed as the runtime's own are: separate calls for its layers cost more."""
         stage = self._stages[index]
         stage.begin(batch)
-        value: torch.Tensor | None = None
-        if kind == Kind.F:
-            value = self._input(stage, microbatch, batch)
-        elif kind != Kind.W:
-            value = self._gradient(stage)
-        target = batch.targets[microbatch] if stage.loss is not None else None
-        began = self._clock()
-        if kind == Kind.F:
-            stage.forward(microbatch, value, target, split=split)
-        elif kind == Kind.B:
-            stage.backward(microbatch, value)
-        elif kind == Kind.I:
-            stage.backward_input(microbatch, value)
-        else:
-            stage.backward_weight(microbatch)
-        samples.stage_seconds[_FIELD[kind]].setdefault(index, []).append((self._clock() - began) / 1e9)
+        value = self._given(stage, stage, kind, microbatch, batch)
+        begin = self._mark()
+        act(stage, kind, microbatch, value, batch, split=(index, microbatch) in self._split)
+        taken.stages.append((kind, index, begin, self._mark()))
+
+    def _run(self, stage: int, kind: Kind, microbatch: int, batch: Batch, taken: _Taken, *, split: bool) -> None:
+        layers = self._layers[stage]
+        value = self._given(layers[0], layers[-1], kind, microbatch, batch)
+        for layer in layers if kind == Kind.F else reversed(layers):
+            begin = self._mark()
+            value = act(layer, kind, microbatch, value, batch, split=split)
+            taken.layers.append((kind, layer.first_layer, begin, self._mark()))
+
+    def _given(self, first: Stage, last: Stage, kind: Kind, microbatch: int, batch: Batch) -> torch.Tensor | None:
+        """What an action of these layers needs: the first one's input, the gradient of the last one's output."""
+        if kind == Kind.W:
+            return None
+        return self._input(first, microbatch, batch) if kind == Kind.F else self._gradient(last)
 
     def footprints(self, batch: Batch) -> dict[int, Footprint]:
         """What each of this rank's stages holds, counted when first asked for."""
@@ -146,51 +157,67 @@ class LayerProfiler:
 
     def _footprint(self, stage: Stage, batch: Batch, *, split: bool) -> Footprint:
         stage.begin(batch)
-        return measure_footprint(
-            stage,
-            lambda: self._input(stage, 0, batch).clone(),
-            lambda: self._gradient(stage),
-            batch.targets[0] if stage.loss is not None else None,
-            [*tensors_of(stage.layers), *batch.targets],
-            split=split,
-        )
+        found: list[Footprint] = []
 
-    def _run(
-        self, stage: int, kind: Kind, microbatch: int, batch: Batch, samples: LayerSamples, *, split: bool
-    ) -> None:
-        layers = self._layers[stage]
-        value: torch.Tensor | None = None
-        if kind == Kind.F:
-            value = self._input(layers[0], microbatch, batch)
-        elif kind != Kind.W:
-            value = self._gradient(layers[-1])
-        for layer in layers if kind == Kind.F else reversed(layers):
-            target = batch.targets[microbatch] if layer.loss is not None else None
-            began = self._clock()
-            if kind == Kind.F:
-                value = layer.forward(microbatch, value, target, split=split)
-            elif kind == Kind.B:
-                value = layer.backward(microbatch, value)
-            elif kind == Kind.I:
-                value = layer.backward_input(microbatch, value)
-            else:
-                layer.backward_weight(microbatch)
-            samples.add(kind, layer.first_layer, self._clock() - began)
+        def measure() -> None:
+            found.append(
+                measure_footprint(
+                    stage,
+                    lambda: self._input(stage, 0, batch).clone(),
+                    lambda: self._gradient(stage),
+                    batch.targets[0] if stage.loss is not None else None,
+                    [*tensors_of(stage.layers), *batch.targets],
+                    split=split,
+                )
+            )
+
+        self.compute.submit(measure, f"measuring what stage {stage.index} holds")
+        self.device.synchronize()
+        return found[0]
 
     def _input(self, layer: Stage, microbatch: int, batch: Batch) -> torch.Tensor:
-        return batch.inputs[microbatch] if layer.is_first else _noise(self._boundaries[layer.first_layer])
+        return batch.inputs[microbatch] if layer.is_first else self._noise(layer.first_layer)
 
     def _gradient(self, layer: Stage) -> torch.Tensor | None:
-        return None if layer.loss is not None else _noise(self._boundaries[layer.first_layer + len(layer.layers)])
+        return None if layer.loss is not None else self._noise(layer.first_layer + len(layer.layers))
+
+    def _noise(self, boundary: int) -> torch.Tensor:
+        spec = self._boundaries[boundary]
+        value = spec.empty(self.device.torch_device)
+        return value.normal_() if spec.dtype.is_floating_point else value.zero_()
 
     def _layer_sizes(self, layer: Stage, batch: Batch) -> dict[str, int]:
         found = self._footprint(layer, batch, split=False).amounts()
         return {**found, "output_bytes": self._boundaries[layer.first_layer + 1].size_bytes}
 
 
-def _noise(spec: TensorSpec) -> torch.Tensor:
-    value = spec.empty()
-    return value.normal_() if spec.dtype.is_floating_point else value.zero_()
+@dataclass(kw_only=True)
+class _Taken:
+    """What a round took: (kind, stage or layer, begin, end) of every action; moments on the device's clock."""
+
+    stages: list[tuple[Kind, int, Mark, Mark]] = field(default_factory=list)
+    layers: list[tuple[Kind, int, Mark, Mark]] = field(default_factory=list)
+
+
+def run_in_turn(
+    device: Device, profilers: Sequence[LayerProfiler], batch: Batch, *, by_layer: bool
+) -> list[LayerSamples]:
+    """A round of several ranks that share a device, side by side: their actions are submitted in turn."""
+    device.begin()
+    every = [_Taken() for _ in profilers]
+    pending = [
+        (profiler, profiler.work(batch, taken, by_layer=by_layer))
+        for profiler, taken in zip(profilers, every, strict=True)
+    ]
+    while pending:
+        for profiler, rest in list(pending):
+            work = next(rest, None)
+            if work is None:
+                pending.remove((profiler, rest))
+            else:
+                profiler.compute.submit(work, "a profiled action")
+    device.synchronize()
+    return [profiler.samples(taken, batch) for profiler, taken in zip(profilers, every, strict=True)]
 
 
 @dataclass(frozen=True, kw_only=True)

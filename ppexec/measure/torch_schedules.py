@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 import torch
 from torch import nn
@@ -13,10 +13,8 @@ from torch.distributed.pipelining.schedules import _PipelineScheduleRuntime
 from ppexec.machine.clock import now_ns
 from ppexec.models.batch import Batch
 from ppexec.stage.stage import Stage
+from ppexec.workers.worker import Worker
 from ppsim import Kind
-
-if TYPE_CHECKING:
-    from ppexec.workers.rank import Worker
 
 PEERS = ("torch-gpipe", "torch-1f1b", "torch-runtime")
 
@@ -31,7 +29,7 @@ def peer_step(worker: Worker, name: str) -> Callable[[Batch], Any]:
     (stage,) = (stage for stage in worker.stages.values() if isinstance(stage, Stage))
     module = _plain(stage)
     count, last = worker.config.pipeline.stages, stage.loss is not None
-    pipeline_stage = PipelineStage(module, stage.index, count, worker.device, group=worker.group)
+    pipeline_stage = PipelineStage(module, stage.index, count, worker.device.torch_device, group=worker.pipeline_group)
     loss = worker.model.loss
     schedule: Any
     if name == "torch-runtime":
@@ -70,22 +68,12 @@ def _load_order(schedule: Any, text: str) -> None:
 
 def time_peer(worker: Worker, name: str, steps: int) -> list[tuple[int, int]]:
     """When this rank began and ended each step, in nanoseconds on the first rank's clock."""
-    step = worker.peers.get(name)
-    if step is None:
-        step = worker.peers[name] = peer_step(worker, name)
-    return _timed(worker, step, steps)
-
-
-def time_ours(worker: Worker, steps: int) -> list[tuple[int, int]]:
-    """The same for this project's runtime, over the whole of its step."""
-    return _timed(worker, worker.runtime.step, steps)
-
-
-def _timed(worker: Worker, step: Callable[[Batch], Any], steps: int) -> list[tuple[int, int]]:
+    step = worker.keep(name, lambda: peer_step(worker, name))
     times = []
-    for batch in worker.together(0, steps):
+    for batch in worker.undisturbed_batches(0, steps):
         began = now_ns()
         step(batch)
+        worker.device.synchronize()
         times.append((began + worker.offset_ns, now_ns() + worker.offset_ns))
     return times
 
@@ -96,9 +84,11 @@ def time_compute(worker: Worker, rounds: int) -> list[dict[str, float]]:
     module = _plain(stage)
     rows = [(Kind(int(worker.program.kind[row])), int(worker.program.microbatch[row]))
             for row in worker.program.rows_of(worker.rank)]  # fmt: skip
-    received = worker.boundaries[stage.first_layer].empty().normal_()
-    gradient = worker.boundaries[stage.first_layer + len(stage.layers)].empty().normal_()
-    return [_one_round(stage, module, rows, batch, received, gradient) for batch in worker.together(0, rounds)]
+    received = worker.boundaries[stage.first_layer].empty(worker.device.torch_device).normal_()
+    gradient = worker.boundaries[stage.first_layer + len(stage.layers)].empty(worker.device.torch_device).normal_()
+    return [
+        _one_round(stage, module, rows, batch, received, gradient) for batch in worker.undisturbed_batches(0, rounds)
+    ]
 
 
 def _one_round(

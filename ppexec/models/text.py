@@ -7,6 +7,7 @@ from pathlib import Path
 import numpy as np
 import torch
 
+import ppsim
 from ppexec.models.seeds import derive
 
 
@@ -16,10 +17,7 @@ def load_text(path: Path | None) -> torch.Tensor:
     Raises ValueError if the file cannot be read.
     """
     if path is None:
-        import ppexec
-        import ppsim
-
-        roots = [Path(package.__file__).parent for package in (ppexec, ppsim) if package.__file__]
+        roots = [Path(__file__).parents[1], Path(ppsim.__file__).parent]
         sources = [file for root in roots for file in sorted(root.rglob("*.py"), key=lambda f: f.as_posix())]
         text = b"".join(file.read_bytes() for file in sources)
     else:

@@ -12,6 +12,7 @@ import torch
 import torch.distributed as dist
 
 from ppexec.machine.clock import now_ns
+from ppexec.machine.device import Device
 
 _ALONE_BYTES = 2 << 20
 """Tensors of this size and more travel alone. Of smaller ones each costs more than its bytes (16 of 0.1 to 1 MB took
@@ -40,18 +41,22 @@ class Reduction:
             else:
                 together[gradient.dtype].append(gradient)
         works += [group.allreduce_coalesced(tensors) for tensors in together.values()]
+        self._works = works
         # Noted by the transport's thread as each ends: this rank's is busy with other stages until the step is over.
-        self._ends = [(work, work.get_future().then(lambda _: now_ns())) for work in works]
+        is_on_host = all(gradient.device.type == "cpu" for gradient in gradients)
+        self._ends = [work.get_future().then(lambda _: now_ns()) for work in works] if is_on_host else []
 
-    def finish(self) -> tuple[int, int]:
-        """Wait until the sums are there; when it began and when the last of them was there, in nanoseconds."""
-        end_ns = self._start_ns
-        for work, ended in self._ends:
+    def wait(self) -> None:
+        """Let the current stream go on, or on the host this thread, when the sums are there."""
+        for work in self._works:
             work.wait()
-            end_ns = max(end_ns, ended.wait())
         for gradient, dense in self._strided:
             gradient.copy_(dense)
-        return self._start_ns, end_ns
+
+    def finish(self) -> tuple[int, int]:
+        """Wait until the sums are there; on the host, when it began and when the last was there, in nanoseconds."""
+        self.wait()
+        return self._start_ns, max([self._start_ns, *(ended.wait() for ended in self._ends)])
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -62,21 +67,25 @@ class ReductionSample:
     seconds: float
 
 
-def probe_reduction(gradients: Sequence[torch.Tensor], group: dist.ProcessGroup) -> list[ReductionSample]:
+def probe_reduction(
+    gradients: Sequence[torch.Tensor], group: dist.ProcessGroup, device: Device | None = None
+) -> list[ReductionSample]:
     """What `Reduction` takes for a stage's gradients, half of them and a quarter: medians of what this rank saw.
 
     gradients: zeros as large as those of the stage; a single tensor is cut, of several some are left out, so that each
-    message is one that a step sends, or a part of one. The replicas begin together, with nothing else to do. Collective
-    over the group.
+    message is one that a step sends, or a part of one. The replicas begin together, with nothing else to do. device:
+    where the gradients are, the host unless given. Collective over the group.
     """
     samples = []
     for tensors in _parts(gradients):
         taken_ns = []
         for _ in range(_WARMUP + _ROUNDS):
             dist.barrier(group)
-            reduction = Reduction(tensors, group)
-            begin_ns, end_ns = reduction.finish()
-            taken_ns.append(end_ns - begin_ns)
+            begin_ns = now_ns()
+            Reduction(tensors, group).wait()
+            if device is not None:
+                device.synchronize()
+            taken_ns.append(now_ns() - begin_ns)
         size_bytes = sum(tensor.nbytes for tensor in tensors)
         samples.append(ReductionSample(size_bytes=size_bytes, seconds=median(taken_ns[_WARMUP:]) / 1e9))
     return samples

@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 from contextlib import AbstractContextManager, nullcontext
 from functools import cached_property
-from typing import TYPE_CHECKING, NamedTuple
+from typing import NamedTuple
 
 import torch
 import torch.distributed as dist
@@ -13,16 +13,13 @@ from torch import nn
 
 from ppexec.models.batch import Batch
 from ppexec.models.dropout import Randomness
-from ppexec.models.initialize import initialize_layer
-from ppexec.models.model import Loss, Model
+from ppexec.models.model import Loss
 from ppexec.stage.gradient_sum import Reduction
 from ppexec.stage.ledger import Ledger
 from ppexec.stage.split_backward import SplitBackward, Unit, add_weight_gradients
-from ppexec.stage.tensor_parallel import local, local_gradient, shard_layer
-from ppexec.stage.tied import start_tied
-
-if TYPE_CHECKING:
-    from torch.distributed.device_mesh import DeviceMesh
+from ppexec.stage.tensor_parallel import local, local_gradient
+from ppexec.stage.timed import TimedStage
+from ppsim import Kind
 
 
 class _Held(NamedTuple):
@@ -175,7 +172,7 @@ class Stage:
     def blank_gradients(self) -> list[torch.Tensor]:
         """Zeros in place of this rank's part of each gradient that `reduce_gradients` adds up."""
         parameters = [parameter for layer in self.layers for parameter in layer.parameters()]
-        return [torch.zeros(local(p).shape, dtype=p.dtype) for p in parameters if p.requires_grad]
+        return [torch.zeros_like(local(p)) for p in parameters if p.requires_grad]
 
     def part(self, begin: int, end: int, *, copies_input: bool) -> Stage:
         """Some of its layers as a stage of their own, with the data and loss that are theirs; nothing under way."""
@@ -210,39 +207,19 @@ class Stage:
             layer.zero_grad(set_to_none=True)
 
 
-def build_stage(
-    index: int,
-    model: Model,
-    layers: range,
-    *,
-    is_last: bool,
-    microbatches: int,
-    trains: bool,
-    recompute: bool = False,
-    seed: int,
-    device: torch.device,
-    copies_input: bool = False,
-    mesh: DeviceMesh | None = None,
-) -> Stage:
-    """A stage with its own layers made real and initialised; the model's other layers stay as they are.
+def act(
+    stage: Stage | TimedStage, kind: Kind, microbatch: int, value: torch.Tensor | None, batch: Batch, *, split: bool
+) -> torch.Tensor | None:
+    """Do one action of a stage; its output, if it has one.
 
-    recompute: whether it keeps its layers' inputs alone (see `stage.recompute`). mesh: of the tp dimension, over which
-    each layer is sharded as soon as it is real; None keeps layers whole.
+    value: the input of F, or the gradient of the output for B and I. split: whether an F's backward comes as I and W.
     """
-    from ppexec.stage.recompute import RecomputingStage
-
-    modules = []
-    for layer in layers:
-        whole = initialize_layer(model.layers[layer], index=layer, seed=seed, device=device)
-        start_tied(whole, model, index=layer, seed=seed, device=device)
-        modules.append(shard_layer(whole, model, mesh, index=layer))
-    return (RecomputingStage if recompute else Stage)(
-        index,
-        modules,
-        first_layer=layers.start,
-        loss=model.loss if is_last else None,
-        microbatches=microbatches,
-        trains=trains,
-        copies_input=copies_input,
-        randomness=model.randomness,
-    )
+    if kind == Kind.F:
+        target = batch.targets[microbatch] if stage.loss is not None else None
+        return stage.forward(microbatch, value, target, split=split)
+    if kind == Kind.B:
+        return stage.backward(microbatch, value)
+    if kind == Kind.I:
+        return stage.backward_input(microbatch, value)
+    stage.backward_weight(microbatch)
+    return None

@@ -9,7 +9,6 @@ the gradient for the input: a backward split in I and W communicates in I alone.
 
 from __future__ import annotations
 
-import sys
 from collections.abc import Iterator, Mapping, Sequence
 from fnmatch import fnmatchcase
 from typing import TYPE_CHECKING, Any
@@ -119,24 +118,6 @@ def _wait_for_output(module: nn.Module, arguments: tuple[Any, ...], output: Any)
     from torch.distributed._functional_collectives import AsyncCollectiveTensor
 
     return pytree.tree_map(lambda leaf: _Wait.apply(leaf) if isinstance(leaf, AsyncCollectiveTensor) else leaf, output)
-
-
-def forget_worlds() -> None:
-    """Make PyTorch forget the meshes of worlds that are no more; to be called when this process joins another.
-
-    What it keeps of a sharded operation is found by the mesh's ranks and names, which another world's may equal, and
-    holds the old mesh, whose groups are gone, or have become other groups.
-    """
-    if "torch.distributed.tensor" not in sys.modules:
-        return
-    from torch.distributed.tensor import DTensor, debug
-
-    if hasattr(debug, "_clear_sharding_prop_cache"):
-        debug._clear_sharding_prop_cache()
-    else:
-        DTensor._op_dispatcher.sharding_propagator.propagate_op_sharding.cache.cache_clear()
-    redistribute = sys.modules.get("torch.distributed.tensor._redistribute")
-    getattr(redistribute, "clear_redistribute_planner_cache", lambda: None)()
 
 
 def local(tensor: torch.Tensor) -> torch.Tensor:

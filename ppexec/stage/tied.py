@@ -15,6 +15,7 @@ import torch.distributed as dist
 from torch import nn
 from torch.distributed.device_mesh import DeviceMesh
 
+from ppexec.machine.mesh import pipelines_of
 from ppexec.models.initialize import initialize_layer
 from ppexec.models.model import Model, Place
 from ppexec.stage.tensor_parallel import local
@@ -44,6 +45,7 @@ class TiedGradients:
     """Adds up the gradients of tied copies; built by all processes at once, since they form groups.
 
     tied: as in Model. stage_of: layer -> stage. placement: stage -> rank. modules: the layers held here, by number.
+    mesh: None if this process holds all.
     """
 
     def __init__(
@@ -53,16 +55,15 @@ class TiedGradients:
         stage_of: Sequence[int],
         placement: Sequence[int],
         modules: Mapping[int, nn.Module],
-        mesh: DeviceMesh,
+        mesh: DeviceMesh | None,
     ) -> None:
         self._sums: list[tuple[list[nn.Parameter], dist.ProcessGroup | None]] = []
         for pair in tied:
             held = [modules[layer].get_parameter(name) for layer, name in pair if layer in modules]
             ranks = [placement[stage_of[layer]] for layer, _ in pair]
             group = None
-            if ranks[0] != ranks[1]:
-                pipelines = mesh.mesh.movedim(list(mesh.mesh_dim_names or ()).index("pp"), -1)
-                for line in pipelines.reshape(-1, pipelines.shape[-1]).tolist():
+            if ranks[0] != ranks[1] and mesh is not None:
+                for line in pipelines_of(mesh):
                     made = dist.new_group([line[rank] for rank in ranks])
                     if dist.get_rank() in (line[rank] for rank in ranks):
                         group = made
@@ -129,7 +130,7 @@ class SharedWeights:
 
     def magnitude(self, parameter: nn.Parameter) -> torch.Tensor:
         """The sum of the magnitudes of all terms since `clear`, in float64, element by element."""
-        blank = torch.zeros(parameter.shape, dtype=torch.float64)
+        blank = torch.zeros(parameter.shape, dtype=torch.float64, device=parameter.device)
         return self._terms.get(parameter, blank)
 
     def clear(self) -> None:

@@ -2,23 +2,19 @@
 
 from __future__ import annotations
 
-import contextlib
-import ctypes
-import os
-import time
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 
+import numpy as np
 import torch
 import torch.distributed as dist
 
-from ppexec.machine.clock import now_ns
+from ppexec.machine.device import Device
+from ppexec.machine.waiting import burn_s
 from ppexec.models.batch import Batch
+from ppexec.models.shapes import TensorSpec
 from ppexec.stage.gradient_sum import Reduction
 from ppexec.stage.ledger import Ledger
-from ppsim import StageCost
-
-_PR_SET_TIMERSLACK = 29
-_AWAKE_NS = 150_000
+from ppsim import Program, StageCost
 
 
 class TimedStage:
@@ -29,6 +25,7 @@ class TimedStage:
 
     index: stage number. cost: of this stage. before: of the stage before, whose output is this one's input; None on the
     first. is_last: the last stage sends nothing on. trains: False for an evaluation. spend: takes an action's seconds.
+    device: where its messages are.
     """
 
     def __init__(
@@ -40,16 +37,18 @@ class TimedStage:
         is_last: bool,
         trains: bool,
         spend: Callable[[float], None],
+        device: torch.device,
     ) -> None:
         self._spend_s = spend
+        self._device = device
         self.index = index
         self.loss = None
         self.trains = trains
         self.ledger: Ledger | None = None
         self._cost = cost
-        self._output = None if is_last else torch.zeros(cost.output_bytes, dtype=torch.uint8)
+        self._output = None if is_last else torch.zeros(cost.output_bytes, dtype=torch.uint8, device=device)
         self._gradients: list[torch.Tensor] | None = None  # of the parameters, made when replicas add them up
-        self._gradient = None if before is None else torch.zeros(before.output_bytes, dtype=torch.uint8)
+        self._gradient = None if before is None else torch.zeros(before.output_bytes, dtype=torch.uint8, device=device)
 
     @property
     def is_first(self) -> bool:
@@ -97,29 +96,32 @@ class TimedStage:
     def blank_gradients(self) -> list[torch.Tensor]:
         """One tensor of zeros as large as all gradients, down to whole floats; none if there are none."""
         count = self._cost.trained_bytes // 4
-        return [torch.zeros(count)] if count else []
+        return [torch.zeros(count, device=self._device)] if count else []
 
     def clear(self) -> None:
         """Nothing is kept from one step to the next."""
 
 
-def wait_s(seconds: float) -> None:
-    """Wait for this long: asleep but for the end, since sleeping itself ends about a tenth of a millisecond late."""
-    until = now_ns() + round(seconds * 1e9)
-    while (left := until - now_ns()) > _AWAKE_NS:
-        time.sleep((left - _AWAKE_NS) / 1e9)
-    while now_ns() < until:
-        os.sched_yield()  # whoever has work goes first
+def timed_stages(
+    held: Sequence[int], costs: Sequence[StageCost], *, trains: bool, device: Device, busy: bool = False
+) -> dict[int, TimedStage]:
+    """The stages of one rank, which take their time without computing; busy: and keep a core at work meanwhile."""
+    return {
+        stage: TimedStage(
+            stage,
+            costs[stage],
+            before=costs[stage - 1] if stage else None,
+            is_last=stage == len(costs) - 1,
+            trains=trains,
+            spend=burn_s if busy else device.wait_s,
+            device=device.torch_device,
+        )
+        for stage in held
+    }
 
 
-def burn_s(seconds: float) -> None:
-    """Keep a core at work for this long, by the CPU time of this thread: who waits for a core does not advance."""
-    until = time.thread_time_ns() + round(seconds * 1e9)
-    while time.thread_time_ns() < until:
-        pass
-
-
-def sharpen_sleep() -> None:
-    """Ask Linux to end this thread's sleeps on time, not up to 50 us later to save wake-ups."""
-    with contextlib.suppress(OSError, AttributeError):
-        ctypes.CDLL(None).prctl(_PR_SET_TIMERSLACK, 1, 0, 0, 0)
+def message_specs(program: Program, costs: Sequence[StageCost]) -> list[TensorSpec]:
+    """What timed stages send: bytes, as many as stated."""
+    messages = program.messages
+    lower = np.minimum(program.stage[messages.producer], program.stage[messages.consumer]).tolist()
+    return [TensorSpec(shape=(costs[stage].output_bytes,), dtype=torch.uint8) for stage in lower]

@@ -5,20 +5,16 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 import torch
 
 from ppexec.config.config import RunConfig
 from ppexec.models.seeds import microbatch_order
-from ppexec.stage.ledger import optimizer_bytes
-from ppexec.stage.stage import Stage
 from ppexec.stage.tensor_parallel import local, local_gradient, slice_like
 from ppexec.train import checkpoint
 from ppexec.verify.rounding import nudged
-
-if TYPE_CHECKING:
-    from ppexec.workers.rank import Worker
+from ppexec.workers.worker import OPTIMIZER, Worker
 
 
 class Trainer:
@@ -33,19 +29,21 @@ class Trainer:
         self.next_step = 0
         self._parameters = {
             checkpoint.parameter_key(stage.first_layer + position, name): parameter
-            for stage in worker.stages.values()
-            if isinstance(stage, Stage)
+            for stage in worker.real_stages
             for position, layer in enumerate(stage.layers)
             for name, parameter in layer.named_parameters()
             if parameter.requires_grad
         }
         config = worker.config
         # One by one (not foreach): that takes plain and sharded parameters alike.
-        self._optimizer = torch.optim.AdamW(
-            [{"params": list(self._parameters.values())}],
-            lr=config.learning_rate,
-            weight_decay=config.weight_decay,
-            foreach=False,
+        self._optimizer = worker.keep(
+            OPTIMIZER,
+            lambda: torch.optim.AdamW(
+                [{"params": list(self._parameters.values())}],
+                lr=config.learning_rate,
+                weight_decay=config.weight_decay,
+                foreach=False,
+            ),
         )
         for parameter in self._parameters.values():
             # What AdamW would make in its first step; here so that there is something to load into.
@@ -63,7 +61,7 @@ class Trainer:
         worker, config = self._worker, self._worker.config
         batch = worker.load(self.next_step)
         worker.clear()
-        worker.runtime.step(batch)
+        worker.step(batch)
         for parameter in self._parameters.values():
             if local_gradient(parameter) is None:
                 parameter.grad = torch.zeros_like(parameter)
@@ -72,13 +70,7 @@ class Trainer:
             config.seed, step=self.next_step, microbatches=config.microbatches, dp=config.dp, dp_rank=worker.dp_rank
         )
         self.next_step += 1
-        stages = [stage for stage in worker.stages.values() if isinstance(stage, Stage)]
-        return {int(indices[b]): float(loss) for stage in stages for b, loss in stage.losses.items()}
-
-    @property
-    def optimizer_bytes(self) -> int:
-        """What this rank's part of the optimizer keeps from step to step."""
-        return optimizer_bytes(self._optimizer)
+        return {int(indices[b]): float(loss) for stage in worker.real_stages for b, loss in stage.losses.items()}
 
     def save(self, directory: Path) -> Path:
         """Write a checkpoint; its folder. Collective."""

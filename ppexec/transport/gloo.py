@@ -9,11 +9,13 @@ import numpy as np
 import torch
 import torch.distributed as dist
 
+from ppexec.machine.clock import now_ns
+from ppexec.machine.device import Pending, taken
 from ppexec.models.shapes import TensorSpec
 from ppsim import Program
 
 
-class DistributedTransport:
+class GlooTransport:
     """One rank's end of all its links.
 
     Every rank knows the program, so the receiver posts its receives in the order in which the link carries the
@@ -30,12 +32,13 @@ class DistributedTransport:
         *,
         group: dist.ProcessGroup,
         window: int,
-        device: torch.device,
     ) -> None:
         messages = program.messages
         rank = dist.get_rank(group)
         self.window = window
-        self._group, self._device = group, device
+        self._group = group
+        self.sent: dict[int, int] = {}
+        self.received: dict[int, int] = {}
         self._specs = list(specs)
         self._source = messages.source.tolist()
         self._destination = messages.destination.tolist()
@@ -50,34 +53,37 @@ class DistributedTransport:
 
     def start(self) -> None:
         """Post the first receives of every link."""
+        self.sent, self.received = {}, {}
         self._to_post = {source: deque(messages) for source, messages in self._from_source.items()}
         for queue in self._to_post.values():
             for _ in range(min(self.window, len(queue))):
                 self._post(queue.popleft())
 
     def _post(self, message: int) -> None:
-        buffer = self._specs[message].empty(self._device)
+        buffer = self._specs[message].empty()
         # The group's own call: dist.irecv spends as long on checking what is known here.
         work = self._group.recv([buffer], self._source[message], message)
         self._posted[message] = (work, buffer)
 
-    def receive(self, message: int) -> torch.Tensor:
+    def receive(self, message: int) -> Pending:
         """Wait for a message; then post the next one of its link, since its place is free."""
         work, buffer = self._posted.pop(message)
         work.wait()
+        self.received[message] = now_ns()
         queue = self._to_post[self._source[message]]
         if queue:
             self._post(queue.popleft())
-        return buffer
+        return Pending(buffer)
 
     @property
     def posted_bytes(self) -> int:
         """Buffers of receives that are posted and not used yet."""
         return sum(buffer.nbytes for _, buffer in self._posted.values())
 
-    def send(self, message: int, tensor: torch.Tensor) -> None:
+    def send(self, message: int, pending: Pending) -> None:
         """Hand a message over; it is kept alive until it has left."""
-        tensor = tensor.contiguous()
+        self.sent[message] = now_ns()
+        tensor = taken(pending, message).contiguous()
         self._sending.append((self._group.send([tensor], self._destination[message], message), tensor))
         while self._sending and self._sending[0][0].is_completed():
             self._sending.popleft()

@@ -17,6 +17,7 @@ import torch
 import torch.distributed as dist
 
 from ppexec.machine.clock import machine_id, now_ns
+from ppexec.machine.device import Pending, taken
 from ppexec.models.shapes import TensorSpec
 from ppexec.transport.slots import Layout, Places
 from ppsim import Program
@@ -81,33 +82,38 @@ class SharedTransport:
             size for size, destination in zip(self._sizes, self._destination, strict=True) if destination == rank
         )
         self.posted_bytes = 0
+        self.sent: dict[int, int] = {}
+        self.received: dict[int, int] = {}
 
     def start(self) -> None:
         """Every message has a place to come to."""
         self.posted_bytes = self._incoming_bytes
+        self.sent, self.received = {}, {}
 
     def finish(self) -> None:
         """Nothing is under way."""
 
-    def send(self, message: int, tensor: torch.Tensor) -> None:
+    def send(self, message: int, pending: Pending) -> None:
         """Copy a message to a free place; only a receiver that is a whole step behind is waited for."""
+        self.sent[message] = now_ns()
         if self._words[message]:
             self._wait_until(False, message, self._destination[message])
         place = self._places.take(message)
-        self._places.tensor(message, place).copy_(tensor)
+        self._places.tensor(message, place).copy_(taken(pending, message))
         self._words[message] = place + 1
         if self._sleepers[self._destination[message]]:
             with contextlib.suppress(BlockingIOError):  # rung so often already that it must wake
                 os.write(self._memory.bells[self._destination[message]], b"!")
 
-    def receive(self, message: int) -> torch.Tensor:
+    def receive(self, message: int) -> Pending:
         """Wait for a message; the copy is the receiver's own."""
         if not self._words[message]:
             self._wait_until(True, message, self._source[message])
         tensor = self._places.tensor(message, self._words[message] - 1).clone()
         self._words[message] = 0
         self.posted_bytes -= self._sizes[message]
-        return tensor
+        self.received[message] = now_ns()
+        return Pending(tensor)
 
     def _wait_until(self, is_there: bool, message: int, peer: int) -> None:
         words, began, waited_ns = self._words, now_ns(), 0

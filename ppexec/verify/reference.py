@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import TYPE_CHECKING
+from functools import partial
 
 import torch
 import torch.distributed as dist
@@ -18,11 +18,9 @@ from ppexec.stage.stage import Stage
 from ppexec.stage.tensor_parallel import local, local_gradient, slice_like
 from ppexec.stage.tied import SharedWeights
 from ppexec.verify.rounding import NUDGES, allowed, nudged, sharded_roundings
+from ppexec.workers.worker import Worker
 from ppsim import Kind, Program
 from ppsim.costs.partition import bounds
-
-if TYPE_CHECKING:
-    from ppexec.workers.rank import Worker
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -124,7 +122,8 @@ class Reference:
         output = self.outputs[dp_rank][microbatch]
         largest = float(output.abs().max()) if output.numel() else 0.0
         moved = self._moved.get((dp_rank, microbatch), 0.0)
-        return torch.tensor([allowed(self._roundings, output.dtype, largest=largest, moved=moved)]).double()
+        bound = allowed(self._roundings, output.dtype, largest=largest, moved=moved)
+        return torch.tensor([bound], dtype=torch.float64, device=output.device)
 
     def _step(self, order: Sequence[int]) -> None:
         config = self._config
@@ -189,7 +188,7 @@ class Reference:
         slips = (terms - 1) * torch.finfo(parameter.dtype).eps / 2
         magnitude = self._shared.magnitude(parameter) if is_tied else self._magnitudes.get(parameter)
         if magnitude is None:
-            magnitude = torch.zeros(parameter.shape, dtype=torch.float64)
+            magnitude = torch.zeros(parameter.shape, dtype=torch.float64, device=parameter.device)
         return 2 * slips / (1 - slips) * magnitude + sharded
 
 
@@ -209,11 +208,13 @@ def compare_with_reference(worker: Worker, outputs: dict[int, torch.Tensor]) -> 
     config, schedule = worker.config, worker.config.pipeline
     every = tuple(range(config.microbatches))
     orders = [every] * schedule.stages if config.forward_only else accumulation_orders(worker.program)
-    reference = Reference(config, worker.device) if worker.rank == 0 else None
+    reference = Reference(config, worker.device.torch_device) if worker.rank == 0 else None
     result: list[Comparison] = []
     for number, order in enumerate(dict.fromkeys(orders)):
         if reference is not None:
-            reference.run(order)
+            # On the stream of the first rank: kernels are chosen by what a stream may use of the device.
+            worker.ranks[0].compute.submit(partial(reference.run, order), "the reference")
+            worker.device.synchronize()
         if number == 0:
             holder = schedule.placement[-1]
             for microbatch in every:
@@ -221,7 +222,7 @@ def compare_with_reference(worker: Worker, outputs: dict[int, torch.Tensor]) -> 
                 theirs = _bring(worker, holder, expected, outputs.get(microbatch))
                 bound = None
                 if config.tp > 1:
-                    blank = torch.empty(1, dtype=torch.float64) if microbatch in outputs else None
+                    blank = outputs[microbatch].new_empty(1, dtype=torch.float64) if microbatch in outputs else None
                     slack = None if reference is None else reference.output_rounding(worker.dp_rank, microbatch)
                     bound = _bring(worker, holder, slack, blank)
                 if theirs is not None:
@@ -243,7 +244,7 @@ def _compare_gradients(worker: Worker, stage: int, reference: Reference | None) 
         for name, parameter in worker.model.layers[layer].named_parameters():
             if not parameter.requires_grad:
                 continue
-            whole = torch.empty(parameter.shape, dtype=parameter.dtype) if own else None
+            whole = local(own[name]).new_empty(parameter.shape) if own else None
             theirs = _bring(worker, holder, reference.gradient(layer, name) if reference else None, whole)
             rounding = None
             is_tied = any((layer, name) in pair for pair in worker.model.tied)
@@ -263,14 +264,14 @@ def _bring(
     worker: Worker, holder: int, reference: torch.Tensor | None, counterpart: torch.Tensor | None
 ) -> torch.Tensor | None:
     """The reference's tensor, from the first rank to the holder of its counterpart; None on every other rank."""
-    if holder == 0:
-        return reference
+    if holder == 0 or worker.mesh is None:
+        return reference if holder in {rank.number for rank in worker.ranks} else None
     if worker.rank == 0 and reference is not None:
-        dist.send(reference.contiguous(), group_dst=holder, group=worker.group)
+        dist.send(reference.contiguous(), group_dst=holder, group=worker.pipeline_group)
     if worker.rank != holder or counterpart is None:
         return None
     buffer = torch.empty_like(counterpart, memory_format=torch.contiguous_format)
-    dist.recv(buffer, group_src=0, group=worker.group)
+    dist.recv(buffer, group_src=0, group=worker.pipeline_group)
     return buffer
 
 

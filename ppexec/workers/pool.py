@@ -10,16 +10,19 @@ import sys
 import threading
 import traceback
 import types
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from multiprocessing.connection import Connection, wait
-from typing import Any, cast
+from typing import Any, TypeVar, cast
 
 import torch.distributed as dist
 
 from ppexec.config.config import RunConfig
 from ppexec.machine.environment import ALLOCATOR
 from ppsim import StageCost
+
+_Answer = TypeVar("_Answer")
+_Request = tuple[Callable[..., Any], dict[str, Any]]
 
 
 class WorkerError(RuntimeError):
@@ -98,14 +101,17 @@ class WorkerPool:
             "path": list(sys.path),
             "directory": os.getcwd(),
         }
-        requests = [("set_up", {**common, "rank": rank}) for rank in range(config.world_size)]
+        requests: list[_Request] = [(_set_up, {**common, "rank": rank}) for rank in range(config.world_size)]
         self._call(config.world_size, "set up", requests)
 
-    def call(self, world_size: int, method: str, **arguments: Any) -> list[Any]:
-        """Call a method of every rank's Worker at once; the results by rank. Raises ValueError or WorkerError."""
-        return self._call(world_size, method, [(method, arguments)] * world_size)
+    def call(self, world_size: int, task: Callable[..., _Answer], **arguments: Any) -> list[_Answer]:
+        """Call `task(worker, **arguments)` in every process at once; the answers by process.
 
-    def _call(self, world_size: int, what: str, requests: list[tuple[str, dict[str, Any]]]) -> list[Any]:
+        task: a function of a module, which is sent by its name. Raises ValueError or WorkerError.
+        """
+        return self._call(world_size, task.__name__, [(task, arguments)] * world_size)
+
+    def _call(self, world_size: int, what: str, requests: list[_Request]) -> list[Any]:
         workers = self._workers[:world_size]
         try:
             for worker, request in zip(workers, requests, strict=True):
@@ -160,7 +166,7 @@ class WorkerPool:
             return
         context = multiprocessing.get_context("forkserver")
         # The second is what torch imports, for seconds, when a layer first runs on the meta device.
-        context.set_forkserver_preload(["ppexec.workers.rank", "torch._dynamo", "torch.distributed.tensor.parallel"])
+        context.set_forkserver_preload(["ppexec.workers.worker", "torch._dynamo", "torch.distributed.tensor.parallel"])
         with _worker_environment(), _no_main_module():
             while len(self._workers) < count:
                 connection, theirs = context.Pipe()
@@ -217,18 +223,20 @@ def _serve(connection: Connection, lifeline: Connection) -> None:
             return
         if request is None:
             return
-        name, arguments = request
+        task, arguments = request
         try:
-            if name == "set_up":
+            if task is _set_up:
+                if worker is not None:
+                    worker.close()
                 worker = None
                 worker = _set_up(**arguments)
                 answer = None
             else:
-                answer = getattr(worker, name)(**arguments)
+                answer = task(worker, **arguments)
         except Exception as error:
             answer = _Failure(
                 kind=type(error).__name__,
-                message=str(error),
+                message=str(error) + "".join(f" ({note})" for note in getattr(error, "__notes__", [])),
                 is_value_error=isinstance(error, ValueError) or _is_out_of_memory(error),
                 details=traceback.format_exc(),
             )
@@ -252,11 +260,14 @@ def _set_up(
     directory: str,
 ) -> Any:
     from ppexec.machine.mesh import join_world
-    from ppexec.workers.rank import Worker
+    from ppexec.machine.nccl import share_gpu
+    from ppexec.workers.worker import Worker
 
     # The caller's, as they are now: they may have changed since this process started.
     sys.path[:] = path
     os.chdir(directory)
+    if config.devices == "shared":
+        share_gpu(rank)
     store = dist.TCPStore("127.0.0.1", port, is_master=False)
     join_world(
         rank=rank,

@@ -11,7 +11,7 @@ import pytest
 import ppsim
 from ppexec import Session, WorkerPool
 from ppexec.calibrate.calibration import Calibration, fit
-from ppexec.calibrate.known_run import exercises
+from ppexec.calibrate.known_run import known_runs
 from ppsim import Jitter, StageCost, Trace
 from ppsim.simulation.simulate import message_bytes
 from tests.support.remote import tiny
@@ -35,7 +35,7 @@ def stepped(known: Calibration, name: str, ranks: int, cost: StageCost = COST, j
 
 @pytest.mark.parametrize("ranks", [2, 4])
 def test_what_was_put_into_steps_is_found(ranks: int) -> None:
-    """By size, from both kinds of exercise at once."""
+    """By size, from both kinds of known run at once."""
     large = replace(COST, output_bytes=128)
     found = fit(
         [(stepped(KNOWN, name, ranks, cost), [cost] * ranks) for name in ("1f1b", "zb-h1") for cost in (COST, large)]
@@ -110,10 +110,10 @@ def test_a_single_rank_has_no_messages_whatever_its_stages_hand_over(pool: Worke
     assert found.action_s > 0
 
 
-def test_exercises_have_as_many_stages_a_rank_as_what_runs_and_three_sizes_at_most() -> None:
-    found = exercises(4, [7, 1, 5, 3, 1], 0.002)
+def test_known_runs_have_as_many_stages_a_rank_as_what_runs_and_three_sizes_at_most() -> None:
+    found = known_runs(4, [7, 1, 5, 3, 1], 0.002)
     assert [each.size_bytes for each in found] == [1, 5, 7] * 2
     assert {each.schedule.stages for each in found} == {4}
-    several = exercises(3, [8], 0.002, stages_per_rank=2)
+    several = known_runs(3, [8], 0.002, stages_per_rank=2)
     assert [each.schedule.stages for each in several] == [6, 6]
     assert all(each.schedule.microbatches == 9 for each in several)  # a multiple of the ranks

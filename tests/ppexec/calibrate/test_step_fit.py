@@ -10,7 +10,7 @@ import pytest
 
 import ppsim
 from ppexec.calibrate.calibration import Calibration, Step, fit
-from ppexec.calibrate.known_run import Exercise, exercises
+from ppexec.calibrate.known_run import KnownRun, known_runs
 from ppexec.calibrate.step_fit import calibrated, with_independence, with_sharing
 from ppexec.stage.timed import burn_s
 from ppsim import Trace
@@ -19,7 +19,7 @@ LATE_S = np.array([0.0] * 9 + [2e-3])
 VARYING = Calibration(action_s=1e-4, one_way_s={64: 2e-4}, receive_s={64: 0.0}, send_s={64: 0.0}, late_s=LATE_S)
 
 
-def made(each: Exercise, calibration: Calibration, count: int, **sharing: float | str) -> list[Trace]:
+def made(each: KnownRun, calibration: Calibration, count: int, **sharing: float | str) -> list[Trace]:
     """Steps as this calibration has them, each a sample."""
     options = calibration.options(each.schedule.program, np.full(len(each.schedule.program.messages), each.size_bytes))
     found = ppsim.monte_carlo(
@@ -30,7 +30,7 @@ def made(each: Exercise, calibration: Calibration, count: int, **sharing: float 
 
 def steps_of(calibration: Calibration, *, ranks: int = 4) -> list[Step]:
     return [
-        (trace, each.stages) for each in exercises(ranks, [64], 5e-3) for trace in made(each, calibration, count=60)
+        (trace, each.stages) for each in known_runs(ranks, [64], 5e-3) for trace in made(each, calibration, count=60)
     ]
 
 
@@ -43,7 +43,7 @@ def test_how_much_varies_for_each_rank_alone_is_found(independence: float) -> No
 
 def test_ranks_that_are_late_alone_make_a_longer_step_than_the_mean_of_it() -> None:
     """Else there would be nothing to find."""
-    first = exercises(4, [64], 5e-3)[0]
+    first = known_runs(4, [64], 5e-3)[0]
     alone, alike = (made(first, replace(VARYING, independence=level), count=60) for level in (1.0, 0.0))
     assert np.median([trace.makespan_s for trace in alone]) > 1.01 * alike[0].makespan_s
 
@@ -66,19 +66,19 @@ def test_what_sharing_cores_loses_is_found(efficiency: float) -> None:
     calm = replace(VARYING, late_s=np.zeros(1))
     steps = [
         (trace, each.stages)
-        for each in exercises(4, [64], 5e-3)
+        for each in known_runs(4, [64], 5e-3)
         for trace in made(each, calm, count=2, cores=2, sharing="fair", sharing_efficiency=efficiency)
     ]
     assert with_sharing(calm, steps, cores=2).sharing_efficiency == pytest.approx(efficiency, abs=2e-3)
 
 
-def test_without_busy_exercises_nothing_is_lost() -> None:
+def test_without_busy_known_runs_nothing_is_lost() -> None:
     assert with_sharing(VARYING, [], cores=2).sharing_efficiency == 1.0
 
 
-def test_busy_exercises_say_nothing_of_dispatch() -> None:
+def test_busy_known_runs_say_nothing_of_dispatch() -> None:
     """Their actions take long because cores are shared, which is no cost of running a schedule."""
-    calm, busy = exercises(2, [64], 5e-3, with_busy=True)[:2]
+    calm, busy = known_runs(2, [64], 5e-3, with_busy=True)[:2]
     assert (calm.is_busy, busy.is_busy) == (False, True)
     quiet = made(calm, VARYING, count=4)
     alone = calibrated([(trace, calm) for trace in quiet])

@@ -7,7 +7,6 @@ from typing import Any
 
 import numpy as np
 import pytest
-import torch
 import torch.distributed as dist
 from hypothesis import given
 from hypothesis import strategies as st
@@ -28,14 +27,14 @@ class _Counting:
         self._notes.append("start")
         self._inner.start()
 
-    def send(self, message: int, tensor: torch.Tensor) -> None:
-        self._notes.append(f"send {message} {tensor.nbytes}")
-        self._inner.send(message, tensor)
+    def send(self, message: int, pending: Any) -> None:
+        self._notes.append(f"send {message} {pending.value.nbytes}")
+        self._inner.send(message, pending)
 
-    def receive(self, message: int) -> torch.Tensor:
-        tensor = self._inner.receive(message)
-        self._notes.append(f"receive {message} {tensor.nbytes}")
-        return tensor
+    def receive(self, message: int) -> Any:
+        pending = self._inner.receive(message)
+        self._notes.append(f"receive {message} {pending.value.nbytes}")
+        return pending
 
     def finish(self) -> None:
         self._inner.finish()

@@ -12,7 +12,6 @@ import ppexec
 import ppsim
 from ppexec import Session, WorkerPool
 from ppexec.measure.profile import LayerSamples, summarise
-from ppsim import Kind
 from tests.support.remote import tiny
 
 
@@ -66,9 +65,9 @@ def test_rounds_gathered_over_calls_are_one_profile(pool: WorkerPool) -> None:
 def samples(forward_s: list[float], backward_s: float = 0.0) -> LayerSamples:
     found = LayerSamples()
     for seconds in forward_s:
-        found.add(Kind.F, 0, round(seconds * 1e9))
+        found.seconds["forward_s"].setdefault(0, []).append(seconds)
     if backward_s:
-        found.add(Kind.B, 0, round(backward_s * 1e9))
+        found.seconds["backward_s"].setdefault(0, []).append(backward_s)
     found.sizes = defaultdict(dict, {0: {"output_bytes": 8}})
     return found
 

@@ -14,6 +14,7 @@ from ppexec.calibrate.calibration import Calibration
 from ppexec.experiment.experiment import predict_and_measure
 from ppexec.experiment.text import comparison_rows
 from ppexec.machine.clock import now_ns
+from ppexec.measure.tasks import measure
 from ppexec.stage.gradient_sum import Reduction, probe_reduction
 from tests.support.remote import on_every_rank, tiny
 
@@ -59,7 +60,7 @@ def records(pool: WorkerPool, **changes: Any) -> Any:
     config = tiny(**changes)
     with Session(config, pool=pool) as session:
         session.measure(1)
-        return config, [records[0] for records in pool.call(config.world_size, "measure", steps=1)]
+        return config, [records[0] for (records,) in pool.call(config.world_size, measure, steps=1)]
 
 
 @pytest.mark.parametrize(("schedule", "tp"), [("1f1b", 1), ("interleaved-1f1b", 1), ("zb-v", 2)])
@@ -107,7 +108,7 @@ def test_timed_compute_reduces_as_many_bytes_as_its_costs_have_parameters(pool: 
                            parameter_bytes=4096)  # fmt: skip
     config = tiny(dp=2, compute="timed")
     with Session(config, pool=pool, costs=[cost] * 2):
-        for (record,) in pool.call(config.world_size, "measure", steps=1):
+        for ((record,),) in pool.call(config.world_size, measure, steps=1):
             assert list(record.reduced_bytes.values()) == [4096]
 
 

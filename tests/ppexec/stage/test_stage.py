@@ -13,8 +13,9 @@ from torch import nn
 
 from ppexec import Model
 from ppexec.models.mlp import MLPBlock
+from ppexec.stage.build import build_stage
 from ppexec.stage.ledger import Ledger, tensors_of
-from ppexec.stage.stage import Stage, build_stage
+from ppexec.stage.stage import Stage
 from tests.support.chains import Chain, chains
 
 CPU = torch.device("cpu")

@@ -17,7 +17,8 @@ from ppexec import Model, RunConfig, Session, WorkerPool
 from ppexec.machine.mesh import build_mesh, meet
 from ppexec.models.initialize import initialize_layer
 from ppexec.models.mlp import MLPBlock, mlp
-from ppexec.stage.stage import Stage, build_stage
+from ppexec.stage.build import build_stage
+from ppexec.stage.stage import Stage
 from ppexec.stage.tensor_parallel import check_plan, local, local_gradient, shard_layer, slice_like
 from tests.support.factories import spelled
 from tests.support.remote import on_every_rank, tiny

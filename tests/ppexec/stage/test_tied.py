@@ -14,8 +14,10 @@ from ppexec import Model, WorkerPool
 from ppexec.models.gpt import next_byte_loss
 from ppexec.models.initialize import initialize_layer
 from ppexec.models.load import load_model
-from ppexec.stage.stage import Stage, build_stage
+from ppexec.stage.build import build_stage
+from ppexec.stage.stage import Stage
 from ppexec.stage.tied import SharedWeights, start_tied
+from ppexec.verify.tasks import verify as verify_step
 from tests.support.factories import kept_gradients, spelled
 from tests.support.launching import torchrun
 from tests.support.remote import on_every_rank, tiny
@@ -120,7 +122,7 @@ def test_every_other_gradient_is_bit_equal_and_the_copies_are_equal_to_each_othe
     by_place = dict(gradients)
     assert torch.equal(by_place[0, "tokens.weight"], by_place[5, "logits.weight"])
     with ppexec.Session(config, pool=pool) as session:
-        comparisons = [c for rank in session._workers.call("verify") for c in rank if c.what == "gradient"]
+        comparisons = [c for rank in session._workers.call(verify_step) for c in rank if c.what == "gradient"]
     different = {(c.layer, c.name) for c in comparisons if not c.bit_equal}
     assert different <= {(0, "tokens.weight"), (5, "logits.weight")}
     assert {(c.layer, c.name) for c in comparisons if c.tolerance} == {(0, "tokens.weight"), (5, "logits.weight")}

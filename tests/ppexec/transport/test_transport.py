@@ -14,9 +14,11 @@ from hypothesis import strategies as st
 import ppexec
 import ppsim
 from ppexec import Session, WorkerPool
+from ppexec.machine.device import Pending
 from ppexec.measure.link_probe import probe_links
 from ppexec.models.shapes import TensorSpec
-from ppexec.transport.gloo import DistributedTransport
+from ppexec.transport.gloo import GlooTransport
+from ppexec.transport.transport import Transport
 from ppsim import Schedule, StageCost
 from ppsim.schedule.deadlock import smallest_receive_window
 from tests.support.remote import on_every_rank, tiny
@@ -30,6 +32,13 @@ BOTH_SEND_FIRST = "0F0,0F1,0F2,0F3,0B0,0B1,0B2,0B3\n1F0,1F1,1B0,1B1,1F2,1F3,1B2,
 OTHER_WAY_ROUND = "0F0,0F1,0F2,0B2,0B1,0B0\n1F2,1F1,1F0,1B2,1B0,1B1\n"
 
 
+def got(transport: Transport, message: int) -> torch.Tensor:
+    """A message that has come."""
+    value = transport.receive(message).value
+    assert value is not None
+    return value
+
+
 def content(message: int, spec: TensorSpec) -> torch.Tensor:
     return torch.full(spec.shape, float(message + 1), dtype=spec.dtype)
 
@@ -39,17 +48,17 @@ def exchange(csv: str, sizes: list[int], window: int, steps: int) -> dict[str, A
     program = Schedule.from_csv(csv).program
     rank = dist.get_rank()
     specs = [TensorSpec(shape=(sizes[m % len(sizes)],), dtype=torch.float32) for m in range(len(program.messages))]
-    transport = DistributedTransport(program, specs, group=dist.group.WORLD, window=window, device=torch.device("cpu"))
+    transport = GlooTransport(program, specs, group=dist.group.WORLD, window=window)
     right = received = 0
     for _ in range(steps):
         transport.start()
         for row in program.rows_of(rank):
             if (message := int(program.message_in[row])) >= 0:
-                value = transport.receive(message)
+                value = got(transport, message)
                 right += torch.equal(value, content(message, specs[message]))
                 received += 1
             if (message := int(program.message_out[row])) >= 0:
-                transport.send(message, content(message, specs[message]))
+                transport.send(message, Pending(content(message, specs[message])))
         transport.finish()
     return {"received": received, "right": right}
 
@@ -91,16 +100,16 @@ def send_what_changes() -> list[float]:
     """A tensor that is not contiguous is sent as it was when it was handed over; its original may go."""
     program = Schedule.from_csv("0F0,0F1\n1F0,1F1\n").program
     specs = [TensorSpec(shape=(3, 2), dtype=torch.float64)] * 2
-    transport = DistributedTransport(program, specs, group=dist.group.WORLD, window=1, device=torch.device("cpu"))
+    transport = GlooTransport(program, specs, group=dist.group.WORLD, window=1)
     transport.start()
     if dist.get_rank() == 0:
         for message in range(2):
             whole = torch.arange(6, dtype=torch.float64).reshape(2, 3) + 10 * message
-            transport.send(message, whole.T)
+            transport.send(message, Pending(whole.T))
             del whole
         transport.finish()
         return []
-    values = [transport.receive(message) for message in range(2)]
+    values = [got(transport, message) for message in range(2)]
     transport.finish()
     return [number for value in values for number in value.flatten().tolist()]
 
@@ -114,15 +123,15 @@ def only_send() -> bool:
     """Sends return although nobody has posted a receive, nor will until they have returned."""
     program = Schedule.from_csv("0F0,0F1,0F2\n1F0,1F1,1F2\n").program
     specs = [TensorSpec(shape=(2**20,), dtype=torch.float32)] * 3
-    transport = DistributedTransport(program, specs, group=dist.group.WORLD, window=1, device=torch.device("cpu"))
+    transport = GlooTransport(program, specs, group=dist.group.WORLD, window=1)
     if dist.get_rank() == 0:
         for message in range(3):
-            transport.send(message, content(message, specs[message]))
+            transport.send(message, Pending(content(message, specs[message])))
     dist.barrier()
     transport.start()
     right = True
     if dist.get_rank() == 1:
-        right = all(torch.equal(transport.receive(message), content(message, specs[message])) for message in range(3))
+        right = all(torch.equal(got(transport, message), content(message, specs[message])) for message in range(3))
     transport.finish()
     return right
 

@@ -13,6 +13,8 @@ from torch import nn
 import ppexec
 import ppsim
 from ppexec import Session, WorkerPool
+from ppexec.machine.clock import now_ns
+from ppexec.machine.device import Pending, taken
 from ppexec.models.batch import Batch
 from ppexec.stage.ledger import Ledger, tensors_of
 from ppexec.stage.stage import Stage
@@ -32,6 +34,8 @@ class Mailbox:
 
     def __init__(self) -> None:
         self.messages: dict[int, torch.Tensor] = {}
+        self.sent: dict[int, int] = {}
+        self.received: dict[int, int] = {}
         self.log: list[str] = []
 
     def start(self) -> None:
@@ -40,12 +44,14 @@ class Mailbox:
     def finish(self) -> None:
         self.log.append("finish")
 
-    def send(self, message: int, tensor: torch.Tensor) -> None:
+    def send(self, message: int, pending: Pending) -> None:
         assert message not in self.messages
-        self.messages[message] = tensor.clone()
+        self.messages[message] = taken(pending, message).clone()
+        self.sent[message] = now_ns()
 
-    def receive(self, message: int) -> torch.Tensor:
-        return self.messages.pop(message)
+    def receive(self, message: int) -> Pending:
+        self.received[message] = now_ns()
+        return Pending(self.messages.pop(message))
 
 
 class Noted(nn.Linear):

@@ -1,4 +1,4 @@
-"""Worker: what a rank does around a step."""
+"""Worker: what a process does around a step."""
 
 from __future__ import annotations
 
@@ -10,7 +10,7 @@ import pytest
 
 from ppexec.machine import quiet
 from ppexec.models.batch import Batch
-from ppexec.workers.rank import Worker
+from ppexec.workers.worker import Worker
 
 
 def test_no_rank_collects_garbage_while_another_is_still_in_its_step(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -19,7 +19,7 @@ def test_no_rank_collects_garbage_while_another_is_still_in_its_step(monkeypatch
     monkeypatch.setattr(quiet, "meet", lambda mesh: events.append("meet"))
     monkeypatch.setattr(gc, "collect", lambda: events.append("collect"))
     rank = cast(Any, SimpleNamespace(load=lambda step: Batch(step=step), clear=lambda: None, mesh=None))
-    for batch in Worker.together(rank, 3, 2):
+    for batch in Worker.undisturbed_batches(rank, 3, 2):
         assert not gc.isenabled()
         events.append(f"step {batch.step}")
     assert events == ["collect", "meet", "step 3", "meet", "collect", "meet", "step 4", "meet"]

@@ -1,0 +1,150 @@
+"""CUDA device: streams and events of one GPU; nothing here waits for the GPU but `begin` and `synchronize`."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from typing import Any
+
+import torch
+
+from ppexec.machine.clock import now_ns
+from ppexec.machine.device import Event, Mark, Stream
+from ppexec.machine.sm_groups import SMGroups
+
+_ALIGNMENTS = 5  # readings of both clocks, of which the closest counts
+_LAUNCH_S = 2.8e-6  # of a waiting kernel, between two events, beside its cycles (H200)
+
+
+class _CudaStream:
+    """A stream of the GPU; submitted work launches its kernels at once, and they run when their turn comes."""
+
+    def __init__(self, stream: torch.cuda.Stream) -> None:
+        self.stream = stream
+
+    def submit(self, work: Callable[[], None], label: str = "") -> None:
+        try:
+            with torch.cuda.stream(self.stream):
+                work()
+        except Exception as error:
+            if label:
+                error.add_note(f"in {label}")
+            raise
+
+    def record(self) -> Event:
+        return _CudaEvent(self.stream.record_event())
+
+    def wait(self, event: Event) -> None:
+        self.stream.wait_event(event.event)  # type: ignore[attr-defined]
+
+    def uses(self, tensor: torch.Tensor) -> None:
+        tensor.record_stream(self.stream)
+
+
+class _CudaEvent:
+    __slots__ = ("event", "is_done", "synchronize")
+
+    def __init__(self, event: torch.cuda.Event) -> None:
+        self.event = event
+        self.is_done: Callable[[], bool] = event.query
+        self.synchronize: Callable[[], None] = event.synchronize
+
+
+class CudaDevice:
+    """One GPU.
+
+    index: its number among those that this process sees.
+    """
+
+    is_asynchronous = True
+
+    def __init__(self, index: int = 0) -> None:
+        torch.cuda.set_device(index)
+        self.torch_device = torch.device("cuda", index)
+        self.clock_error_s = 0.0
+        self._streams: dict[str, _CudaStream] = {}
+        self._groups: dict[int, SMGroups] = {}
+        self._zero: tuple[torch.cuda.Event, int] | None = None
+        self._cycles_per_s: float | None = None
+
+    def stream(self, name: str) -> Stream:
+        """The stream of this name."""
+        if name not in self._streams:
+            self._streams[name] = _CudaStream(torch.cuda.Stream(self.torch_device))
+        return self._streams[name]
+
+    def compute_stream(self, part: int = 0, parts: int = 1) -> Stream:
+        """With several parts, a stream that has the part's own multiprocessors."""
+        name = f"compute {part} of {parts}"
+        if name not in self._streams:
+            if parts == 1:
+                return self.stream(name)
+            if parts not in self._groups:
+                self._groups[parts] = SMGroups(self.torch_device, parts)
+            self._streams[name] = _CudaStream(self._groups[parts].streams[part])
+        return self._streams[name]
+
+    def share_of(self, parts: int) -> dict[str, Any]:
+        """How the multiprocessors are shared out among so many parts."""
+        return self._groups[parts].description if parts in self._groups else {"parts": 1}
+
+    def begin(self) -> None:
+        """Wait for the GPU, and read both clocks: an event that an idle GPU passes lies between two looks at ours.
+
+        The closest of some readings counts; the error is half the time between its looks.
+        """
+        torch.cuda.synchronize(self.torch_device)
+        readings: list[tuple[int, int, torch.cuda.Event]] = []
+        for _ in range(_ALIGNMENTS):
+            event = torch.cuda.Event(enable_timing=True)
+            before = now_ns()
+            event.record()
+            event.synchronize()
+            after = now_ns()
+            readings.append((after - before, (before + after) // 2, event))
+        taken_ns, zero_ns, event = min(readings, key=lambda reading: reading[0])
+        self.clock_error_s = taken_ns / 2e9
+        self._zero = event, zero_ns
+
+    def mark(self) -> Mark:
+        """An event on the current stream."""
+        event = torch.cuda.Event(enable_timing=True)
+        event.record()
+        return event
+
+    def wait_s(self, seconds: float) -> None:
+        """Let a kernel spin on one multiprocessor; its cycles are counted at the clock measured when first asked."""
+        if self._cycles_per_s is None:
+            self._cycles_per_s = _measured_cycles_per_s()
+        torch.cuda._sleep(max(round((seconds - _LAUNCH_S) * self._cycles_per_s), 0))
+
+    def times_ns(self, marks: Sequence[Mark]) -> list[int]:
+        """From the reading of both clocks in `begin`."""
+        if self._zero is None:
+            raise RuntimeError("the device's clock was not read: begin a step first")
+        zero, zero_ns = self._zero
+        return [zero_ns + round(zero.elapsed_time(mark) * 1e6) for mark in marks]
+
+    def synchronize(self) -> None:
+        """Wait for the GPU."""
+        torch.cuda.synchronize(self.torch_device)
+
+    def close(self) -> None:
+        """Give the streams and the groups of multiprocessors back."""
+        self.synchronize()
+        self._streams.clear()
+        for groups in self._groups.values():
+            groups.close()
+        self._groups.clear()
+
+
+def _measured_cycles_per_s() -> float:
+    """The clock at which a waiting kernel counts, warm: from two waits, so that launching drops out."""
+    times_ms = []
+    for cycles in (40_000_000, 2_000_000, 12_000_000):  # the first wakes the clock
+        begin, end = (torch.cuda.Event(enable_timing=True) for _ in range(2))
+        begin.record()
+        torch.cuda._sleep(cycles)
+        end.record()
+        end.synchronize()
+        times_ms.append(begin.elapsed_time(end))
+    return 10_000_000 / ((times_ms[2] - times_ms[1]) / 1e3)

@@ -1,0 +1,34 @@
+"""Make device: the device that a configuration means, for the process that asks."""
+
+from __future__ import annotations
+
+import os
+from typing import TYPE_CHECKING
+
+import torch.distributed as dist
+
+from ppexec.machine.device import Device, HostDevice
+
+if TYPE_CHECKING:
+    from ppexec.config.config import RunConfig
+
+
+def make_device(config: RunConfig) -> Device:
+    """The CPU, its asynchronous stand-in, or a GPU: this process's own, or one that it shares."""
+    if config.device == "threads":
+        from ppexec.machine.threaded import ThreadedDevice
+
+        return ThreadedDevice(threads=config.threads)
+    if config.device == "cuda":
+        from ppexec.machine.cuda import CudaDevice
+
+        return CudaDevice(_gpu_of_this_process())
+    return HostDevice()
+
+
+def _gpu_of_this_process() -> int:
+    """By the process's number on its machine; several processes take turns where there are fewer GPUs."""
+    import torch
+
+    rank = dist.get_rank() if dist.is_initialized() else 0
+    return int(os.environ.get("LOCAL_RANK", rank)) % max(torch.cuda.device_count(), 1)

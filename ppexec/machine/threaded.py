@@ -1,0 +1,142 @@
+"""Threaded device: an asynchronous device made of threads, so that what runs on GPUs is tested on any machine.
+
+Each stream is a thread with a queue, each event a real one. Work starts late, out of the host's sight, and in any order
+that the events allow: code that reads a result too early, or frees one, fails here as it would on a GPU.
+"""
+
+from __future__ import annotations
+
+import queue
+import threading
+from collections.abc import Callable, Sequence
+from typing import NamedTuple
+
+import torch
+
+from ppexec.machine.clock import now_ns
+from ppexec.machine.device import Event, Mark, Stream
+from ppexec.machine.waiting import sharpen_sleep, wait_s
+
+_LOOK_S = 0.05  # between looks whether another stream has failed
+
+
+class _Item(NamedTuple):
+    """always: whether it is done after a failure too."""
+
+    work: Callable[[], object]
+    label: str = ""
+    always: bool = False
+
+
+class _ThreadEvent:
+    """A real event between threads."""
+
+    def __init__(self) -> None:
+        self.passed = threading.Event()
+
+    def is_done(self) -> bool:
+        return self.passed.is_set()
+
+    def synchronize(self) -> None:
+        self.passed.wait()
+
+
+class _ThreadStream:
+    """A thread that does what is in its queue. After a failure on any stream it skips work and still passes events."""
+
+    def __init__(self, name: str, device: ThreadedDevice) -> None:
+        self._device = device
+        self._queue: queue.SimpleQueue[_Item | None] = queue.SimpleQueue()
+        self._thread = threading.Thread(target=self._run, name=f"stream {name}", daemon=True)
+        self._thread.start()
+
+    def _run(self) -> None:
+        torch.set_num_threads(self._device.threads)  # each thread has its own count
+        sharpen_sleep()
+        while (item := self._queue.get()) is not None:
+            if item.always or self._device.failure is None:
+                try:
+                    item.work()
+                except BaseException as error:  # the host raises it, in `synchronize`
+                    self._device.fail(error, item.label)
+            del item  # nothing that the work holds may live until the next comes
+
+    def submit(self, work: Callable[[], None], label: str = "") -> None:
+        self._queue.put(_Item(work, label))
+
+    def record(self) -> _ThreadEvent:
+        event = _ThreadEvent()
+        self._queue.put(_Item(event.passed.set, always=True))
+        return event
+
+    def wait(self, event: Event) -> None:
+        self._queue.put(_Item(event.synchronize))
+
+    def uses(self, tensor: torch.Tensor) -> None:
+        """Work holds its tensors until it is done."""
+
+    def close(self) -> None:
+        self._queue.put(None)
+
+
+class ThreadedDevice:
+    """A CPU whose streams are threads, each computing with `threads` threads of torch's."""
+
+    is_asynchronous = True
+    clock_error_s = 0.0
+
+    def __init__(self, *, threads: int = 1) -> None:
+        self.torch_device = torch.device("cpu")
+        self.threads = threads
+        self.failure: BaseException | None = None
+        self._lock = threading.Lock()
+        self._streams: dict[str, _ThreadStream] = {}
+
+    def stream(self, name: str) -> Stream:
+        """The thread of this name."""
+        if name not in self._streams:
+            self._streams[name] = _ThreadStream(name, self)
+        return self._streams[name]
+
+    def compute_stream(self, part: int = 0, parts: int = 1) -> Stream:
+        """A thread for each part."""
+        return self.stream(f"compute {part}")
+
+    def begin(self) -> None:
+        """Wait for what was before."""
+        self.synchronize()
+
+    def mark(self) -> Mark:
+        """Now."""
+        return now_ns()
+
+    def wait_s(self, seconds: float) -> None:
+        """Sleep."""
+        wait_s(seconds)
+
+    def times_ns(self, marks: Sequence[Mark]) -> list[int]:
+        """They are that already."""
+        return list(marks)
+
+    def fail(self, error: BaseException, label: str) -> None:
+        """Keep the first failure, and what it happened in."""
+        with self._lock:
+            if self.failure is None:
+                if label:
+                    error.add_note(f"in {label}")
+                self.failure = error
+
+    def synchronize(self) -> None:
+        """Wait for all streams. Raises what work raised first; then the device can be used again."""
+        for event in [stream.record() for stream in self._streams.values()]:
+            while not event.passed.wait(_LOOK_S) and self.failure is None:
+                pass
+        if self.failure is not None:
+            failure, self.failure = self.failure, None
+            raise failure
+
+    def close(self) -> None:
+        """End the threads."""
+        for stream in self._streams.values():
+            stream.close()
+        self._streams.clear()

@@ -1,0 +1,37 @@
+"""Tasks: a training on a worker's ranks, made when first asked for and gone on with from call to call."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+from ppexec.train.train import Trainer
+from ppexec.workers.worker import Worker
+
+
+def _trainer(worker: Worker) -> Trainer:
+    return worker.keep(Trainer, lambda: Trainer(worker))
+
+
+def train(worker: Worker, *, steps: int) -> list[dict[int, float]]:
+    """Optimizer steps; of each the losses that this worker saw, by global microbatch."""
+    return _trainer(worker).steps(steps)
+
+
+def next_step(worker: Worker) -> int:
+    """The number of the next step of the training."""
+    return _trainer(worker).next_step
+
+
+def save_checkpoint(worker: Worker, *, directory: Path) -> Path:
+    """Write parameters and optimizer state; the folder."""
+    return _trainer(worker).save(directory)
+
+
+def load_checkpoint(worker: Worker, *, directory: Path) -> int:
+    """Read them back; the number of the next step."""
+    return _trainer(worker).load(directory)
+
+
+def nudge(worker: Worker) -> None:
+    """Move every parameter by one rounding (see `Trainer.nudge`)."""
+    _trainer(worker).nudge()

@@ -1,0 +1,224 @@
+"""Messages on streams: what carries them runs beside the computations and never makes the host wait.
+
+sender      compute  | 0F0 |======| 0F1 |====
+            to 1            > send 0F0 >      > send 0F1 >
+receiver    from 0   post --------> there     post ------> there
+            compute                 | 1F0 |                | 1F1 |
+"""
+
+from __future__ import annotations
+
+from collections import deque
+from collections.abc import Mapping, Sequence
+from functools import partial
+from typing import Protocol
+
+import numpy as np
+import torch
+import torch.distributed as dist
+
+from ppexec.machine.device import Device, Event, Mark, Pending, Stream, taken
+from ppexec.models.shapes import TensorSpec
+from ppsim import Program
+
+Pair = tuple[int, int]
+
+
+class Channel(Protocol):
+    """A directed link. Both calls are made in work submitted to a stream of this rank, in the order of the link."""
+
+    def send(self, tensor: torch.Tensor, message: int) -> None:
+        """Let the stream go on when the tensor has left."""
+
+    def receive(self, tensor: torch.Tensor, message: int) -> None:
+        """Let the stream go on when the tensor is filled."""
+
+
+class GroupChannel:
+    """A directed link over a process group: on NCCL one of its own, since one communicator does one thing at a time.
+
+    peer: the other end's rank in the group.
+    """
+
+    def __init__(self, group: dist.ProcessGroup, peer: int) -> None:
+        self._group, self._peer = group, peer
+
+    def send(self, tensor: torch.Tensor, message: int) -> None:
+        """Send with the message's number as tag (NCCL has none and keeps the order)."""
+        self._group.send([tensor], self._peer, message).wait()
+
+    def receive(self, tensor: torch.Tensor, message: int) -> None:
+        """Receive with the message's number as tag."""
+        self._group.recv([tensor], self._peer, message).wait()
+
+
+class StreamTransport:
+    """One rank's end of all its links, each link on a stream of its own at either end.
+
+    A receive is posted `window` messages ahead of its use, when the computations have come that far; the messages of a
+    link are received in the order in which they are sent. A send waits for its producer, on its link's stream.
+
+    program: what runs. specs: of each message, shape (messages,). channels: (source, destination) -> link, for every
+    link that begins or ends at `rank`. compute: the stream of this rank's computations.
+    """
+
+    def __init__(
+        self,
+        program: Program,
+        specs: Sequence[TensorSpec],
+        *,
+        rank: int,
+        device: Device,
+        compute: Stream,
+        channels: Mapping[Pair, Channel],
+        window: int,
+    ) -> None:
+        messages = program.messages
+        self.window = window
+        self.sent: dict[int, Mark] = {}
+        self.received: dict[int, Mark] = {}
+        self._device, self._compute, self._specs = device, compute, list(specs)
+        self._pair: list[Pair] = list(zip(messages.source.tolist(), messages.destination.tolist(), strict=True))
+        self._channels = dict(channels)
+        self._streams = {pair: device.stream(f"rank {rank} link {pair[0]} to {pair[1]}") for pair in channels}
+        self._incoming = {
+            pair: np.flatnonzero((messages.source == pair[0]) & (messages.destination == rank)).tolist()
+            for pair in channels
+            if pair[1] == rank
+        }
+        self._to_post: dict[Pair, deque[int]] = {}
+        self._posted: dict[int, tuple[Pending, Event]] = {}
+
+    def start(self) -> None:
+        """Post the first receives of every link."""
+        self.sent, self.received = {}, {}
+        self._to_post = {pair: deque(messages) for pair, messages in self._incoming.items()}
+        for queue in self._to_post.values():
+            for _ in range(min(self.window, len(queue))):
+                self._post(queue.popleft())
+
+    def _post(self, message: int) -> None:
+        pair = self._pair[message]
+        stream, pending = self._streams[pair], Pending()
+        stream.wait(self._compute.record())
+        stream.submit(partial(self._receive, message, pending), f"receiving message {message} from rank {pair[0]}")
+        self._posted[message] = pending, stream.record()
+
+    def _receive(self, message: int, pending: Pending) -> None:
+        tensor = self._specs[message].empty(self._device.torch_device)
+        self._channels[self._pair[message]].receive(tensor, message)
+        self.received[message] = self._device.mark()
+        pending.value = tensor
+
+    def receive(self, message: int) -> Pending:
+        """Let the computations wait for a message; then post the next one of its link, since its place is free."""
+        pending, event = self._posted.pop(message)
+        self._compute.wait(event)
+        queue = self._to_post[self._pair[message]]
+        if queue:
+            self._post(queue.popleft())
+        return pending
+
+    @property
+    def posted_bytes(self) -> int:
+        """Buffers of receives that are posted and not used yet."""
+        return sum(self._specs[message].size_bytes for message in self._posted)
+
+    def send(self, message: int, pending: Pending) -> None:
+        """Hand a message over as soon as the computations submitted so far are done."""
+        pair = self._pair[message]
+        stream = self._streams[pair]
+        stream.wait(self._compute.record())
+        stream.submit(partial(self._send, message, pending, stream), f"sending message {message} to rank {pair[1]}")
+
+    def _send(self, message: int, pending: Pending, stream: Stream) -> None:
+        tensor = taken(pending, message)
+        self.sent[message] = self._device.mark()
+        self._channels[self._pair[message]].send(tensor, message)
+        stream.uses(tensor)
+
+    def finish(self) -> None:
+        """Let the computations wait until all that was sent has left."""
+        for stream in self._streams.values():
+            self._compute.wait(stream.record())
+
+
+class Exchange:
+    """Where messages between ranks of one process lie between their two transports, by number.
+
+    arriving: what was handed over and not asked for yet. received: when each was there. compute: rank -> the stream of
+    its computations.
+    """
+
+    def __init__(self) -> None:
+        self.arriving: dict[int, tuple[Pending, Event]] = {}
+        self.received: dict[int, Mark] = {}
+        self.compute: dict[int, Stream] = {}
+
+
+class LocalTransport:
+    """One rank's end of links within a process: a message is a copy on its link's stream.
+
+    The host must hand over a message before it asks for it, so it runs the ranks' actions in a sequence that the
+    program allows.
+
+    exchange: shared by the transports of all ranks.
+    """
+
+    def __init__(
+        self,
+        program: Program,
+        *,
+        rank: int,
+        device: Device,
+        compute: Stream,
+        exchange: Exchange,
+    ) -> None:
+        messages = program.messages
+        self.window = int(messages.position.max(initial=0)) + 1  # a place for all
+        self.sent: dict[int, Mark] = {}
+        self.posted_bytes = 0
+        self._device, self._compute, self._exchange = device, compute, exchange
+        self._destination = messages.destination.tolist()
+        self._incoming = np.flatnonzero(messages.destination == rank).tolist()
+        self._streams = {
+            destination: device.stream(f"link {rank} to {destination}")
+            for destination in np.unique(messages.destination[messages.source == rank]).tolist()
+        }
+        exchange.compute[rank] = compute
+
+    def start(self) -> None:
+        """Nothing is under way."""
+        self.sent = {}
+
+    @property
+    def received(self) -> dict[int, Mark]:
+        """When each of this rank's messages was there."""
+        return {message: self._exchange.received[message] for message in self._incoming}
+
+    def send(self, message: int, pending: Pending) -> None:
+        """Copy a message for its receiver as soon as the computations submitted so far are done."""
+        stream, arrived = self._streams[self._destination[message]], Pending()
+        stream.wait(self._compute.record())
+        stream.submit(partial(self._copy, message, pending, arrived), f"copying message {message}")
+        self._exchange.arriving[message] = arrived, stream.record()
+
+    def _copy(self, message: int, pending: Pending, arrived: Pending) -> None:
+        tensor = taken(pending, message)
+        destination = self._destination[message]
+        self.sent[message] = self._device.mark()
+        arrived.value = copy = tensor.clone(memory_format=torch.contiguous_format)
+        self._exchange.received[message] = self._device.mark()
+        self._streams[destination].uses(tensor)
+        self._exchange.compute[destination].uses(copy)
+
+    def receive(self, message: int) -> Pending:
+        """Let the computations wait for a message."""
+        pending, event = self._exchange.arriving.pop(message)
+        self._compute.wait(event)
+        return pending
+
+    def finish(self) -> None:
+        """Let the computations wait until all that was sent has left."""
+        for stream in self._streams.values():
+            self._compute.wait(stream.record())
