@@ -150,7 +150,7 @@ def improve(
             if source == target:
                 continue
             _rotate(kind, stage, microbatch, where, r, source, target)
-        fits = peak_of_rank(tables, kind[r], stage[r], joined[r], length[r]) <= limit[r]
+        fits = peak_of_rank(tables, kind[r], stage[r], length[r]) <= limit[r]
         if fits and run_plan(tables, microbatches, kind, stage, microbatch, joined, length, start, end):
             value, mean = objective_of(start, end, length, by_rank_time)
             new = value + _TIE * mean

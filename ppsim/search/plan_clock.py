@@ -97,8 +97,11 @@ def run_plan(tables, microbatches, kind, stage, microbatch, joined, length, star
 
 
 @njit(cache=True)
-def peak_of_rank(tables, kind, stage, joined, count):
-    """The largest sum of activation bytes of one rank's order (its rows as 1-d arrays), between its actions."""
+def peak_of_rank(tables, kind, stage, count):
+    """The largest sum of activation bytes of one rank's order (its rows as 1-d arrays), between its actions.
+
+    An overlapped pair needs no care: its F comes first, and while both parts are under way both hold their bytes.
+    """
     level, peak = np.int64(0), np.int64(0)
     for i in range(count):
         s, k = stage[i], kind[i]
@@ -110,8 +113,7 @@ def peak_of_rank(tables, kind, stage, joined, count):
             level += tables.kept[s] - tables.held[s]
         else:
             level -= tables.kept[s]
-        if not joined[i]:
-            peak = max(peak, level)
+        peak = max(peak, level)
     return peak
 
 

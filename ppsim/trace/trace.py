@@ -47,7 +47,7 @@ class Trace:
 
     start_s, end_s, activation_bytes: shape (rows,), in the program's rows; the two rows of an overlapped pair share
     the pair's time between them. activation_bytes: what the row's rank holds from the moment the action takes effect
-    (start of F, end of B, I, W and of a pair). message_*: shape (messages,), in the program's message table: size,
+    (start of F, end of B, I and W, in a pair too). message_*: shape (messages,), in the program's message table: size,
     when the transfer began, when it had left the sender's link, and when it was there. Measured messages: posted by
     the sender, seen complete by the sender, seen complete by the receiver.
     reduce_*: shape (stages,): when adding up each stage's gradients over data-parallel replicas began and ended, and
@@ -139,11 +139,11 @@ class Trace:
 
     @property
     def effect_s(self) -> Seconds:
-        """When each row's memory change takes effect, shape (rows,): start of a lone F, else the action's end."""
-        program = self.program
-        last = program.action_start[1:] - 1
-        alone = np.diff(program.action_start)[program.row_action] == 1
-        return np.where(alone & (program.kind == Kind.F), self.start_s, self.end_s[last][program.row_action])
+        """When each row's memory change takes effect, shape (rows,): the start of F, the end of B, I and W.
+
+        An overlapped pair's F stands first in its time and its B last: these are the pair's start and end.
+        """
+        return np.where(self.program.kind == Kind.F, self.start_s, self.end_s)
 
     def to_frame(self) -> pandas.DataFrame:
         """One row per computation and per message end, by start time.
