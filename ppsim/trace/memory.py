@@ -2,14 +2,14 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass, fields, replace
+from dataclasses import dataclass, fields
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
 import numpy.typing as npt
 
 from ppsim.schedule.action import Kind
-from ppsim.simulation.memory_levels import optimizer_state_bytes, peak_per_rank, receive_levels
+from ppsim.simulation.memory_levels import peak_per_rank
 
 if TYPE_CHECKING:
     import pandas
@@ -120,26 +120,6 @@ def _sum_until(times_s: npt.NDArray[np.float64], sizes: Bytes, until_s: npt.NDAr
     order = np.argsort(times_s, kind="stable")
     total = np.concatenate([[0], np.cumsum(sizes[order])])
     return total[np.searchsorted(times_s[order], until_s, side="right")]
-
-
-def with_columns(trace: Trace, *, receive_window: int | None = None, optimizer: str | None = None) -> Trace:
-    """A predicted trace with the columns that depend on more than costs.
-
-    receive_window: receives posted ahead on each link. optimizer: see `memory.optimizer_state_bytes`; step counters,
-    4 bytes for each parameter tensor, are left out, since costs do not say how many tensors there are.
-    Raises ValueError for a window below 1, an unknown optimizer, or one without known gradients.
-    """
-    changes: dict[str, Any] = {}
-    if receive_window is not None:
-        changes["receive_buffer_bytes"] = receive_levels(trace.program, trace.message_bytes, receive_window)
-    if optimizer is not None:
-        trained = trace.memory.gradient_bytes
-        if trained is None:
-            raise ValueError("an optimizer's state follows the gradients, and this trace does not know them")
-        changes["optimizer_bytes"] = np.array(
-            [optimizer_state_bytes(optimizer, int(each)) for each in trained], np.int64
-        )
-    return replace(trace, **changes)
 
 
 def first_difference(predicted: Trace, measured: Trace) -> dict[str, Any] | None:

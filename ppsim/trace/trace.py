@@ -5,7 +5,7 @@ from __future__ import annotations
 import io
 import json
 import operator
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, fields
 from functools import cached_property
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -13,6 +13,7 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 import numpy.typing as npt
 
+from ppsim.conditions import Conditions
 from ppsim.schedule.action import Kind
 from ppsim.schedule.order import Order
 from ppsim.schedule.program import Program
@@ -26,7 +27,7 @@ if TYPE_CHECKING:
 
 Seconds = npt.NDArray[np.float64]
 Bytes = npt.NDArray[np.int64]
-SCHEMA_VERSION = 1
+SCHEMA_VERSION = 2  # 1 held the conditions among the details
 _COLUMNS = (
     "start_s",
     "end_s",
@@ -54,7 +55,8 @@ class Trace:
     how many bytes they are; None without replicas.
     receive_buffer_bytes, gradient_bytes: shape (rows,), likewise: buffers of receives posted and not yet used, and the
     parameters' gradients. parameter_bytes, optimizer_bytes: of each rank, shape (p,). None where it is not known.
-    clock: "simulated" or "measured". details: how it was made (options, environment, all steps' times); JSON values.
+    clock: "simulated" or "measured". details: how it was made (engine, environment, all steps' times); JSON values.
+    conditions: how a simulated step was run.
     """
 
     program: Program
@@ -74,6 +76,7 @@ class Trace:
     gradient_bytes: Bytes | None = None
     parameter_bytes: Bytes | None = None
     optimizer_bytes: Bytes | None = None
+    conditions: Conditions = field(default_factory=Conditions)
 
     @property
     def schedule(self) -> Schedule:
@@ -166,6 +169,7 @@ class Trace:
             "schema": SCHEMA_VERSION,
             "clock": self.clock,
             "details": self.details,
+            "conditions": self.conditions.to_dict(),
             "name": self.schedule.name,
             "microbatches": self.schedule.microbatches,
             "placement": list(self.schedule.placement),
@@ -195,9 +199,9 @@ class Trace:
             header = dict(json.loads(arrays.pop("header").tobytes()))
         except Exception:
             raise ValueError(f"{path} is not a saved trace: write one with Trace.save") from None
-        if header.get("schema") != SCHEMA_VERSION:
+        if header.get("schema") not in (1, SCHEMA_VERSION):
             raise ValueError(
-                f"{path} has trace schema {header.get('schema')!r}, this version reads {SCHEMA_VERSION}: "
+                f"{path} has trace schema {header.get('schema')!r}, this version reads 1 to {SCHEMA_VERSION}: "
                 "load it with the version that wrote it"
             )
         try:
@@ -223,7 +227,18 @@ class Trace:
             columns[name] = arrays[name].astype(
                 np.int64 if name.endswith("_bytes") else np.float64, casting="same_kind"
             )
-        return cls(program=program, clock=str(header["clock"]), details=dict(header["details"]), **columns)
+        details = dict(header["details"])
+        if header["schema"] == 1:
+            conditions = {each.name: details.pop(each.name) for each in fields(Conditions) if each.name in details}
+        else:
+            conditions = header["conditions"]
+        return cls(
+            program=program,
+            clock=str(header["clock"]),
+            details=details,
+            conditions=Conditions.from_dict(conditions),
+            **columns,
+        )
 
 
 def _length(column: str, program: Program) -> int:

@@ -13,7 +13,7 @@ from ppexec import Session, WorkerPool
 from ppexec.calibrate.calibration import Calibration, fit
 from ppexec.calibrate.known_run import known_runs
 from ppsim import Jitter, StageCost, Trace
-from ppsim.simulation.simulate import message_bytes
+from ppsim.simulation.timed_program import message_bytes
 from tests.support.remote import tiny
 
 COST = StageCost(forward_s=0.01, backward_input_s=0.01, backward_weight_s=0.01, activation_bytes=0,

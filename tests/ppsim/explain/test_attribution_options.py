@@ -19,6 +19,7 @@ from tests.support import strategies
 from tests.support.traces import COST, B, F, check_sums, check_waits
 
 FREE = Network()
+SHARING = {"cores", "devices", "sharing", "sharing_efficiency"}
 
 
 @st.composite
@@ -43,10 +44,12 @@ def options(draw: st.DrawFn, schedule: Any, *, sharing: tuple[str, ...] = ("turn
         "sharing_efficiency": 1.0,
         "reduction": draw(st.none() | st.just(Reduction(replicas=2, latency_s=0.5, bytes_per_s=4.0))),
     }
-    if chosen["sharing"] == "fair" and not chosen["cores"] is chosen["devices"] is None:
+    if chosen["cores"] is chosen["devices"] is None:
+        del chosen["sharing"]
+    elif chosen["sharing"] == "fair":
         chosen["sharing_efficiency"] = draw(st.sampled_from([1.0, 0.75]))
     if draw(st.booleans()):
-        del chosen["cores"], chosen["devices"], chosen["sharing"], chosen["sharing_efficiency"]
+        chosen = {name: given for name, given in chosen.items() if name not in SHARING}
         chosen["engine"] = "compiled"
     return chosen
 
@@ -64,7 +67,7 @@ def refined(
 
 def without_slow_ranks(trace: Trace, costs: list[StageCost]) -> npt.NDArray[np.float64]:
     """What each rank should compute for."""
-    asked = {name: trace.details[name] for name in ("overlap", "scale") if name in trace.details}
+    asked = {name: getattr(trace.conditions, name) for name in ("overlap", "scale")}
     return simulate(trace.schedule, costs, engine="compiled", **asked).compute_s
 
 
@@ -123,7 +126,7 @@ def test_differences_that_options_make_are_explained_to_the_last(data: st.DataOb
 @given(refined(sharing=("turns",), free=True))
 def test_without_shared_cores_or_dispatch_nobody_waits_for_a_device(step: tuple[Trace, list[StageCost]]) -> None:
     trace, _ = step
-    assume(not {"dispatch_s", "send_s", "sharing"} & set(trace.details))
+    assume(not {"dispatch_s", "send_s", "cores", "devices"} & set(trace.conditions.to_dict()))
     found = attribute(trace)
     assert not found.device_s.any()
     assert not found.warm_up_of_s["device"].any()

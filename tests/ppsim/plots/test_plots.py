@@ -13,7 +13,7 @@ from ppsim.plots.memory_parts_figure import memory_parts
 from ppsim.plots.style import KIND_COLOURS, KIND_NAMES, ink_on, lighter
 from ppsim.plots.timeline_figure import timeline
 from ppsim.plots.units import bytes_text, bytes_unit, time_unit
-from ppsim.trace.memory import with_columns
+from ppsim.simulation.memory_columns import with_columns
 
 MIB = 1 << 20
 COST = StageCost(

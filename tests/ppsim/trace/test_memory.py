@@ -12,8 +12,9 @@ from hypothesis import strategies as st
 
 from ppsim import Action, Kind, Network, Schedule, StageCost, Trace, build_schedule, simulate
 from ppsim.schedule.deadlock import smallest_receive_window
+from ppsim.simulation.memory_columns import with_columns
 from ppsim.simulation.memory_levels import gradient_levels, optimizer_state_bytes, parameters_per_rank, receive_levels
-from ppsim.trace.memory import first_difference, held_at_peak, sending_levels, with_columns
+from ppsim.trace.memory import first_difference, held_at_peak, sending_levels
 from tests.support.strategies import networks, schedules, stage_costs
 
 

@@ -24,7 +24,7 @@ def ensemble() -> Ensemble:
         samples=200,
         seed=4,
         slow_ranks={2: 1.5},
-        scale=np.ones((3, 1)),
+        scale=[[1.0], [0.5], [1.0]],
     )
 
 
@@ -57,14 +57,14 @@ def test_the_summary_is_json(ensemble: Ensemble) -> None:
     assert (found["samples"], found["seed"], found["engine"]) == (200, 4, "compiled")
     assert found["step_time_percentiles_s"] == ensemble.percentiles_s
     assert found["jitter"] == {"action": 0.1, "rank": 0.1, "message": 0.2}
-    assert found["details"]["slow_ranks"] == {"2": 1.5}
-    assert found["details"]["scale"] == [[1.0]] * 3
+    assert found["conditions"]["slow_ranks"] == {"2": 1.5}
+    assert found["conditions"]["scale"] == [[1.0], [0.5], [1.0]]
 
 
 def test_a_trace_can_be_had_of_every_sample(ensemble: Ensemble) -> None:
     found = ensemble.trace(199)
     assert found.makespan_s == ensemble.makespan_s[199]
-    assert (found.details["sample"], found.details["seed"], found.details["overlap"]) == (199, 4, 1.0)
+    assert (found.details["sample"], found.details["seed"], found.conditions) == (199, 4, ensemble.conditions)
     json.dumps(found.details, allow_nan=False)
     for sample in (-1, 200):
         with pytest.raises(ValueError, match="they are numbered 0 to 199"):
@@ -91,7 +91,7 @@ def test_sensitivity_is_what_is_lost_without_a_parts_jitter(ensemble: Ensemble) 
     table = ensemble.sensitivity()
     links = ["link 0-1", "link 1-0", "link 1-2", "link 2-1"]
     assert table.index.tolist() == ["actions", "ranks", "messages", "rank 0", "rank 1", "rank 2", *links]
-    options = {"network": NETWORK, "samples": 200, "seed": 4, "slow_ranks": {2: 1.5}}
+    options = {"network": NETWORK, "samples": 200, "seed": 4, "conditions": ensemble.conditions}
     schedule = ensemble.program.schedule
 
     def mean_s(jitter: Jitter) -> float:

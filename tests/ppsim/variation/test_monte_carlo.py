@@ -79,7 +79,7 @@ def test_without_jitter_every_sample_is_what_simulate_says(data: st.DataObject) 
 
 
 def test_samples_do_not_depend_on_their_number_or_on_threads(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("ppsim.variation.draws._BLOCK_ROWS", 4 * len(ONE_F_ONE_B.program.stage))  # 13 blocks
+    monkeypatch.setattr("ppsim.variation.sample_times._BLOCK_ROWS", 4 * len(ONE_F_ONE_B.program.stage))  # 13 blocks
     whole = of(ALL, threads=1)
     assert len(np.unique(whole.makespan_s)) == 50
     for samples in (1, 4, 5, 49):
@@ -171,12 +171,12 @@ def test_windows_and_reductions_hold_in_every_sample() -> None:
 
 def test_shared_devices_run_on_simpys_clock() -> None:
     shared = of(ALL, samples=5, cores=1)
-    assert shared.runner.engine == "simpy"
+    assert shared.sampler.engine == "simpy"
     assert (shared.makespan_s >= shared.compute_s.sum(axis=1) * (1 - 1e-12)).all()
     assert shared.trace(3).makespan_s == shared.makespan_s[3]
     enough = of(ALL, samples=5, cores=3)
     assert enough.makespan_s.tolist() == of(ALL, samples=5).makespan_s.tolist()
-    assert enough.runner.engine == "compiled"
+    assert enough.sampler.engine == "compiled"
     with pytest.raises(ValueError, match="use engine='simpy'"):
         of(ALL, samples=5, cores=1, engine="compiled")
 
