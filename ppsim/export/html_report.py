@@ -4,10 +4,8 @@ from __future__ import annotations
 
 import functools
 import json
-import math
-import numbers
 import re
-from collections.abc import Mapping, Sequence
+from collections.abc import Mapping
 from dataclasses import dataclass, field
 from importlib import resources
 from pathlib import Path
@@ -18,7 +16,7 @@ import plotly.graph_objects as go
 from markupsafe import Markup
 from plotly.offline import get_plotlyjs
 
-Table = Sequence[Mapping[str, Any]]
+from ppsim.export.table_cells import Table, cell_text, columns_of
 
 _CONFIG = {
     "responsive": True,
@@ -27,7 +25,6 @@ _CONFIG = {
     "modeBarButtonsToRemove": ["sendChartToCloud", "select2d", "lasso2d", "autoScale2d"],
 }
 _CONTENTS_FROM = 4  # sections
-_AMOUNT = re.compile(r"[-+−–]?[\d.,]+(e[-+]?\d+)?\s?(%|×|[nµm]?s|[KMGT]?i?B|[KMGT]?i?B/s)?")
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -127,7 +124,7 @@ class Report:
 @functools.cache
 def _template() -> jinja2.Template:
     environment = jinja2.Environment(autoescape=True, undefined=jinja2.StrictUndefined, keep_trailing_newline=True)
-    environment.filters |= {"paragraphs": _paragraphs, "cell": _cell, "columns": _columns, "drawable": _drawable}
+    environment.filters |= {"paragraphs": _paragraphs, "cell": cell_text, "columns": _columns, "drawable": _drawable}
     return environment.from_string(_resource("html_report.html.jinja"))
 
 
@@ -150,29 +147,4 @@ def _drawable(figure: go.Figure) -> dict[str, str]:
 
 def _columns(rows: Table) -> dict[str, str]:
     """The columns of all rows, each with the attribute of its cells."""
-    names = dict.fromkeys(column for row in rows for column in row)
-    return {name: Markup(' class="amount"') if all(_is_amount(row.get(name)) for row in rows) else "" for name in names}
-
-
-def _is_amount(value: Any) -> bool:
-    """True for numbers, for text that is a number with or without a unit, and for a missing value."""
-    if value is None:
-        return True
-    if isinstance(value, str):
-        return _AMOUNT.fullmatch(value.strip()) is not None
-    return isinstance(value, numbers.Real) and not isinstance(value, bool)
-
-
-def _cell(value: Any) -> str:
-    if value is None:
-        return "–"
-    if isinstance(value, bool):
-        return "yes" if value else "no"
-    if isinstance(value, numbers.Integral):
-        return f"{int(value):,}"
-    if isinstance(value, numbers.Real):
-        number = float(value)
-        if not math.isfinite(number):
-            return str(number)
-        return f"{number:,.4g}" if abs(number) < 1e4 else f"{number:,.0f}" if abs(number) < 1e9 else f"{number:.4g}"
-    return str(value)
+    return {name: Markup(' class="amount"') if is_amount else "" for name, is_amount in columns_of(rows).items()}
