@@ -36,13 +36,6 @@ def activation_levels(program: Program, stages: Sequence[StageCost]) -> npt.NDAr
     return _after_rows(program, change[program.kind, program.stage])
 
 
-def peak_per_rank(program: Program, levels: npt.NDArray[np.int64]) -> npt.NDArray[np.int64]:
-    """The largest level on each rank between its actions, shape (p,); 0 for a rank without actions."""
-    peak = np.zeros(program.ranks, np.int64)
-    np.maximum.at(peak, program.rank, levels)
-    return peak
-
-
 def gradient_levels(program: Program, stages: Sequence[StageCost]) -> npt.NDArray[np.int64]:
     """Bytes of the gradients that a row's rank holds once the row's action has ended, shape (rows,).
 

@@ -8,7 +8,8 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from ppsim import CostError, Schedule, StageCost, build_schedule, simulate
-from ppsim.simulation.memory_levels import activation_levels, peak_per_rank
+from ppsim.simulation.memory_levels import activation_levels
+from ppsim.trace.memory import peak_per_rank
 from tests.support.evaluator import evaluate, spelled
 from tests.support.strategies import schedules, stage_costs
 
