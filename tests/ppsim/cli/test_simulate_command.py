@@ -2,9 +2,12 @@
 
 from __future__ import annotations
 
+from dataclasses import fields
+
 import pytest
 
-from ppsim import Jitter, Network, StageCost, Trace, build_schedule, monte_carlo, simulate
+from ppsim import Conditions, Jitter, Network, Reduction, StageCost, Trace, build_schedule, monte_carlo, simulate
+from ppsim.cli.flags import flag_of
 from tests.support.commandline import AFAB, COSTS, refused, run, run_json
 
 SCHEDULE = build_schedule("afab", ranks=3, microbatches=4)
@@ -26,6 +29,9 @@ WORDS = f"simulate {AFAB} {COSTS} --output-bytes 100 --latency-s 0.25 --bytes-pe
             "--cores 1 --sharing fair --sharing-efficiency 0.5",
             {"cores": 1, "sharing": "fair", "sharing_efficiency": 0.5},
         ),
+        ("--devices 0,0,1", {"devices": [0, 0, 1]}),
+        ("--sharing fair --speeds 1,0.5", {"sharing": "fair", "speeds": [1, 0.5]}),
+        ("--scale 2", {"scale": 2.0}),
         ("--slow-link 0-1=3,1-0=2", {"network": NETWORK.slowed({(0, 1): 3, (1, 0): 2})}),
     ],
 )
@@ -38,6 +44,21 @@ def test_every_flag_is_an_option_and_changes_the_step(
     assert printed["makespan_s"] > simulate(SCHEDULE, STAGES, network=NETWORK).makespan_s
     assert printed["conditions"] == trace.conditions.to_dict()
     assert printed["details"] == trace.details
+
+
+def test_every_option_has_a_flag_but_arrays_and_reductions(capsys: pytest.CaptureFixture[str]) -> None:
+    """A reduction has its own flags, --replicas and what replicas cost."""
+    with_flags = {each.name for each in fields(Conditions)} - {"durations_s", "reduction"}
+    _, out, _ = run(capsys, "simulate --help")
+    assert {name for name in with_flags if flag_of(name) not in out} == set()
+
+
+def test_samples_have_reductions(capsys: pytest.CaptureFixture[str]) -> None:
+    flags = "--jitter 0.05 --replicas 2 --reduce-latency-s 1.5"
+    printed = run_json(capsys, WORDS, flags)
+    reduction = Reduction(replicas=2, latency_s=1.5)
+    found = monte_carlo(SCHEDULE, STAGES, network=NETWORK, jitter=Jitter(action=0.05), reduction=reduction)
+    assert printed["step_time_mean_s"] == found.mean_s > found.makespan_s.mean()
 
 
 def test_samples_are_those_of_monte_carlo(capsys: pytest.CaptureFixture[str]) -> None:

@@ -3,11 +3,13 @@
 from __future__ import annotations
 
 import json
+from dataclasses import fields
 
 import numpy as np
 import pytest
 
-from ppsim import Ensemble, Jitter, Network, StageCost, build_schedule, monte_carlo
+from ppsim import Ensemble, Jitter, Network, StageCost, build_schedule, monte_carlo, simulate
+from ppsim.variation.jitter import PARTS
 
 COST = StageCost(forward_s=1.0, backward_input_s=1.0, backward_weight_s=0.5, output_bytes=8)
 NETWORK = Network(latency_s=0.5, bytes_per_s=32)
@@ -103,6 +105,57 @@ def test_sensitivity_is_what_is_lost_without_a_parts_jitter(ensemble: Ensemble) 
     assert table.loc["ranks", "alone_s"] == pytest.approx(alone, abs=1e-9)
     # The slow rank is never idle for others' sake: its own jitter is what moves the step.
     assert table.loc[["rank 0", "rank 1", "rank 2"], "saved_s"].abs().idxmax() == "rank 2"
+
+
+VARIED = {
+    "actions": [
+        Jitter(action=0.2),
+        Jitter(factors={"F": np.array([0.5, 1.5])}),
+        Jitter(factors={"B": np.array([0, 2])}),
+    ],
+    "ranks": [Jitter(rank=0.2)],
+    "step": [Jitter(step=0.2)],
+    "messages": [Jitter(message=0.5), Jitter(factors={"message": np.array([0.0, 2.0])})],
+    "hiccups": [Jitter(hiccup_probability=0.2, hiccup_s=2.0)],
+    "dispatch": [Jitter(factors={"dispatch": np.array([0.0, 2.0])})],
+    "late": [Jitter(late_s=[0.0, 1.0])],
+}
+
+
+@pytest.mark.parametrize(("part", "jitter"), [(part, each) for part, jitters in VARIED.items() for each in jitters])
+def test_each_kind_of_jitter_has_its_row(part: str, jitter: Jitter) -> None:
+    """Cause of a bug: measured dispatches and messages counted as actions', lateness nowhere, links had no rows."""
+    schedule = build_schedule("1f1b", ranks=2, microbatches=4)
+    found = monte_carlo(schedule, [COST] * 2, network=NETWORK, jitter=jitter, samples=50, dispatch_s=0.25)
+    table = found.sensitivity()
+    calm_s = simulate(schedule, [COST] * 2, network=NETWORK, dispatch_s=0.25).makespan_s
+    of_links = ["link 0-1", "link 1-0"] if part == "messages" else []
+    of_ranks = [] if part in ("messages", "step") else ["rank 0", "rank 1"]
+    assert table.index.tolist() == [part, *of_ranks, *of_links]
+    assert table.loc[part].tolist() == pytest.approx([found.makespan_s.mean() - calm_s] * 2)
+    assert (table.loc[[*of_ranks, *of_links]] != 0).any(axis=None) or part == "step"
+
+
+def test_every_field_of_jitter_is_of_some_part() -> None:
+    names = [name for fields_of_part, _ in PARTS.values() for name in fields_of_part]
+    assert sorted([*names, "factors"]) == sorted(each.name for each in fields(Jitter))
+    assert list(VARIED) == list(PARTS)
+
+
+def test_parts_are_told_apart() -> None:
+    """What is saved without a part is what samples without it say."""
+    schedule = build_schedule("1f1b", ranks=2, microbatches=4)
+    drawn = {"F": np.array([0.5, 1.5]), "dispatch": np.array([0.0, 2.0]), "message": np.array([0.0, 2.0])}
+    jitter = Jitter(factors=drawn, late_s=[0.0, 1.0])
+    options = {"network": NETWORK, "samples": 50, "dispatch_s": 0.25}
+    found = monte_carlo(schedule, [COST] * 2, jitter=jitter, **options)
+    table = found.sensitivity()
+    assert table.index.tolist()[:4] == ["actions", "messages", "dispatch", "late"]
+    for part, kind in (("actions", "F"), ("messages", "message"), ("dispatch", "dispatch")):
+        factors = {name: each for name, each in drawn.items() if name != kind}
+        without = monte_carlo(schedule, [COST] * 2, jitter=Jitter(factors=factors, late_s=[0.0, 1.0]), **options)
+        saved_s = found.makespan_s.mean() - without.makespan_s.mean()
+        assert table.loc[part, "saved_s"] == pytest.approx(saved_s, abs=1e-12)
 
 
 def test_one_sample_has_no_spread() -> None:
