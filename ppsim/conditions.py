@@ -122,13 +122,15 @@ class Conditions:
                 raise ValueError(f"speeds must be one or more numbers above 0 and at most 1, got {list(self.speeds)}")
             if not is_fair:
                 raise ValueError("speeds are of ranks that compute at once: give them with sharing 'fair'")
-            for name, default in (("cores", None), ("sharing_efficiency", 1.0)):
-                if getattr(self, name) != default:
+            for name in ("cores", "sharing_efficiency"):
+                if name in self.to_dict():
                     raise ValueError(f"speeds say how fast ranks run together: leave out {name} or speeds")
         elif self.cores is None and self.devices is None:
-            for name, default in (("sharing", "turns"), ("sharing_efficiency", 1.0)):
-                if (value := getattr(self, name)) != default:
-                    raise ValueError(f"{name} {value!r} is of ranks that share a device: give it with cores or devices")
+            for name in ("sharing", "sharing_efficiency"):
+                if name in self.to_dict():
+                    raise ValueError(
+                        f"{name} {getattr(self, name)!r} is of ranks that share a device: give it with cores or devices"
+                    )
         elif self.sharing_efficiency != 1 and not is_fair:
             raise ValueError(
                 f"sharing_efficiency {self.sharing_efficiency!r} is of ranks that compute at once: give it with "
@@ -145,8 +147,12 @@ class Conditions:
 
     def to_dict(self) -> dict[str, Any]:
         """The options that differ from their defaults, as JSON values."""
-        given = {each.name: (getattr(self, each.name), each.default) for each in fields(self)}
-        return {name: _plain(value) for name, (value, default) in given.items() if not np.array_equal(value, default)}
+        given: dict[str, Any] = {}
+        for each in fields(self):
+            value, default = getattr(self, each.name), each.default
+            if not np.array_equal(value, default):  # type: ignore[arg-type]
+                given[each.name] = _plain(value)
+        return given
 
     @classmethod
     def from_dict(cls, given: Mapping[str, Any]) -> Conditions:

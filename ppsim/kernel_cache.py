@@ -12,15 +12,15 @@ import hashlib
 import os
 from collections.abc import Callable
 from pathlib import Path
-from typing import Any, TypeVar
+from typing import Any, Literal
 
 import numba
 
-F = TypeVar("F", bound=Callable[..., Any])
+_CONFIG: Any = numba.config
 _ROOT = Path(__file__).parent
 
 
-def kernel(function: F, *, inline: str = "never") -> F:
+def kernel(function: Callable[..., Any], *, inline: Literal["never", "always"] = "never") -> Callable[..., Any]:
     """Compile a function on its first call, or load what was compiled before for the same sources.
 
     Parameters
@@ -39,12 +39,13 @@ def kernel(function: F, *, inline: str = "never") -> F:
     -----
     numba takes the folder from its configuration when a function is decorated, so the folder is set for that long only.
     """
-    before = numba.config.CACHE_DIR
-    numba.config.CACHE_DIR = str(_folder(before))
+    before = _CONFIG.CACHE_DIR
+    _CONFIG.CACHE_DIR = str(_folder(before))
     try:
-        return numba.njit(cache=True, nogil=True, inline=inline)(function)
+        compiled: Callable[..., Any] = numba.njit(cache=True, nogil=True, inline=inline)(function)
+        return compiled
     finally:
-        numba.config.CACHE_DIR = before
+        _CONFIG.CACHE_DIR = before
 
 
 def hash_of_sources(root: Path) -> str:

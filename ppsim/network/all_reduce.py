@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Mapping, Sequence
+from collections.abc import Mapping
 from dataclasses import asdict, dataclass
 
 import numpy as np
@@ -54,9 +54,7 @@ class Reduction:
             raise ValueError(f"bytes_per_s must be > 0 (leave it out for no limit), got {self.bytes_per_s!r}")
 
     @classmethod
-    def fitted(
-        cls, replicas: int, size_bytes: Sequence[float] | npt.NDArray, seconds: Sequence[float] | npt.NDArray
-    ) -> Reduction:
+    def fitted(cls, replicas: int, size_bytes: npt.ArrayLike, seconds: npt.ArrayLike) -> Reduction:
         """Fit latency and bandwidth to measured all-reduces.
 
         Parameters

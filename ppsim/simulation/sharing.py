@@ -49,7 +49,7 @@ class Devices:
         With c cores of efficiency e, each of n ranks runs at min(1, e c / n) of its speed. An operating system that
         leaves a core idle while ranks queue for another one, and switching between them, keep e below 1.
         """
-        if conditions.cores is conditions.devices is conditions.speeds is None:
+        if conditions.cores is None and conditions.devices is None and conditions.speeds is None:
             return None
         of_rank = (0,) * ranks if conditions.devices is None else tuple(conditions.devices)
         if len(of_rank) != ranks:

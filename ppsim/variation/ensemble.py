@@ -79,7 +79,8 @@ class Ensemble:
         """The bubble fraction of each sample, shape (n,). It is 0 for a step without length."""
         total = self.program.ranks * self.makespan_s
         idle = total - self.compute_s.sum(axis=1)
-        return np.divide(idle, total, out=np.zeros(len(self)), where=total > 0)
+        fraction: Seconds = np.divide(idle, total, out=np.zeros(len(self)), where=total > 0)
+        return fraction
 
     @property
     def mean_s(self) -> float:
@@ -94,7 +95,7 @@ class Ensemble:
     @property
     def standard_error_s(self) -> float:
         """The standard deviation of the mean of n samples."""
-        return self.std_s / len(self) ** 0.5
+        return float(self.std_s / len(self) ** 0.5)
 
     def percentile(self, q: float | Sequence[float]) -> Any:
         """The step time that q percent of the samples do not exceed. An array for several q."""

@@ -75,9 +75,11 @@ class BatchTimes:
     @property
     def makespan_s(self) -> Seconds:
         """Of each sample, shape (n,)."""
-        return self.last_end_s.max(axis=1) - self.step_start_s
+        makespan_s: Seconds = self.last_end_s.max(axis=1) - self.step_start_s
+        return makespan_s
 
     @property
     def step_start_s(self) -> Seconds:
         """The first start in each sample, shape (n,)."""
-        return self.first_start_s.min(axis=1)
+        first_s: Seconds = self.first_start_s.min(axis=1)
+        return first_s
