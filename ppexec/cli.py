@@ -7,7 +7,6 @@ import sys
 import warnings
 from collections.abc import Callable, Sequence
 from dataclasses import asdict, dataclass
-from pathlib import Path
 from typing import Annotated, Any
 
 import tyro
@@ -219,25 +218,6 @@ def run_command(work: Callable[[], None], *, prog: str = "ppexec") -> int:
             raise SystemExit(1) from None
 
     return command.run(guarded, prog=prog)
-
-
-def study_main(study: Any, documentation: str | None) -> int:
-    """The main function of a study: flags from the dataclass `study`, whose `execute` does the work; the exit code."""
-    script = Path(sys.argv[0]).name
-
-    def work() -> None:
-        warnings.showwarning = show_warning
-        command.parse(study, prog=script, description=(documentation or "").split("\n")[0]).execute()
-
-    return run_command(work, prog=script)
-
-
-def existing_directory(path: Path) -> Path:
-    """Make a directory for results. Raises ValueError if something else has its name."""
-    if path.exists() and not path.is_dir():
-        raise ValueError(f"{path} is not a directory: give --out a directory, new or old")
-    path.mkdir(parents=True, exist_ok=True)
-    return path
 
 
 if __name__ == "__main__":

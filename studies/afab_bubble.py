@@ -19,33 +19,27 @@ Writes DIR/report.html and summary.json.
 
 from __future__ import annotations
 
-import json
 import sys
-import warnings
 from dataclasses import dataclass
 from pathlib import Path
 from statistics import median
 from typing import Any
 
-import plotly.graph_objects as go
-from plotly.subplots import make_subplots
-from tqdm import tqdm
-
 import ppexec
 import ppsim
-from ppexec.cli import existing_directory, study_main
 from ppexec.experiment.text import environment_rows
 from ppexec.machine.environment import describe_environment
-from ppsim.cli import command
+from ppexec.study import Findings, StudyCommand, progress, study_main, without_advice
 from ppsim.export.html_report import Report
-from ppsim.plots.style import layout, series_colour
+from ppsim.export.text_table import text_table
+from ppsim.plots.growth_figure import bubble_and_memory
 from ppsim.simulation import theory
 
 Point = dict[str, Any]
 
 
 @dataclass(frozen=True, kw_only=True)
-class Study:
+class Study(StudyCommand):
     """AFAB's bubble and memory against ranks and microbatches: theory, simulation, measurement."""
 
     ranks: tuple[int, ...] = (1, 2, 4)
@@ -62,8 +56,6 @@ class Study:
     """Measured steps of each point; the median is shown."""
     out: Path = Path("studies/out/afab_bubble")
     """Directory for report.html and summary.json."""
-    json: bool = False
-    """Print summary.json's object and nothing else on standard output."""
 
     def __post_init__(self) -> None:
         for name in ("ranks", "microbatches"):
@@ -86,30 +78,14 @@ class Study:
             output_bytes=self.message_bytes,
         )
 
-    def execute(self) -> None:
-        """Measure the grid, print its table and write the report."""
-        directory = existing_directory(self.out)
+    def findings(self, directory: Path | None) -> Findings:
+        """Measure every point of the grid."""
         grid = [(p, m) for p in self.ranks for m in self.microbatches]
-        with ppexec.WorkerPool() as pool, warnings.catch_warnings():
-            warnings.simplefilter("ignore")  # few microbatches are the question here
-            points = [self.point(p, m, pool) for p, m in tqdm(grid, file=sys.stderr, leave=False)]
+        with ppexec.WorkerPool() as pool, without_advice():
+            points = [self.point(p, m, pool) for p, m in progress(grid)]
         summary = {"points": points, "environment": describe_environment(), "steps": self.steps}
-        (directory / "summary.json").write_text(json.dumps(summary, indent=1) + "\n", encoding="utf-8")
-        report(points, summary["environment"]).save(directory / "report.html")
-        if self.json:
-            command.print_json(summary)
-            return
-        print(
-            f"{'p':>3} {'m':>4}  {'bubble: theory':>14} {'simulated':>10} {'measured':>10}  {'held: theory':>12} "
-            f"{'simulated':>10} {'measured':>10}  (microbatches)"
-        )
-        for row in points:
-            print(
-                f"{row['ranks']:>3} {row['microbatches']:>4}  {row['bubble_theory']:>14.4f} "
-                f"{row['bubble_simulated']:>10.4f} {row['bubble_measured']:>10.4f}  {row['held_theory']:>12} "
-                f"{row['held_simulated']:>10g} {row['held_measured']:>10g}"
-            )
-        print(f"\nwritten to {directory}: report.html, summary.json")
+        text = f"{text_table(rows(points))}\n\n(bubble as a share of the step; held in microbatches)"
+        return Findings(summary=summary, page=report(points, summary["environment"]), text=text)
 
     def point(self, ranks: int, microbatches: int, pool: ppexec.WorkerPool) -> Point:
         """One (p, m): bubble fraction and peak microbatches held, thrice."""
@@ -143,6 +119,18 @@ def real_memory(config: ppexec.RunConfig, pool: ppexec.WorkerPool) -> float:
         return max(max(levels) / levels[0] for levels in session.count_memory())
 
 
+def rows(points: list[Point]) -> list[dict[str, Any]]:
+    """A row for each (p, m)."""
+    names = {"ranks": "p", "microbatches": "m"}
+    return [
+        {
+            names.get(name, name.replace("_", ", ")): f"{value:.4f}" if isinstance(value, float) else value
+            for name, value in point.items()
+        }
+        for point in points
+    ]
+
+
 def report(points: list[Point], environment: dict[str, Any]) -> Report:
     """The plot, the table and where it was measured."""
     worst = max(point["bubble_measured"] - point["bubble_theory"] for point in points)
@@ -151,48 +139,10 @@ def report(points: list[Point], environment: dict[str, Any]) -> Report:
         lead=f"Lines are theory, rings the SimPy model, dots real runs. The measured bubble is at most "
         f"{worst * 100:.1f} percentage points of the step above theory; the bytes held are exactly m microbatches.",
     )
-    page.add("Bubble and memory", figure=figure(points))
-    names = {"ranks": "p", "microbatches": "m"}
-    rows = [
-        {names.get(k, k.replace("_", ", ")): round(v, 4) if isinstance(v, float) else v for k, v in p.items()}
-        for p in points
-    ]
-    page.add("Every point", text="Bubble as a share of p x makespan; held in microbatches.", table=rows)
+    page.add("Bubble and memory", figure=bubble_and_memory(points))
+    page.add("Every point", text="Bubble as a share of p x makespan; held in microbatches.", table=rows(points))
     page.add("Environment", definitions=environment_rows(environment))
     return page
-
-
-def figure(points: list[Point]) -> go.Figure:
-    """Left the bubble fraction, right the microbatches held, both against m, a colour for each p."""
-    picture = make_subplots(cols=2, horizontal_spacing=0.1)
-    for number, ranks in enumerate(sorted({point["ranks"] for point in points})):
-        chosen = [point for point in points if point["ranks"] == ranks]
-        count = [point["microbatches"] for point in chosen]
-        colour = series_colour(number)
-        looks = {
-            "theory": {"mode": "lines", "line": {"color": colour, "width": 1.5}},
-            "simulated": {"mode": "markers", "marker": {"symbol": "circle-open", "size": 12, "color": colour}},
-            "measured": {"mode": "markers", "marker": {"symbol": "circle", "size": 6, "color": colour}},
-        }
-        for column, quantity in enumerate(("bubble", "held"), start=1):
-            for source, look in looks.items():
-                picture.add_scatter(
-                    x=count,
-                    y=[point[f"{quantity}_{source}"] for point in chosen],
-                    name=f"p = {ranks}, {source}",
-                    showlegend=column == 1,
-                    legendgroup=f"{ranks} {source}",
-                    row=1,
-                    col=column,
-                    **look,
-                )
-    picture.update_layout(layout(height=460, title=None, bottom=60))
-    picture.update_layout(legend={"orientation": "v", "x": 1.02, "y": 1, "xanchor": "left", "yanchor": "top"})
-    ticks = sorted({point["microbatches"] for point in points})
-    picture.update_xaxes(title_text="microbatches m", type="log", tickvals=ticks)
-    picture.update_yaxes(title_text="bubble fraction", tickformat=".0%", rangemode="tozero", col=1)
-    picture.update_yaxes(title_text="peak activations [microbatches]", type="log", tickvals=ticks, col=2)
-    return picture
 
 
 def main() -> int:

@@ -47,7 +47,6 @@ import subprocess
 import sys
 import tempfile
 import time
-import warnings
 from collections.abc import Callable
 from dataclasses import dataclass, replace
 from pathlib import Path
@@ -55,17 +54,16 @@ from typing import Any, Literal
 
 import numpy as np
 import simpy
-from tqdm import tqdm
 
 import ppexec
 import ppsim
-from ppexec.cli import existing_directory, study_main
 from ppexec.config.config import RunConfig
 from ppexec.experiment.overhead import PEER_OF, measure_overhead
 from ppexec.experiment.text import environment_rows
 from ppexec.machine.environment import describe_environment
-from ppsim.cli import command
+from ppexec.study import Findings, StudyCommand, progress, study_main, without_advice
 from ppsim.export.html_report import Report
+from ppsim.export.text_table import text_table
 from ppsim.simulation.engines.by_name import run_engine
 from ppsim.simulation.timed_program import TimedProgram
 
@@ -101,9 +99,20 @@ class Row:
         low, middle, high = np.quantile(np.asarray(values, float), [0.25, 0.5, 0.75]).tolist()
         return cls(part=part, what=what, value=middle, low=low, high=high, unit=unit, target=target)
 
+    @property
+    def cells(self) -> dict[str, str]:
+        """The figure as a row of a table."""
+        return {
+            "part": self.part,
+            "figure": self.what,
+            "median": f"{self.value:.4g} {self.unit}",
+            "quartiles": f"{self.low:.4g} to {self.high:.4g}" if self.low < self.high else "",
+            "target": self.target,
+        }
+
 
 @dataclass(frozen=True, kw_only=True)
-class Study:
+class Study(StudyCommand):
     """What answers cost, as ratios taken in one run."""
 
     only: tuple[Part, ...] = _PARTS
@@ -114,14 +123,11 @@ class Study:
     """Smaller sizes: to see that it runs, not to be quoted."""
     out: Path = Path("studies/out/benchmarks")
     """Directory for report.html and summary.json."""
-    json: bool = False
-    """Print summary.json's object and nothing else on standard output."""
 
-    def execute(self) -> None:
-        """Measure, print the table, write the files."""
+    def findings(self, directory: Path | None) -> Findings:
+        """Measure every part that is wanted."""
         if self.turns < 1:
             raise ValueError(f"turns must be 1 or more, got {self.turns}")
-        directory = existing_directory(self.out)
         parts: dict[str, Callable[[], list[Row]]] = {
             "engines": self.engines,
             "scale": self.scale,
@@ -129,19 +135,16 @@ class Study:
             "sweep": self.sweep,
             "executor": self.executor,
         }
-        rows: list[Row] = []
-        for part in tqdm([name for name in _PARTS if name in self.only], file=sys.stderr, leave=False):
-            rows += parts[part]()
+        found: list[Row] = []
+        for part in progress([name for name in _PARTS if name in self.only]):
+            found += parts[part]()
         environment = describe_environment(ranks=0, processes=1, threads_per_rank=1, backend="", worker_allocator={})
-        summary = {"rows": [vars(row) for row in rows], "quick": self.quick, "environment": environment}
-        (directory / "summary.json").write_text(json.dumps(summary, indent=1) + "\n", encoding="utf-8")
-        report(rows, environment).save(directory / "report.html")
-        if self.json:
-            command.print_json(summary)
-            return
-        for row in rows:
-            target = f"  (target {row.target})" if row.target else ""
-            print(f"{row.part:<9} {row.what:<62} {row.value:>10.4g} {row.unit:<12}{target}")
+        summary = {"rows": [vars(row) for row in found], "quick": self.quick, "environment": environment}
+        table = [row.cells for row in found]
+        page = Report(title="What answers cost", lead="Medians, with quartiles of the turns beside them.")
+        page.add("Figures", table=table)
+        page.add("Environment", definitions=environment_rows(environment))
+        return Findings(summary=summary, page=page, text=text_table(table))
 
     def engines(self) -> list[Row]:
         """Rates of the engines on 1F1B, 32 x 256, against bare timeouts."""
@@ -254,8 +257,7 @@ class Study:
         steps = 4 if self.quick else 3 * self.turns
         tiny = RunConfig(layers=2, hidden=8, seq=2, micro_batch_size=1, microbatches=32, ranks=2, steps=steps, warmup=3)
         real = RunConfig(layers=2, hidden=512, seq=256, microbatches=8, ranks=2, steps=max(steps // 2, 2), warmup=2)
-        with ppexec.WorkerPool() as pool, warnings.catch_warnings():
-            warnings.simplefilter("ignore")
+        with ppexec.WorkerPool() as pool, without_advice():
             for name in PEER_OF:
                 found = measure_overhead(replace(tiny, schedule=name), pool=pool)
                 over = found.overhead_us
@@ -344,26 +346,6 @@ def _in_a_process(ranks: int, microbatches: int) -> dict[str, float]:
     )
     done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
     return json.loads(done.stdout)
-
-
-def report(rows: list[Row], environment: dict[str, Any]) -> Report:
-    """The table and where it was measured."""
-    page = Report(title="What answers cost", lead="Medians, with quartiles of the turns beside them.")
-    page.add(
-        "Figures",
-        table=[
-            {
-                "part": row.part,
-                "figure": row.what,
-                "median": f"{row.value:.4g} {row.unit}",
-                "quartiles": f"{row.low:.4g} to {row.high:.4g}" if row.low < row.high else "",
-                "target": row.target,
-            }
-            for row in rows
-        ],
-    )
-    page.add("Environment", definitions=environment_rows(environment))
-    return page
 
 
 def main() -> int:

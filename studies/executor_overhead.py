@@ -22,26 +22,22 @@ Writes DIR/report.html and summary.json.
 
 from __future__ import annotations
 
-import json
 import sys
-import warnings
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
-from tqdm import tqdm
-
 import ppexec
-from ppexec.cli import existing_directory, study_main
 from ppexec.config.config import RunConfig
 from ppexec.experiment.overhead import PEER_OF, measure_overhead
 from ppexec.experiment.text import environment_rows
-from ppsim.cli import command
+from ppexec.study import Findings, StudyCommand, progress, study_main, without_advice
 from ppsim.export.html_report import Report
+from ppsim.export.text_table import text_table
 
 
 @dataclass(frozen=True, kw_only=True)
-class Study(RunConfig):
+class Study(StudyCommand, RunConfig):
     """The cost of running AFAB and 1F1B beside their computations: ours and PyTorch's."""
 
     layers: int = 2
@@ -60,15 +56,11 @@ class Study(RunConfig):
     """Steps of each executor before."""
     out: Path = Path("studies/out/executor_overhead")
     """Directory for report.html and summary.json."""
-    json: bool = False
-    """Print summary.json's object and nothing else on standard output."""
 
-    def execute(self) -> None:
-        """Measure, print the table, write the files."""
-        directory = existing_directory(self.out)
-        with ppexec.WorkerPool() as pool, warnings.catch_warnings():
-            warnings.simplefilter("ignore")
-            with tqdm(total=2 * (self.steps + self.warmup), file=sys.stderr, leave=False) as bar:
+    def findings(self, directory: Path | None) -> Findings:
+        """Measure both schedules with every executor."""
+        with ppexec.WorkerPool() as pool, without_advice():
+            with progress(total=2 * (self.steps + self.warmup)) as bar:
                 found = {
                     name: measure_overhead(replace(self.plain(), schedule=name), pool=pool, advance=bar.update)
                     for name in PEER_OF
@@ -85,30 +77,28 @@ class Study(RunConfig):
             "config": self.to_dict(),
             "environment": environment,
         }
-        (directory / "summary.json").write_text(json.dumps(summary, indent=1) + "\n", encoding="utf-8")
-        report(summary).save(directory / "report.html")
-        if self.json:
-            command.print_json(summary)
-            return
-        for row in rows(summary):
-            print(
-                "  ".join(
-                    f"{text:<14}" if key in ("schedule", "executor") else f"{text:>16}" for key, text in row.items()
-                )
-            )
-        print(f"\noverhead, ours / PyTorch's: { {k: round(v, 3) for k, v in summary['overhead_ratio'].items()} }")
-        print(f"step, ours / floor:         { {k: round(v, 3) for k, v in summary['ours_over_floor'].items()} }")
+        text = (
+            f"{text_table(rows(summary))}\n\n"
+            f"overhead, ours / PyTorch's: { {k: round(v, 3) for k, v in summary['overhead_ratio'].items()} }\n"
+            f"step, ours / floor:         { {k: round(v, 3) for k, v in summary['ours_over_floor'].items()} }"
+        )
+        return Findings(summary=summary, page=report(summary), text=text)
 
 
 def rows(summary: dict[str, Any]) -> list[dict[str, str]]:
-    """A line for each schedule and executor, the first being the heading."""
-    table = [{"schedule": "schedule", "executor": "executor", "step": "step (ms)", "over": "over floor (us)"}]
+    """A row for each schedule and executor."""
+    table = []
     for schedule, steps in summary["step_time_s"].items():
-        for name, step_s in steps.items():
-            over = summary["overhead_us"][schedule][name]
-            table.append({"schedule": schedule, "executor": name, "step": f"{step_s * 1e3:.3f}", "over": f"{over:.1f}"})
-        floor = f"{summary['floor_s'][schedule] * 1e3:.3f}"
-        table.append({"schedule": schedule, "executor": "floor", "step": floor, "over": ""})
+        for name, step_s in {**steps, "floor": summary["floor_s"][schedule]}.items():
+            over_us = summary["overhead_us"][schedule].get(name)
+            table.append(
+                {
+                    "schedule": schedule,
+                    "executor": name,
+                    "step (ms)": f"{step_s * 1e3:.3f}",
+                    "over floor (us)": "" if over_us is None else f"{over_us:.1f}",
+                }
+            )
     return table
 
 
@@ -118,8 +108,7 @@ def report(summary: dict[str, Any]) -> Report:
     page = Report(
         title="What running a schedule costs", lead=f"Overhead beside the computation, ours over PyTorch's: {ratios}."
     )
-    heading, *lines = rows(summary)
-    page.add("Every executor", table=[{heading[key]: text for key, text in line.items()} for line in lines])
+    page.add("Every executor", table=rows(summary))
     page.add("Environment", definitions=environment_rows(summary["environment"]))
     page.add("Configuration", definitions=environment_rows(summary["config"]))
     return page

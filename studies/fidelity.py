@@ -48,27 +48,25 @@ from __future__ import annotations
 import json
 import sys
 import time
-import warnings
 from collections.abc import Callable, Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any, Literal
 
 import numpy as np
-from tqdm import tqdm
 
 import ppexec
 import ppsim
-from ppexec.cli import existing_directory, study_main
 from ppexec.config.config import RunConfig
 from ppexec.experiment import accuracy
 from ppexec.experiment.experiment import Outcome, predict_and_measure
 from ppexec.experiment.text import environment_rows
 from ppexec.machine.environment import describe_environment, usable_cores
 from ppexec.machine.outside_load import OutsideLoad
+from ppexec.study import Findings, StudyCommand, progress, study_main, without_advice
 from ppsim import StageCost
-from ppsim.cli import command
 from ppsim.export.html_report import Report
+from ppsim.export.text_table import text_table
 from ppsim.plots import accuracy_figure
 from ppsim.sweep.key import canonical_json, digest
 from ppsim.sweep.store import PointOutcome, Store
@@ -169,7 +167,7 @@ def _is_possible(case: Case) -> bool:
 
 
 @dataclass(frozen=True, kw_only=True)
-class Study:
+class Study(StudyCommand):
     """Predict and measure many configurations, and say how far off the predictions are."""
 
     only: Group | None = None
@@ -186,8 +184,6 @@ class Study:
     """Stop after this long, to go on when called again; 0 goes on to the end."""
     out: Path = Path("studies/out/fidelity")
     """Directory for report.html, summary.json and results.sqlite."""
-    json: bool = False
-    """Print summary.json's object and nothing else on standard output."""
 
     def __post_init__(self) -> None:
         if self.steps < 0:
@@ -199,9 +195,8 @@ class Study:
         if unknown := set(self.schedules) - set(ppsim.schedule_names()):
             raise ValueError(f"no schedule {min(unknown)!r}: take from {', '.join(ppsim.schedule_names())}")
 
-    def execute(self) -> None:
-        """Measure what is missing, print the table and write the report."""
-        directory = existing_directory(self.out)
+    def findings(self, directory: Path | None) -> Findings:
+        """Measure the configurations that the store lacks, and judge all that it has."""
         wanted = [
             case
             for case in cases((self.only,) if self.only else _GROUPS, self.steps, usable_cores(), self.repeats)
@@ -209,7 +204,7 @@ class Study:
         ]
         if not wanted:
             raise ValueError("nothing to measure: no schedule allows these ranks on this machine's cores")
-        with Store(directory / "results.sqlite") as store:
+        with Store(None if directory is None else directory / "results.sqlite") as store:
             measure_missing(wanted, store, limit_s=self.limit_s)
             rows, failed = stored_rows(wanted, store)
         summary = {
@@ -220,13 +215,7 @@ class Study:
             "configurations": rows,
             "environment": describe_environment(),
         }
-        (directory / "summary.json").write_text(json.dumps(summary, indent=1) + "\n", encoding="utf-8")
-        report(summary).save(directory / "report.html")
-        if self.json:
-            command.print_json(summary)
-        else:
-            print_table(summary)
-            print(f"\nwritten to {directory}: report.html, summary.json, results.sqlite")
+        return Findings(summary=summary, page=report(summary), text=text_of(summary), files=("results.sqlite",))
 
 
 def key_of(case: Case) -> tuple[bytes, str]:
@@ -245,9 +234,8 @@ def measure_missing(wanted: Sequence[Case], store: Store, *, limit_s: float, wat
     if not missing:
         return
     began_s = time.monotonic()
-    with ppexec.WorkerPool() as pool, warnings.catch_warnings():
-        warnings.simplefilter("ignore")  # every schedule would repeat the same advice on microbatches
-        for number, case in enumerate(tqdm(missing, file=sys.stderr, leave=False)):
+    with ppexec.WorkerPool() as pool, without_advice():
+        for number, case in enumerate(progress(missing)):
             if number and limit_s and time.monotonic() - began_s > limit_s:
                 return
             key, text = key_of(case)
@@ -301,17 +289,13 @@ def stored_rows(wanted: Sequence[Case], store: Store) -> tuple[list[dict[str, An
     return rows, failed
 
 
-def print_table(summary: dict[str, Any]) -> None:
-    """A line for each group."""
-    rows = accuracy.text_rows(summary["groups"])
-    if rows:
-        widths = {name: max(len(name), *(len(entry[name]) for entry in rows)) for name in rows[0]}
-        for cells in [{name: name for name in widths}, *rows]:
-            print("  ".join(cells[name].rjust(width) for name, width in widths.items()))
-    for failure in summary["failed"]:
-        print(f"left out: {failure}")
+def text_of(summary: dict[str, Any]) -> str:
+    """A line for each group, then what is missing."""
+    lines = [text_table(accuracy.text_rows(summary["groups"]))] if summary["groups"] else []
+    lines += [f"left out: {failure}" for failure in summary["failed"]]
     if summary["missing"]:
-        print(f"{summary['missing']} configurations are missing: run again to go on")
+        lines.append(f"{summary['missing']} configurations are missing: run again to go on")
+    return "\n".join(lines)
 
 
 def report(summary: dict[str, Any]) -> Report:

@@ -29,29 +29,24 @@ Writes DIR/network.json (for ppsim.Network.from_file), report.html and summary.j
 
 from __future__ import annotations
 
-import json
 import sys
-import warnings
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
 
 import numpy as np
-import plotly.graph_objects as go
-from plotly.subplots import make_subplots
-from tqdm import tqdm
 
 import ppexec
 import ppsim
-from ppexec.cli import existing_directory, study_main
 from ppexec.experiment.text import environment_rows
 from ppexec.measure.ping import PingSample
+from ppexec.study import Findings, StudyCommand, progress, study_main, without_advice
 from ppsim import Link, Network
-from ppsim.cli import command
 from ppsim.export.html_report import Report
+from ppsim.export.text_table import text_table
 from ppsim.network.link_fit import fit_link
-from ppsim.plots.style import GRID, layout, series_colour
+from ppsim.plots.link_figure import link_times
 from ppsim.plots.units import bytes_text
 
 _MOST_BYTES = 1 << 30
@@ -59,7 +54,7 @@ Row = dict[str, Any]
 
 
 @dataclass(frozen=True, kw_only=True)
-class Study:
+class Study(StudyCommand):
     """A link's latency and bandwidth by message size, from pings and bursts between every two ranks."""
 
     ranks: int = 2
@@ -72,8 +67,6 @@ class Study:
     """Most pieces of a link."""
     out: Path = Path("studies/out/link")
     """Directory for network.json, report.html and summary.json."""
-    json: bool = False
-    """Print summary.json's object and nothing else on standard output."""
 
     def __post_init__(self) -> None:
         if not 2 <= self.ranks <= 64:
@@ -84,9 +77,8 @@ class Study:
             if getattr(self, name) < 1:
                 raise ValueError(f"{name} must be 1 or more, got {getattr(self, name)}")
 
-    def execute(self) -> None:
-        """Measure every link, fit it, print the table and write the files."""
-        directory = existing_directory(self.out)
+    def findings(self, directory: Path | None) -> Findings:
+        """Measure every link and fit it."""
         samples, environment = self.measure()
         network = fitted(samples, most_pieces=self.pieces)
         rows = [row(sample, network) for sample in samples]
@@ -100,16 +92,13 @@ class Study:
             "rounds": self.rounds,
             "environment": environment,
         }
-        network.to_file(directory / "network.json", environment=environment, samples=[asdict(s) for s in samples])
-        (directory / "summary.json").write_text(json.dumps(summary, indent=1) + "\n", encoding="utf-8")
-        report(samples, network, summary).save(directory / "report.html")
-        if self.json:
-            command.print_json(summary)
-            return
-        print(table(rows))
-        print(f"\n{told(network.default)}")
-        print(f"fit / measured - 1: median {summary['median_error']:.1%}, largest {summary['largest_error']:.1%}")
-        print(f"written to {directory}: network.json, report.html, summary.json")
+        if directory is not None:
+            network.to_file(directory / "network.json", environment=environment, samples=[asdict(s) for s in samples])
+        text = (
+            f"{text_table(table(rows))}\n(medians in µs)\n\n{text_table(pieces_of({'': network.default}))}\n\n"
+            f"fit / measured - 1: median {summary['median_error']:.1%}, largest {summary['largest_error']:.1%}"
+        )
+        return Findings(summary=summary, page=report(network, summary), text=text, files=("network.json",))
 
     def measure(self) -> tuple[list[PingSample], dict[str, Any]]:
         """All samples, and where they were taken."""
@@ -118,15 +107,17 @@ class Study:
         config = ppexec.RunConfig(
             ranks=self.ranks, microbatches=self.ranks, layers=self.ranks, hidden=8, seq=2, compute="timed"
         )
-        with ppexec.WorkerPool() as pool, warnings.catch_warnings():
-            warnings.simplefilter("ignore")  # few microbatches do no harm where none is run
-            with ppexec.Session(config, pool=pool, costs=[cost] * self.ranks) as session:
-                samples = [
-                    sample
-                    for size in tqdm(sorted(set(self.sizes)), file=sys.stderr, leave=False)
-                    for sample in session.probe_sizes([size], rounds=self.rounds)
-                ]
-                return samples, session.environment()
+        with (
+            without_advice(),
+            ppexec.WorkerPool() as pool,
+            ppexec.Session(config, pool=pool, costs=[cost] * self.ranks) as session,
+        ):
+            samples = [
+                sample
+                for size in progress(sorted(set(self.sizes)))
+                for sample in session.probe_sizes([size], rounds=self.rounds)
+            ]
+            return samples, session.environment()
 
 
 def fitted(samples: Sequence[PingSample], *, most_pieces: int) -> Network:
@@ -173,42 +164,49 @@ def link_entry(link: Link) -> list[Row]:
     ]
 
 
-def told(link: Link) -> str:
-    """The pieces in words, a line each."""
-    lines = ["a message of      keeps the link for                 and arrives"]
-    for piece in link.pieces:
-        rate = f" + bytes / {piece.bytes_per_s / 1e9:.2f} GB/s" if np.isfinite(piece.bytes_per_s) else ""
-        lines.append(
-            f"{bytes_text(piece.from_bytes):>9} or more  {f'{piece.gap_s * 1e6:.0f} µs{rate}':<34} "
-            f"{piece.latency_s * 1e6:.0f} µs later"
-        )
-    return "\n".join(lines)
+def pieces_of(links: Mapping[str, Link]) -> list[Row]:
+    """A row for each piece of each link."""
+    return [
+        {
+            "link": name,
+            "from size": bytes_text(piece.from_bytes),
+            "gap [µs]": f"{piece.gap_s * 1e6:.1f}",
+            "bandwidth [GB/s]": f"{piece.bytes_per_s / 1e9:.2f}" if np.isfinite(piece.bytes_per_s) else None,
+            "latency [µs]": f"{piece.latency_s * 1e6:.1f}",
+        }
+        for name, link in links.items()
+        for piece in link.pieces
+    ]
 
 
 _COLUMNS = {
     "asleep": lambda entry: entry["asleep_s"]["median_s"],
-    "fit": lambda entry: entry["fit_one_way_s"],
+    "asleep, fit": lambda entry: entry["fit_one_way_s"],
     "awake": lambda entry: entry["awake_s"]["median_s"],
     "posted late": lambda entry: entry["late_s"]["median_s"],
     "each of a burst": lambda entry: entry["occupied_s"],
-    "fit ": lambda entry: entry["fit_occupied_s"],
+    "each of a burst, fit": lambda entry: entry["fit_occupied_s"],
     "in send": lambda entry: entry["send_s"]["median_s"],
     "in posting": lambda entry: entry["post_s"]["median_s"],
 }
 
 
-def table(rows: Sequence[Row]) -> str:
-    """All rows in microseconds."""
-    lines = ["link           size " + "".join(f"{name:>{max(9, len(name) + 2)}}" for name in _COLUMNS) + "   (µs)"]
-    for entry in rows:
-        cells = "".join(f"{value(entry) * 1e6:>{max(9, len(name) + 2)}.0f}" for name, value in _COLUMNS.items())
-        pair = f"{entry['source']} to {entry['destination']}"
-        lines.append(f"{pair:<8} {bytes_text(entry['size_bytes']):>10} {cells}")
-    return "\n".join(lines)
+def table(rows: Sequence[Row]) -> list[Row]:
+    """A row for each link and size, in microseconds."""
+    return [
+        {
+            "link": f"{entry['source']} to {entry['destination']}",
+            "size": bytes_text(entry["size_bytes"]),
+            **{name: f"{value(entry) * 1e6:.1f}" for name, value in _COLUMNS.items()},
+        }
+        for entry in rows
+    ]
 
 
-def report(samples: Sequence[PingSample], network: Network, summary: dict[str, Any]) -> Report:
-    """The figure, the pieces, every sample and where it was measured."""
+def report(network: Network, summary: dict[str, Any]) -> Report:
+    """The figure of the first link, the pieces, every sample and where it was measured."""
+    rows = summary["rows"]
+    first = (rows[0]["source"], rows[0]["destination"])
     page = Report(
         title="What a message costs, by size",
         lead="Rings and bars are medians and quartiles of what was measured, lines the fitted links of the model. The "
@@ -219,107 +217,21 @@ def report(samples: Sequence[PingSample], network: Network, summary: dict[str, A
         text="Left: one message, to a receiver that slept in its wait, to one that had just begun to wait, and to one "
         "that posted its receive late (counted from then). Right: what each further message of a burst adds, which is "
         "for how long a message keeps the link, and for how long a send and the posting of a receive keep their rank.",
-        figure=figure(samples, network),
+        figure=link_times(
+            [entry for entry in rows if (entry["source"], entry["destination"]) == first],
+            network.link(*first),
+            name=f"rank {first[0]} to rank {first[1]}",
+        ),
     )
     named = {"every other pair": network.default, **{f"{a} to {b}": link for (a, b), link in network.links.items()}}
     page.add(
         "The fitted links",
         text="A message keeps the link for gap + bytes / bandwidth and arrives a latency later.",
-        table=[
-            {
-                "link": name,
-                "from size": bytes_text(piece.from_bytes),
-                "gap [µs]": round(piece.gap_s * 1e6, 1),
-                "bandwidth [GB/s]": round(piece.bytes_per_s / 1e9, 2) if np.isfinite(piece.bytes_per_s) else None,
-                "latency [µs]": round(piece.latency_s * 1e6, 1),
-            }
-            for name, link in named.items()
-            for piece in link.pieces
-        ],
+        table=pieces_of(named),
     )
-    page.add(
-        "Every link and size",
-        text="Medians in µs.",
-        table=[
-            {
-                "link": f"{entry['source']} to {entry['destination']}",
-                "size": bytes_text(entry["size_bytes"]),
-                **{name: round(value(entry) * 1e6, 1) for name, value in _COLUMNS.items()},
-            }
-            for entry in summary["rows"]
-        ],
-    )
+    page.add("Every link and size", text="Medians in µs.", table=table(rows))
     page.add("Environment", definitions=environment_rows(summary["environment"]))
     return page
-
-
-_SHOWN = (
-    {"asleep": "to a sleeping receiver", "awake": "to an awake receiver", "late": "receive posted late"},
-    {"occupied": "each further of a burst", "send": "a send keeps its rank", "post": "posting keeps its rank"},
-)
-
-
-def figure(samples: Sequence[PingSample], network: Network) -> go.Figure:
-    """Left single messages, right what keeps links and ranks; both against size, log-log, with the first link's fit.
-
-    A fit has the colour of what it was fitted to. Of several links the first is shown; the table has them all.
-    """
-    first = (samples[0].source, samples[0].destination)
-    shown = [sample for sample in samples if (sample.source, sample.destination) == first]
-    link = network.link(*first)
-    sizes = [sample.size_bytes for sample in shown]
-    dense = np.unique(np.geomspace(min(sizes), max(sizes), 600).astype(int)).tolist()
-    dense = sorted({*dense, *(p.from_bytes + d for p in link.larger for d in (-1, 0) if p.from_bytes <= max(sizes))})
-    picture = make_subplots(cols=2, horizontal_spacing=0.09, shared_yaxes=True)
-    for column, quantities in enumerate(_SHOWN, start=1):
-        colours = [series_colour(3 * (column - 1) + number) for number in range(len(quantities))]
-        for (quantity, label), colour in zip(quantities.items(), colours, strict=True):
-            picture.add_scatter(**_points(shown, quantity, colour), x=sizes, name=label, row=1, col=column)
-        fit, label = [(link.one_way_s, "to a sleeping receiver, fit"), (link.occupied_s, "each further, fit")][
-            column - 1
-        ]
-        picture.add_scatter(
-            x=dense,
-            y=[fit(size) * 1e6 for size in dense],
-            mode="lines",
-            line={"color": colours[0], "width": 2},
-            name=label,
-            row=1,
-            col=column,
-        )
-    picture.update_layout(layout(height=460, title=None, bottom=60, entries=8))
-    ticks = [size for size in (64 << (3 * power) for power in range(9)) if min(sizes) <= size <= max(sizes)] or sizes
-    picture.update_xaxes(
-        title_text="size of the message",
-        type="log",
-        tickvals=ticks,
-        ticktext=[bytes_text(size) for size in ticks],
-        tickangle=0,
-        gridcolor=GRID,
-    )
-    picture.update_yaxes(type="log", dtick=1, exponentformat="none", showticklabels=True, gridcolor=GRID)
-    picture.update_yaxes(title_text=f"rank {first[0]} to rank {first[1]} [µs]", col=1)
-    return picture
-
-
-def _points(samples: Sequence[PingSample], quantity: str, colour: str) -> dict[str, Any]:
-    """Medians as markers with quartiles as bars, in µs."""
-    marker = {"symbol": "circle-open", "size": 8, "color": colour, "line": {"width": 2}}
-    if quantity == "occupied":
-        return {"y": [sample.occupied_s * 1e6 for sample in samples], "mode": "markers", "marker": marker}
-    spreads = [getattr(sample, quantity) for sample in samples]
-    return {
-        "y": [spread.median_s * 1e6 for spread in spreads],
-        "mode": "markers",
-        "marker": marker,
-        "error_y": {
-            "array": [(spread.p75_s - spread.median_s) * 1e6 for spread in spreads],
-            "arrayminus": [(spread.median_s - spread.p25_s) * 1e6 for spread in spreads],
-            "color": colour,
-            "thickness": 1,
-            "width": 2,
-        },
-    }
 
 
 def main() -> int:

@@ -25,11 +25,9 @@ Writes DIR/report.html and summary.json.
 
 from __future__ import annotations
 
-import json
 import math
 import os
 import sys
-import warnings
 from collections.abc import Sequence
 from contextlib import ExitStack
 from dataclasses import dataclass, field, replace
@@ -38,17 +36,15 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
-import plotly.graph_objects as go
-from tqdm import tqdm
 
 import ppexec
 import ppsim
-from ppexec.cli import existing_directory, study_main
 from ppexec.experiment.text import environment_rows
 from ppexec.measure.assemble import median_step, with_memory
-from ppsim.cli import command
+from ppexec.study import Findings, StudyCommand, progress, study_main, without_advice
 from ppsim.export.html_report import Report
-from ppsim.plots.style import layout, series_colour
+from ppsim.export.text_table import text_table
+from ppsim.plots.cuts_figure import layer_times, steps_by_turn
 from ppsim.plots.timeline_figure import timeline
 from ppsim.simulation.memory_columns import with_columns
 
@@ -57,7 +53,7 @@ _CHOOSING_ROUNDS = 5
 
 
 @dataclass(frozen=True, kw_only=True)
-class Study(ppexec.RunConfig):
+class Study(StudyCommand, ppexec.RunConfig):
     """A GPT cut evenly and by cost, predicted and measured."""
 
     model: str = "gpt"
@@ -77,8 +73,6 @@ class Study(ppexec.RunConfig):
     """Simulate every cut if there are at most so many; 0 never does."""
     out: Path = Path("studies/out/partition")
     """Directory for report.html and summary.json."""
-    json: bool = False
-    """Print summary.json's object and nothing else on standard output."""
 
     def __post_init__(self) -> None:
         if self.model == "mlp" and self.vocabulary == Study.vocabulary:
@@ -89,21 +83,12 @@ class Study(ppexec.RunConfig):
             raise ValueError(f"most_cuts must be 0 or more, got {self.most_cuts}")
         super().__post_init__()
 
-    def execute(self) -> None:
-        """Run the study, print its table and write the report."""
-        directory = existing_directory(self.out)
-        with warnings.catch_warnings():
-            warnings.simplefilter("ignore")  # every session would repeat the same advice on microbatches
+    def findings(self, directory: Path | None) -> Findings:
+        """Choose the cuts, predict and measure them."""
+        with without_advice():
             found = compare_cuts(self)
-        summary = found.summary()
-        (directory / "summary.json").write_text(json.dumps(summary, indent=1) + "\n", encoding="utf-8")
-        report(self, found).save(directory / "report.html")
-        if self.json:
-            command.print_json(summary)
-            return
-        for line in table(found):
-            print(line)
-        print(f"\n{verdict(found)}\n\nwritten to {directory}: report.html, summary.json")
+        text = f"{text_table(rows(found))}\n\n{verdict(found)}"
+        return Findings(summary=found.summary(), page=report(self, found), text=text)
 
 
 @dataclass(kw_only=True)
@@ -214,7 +199,7 @@ def compare_cuts(study: Study) -> Comparison:
             sessions.append(stack.enter_context(ppexec.Session(config, pool=workers, costs=costs)))
             cut.rounds = [[] for _ in range(config.world_size)]
             cut.stages = costs or []
-        for step in tqdm(range(-study.warmup, study.steps), file=sys.stderr, leave=False):
+        for step in progress(range(-study.warmup, study.steps)):
             for cut, session in zip(cuts, sessions, strict=True):
                 rounds = [] if timed else session.profile_rounds(1, first_step=max(step, 0))
                 traces = session.measure(1, first_step=max(step, 0))
@@ -360,16 +345,6 @@ def rows(found: Comparison) -> list[dict[str, Any]]:
     return lines
 
 
-def table(found: Comparison) -> list[str]:
-    """The rows as aligned lines."""
-    cells = rows(found)
-    widths = {name: max(len(name), *(len(row[name]) for row in cells)) for name in cells[0]}
-    return [
-        "  ".join(row[name].ljust(width) for name, width in widths.items()).rstrip()
-        for row in [{name: name for name in widths}, *cells]
-    ]
-
-
 def report(study: Study, found: Comparison) -> Report:
     """The page: steps, layers, stages, timelines."""
     page = Report(
@@ -379,8 +354,13 @@ def report(study: Study, found: Comparison) -> Report:
         lead=verdict(found),
     )
     page.add("The cuts", text="Layers count the embedding and the head.", table=rows(found))
-    page.add("Steps", text="Every measured step; lines are the predictions.", figure=steps_figure(found))
-    page.add("Layers", text="Seconds of F and B of one microbatch.", figure=layers_figure(found))
+    page.add(
+        "Steps",
+        text="Every measured step; lines are the predictions.",
+        figure=steps_by_turn({cut.name: (cut.prediction.makespan_s, cut.times_s) for cut in found.cuts}),
+    )
+    layers_s = {layer.name: layer.work_s for layer in found.layers}
+    page.add("Layers", text="Seconds of F and B of one microbatch.", figure=layer_times(layers_s))
     page.add("Predicted timelines", figure=timeline({cut.name: cut.prediction for cut in found.cuts}))
     page.add(
         "Measured timelines",
@@ -390,36 +370,6 @@ def report(study: Study, found: Comparison) -> Report:
     page.add("Environment", definitions=environment_rows(found.environment))
     page.add("Configuration", definitions=environment_rows(study.to_dict()))
     return page
-
-
-def steps_figure(found: Comparison) -> go.Figure:
-    """Step time against the turn, a colour for each cut."""
-    picture = go.Figure(layout=layout(height=320, title=None, bottom=60, entries=2 * len(found.cuts)))
-    for number, cut in enumerate(found.cuts):
-        turns = list(range(len(cut.measured)))
-        colour = series_colour(number)
-        picture.add_scatter(
-            x=turns, y=cut.times_s * 1e3, mode="markers", name=f"{cut.name}, measured", marker={"color": colour}
-        )
-        predicted_ms = cut.prediction.makespan_s * 1e3
-        picture.add_scatter(
-            x=turns, y=[predicted_ms] * len(turns), mode="lines", name=f"{cut.name}, predicted", line={"color": colour}
-        )
-    picture.update_xaxes(title_text="turn")
-    picture.update_yaxes(title_text="step [ms]", rangemode="tozero")
-    return picture
-
-
-def layers_figure(found: Comparison) -> go.Figure:
-    """A bar for each layer of the chain."""
-    picture = go.Figure(layout=layout(height=260, title=None, bottom=90))
-    picture.add_bar(
-        x=[layer.name for layer in found.layers],
-        y=[layer.work_s * 1e3 for layer in found.layers],
-        marker={"color": series_colour(0)},
-    )
-    picture.update_yaxes(title_text="F + B [ms]", rangemode="tozero")
-    return picture
 
 
 def main() -> int:

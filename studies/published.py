@@ -22,12 +22,10 @@ from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
 
-from tqdm import tqdm
-
 import ppsim
-from ppexec.cli import existing_directory, study_main
-from ppsim.cli import command
+from ppexec.study import Findings, StudyCommand, progress, study_main
 from ppsim.export.html_report import Report
+from ppsim.export.text_table import text_table
 from ppsim.simulation import theory
 
 _DATA = Path(__file__).parent / "published"
@@ -50,38 +48,33 @@ class Row:
         """Ours minus the published figure."""
         return self.ours - self.published
 
+    @property
+    def cells(self) -> dict[str, str]:
+        """The figures as a row of a table."""
+        return {
+            "figure": self.what,
+            "published": f"{self.published:.4f}",
+            "ours": f"{self.ours:.4f}",
+            "difference": f"{self.difference:+.2e}",
+            "demand": self.demand,
+        }
+
 
 @dataclass(frozen=True, kw_only=True)
-class Study:
+class Study(StudyCommand):
     """Published figures against this model's, row by row."""
 
     search: bool = True
     """Search for orders under the papers' memory limits too (ZB-1p, ZB-2p); some seconds a row."""
-    out: Path | None = None
-    """Directory for report.html and summary.json; nothing is written without one."""
-    json: bool = False
-    """Print one JSON object with all rows and nothing else on standard output."""
 
-    def execute(self) -> None:
-        """Compute every row, print the table, and stop with exit code 1 if a row is off."""
-        rows = list(tqdm(self.rows(), file=sys.stderr, leave=False, unit=" rows"))
+    def findings(self, directory: Path | None) -> Findings:
+        """Compute every row."""
+        rows = list(progress(self.rows(), unit=" rows"))
         documents = [{**asdict(row), "difference": row.difference} for row in rows]
-        summary = {"rows": documents, "holds": all(row.holds for row in rows)}
-        if self.out is not None:
-            directory = existing_directory(self.out)
-            (directory / "summary.json").write_text(json.dumps(summary, indent=1) + "\n", encoding="utf-8")
-            report(rows).save(directory / "report.html")
-        if self.json:
-            command.print_json(summary)
-        else:
-            widths = [max(len(text) for text in texts) for texts in ([r.source for r in rows], [r.what for r in rows])]
-            for row in rows:
-                figures = f"{row.published:>9.4f} {row.ours:>9.4f} {row.difference:>+10.2e}"
-                mark = "ok " if row.holds else "OFF"
-                print(f"{mark}  {row.source:<{widths[0]}}  {row.what:<{widths[1]}}  {figures}  {row.demand}")
-            print(f"\n{sum(row.holds for row in rows)} of {len(rows)} rows hold")
-        if not summary["holds"]:
-            raise SystemExit(1)
+        holds = all(row.holds for row in rows)
+        table = [{"": "ok" if row.holds else "OFF", "source": row.source, **row.cells} for row in rows]
+        text = f"{text_table(table)}\n\n{sum(row.holds for row in rows)} of {len(rows)} rows hold"
+        return Findings(summary={"rows": documents, "holds": holds}, page=report(rows), text=text, holds=holds)
 
     def rows(self) -> Iterator[Row]:
         """All rows, source by source."""
@@ -284,19 +277,8 @@ def report(rows: list[Row]) -> Report:
         lead=f"{len(rows) - len(off)} of {len(rows)} rows hold their stated tolerance.",
     )
     for source in dict.fromkeys(row.source for row in rows):
-        table = [
-            {
-                "figure": row.what,
-                "published": f"{row.published:.4f}",
-                "ours": f"{row.ours:.4f}",
-                "difference": f"{row.difference:+.2e}",
-                "demand": row.demand,
-                "holds": "yes" if row.holds else "NO",
-            }
-            for row in rows
-            if row.source == source
-        ]
-        page.add(source, table=table)
+        chosen = [row for row in rows if row.source == source]
+        page.add(source, table=[{**row.cells, "holds": "yes" if row.holds else "NO"} for row in chosen])
     return page
 
 

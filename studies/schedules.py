@@ -20,33 +20,29 @@ Writes DIR/report.html (table, trade-off, timelines under each other) and summar
 
 from __future__ import annotations
 
-import json
 import os
 import sys
-import warnings
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any, Literal
 
 import numpy as np
-import plotly.graph_objects as go
-from tqdm import tqdm
 
 import ppexec
 import ppsim
-from ppexec.cli import existing_directory, study_main
 from ppexec.config.config import RunConfig
 from ppexec.experiment.experiment import Outcome, predict_and_measure
 from ppexec.experiment.text import environment_rows
-from ppsim.cli import command
+from ppexec.study import Findings, StudyCommand, progress, study_main, without_advice
 from ppsim.export.html_report import Report
-from ppsim.plots.style import layout, series_colour, series_round
+from ppsim.export.text_table import text_table
 from ppsim.plots.timeline_figure import timeline
+from ppsim.plots.trade_off_figure import memory_against_bubble
 
 
 @dataclass(frozen=True, kw_only=True)
-class Study(RunConfig):
+class Study(StudyCommand, RunConfig):
     """All schedules at one configuration, predicted and measured."""
 
     only: tuple[str, ...] = ()
@@ -63,37 +59,28 @@ class Study(RunConfig):
     """Compare each schedule's gradients with one process, in a real run."""
     out: Path = Path("studies/out/schedules")
     """Directory for report.html and summary.json."""
-    json: bool = False
-    """Print summary.json's object and nothing else on standard output."""
 
-    def execute(self) -> None:
-        """Measure every schedule, print the table and write the report."""
-        directory = existing_directory(self.out)
+    def findings(self, directory: Path | None) -> Findings:
+        """Predict and measure every schedule."""
         configs = self.configurations()
-        rows: list[dict[str, Any]] = []
+        entries: list[dict[str, Any]] = []
         outcomes: dict[str, Outcome] = {}
-        with ppexec.WorkerPool() as pool, warnings.catch_warnings():
-            warnings.simplefilter("ignore")  # every schedule would repeat the same advice on microbatches
+        with ppexec.WorkerPool() as pool, without_advice():
             layers = self.profiled(pool) if self.compute == "timed" else None
-            for name, config in tqdm(configs.items(), file=sys.stderr, leave=False):
+            for name, config in progress(configs.items()):
                 costs = None
                 if layers is not None:
                     costs = ppsim.partition(layers, stages=config.pipeline.stages, method=config.layer_sizes)
                 outcomes[name] = predict_and_measure(config, pool=pool, costs=costs, verify=False)
                 equal = ppexec.verify(replace(config, compute="real"), pool=pool) if self.verify else None
-                rows.append(row(name, outcomes[name], equal))
+                entries.append(entry_of(name, outcomes[name], equal))
         summary = {
-            "schedules": rows,
+            "schedules": entries,
             "config": self.to_dict(),
             "environment": next(iter(outcomes.values())).environment,
         }
-        (directory / "summary.json").write_text(json.dumps(summary, indent=1) + "\n", encoding="utf-8")
-        report(self, rows, outcomes).save(directory / "report.html")
-        if self.json:
-            command.print_json(summary)
-        else:
-            print_rows(rows)
-            print(f"\nwritten to {directory}: report.html, summary.json")
+        page = report(self, entries, outcomes)
+        return Findings(summary=summary, page=page, text=text_table([row(entry) for entry in entries]))
 
     def configurations(self) -> dict[str, RunConfig]:
         """A configuration for each schedule; one that was asked for by name must be possible."""
@@ -120,7 +107,7 @@ class Study(RunConfig):
         return ppexec.profile(real, pool=pool)
 
 
-def row(name: str, outcome: Outcome, equal: ppexec.VerifyReport | None) -> dict[str, Any]:
+def entry_of(name: str, outcome: Outcome, equal: ppexec.VerifyReport | None) -> dict[str, Any]:
     """One schedule's figures as JSON values."""
     summary = outcome.summary()
     held = summary["activation_bytes"]
@@ -138,47 +125,31 @@ def row(name: str, outcome: Outcome, equal: ppexec.VerifyReport | None) -> dict[
     }
 
 
-def print_rows(rows: Sequence[dict[str, Any]]) -> None:
-    """A line for each schedule."""
-    print(
-        f"{'schedule':<17} {'v':>2} {'predicted ms':>13} {'measured ms':>12} {'error':>7} {'bubble':>7} "
-        f"{'measured':>9} {'peak MiB':>9} {'measured':>9}  gradients"
-    )
-    for entry in rows:
-        step, bubble, peak = entry["step_time_s"], entry["bubble_fraction"], entry["peak_activation_bytes"]
-        print(
-            f"{entry['schedule']:<17} {entry['stages_per_rank']:>2} {step['predicted'] * 1e3:>13.2f} "
-            f"{step['measured_median'] * 1e3:>12.2f} {step['relative_error']:>+7.2%} {bubble['predicted']:>7.2%} "
-            f"{bubble['measured']:>9.2%} {peak['predicted'] / 2**20:>9.2f} {peak['measured'] / 2**20:>9.2f}  "
-            f"{verdict(entry)}"
-        )
-
-
 def verdict(entry: dict[str, Any]) -> str:
     """Whether the gradients were those of one process."""
     equal = entry["gradients_bit_equal"]
     return "not compared" if equal is None else "bit-equal" if equal else "DIFFERENT"
 
 
-def report(study: Study, rows: Sequence[dict[str, Any]], outcomes: dict[str, Outcome]) -> Report:
+def report(study: Study, entries: Sequence[dict[str, Any]], outcomes: dict[str, Outcome]) -> Report:
     """The table, the trade-off between memory and bubble, and all timelines."""
-    errors = [abs(entry["step_time_s"]["relative_error"]) for entry in rows]
-    equal = sum(entry["gradients_bit_equal"] is True for entry in rows)
-    fastest = min(rows, key=lambda entry: entry["step_time_s"]["measured_median"])
-    leanest = min(rows, key=lambda entry: entry["peak_activation_bytes"]["measured"])
+    errors = [abs(entry["step_time_s"]["relative_error"]) for entry in entries]
+    equal = sum(entry["gradients_bit_equal"] is True for entry in entries)
+    fastest = min(entries, key=lambda entry: entry["step_time_s"]["measured_median"])
+    leanest = min(entries, key=lambda entry: entry["peak_activation_bytes"]["measured"])
     lead = (
-        f"Of {len(rows)} schedules on {study.ranks} ranks with {study.microbatches} microbatches, "
+        f"Of {len(entries)} schedules on {study.ranks} ranks with {study.microbatches} microbatches, "
         f"{fastest['schedule']} has the shortest measured step and {leanest['schedule']} holds least. "
         f"Predictions are off by {np.median(errors):.1%} in the median and {max(errors):.1%} at most."
     )
     if study.verify:
-        lead += f" Gradients of {equal} of {len(rows)} are bit-equal to those of one process."
+        lead += f" Gradients of {equal} of {len(entries)} are bit-equal to those of one process."
     page = Report(title="Schedules compared", subtitle=f"{study.compute} compute, {study.layers} layers", lead=lead)
-    page.add("All schedules", table=[table_row(entry) for entry in rows])
+    page.add("All schedules", table=[row(entry) for entry in entries])
     page.add(
         "Memory against bubble",
         text="Outlines are predicted, filled marks measured; lower left is better.",
-        figure=trade_off(rows),
+        figure=memory_against_bubble(entries),
     )
     page.add("Predicted timelines", figure=timeline({name: o.predicted for name, o in outcomes.items()}))
     page.add(
@@ -191,8 +162,8 @@ def report(study: Study, rows: Sequence[dict[str, Any]], outcomes: dict[str, Out
     return page
 
 
-def table_row(entry: dict[str, Any]) -> dict[str, Any]:
-    """A schedule's figures for the report's table."""
+def row(entry: dict[str, Any]) -> dict[str, Any]:
+    """A schedule's figures as a row."""
     step, bubble, peak = entry["step_time_s"], entry["bubble_fraction"], entry["peak_activation_bytes"]
     return {
         "schedule": entry["schedule"],
@@ -201,36 +172,11 @@ def table_row(entry: dict[str, Any]) -> dict[str, Any]:
         "measured": f"{step['measured_median'] * 1e3:.2f} ms",
         "error": f"{step['relative_error']:+.2%}",
         "bubble, predicted": f"{bubble['predicted']:.2%}",
-        "measured ": f"{bubble['measured']:.2%}",
+        "bubble, measured": f"{bubble['measured']:.2%}",
         "peak memory, predicted": f"{peak['predicted'] / 2**20:.2f} MiB",
-        "measured  ": f"{peak['measured'] / 2**20:.2f} MiB",
+        "peak memory, measured": f"{peak['measured'] / 2**20:.2f} MiB",
         "gradients": verdict(entry),
     }
-
-
-def trade_off(rows: Sequence[dict[str, Any]]) -> go.Figure:
-    """Peak memory to the right, bubble upwards, a colour for each schedule."""
-    picture = go.Figure(layout=layout(height=420, title=None, bottom=60, entries=len(rows)))
-    for number, entry in enumerate(rows):
-        for source, symbol, size in (("predicted", "circle-open", 14), ("measured", "circle", 7)):
-            picture.add_scatter(
-                x=[entry["peak_activation_bytes"][source] / 2**20],
-                y=[entry["bubble_fraction"][source]],
-                mode="markers",
-                name=entry["schedule"],
-                legendgroup=entry["schedule"],
-                showlegend=source == "measured",
-                marker={
-                    "symbol": symbol.replace("circle", ("circle", "diamond")[series_round(number) % 2]),
-                    "size": size,
-                    "color": series_colour(number),
-                    "line": {"width": 2 if source == "predicted" else 0},
-                },
-                hovertemplate=f"{entry['schedule']}, {source}: %{{x:.2f}} MiB, %{{y:.2%}}<extra></extra>",
-            )
-    picture.update_xaxes(title_text="peak activations of the fullest rank [MiB]", rangemode="tozero")
-    picture.update_yaxes(title_text="bubble fraction", tickformat=".0%", rangemode="tozero")
-    return picture
 
 
 def main() -> int:

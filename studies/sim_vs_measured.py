@@ -18,22 +18,20 @@ trace.json.gz (open it in Perfetto); and both steps, the measured one being the 
 
 from __future__ import annotations
 
-import json
 import sys
 from dataclasses import dataclass
 from pathlib import Path
 
 import pandas
-from tqdm import tqdm
 
 import ppsim
-from ppexec.cli import existing_directory, study_main
 from ppexec.config.config import RunConfig
 from ppexec.experiment.experiment import Outcome, experiment_length, predict_and_measure
 from ppexec.experiment.text import comparison_rows, environment_rows, memory_rows, memory_verdict, verdict
-from ppsim.cli import command
+from ppexec.study import Findings, StudyCommand, progress, study_main
 from ppsim.export.html_report import Report
 from ppsim.export.perfetto import save_perfetto
+from ppsim.export.text_table import text_table
 from ppsim.export.trace_files import write_trace
 from ppsim.plots.attribution_figure import attribution
 from ppsim.plots.bubble_figure import bubbles
@@ -43,62 +41,43 @@ from ppsim.plots.timeline_figure import timeline
 
 
 @dataclass(frozen=True, kw_only=True)
-class Study(RunConfig):
+class Study(StudyCommand, RunConfig):
     """Predict a step, run it for real, and lay the two side by side."""
 
     steps: int = 12
     """Measured steps."""
     out: Path = Path("studies/out/sim_vs_measured")
     """Directory for report.html, summary.json, events.csv, trace.json.gz and the two steps' traces."""
-    json: bool = False
-    """Print summary.json's object and nothing else on standard output."""
 
-    def execute(self) -> None:
-        """Run the experiment, print its table and write its files."""
-        directory = existing_directory(self.out)
-        with tqdm(total=experiment_length(self), desc=str(self.pipeline), file=sys.stderr, leave=False) as bar:
+    def findings(self, directory: Path | None) -> Findings:
+        """Predict and measure; the measured step that is shown is the median one."""
+        with progress(total=experiment_length(self), desc=str(self.pipeline)) as bar:
 
             def advance(done: str) -> None:
                 bar.set_postfix_str(done)
                 bar.update()
 
             outcome = predict_and_measure(self, advance=advance)
-        write_files(outcome, directory)
-        if self.json:
-            command.print_json(outcome.summary())
-        else:
-            print_table(outcome)
-            print(f"\nwritten to {directory}: report.html, summary.json, events.csv, trace.json.gz,")
-            print("predicted.trace.npz, measured.trace.npz (for ppsim attribute and ppsim compare)")
-
-
-def print_table(outcome: Outcome) -> None:
-    """Predicted, measured with its spread, and the error, a line each."""
-    rows = comparison_rows(outcome)
-    widths = {name: max(len(name), *(len(row[name]) for row in rows)) for name in rows[0]}
-    print(f"{outcome.config.pipeline}\n")
-    for cells in [{name: name for name in widths}, *rows]:
-        first, *rest = (
-            cells[name].ljust(widths[name]) if name == "quantity" else cells[name].rjust(widths[name])
-            for name in widths
+        traces = {"predicted": outcome.predicted, "measured": outcome.median}
+        return Findings(
+            summary=outcome.summary(),
+            page=report(outcome, traces),
+            text=f"{outcome.config.pipeline}\n\n{text_table(comparison_rows(outcome))}\n\n{verdict(outcome)}",
+            files=() if directory is None else write_files(traces, directory),
         )
-        print("  ".join([first, *rest]))
-    print(f"\n{verdict(outcome)}")
 
 
-def write_files(outcome: Outcome, directory: Path) -> None:
-    """The files that the module's docstring names; the measured step shown is the median one."""
-    traces = {"predicted": outcome.predicted, "measured": outcome.median}
-    (directory / "summary.json").write_text(json.dumps(outcome.summary(), indent=1) + "\n", encoding="utf-8")
+def write_files(traces: dict[str, ppsim.Trace], directory: Path) -> tuple[str, ...]:
+    """Write both steps for further questions; the names of the files."""
     frames = [trace.to_frame().assign(clock=name) for name, trace in traces.items()]
     pandas.concat(frames).to_csv(directory / "events.csv", index=False)
     save_perfetto(traces, directory / "trace.json.gz")
     for name, trace in traces.items():
         write_trace(trace, directory / f"{name}.trace.npz")
-    report(outcome, traces).save(directory / "report.html")
+    return ("events.csv", "trace.json.gz", *(f"{name}.trace.npz" for name in traces))
 
 
-def report(outcome: Outcome, traces: dict) -> Report:
+def report(outcome: Outcome, traces: dict[str, ppsim.Trace]) -> Report:
     """The page one shows to others."""
     config, summary = outcome.config, outcome.summary()
     step = summary["step_time_s"]
@@ -182,11 +161,11 @@ def report(outcome: Outcome, traces: dict) -> Report:
     return page
 
 
-def difference_rows(compared: ppsim.Comparison) -> list[dict]:
+def difference_rows(compared: ppsim.Comparison) -> list[dict[str, str]]:
     """The contributions to the difference in step time, largest first, and their sum."""
     step_s = compared.predicted.trace.makespan_s
 
-    def row(name: str, seconds: float) -> dict:
+    def row(name: str, seconds: float) -> dict[str, str]:
         return {"what": name, "ms": f"{seconds * 1e3:+.3f}", "of the predicted step": f"{seconds / step_s:+.2%}"}
 
     rows = [row(each.name, each.seconds) for each in compared.telling]

@@ -26,27 +26,22 @@ Writes DIR/report.html (curves, and their distance from one process's) and summa
 
 from __future__ import annotations
 
-import json
 import sys
 import tempfile
-import warnings
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
-import plotly.graph_objects as go
 import torch
-from plotly.subplots import make_subplots
-from tqdm import tqdm
 
 import ppexec
-from ppexec.cli import existing_directory, study_main
 from ppexec.config.config import RunConfig
 from ppexec.experiment.text import environment_rows
 from ppexec.machine.environment import describe_environment
-from ppsim.cli import command
+from ppexec.study import Findings, StudyCommand, progress, study_main, without_advice
 from ppsim.export.html_report import Report
-from ppsim.plots.style import layout, series_colour
+from ppsim.export.text_table import text_table
+from ppsim.plots.loss_figure import loss_curves
 
 _TIMES_CONTROL = 10
 _ROUNDINGS = 4
@@ -54,7 +49,7 @@ _MOST = 1e-3
 
 
 @dataclass(frozen=True, kw_only=True)
-class Study(RunConfig):
+class Study(StudyCommand, RunConfig):
     """Loss curves of several meshes over one process's, and resumed on each other's checkpoints."""
 
     meshes: tuple[str, ...] = ("1x2x1:afab", "1x2x2:zb-v", "2x2x1:1f1b", "1x4x1:zb-h1", "2x2x2:interleaved-1f1b")
@@ -77,8 +72,6 @@ class Study(RunConfig):
     """Threads of each process; the same on every mesh, since sums depend on it."""
     out: Path = Path("studies/out/train")
     """Directory for report.html and summary.json."""
-    json: bool = False
-    """Print summary.json's object and nothing else on standard output."""
 
     def __post_init__(self) -> None:
         super().__post_init__()
@@ -103,24 +96,22 @@ class Study(RunConfig):
         batches = self.microbatches // dp
         return replace(self.plain(), dp=dp, ranks=pp, tp=tp, microbatches=batches, schedule=schedule or self.schedule)
 
-    def execute(self) -> None:
-        """Train everywhere, print the table and write the report."""
-        directory = existing_directory(self.out)
+    def findings(self, directory: Path | None) -> Findings:
+        """Train on every mesh, and go on from the checkpoints of another."""
         half = self.steps // 2
         rows: list[dict[str, Any]] = []
         with (
             tempfile.TemporaryDirectory() as saved,
             ppexec.WorkerPool() as pool,
-            warnings.catch_warnings(),
-            tqdm(total=2 + 2 * len(self.meshes), file=sys.stderr, leave=False) as progress,
+            without_advice(),
+            progress(total=2 + 2 * len(self.meshes)) as bar,
         ):
-            warnings.simplefilter("ignore")  # few microbatches are no matter here
             one = ppexec.train(self.on("1x1x1"), pool=pool).losses
-            progress.update()
+            bar.update()
             with ppexec.Session(self.on("1x1x1"), pool=pool) as session:
                 session.nudge()
                 control = session.train(self.steps)
-            progress.update()
+            bar.update()
             allowed = self.allowed(one, control)
             for mesh in self.meshes:
                 with ppexec.Session(self.on(mesh), pool=pool) as session:
@@ -128,14 +119,14 @@ class Study(RunConfig):
                     session.save_checkpoint(folder_of(saved, mesh))
                     losses += session.train(self.steps - half)
                 rows.append({"mesh": mesh, "losses": losses, **distance(losses, one, allowed)})
-                progress.update()
+                bar.update()
             for number, row in enumerate(rows):
                 source = rows[number - 1]
                 start = folder_of(saved, source["mesh"])
                 (loss,) = ppexec.train(self.on(row["mesh"]), steps=1, resume=start, pool=pool).losses
                 found = distance([loss], [source["losses"][half]], [allowed[half]])
                 row["resumed"] = {"from": source["mesh"], "step": half, "loss": loss, **found}
-                progress.update()
+                bar.update()
         summary = {
             "one_process": one,
             "control": control,
@@ -145,15 +136,7 @@ class Study(RunConfig):
             "config": self.to_dict(),
             "environment": describe_environment(),
         }
-        (directory / "summary.json").write_text(json.dumps(summary, indent=1) + "\n", encoding="utf-8")
-        report(summary).save(directory / "report.html")
-        if self.json:
-            command.print_json(summary)
-        else:
-            show(summary)
-            print(f"\nwritten to {directory}: report.html, summary.json")
-        if not summary["equal"]:
-            raise SystemExit(1)
+        return Findings(summary=summary, page=report(summary), text=text_of(summary), holds=summary["equal"])
 
     def allowed(self, one: list[float], control: list[float]) -> list[float]:
         """How far each step's loss may be from one process's."""
@@ -180,19 +163,30 @@ def distance(losses: list[float], expected: list[float], allowed: list[float]) -
     }
 
 
-def show(summary: dict[str, Any]) -> None:
-    """The table."""
+def text_of(summary: dict[str, Any]) -> str:
+    """One process, the control, and a row for each mesh."""
     one, control = summary["one_process"], summary["control"]
-    print(f"one process: loss {one[0]:.6f} at step 0, {one[-1]:.6f} at step {len(one) - 1}")
     strayed = distance(control, one, summary["allowed"])["max_relative_difference"]
-    print(f"control, every parameter one rounding away: at most {strayed:.1e} of the loss off\n")
-    print(f"{'dp x pp x tp':<22} {'curve off by':>12}  {'':<9}  {'resumed from':<22} {'next loss off by':>16}")
-    for row in summary["meshes"]:
-        resumed = row["resumed"]
-        print(
-            f"{row['mesh']:<22} {row['max_relative_difference']:>12.1e}  {verdict(row):<9}  {resumed['from']:<22} "
-            f"{resumed['max_relative_difference']:>16.1e}  {verdict(resumed)}"
-        )
+    return (
+        f"one process: loss {one[0]:.6f} at step 0, {one[-1]:.6f} at step {len(one) - 1}\n"
+        f"control, every parameter one rounding away: at most {strayed:.1e} of the loss off\n\n"
+        f"{text_table(mesh_rows(summary))}"
+    )
+
+
+def mesh_rows(summary: dict[str, Any]) -> list[dict[str, str]]:
+    """A row for each mesh."""
+    return [
+        {
+            "dp x pp x tp : schedule": row["mesh"],
+            "curve off by": f"{row['max_relative_difference']:.1e}",
+            "curve": verdict(row),
+            "resumed from": row["resumed"]["from"],
+            "next loss off by": f"{row['resumed']['max_relative_difference']:.1e}",
+            "next loss": verdict(row["resumed"]),
+        }
+        for row in summary["meshes"]
+    ]
 
 
 def verdict(row: dict[str, Any]) -> str:
@@ -208,44 +202,15 @@ def report(summary: dict[str, Any]) -> Report:
         lead=f"{count} meshes, {len(summary['one_process'])} steps: curves and resumed losses are "
         + ("one process's within rounding." if summary["equal"] else "NOT all one process's: see the table."),
     )
-    page.add("Loss", text="Left the curves, right their distance from one process's.", figure=figure(summary))
-    rows = [
-        {
-            "dp x pp x tp : schedule": row["mesh"],
-            "curve off by": row["max_relative_difference"],
-            "curve": verdict(row),
-            "resumed from": row["resumed"]["from"],
-            "next loss off by": row["resumed"]["max_relative_difference"],
-            "next loss": verdict(row["resumed"]),
-        }
-        for row in summary["meshes"]
-    ]
-    page.add("Every mesh", text="Distances are relative to the loss.", table=rows)
+    curves = {"control": summary["control"], **{row["mesh"]: row["losses"] for row in summary["meshes"]}}
+    page.add(
+        "Loss",
+        text="Left the curves, right their distance from one process's.",
+        figure=loss_curves(summary["one_process"], curves, allowed=summary["allowed"]),
+    )
+    page.add("Every mesh", text="Distances are relative to the loss.", table=mesh_rows(summary))
     page.add("Environment", definitions=environment_rows(summary["environment"]))
     return page
-
-
-def figure(summary: dict[str, Any]) -> go.Figure:
-    """Left losses by step; right distances from one process's, with what is allowed."""
-    one = summary["one_process"]
-    steps = list(range(len(one)))
-    picture = make_subplots(cols=2, horizontal_spacing=0.1)
-    picture.add_scatter(x=steps, y=one, name="one process", line={"color": "#888888", "width": 5}, row=1, col=1)
-    curves = {"control": summary["control"], **{row["mesh"]: row["losses"] for row in summary["meshes"]}}
-    for number, (name, losses) in enumerate(curves.items()):
-        look = {"name": name, "legendgroup": name, "line": {"color": series_colour(number), "width": 1.5}}
-        if name != "control":
-            picture.add_scatter(x=steps, y=losses, mode="lines", showlegend=False, row=1, col=1, **look)
-        apart = [abs(mine - theirs) or None for mine, theirs in zip(losses, one, strict=True)]  # no logarithm of 0
-        picture.add_scatter(x=steps, y=apart, mode="lines+markers", row=1, col=2, **look)
-    line = {"color": "#888888", "dash": "dash"}
-    picture.add_scatter(x=steps, y=summary["allowed"], name="allowed", mode="lines", line=line, row=1, col=2)
-    picture.update_layout(layout(height=460, title=None, bottom=60))
-    picture.update_layout(legend={"orientation": "v", "x": 1.02, "y": 1, "xanchor": "left", "yanchor": "top"})
-    picture.update_xaxes(title_text="step")
-    picture.update_yaxes(title_text="loss", col=1)
-    picture.update_yaxes(title_text="distance from one process's", type="log", exponentformat="power", col=2)
-    return picture
 
 
 def main() -> int:

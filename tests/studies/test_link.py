@@ -13,6 +13,7 @@ import pytest
 
 from ppexec.measure.ping import PingSample, Spread
 from ppsim import Link, LinkPiece, Network
+from ppsim.plots.link_figure import link_times
 from tests.support.commandline import AFAB, COSTS, run_json
 
 PATH = Path(__file__).parents[2] / "studies" / "link.py"
@@ -60,7 +61,8 @@ def test_every_link_is_fitted_to_its_own_samples_and_the_others_to_all(study: Mo
         between = network.link(1, 2).one_way_s(size) / TRUTH.one_way_s(size)
         assert 0.99 <= between <= 3.01
     assert study.row(samples[0], network)["fit_over_measured"] == pytest.approx(1, rel=0.005)
-    picture = study.figure(samples, network)
+    rows = [study.row(each, network) for each in samples if each.destination == 1]
+    picture = link_times(rows, network.link(0, 1), name="rank 0 to rank 1")
     measured = next(trace for trace in picture.data if trace.name == "to a sleeping receiver")
     assert list(measured.x) == sizes
     assert list(measured.y) == pytest.approx([TRUTH.one_way_s(size) * 1e6 for size in sizes])

@@ -1,0 +1,119 @@
+"""Study: what every study shares: the flags of its output, its files, its progress bar and its exit code."""
+
+from __future__ import annotations
+
+import contextlib
+import json
+import sys
+import warnings
+from collections.abc import Iterable, Iterator
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from tqdm import tqdm
+
+from ppexec.cli import run_command, show_warning
+from ppsim.cli import command
+from ppsim.export.html_report import Report
+
+
+@dataclass(frozen=True, kw_only=True)
+class Findings:
+    """What a study found.
+
+    Parameters
+    ----------
+    summary : dict
+        JSON values: summary.json, and what --json prints.
+    page : Report
+        report.html.
+    text : str
+        What is printed without --json.
+    files : tuple of str
+        Further files that the study wrote to its directory.
+    holds : bool
+        False ends the command with exit code 1.
+    """
+
+    summary: dict[str, Any]
+    page: Report
+    text: str
+    files: tuple[str, ...] = ()
+    holds: bool = True
+
+
+@dataclass(frozen=True, kw_only=True)
+class StudyCommand:
+    """A study as a command. A study derives from it, adds its flags as fields, and answers in `findings`."""
+
+    out: Path | None = None
+    """Directory for report.html and summary.json; nothing is written without one."""
+    json: bool = False
+    """Print summary.json's object and nothing else on standard output."""
+
+    def findings(self, directory: Path | None) -> Findings:
+        """Do the study. directory: of --out; it exists."""
+        raise NotImplementedError(f"{type(self).__name__} has no findings")
+
+    def execute(self) -> None:
+        """Do the study, write its files and print its text; SystemExit(1) where the findings do not hold."""
+        directory = None if self.out is None else _existing_directory(self.out)
+        found = self.findings(directory)
+        if directory is not None:
+            text = json.dumps(found.summary, indent=1)
+            (directory / "summary.json").write_text(f"{text}\n", encoding="utf-8")
+            found.page.save(directory / "report.html")
+        if self.json:
+            command.print_json(found.summary)
+        else:
+            print(found.text)
+            if directory is not None:
+                print(f"\nwritten to {directory}: {', '.join(['report.html', 'summary.json', *found.files])}")
+        if not found.holds:
+            raise SystemExit(1)
+
+
+def study_main(study: type[StudyCommand], documentation: str | None) -> int:
+    """Run a study with the flags of the command line.
+
+    Parameters
+    ----------
+    study : type
+        A dataclass whose fields are the flags.
+    documentation : str
+        The docstring of its module; the first line is the question.
+
+    Returns
+    -------
+    int
+        The exit code: 0, 1 where the findings do not hold, 2 for bad input.
+    """
+    script = Path(sys.argv[0]).name
+
+    def work() -> None:
+        warnings.showwarning = show_warning
+        command.parse(study, prog=script, description=(documentation or "").split("\n")[0]).execute()
+
+    return run_command(work, prog=script)
+
+
+def progress(items: Iterable[Any] | None = None, **options: Any) -> Any:
+    """A bar on standard error; the options are tqdm's."""
+    return tqdm(items, file=sys.stderr, leave=False, **options)
+
+
+@contextlib.contextmanager
+def without_advice() -> Iterator[None]:
+    """Keep quiet about few microbatches, which every run of a study would say again."""
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")
+        yield
+
+
+def _existing_directory(path: Path) -> Path:
+    """Make a directory for results. Raises ValueError if something else has its name."""
+    if path.exists() and not path.is_dir():
+        raise ValueError(f"{path} is not a directory: give --out a directory, new or old")
+    path.mkdir(parents=True, exist_ok=True)
+    return path
