@@ -1,4 +1,4 @@
-"""Climb: the search under one limit: portfolio, tuning, then moves on the critical path."""
+"""Search at a limit: portfolio of policies, tuning, then local moves on the critical path."""
 
 from __future__ import annotations
 
@@ -8,136 +8,122 @@ from ppsim.search.list_scheduler import schedule_greedily
 from ppsim.search.local_moves import improve
 from ppsim.search.lower_bound import lower_bound_s
 from ppsim.search.plan import Plan
-from ppsim.search.policies import Policies, is_fusable, portfolio
+from ppsim.search.policies import Policy, one_by_one, portfolio, take
 from ppsim.search.policy_tuning import run_policies, tune
 from ppsim.search.problem import Problem
 
-# Effort, in actions scheduled, so that time does not grow with the problem (about 15 M actions a second).
-_SMALL = 500  # up to this many actions, the wide portfolio (if no full B can pay, which multiplies it), all heats
-_WHOLE = 8_000  # up to this many actions, policies are judged at the full microbatch count
-_TUNE, _TUNE_LEAST, _TUNE_MOST = 2_000_000, 60, 1_500
-_MOVE, _MOVE_LEAST, _MOVE_MOST = 8_000_000, 150, 6_000  # too few moves are not worth their start
-_HEATS = (0.05, 0.3, 1.0)  # in mean durations: how much worse a move may be at first; the first, if not small
-_STARTS = 2  # policies that are tuned
-_SEED = 20240
-_SAME = 1 + 1e-12
+# Effort is counted in actions scheduled, about 15 million a second, so that time does not grow with the problem. The
+# amounts are chosen by the time they take, under one limit: 0.15 s for tuning, half a second for moves.
+_SMALL = 500  # problems of up to this many actions get the wide portfolio and every heat
+_WHOLE = 8_000  # up to this many actions policies are judged with all microbatches
+_TUNING_ACTIONS, _LEAST_TUNING_TRIES, _MOST_TUNING_TRIES = 2_000_000, 60, 1_500
+_MOVING_ACTIONS, _LEAST_MOVES, _MOST_MOVES = 8_000_000, 150, 6_000  # with fewer moves than the least none are tried
+_HEATS = (0.05, 0.3, 1.0)  # by how much a move may be worse at first, in mean durations of an action
+_STARTS = 2  # how many policies are tuned
+_SEED = 20240  # any number; fixed, so that the same problem gives the same result
+SAME = 1 + 1e-12  # objectives this close are equal: sums of the same numbers in another order
 
 
 def search_at(problem: Problem) -> tuple[Plan, float]:
-    """The best plan found under exactly this limit, and its objective in seconds. Depends on the problem alone.
+    """Search under exactly the problem's limit.
 
-    A policy's schedule settles into a period, so with many microbatches policies are judged on fewer (three times the
-    ranks); the best are then run with all.
+    Returns
+    -------
+    plan : Plan
+        The best plan found. It depends on the problem alone.
+    objective_s : float
+        Its objective in seconds; inf if none was found.
+
+    Notes
+    -----
+    A policy's schedule settles into a period. So with many microbatches policies are judged and tuned on fewer of them
+    (three times the ranks), and only the best are run with all.
     """
-    goal = lower_bound_s(problem) * _SAME
+    goal_s = lower_bound_s(problem) * SAME
     model = _shortened(problem)
-    chosen = _judge(model, portfolio(model, wide=actions_of(model) <= _SMALL and not is_fusable(model)))
+    # Where full backwards pay the portfolio is seven times as large already.
+    wide = model.actions <= _SMALL and not model.tables.full_backward_pays
+    chosen = _best_policies(model, portfolio(model, wide=wide))
     best, best_s = _run(problem, chosen)
-    if best_s <= goal or best_s == np.inf:
+    if best_s <= goal_s or best_s == np.inf:
         return best, best_s
-    tuned = _tuned(model, chosen)
-    plan, found_s = _run(problem, tuned)
+    plan, found_s = _run(problem, _tuned(model, chosen))
     if found_s < best_s:
         best, best_s = plan, found_s
-    return (best, best_s) if best_s <= goal else climb(problem, best, goal)
+    return (best, best_s) if best_s <= goal_s else climb(problem, best, goal_s)
 
 
 def climb(problem: Problem, plan: Plan, goal_s: float) -> tuple[Plan, float]:
-    """The plan improved by moves on its critical path until `goal_s`, and its objective in seconds.
+    """Improve a plan by local moves.
 
-    The plan holds no pairs and fits the problem's limit; so does the result.
+    Parameters
+    ----------
+    problem : Problem
+    plan : Plan
+        Fits the limit and holds no overlapped pairs; so does the result.
+    goal_s : float
+        Stop at this objective.
+
+    Returns
+    -------
+    plan : Plan
+        The best plan found, which may be the one given.
+    objective_s : float
+        Its objective in seconds.
     """
-    actions = actions_of(problem)
-    tries = min(_MOVE_MOST, _MOVE // actions)
+    tries = min(_MOST_MOVES, _MOVING_ACTIONS // problem.actions)
     best, best_s = plan, plan.objective_s(problem)
-    if tries < _MOVE_LEAST:
+    if tries < _LEAST_MOVES:
         return best, best_s
-    mean_s = float(problem.tables.duration.mean())
-    for seed, heat in enumerate(_HEATS if actions <= _SMALL else _HEATS[:1]):
-        if best_s <= goal_s * _SAME:
+    mean_s = float(problem.tables.duration_s.mean())
+    for number, heat in enumerate(_HEATS if problem.actions <= _SMALL else _HEATS[:1]):
+        if best_s <= goal_s * SAME:
             break
         better = plan.copy()
-        found_s = improve(
-            problem.tables,
-            problem.microbatches,
-            problem.limit_bytes,
-            problem.by_rank_time,
-            is_fusable(problem),
-            better.kind,
-            better.stage,
-            better.microbatch,
-            better.length,
-            tries,
-            heat * mean_s,
-            goal_s * _SAME,
-            _SEED + seed,
-        )
+        found_s = improve(problem.tables, better, tries, heat * mean_s, goal_s * SAME, _SEED + number)
         if found_s < best_s:
             best, best_s = better, float(found_s)
     return best, best_s
 
 
-def actions_of(problem: Problem) -> int:
-    """F, I and W of everything: what the effort is counted in."""
-    return 3 * len(problem.placement) * problem.microbatches
-
-
 def _shortened(problem: Problem) -> Problem:
-    if actions_of(problem) <= _WHOLE:
+    """The problem with as many microbatches as policies are judged on."""
+    if problem.actions <= _WHOLE:
         return problem
     fewer = max(3 * problem.ranks, _WHOLE // (3 * len(problem.placement)))
     return problem.with_microbatches(min(problem.microbatches, fewer))
 
 
-def _judge(model: Problem, policies: Policies) -> Policies:
-    """The best few that differ, best first."""
-    costs = run_policies(
-        model.tables,
-        model.microbatches,
-        model.limit_bytes,
-        model.by_rank_time,
-        policies.policy,
-        policies.cap,
-        policies.fuse,
-    )
+def _best_policies(model: Problem, policies: Policy) -> Policy:
+    """The few policies of the least costs, best first; of those with equal costs one."""
+    costs_s = run_policies(model.tables, Plan.empty(model), policies)
     picked: list[int] = []
-    for index in np.argsort(costs, kind="stable").tolist():
-        if not picked or costs[index] > costs[picked[-1]] * (1 + 1e-9):
+    for index in np.argsort(costs_s, kind="stable").tolist():
+        if not picked or costs_s[index] > costs_s[picked[-1]] * (1 + 1e-9):
             picked.append(index)
         if len(picked) == _STARTS:
             break
-    return policies.take(picked)
+    return take(policies, picked)
 
 
-def _tuned(model: Problem, policies: Policies) -> Policies:
-    goal = lower_bound_s(model) * _SAME
-    tries = min(_TUNE_MOST, max(_TUNE_LEAST, _TUNE // actions_of(model))) // len(policies)
-    better = policies.take(range(len(policies)))
-    for number in range(len(better)):
-        tune(
-            model.tables,
-            model.microbatches,
-            model.limit_bytes,
-            model.by_rank_time,
-            better.policy[number],
-            better.cap[number],
-            better.fuse[number],
-            is_fusable(model),
-            tries,
-            goal,
-            _SEED + number,
-        )
+def _tuned(model: Problem, policies: Policy) -> Policy:
+    """The policies after tuning; the tries are dealt out evenly."""
+    goal_s = lower_bound_s(model) * SAME
+    count = len(policies.rules)
+    tries = min(_MOST_TUNING_TRIES, max(_LEAST_TUNING_TRIES, _TUNING_ACTIONS // model.actions)) // count
+    better, room = take(policies, range(count)), Plan.empty(model)
+    for number, policy in enumerate(one_by_one(better)):
+        tune(model.tables, room, policy, tries, goal_s, _SEED + number)
     return better
 
 
-def _run(problem: Problem, policies: Policies) -> tuple[Plan, float]:
+def _run(problem: Problem, policies: Policy) -> tuple[Plan, float]:
     """The best plan of these policies, and its objective in seconds."""
     best, best_s = Plan.empty(problem), np.inf
-    begin, free = np.zeros(problem.ranks), np.zeros(problem.ranks)
-    for policy, cap, fuse in zip(policies.policy, policies.cap, policies.fuse, strict=True):
+    begin_s, free_s = np.zeros(problem.ranks), np.zeros(problem.ranks)
+    for policy in one_by_one(policies):
         plan = Plan.empty(problem)
-        written = (plan.kind, plan.stage, plan.microbatch, plan.length, begin, free)
-        if schedule_greedily(problem.tables, problem.microbatches, problem.limit_bytes, policy, cap, fuse, *written):
+        if schedule_greedily(problem.tables, policy, plan, begin_s, free_s):
             found_s = plan.objective_s(problem)
             if found_s < best_s:
                 best, best_s = plan, found_s

@@ -1,216 +1,307 @@
-"""Greedy: an event-driven list scheduler with a policy; one run is one candidate order."""
+"""List scheduler: builds one candidate order per rank, event by event, by a policy; compiled."""
 
 from __future__ import annotations
 
+from typing import NamedTuple
+
 import numpy as np
 
-from ppsim.kernel_cache import kernel
-from ppsim.search.plan_clock import B, F, I, W
+from ppsim.kernel_cache import kernel, kernel_part
+from ppsim.search.plan_clock import B, F, I, W, arrival, first_arrivals, receiver
+from ppsim.search.policies import (
+    ALTERNATE,
+    BACKWARD_FIRST,
+    DEEP_BACKWARD,
+    DEEP_FORWARD,
+    DEFER,
+    FORWARD_FIRST,
+    FUSE_ALWAYS,
+    FUSE_AT_ONCE,
+    FUSE_MIDDLE,
+    RULE,
+    SPLIT_HEAD,
+    SPLIT_TAIL,
+    WAIT_FORWARD,
+    WAIT_WEIGHT,
+)
+from ppsim.search.problem import Floats, Integers
 
-# Columns of a policy, (p, COLUMNS): what a rank does when it is free, after the heuristic of the zero-bubble paper
-# (Qi et al., 2024, section 4): backwards for the input and forwards in turn, weight backwards where nothing else can
-# run or memory must be freed. A policy says what that means on each rank.
-RULE = 0  # of an I and an F that can both run: BACKWARD_FIRST, ALTERNATE or FORWARD_FIRST
-WAIT_FORWARD = 1  # no F if an I is known to come within this share of its duration
-WAIT_WEIGHT = 2  # no W to fill a gap shorter than this share of its duration
-DEFER = 3  # the most W that wait before one runs at once
-DEEP_FORWARD, DEEP_BACKWARD = 4, 5  # with several stages: the highest that can run goes first (1) or the lowest (0)
-SPLIT_HEAD, SPLIT_TAIL = 6, 7  # with FUSE_MIDDLE: how many microbatches are split at the start and at the end
-COLUMNS = 8
-BACKWARD_FIRST, ALTERNATE, FORWARD_FIRST = 0, 1, 2
-# Full backwards: AT_ONCE where a W would have to follow at once, MIDDLE between the split head and tail.
-FUSE_NEVER, FUSE_ALWAYS, FUSE_AT_ONCE, FUSE_MIDDLE = 0, 1, 2, 3
+_NOTHING = -1  # in place of a kind or a stage
+
+
+class _State(NamedTuple):
+    """A schedule under construction: S stages, p ranks, m microbatches. All arrays change in place.
+
+    Every stage takes its microbatches in sequence, so counters say which one is next.
+    """
+
+    arrival_s: Floats  # (2, S, m): when the input of an F (row 0) or a backward (row 1) arrives; inf: not sent yet
+    link_free_s: Floats  # (links,)
+    forwards: Integers  # (S,): how many F have been run
+    backwards: Integers  # (S,): how many I or B
+    queue: Integers  # (S, m): microbatches whose W waits, oldest first: queue[s, queue_head[s]:queue_tail[s]]
+    queue_head: Integers  # (S,)
+    queue_tail: Integers  # (S,)
+    waiting: Integers  # (p,): how many W wait
+    level_bytes: Integers  # (p,): activation bytes held
+    unqueued_bytes: Integers  # (p,): the same without what waiting W hold
+    last_kind: Integers  # (p,): of the last action that is no W
+    next_s: Floats  # (leaves,): when each rank decides next; inf: when a message wakes it
+    tree: Integers  # (2 leaves,): see `_earlier_child`
+
+
+class _Runnable(NamedTuple):
+    """What a rank could run at a moment: a stage or _NOTHING, and when more may be ready (inf: not known)."""
+
+    backward: int
+    forward: int
+    next_backward_s: float
+    next_forward_s: float
 
 
 @kernel
-def _settle(tree, size, times, rank):
-    """The tree's leaf of a rank has changed: carry the earliest rank upwards."""
-    node = (rank + size) >> 1
+def schedule_greedily(tables, policy, plan, begin_s, free_s):
+    """Write an order for every rank; False if the policy leads to no complete step.
+
+    Parameters
+    ----------
+    tables : Tables
+        The problem.
+    policy : Policy
+        How the ranks choose.
+    plan : Plan
+        Filled in. Holds no overlapped pairs.
+    begin_s, free_s : (p,)
+        Filled in with each rank's first start and last end. The plan clock may find them earlier, because here a rank
+        may wait for an action that then does not come first.
+
+    Notes
+    -----
+    The event loop of list scheduling: the rank that is free first decides what to run, until nothing is left.
+    `_runnable` admits an F only if the oldest unfinished microbatch could still be completed on this rank within the
+    limit. So the limit is never exceeded, and the oldest microbatch can always go on: there is no deadlock by memory.
+    """
+    return _run(tables, policy, _start(tables, plan, free_s), plan, begin_s, free_s)
+
+
+@kernel_part
+def _run(tables, policy, state, plan, begin_s, free_s):
+    """Let the ranks decide, event by event, until no rank knows of anything to do; True if the step is complete."""
+    left = 2 * len(tables.rank) * tables.microbatches  # F and backwards still to run
+    while True:
+        rank = state.tree[1]
+        now = state.next_s[rank]
+        if now == np.inf:
+            break
+        runnable = _runnable(tables, policy, state, rank, now)
+        k = _choose(tables, policy, state, runnable, rank, now)
+        if k == _NOTHING:
+            _decide_at(state, rank, min(runnable.next_backward_s, runnable.next_forward_s))
+            continue
+        s = _oldest_waiting(tables, state, rank) if k == W else runnable.forward if k == F else runnable.backward
+        b = _take(tables, state, rank, k, s)
+        end_s = now + tables.duration_s[k, s]
+        if plan.length[rank] == 0:
+            begin_s[rank] = now
+        at = plan.length[rank]
+        plan.kind[rank, at], plan.stage[rank, at], plan.microbatch[rank, at] = k, s, b
+        plan.length[rank] += 1
+        free_s[rank] = end_s
+        _decide_at(state, rank, end_s)
+        if k != W:
+            left -= 1
+        direction, target = receiver(k, s, len(tables.rank))
+        if target < 0:
+            continue
+        there_s = arrival(tables, state.link_free_s, direction, s, end_s)
+        state.arrival_s[direction, target, b] = there_s
+        # The receiver may have planned to decide later than when this input lets it start.
+        other = tables.rank[target]
+        wake_s = max(free_s[other], there_s)
+        if other != rank and wake_s < state.next_s[other]:
+            _decide_at(state, other, wake_s)
+    return left == 0 and state.waiting.sum() == 0
+
+
+@kernel
+def _start(tables, plan, free_s):
+    """Nothing has run; the rank of stage 0 decides at time 0, all others when a message arrives."""
+    stages, ranks, microbatches = len(tables.rank), len(free_s), tables.microbatches
+    plan.length[:] = 0
+    plan.joined[:] = False
+    free_s[:] = 0.0
+    leaves = 1
+    while leaves < ranks:
+        leaves *= 2
+    next_s = np.full(leaves, np.inf)
+    next_s[tables.rank[0]] = 0.0
+    tree = np.arange(-leaves, leaves)
+    for node in range(leaves - 1, 0, -1):
+        tree[node] = _earlier_child(tree, next_s, node)
+    return _State(
+        first_arrivals(stages, microbatches),
+        np.zeros(tables.links),
+        np.zeros(stages, np.int64),
+        np.zeros(stages, np.int64),
+        np.empty((stages, microbatches), np.int64),
+        np.zeros(stages, np.int64),
+        np.zeros(stages, np.int64),
+        np.zeros(ranks, np.int64),
+        np.zeros(ranks, np.int64),
+        np.zeros(ranks, np.int64),
+        np.full(ranks, _NOTHING, np.int64),
+        next_s,
+        tree,
+    )
+
+
+@kernel_part
+def _earlier_child(tree, next_s, node):
+    """The rank that decides first below a node; the lower one of two.
+
+    A tournament tree: leaf `leaves + r` is rank r, every other node holds the winner of its two children, node 1 the
+    winner of all. So the next rank to decide is known at once, and a change costs log2(p) comparisons.
+    """
+    left, right = tree[2 * node], tree[2 * node + 1]
+    return left if next_s[left] <= next_s[right] else right
+
+
+@kernel_part
+def _decide_at(state, rank, at_s):
+    """Let a rank decide at that time, and carry the change up the tree."""
+    state.next_s[rank] = at_s
+    node = (rank + len(state.next_s)) >> 1
     while node >= 1:
-        left, right = tree[2 * node], tree[2 * node + 1]
-        tree[node] = left if times[left] <= times[right] else right
+        state.tree[node] = _earlier_child(state.tree, state.next_s, node)
         node >>= 1
 
 
-@kernel
-def schedule_greedily(tables, microbatches, limit, policy, cap, fuse, kind, stage, microbatch, length, begin, free):
-    """Write an order for every rank into kind, stage, microbatch (p, 3 v m) and length (p,); False if none came out.
-
-    limit: (p,) bytes. policy: (p, COLUMNS). cap: (S,), the most microbatches of a stage between F and its backward.
-    fuse: (S,), FUSE_*. begin, free: (p,), filled with each rank's first start and last end in seconds (an evaluation
-    of the order may find them earlier: here a rank may wait in vain).
-
-    Every stage takes its microbatches in sequence. A rank admits an F only if, its waiting W counted as released, the
-    oldest microbatch that it has not finished would still fit whole: so the oldest can always move on and nothing
-    waits for ever, and the limit is never exceeded.
-    """
-    rank_of, duration, held, kept = tables.rank, tables.duration, tables.held, tables.kept
-    first, stages_of, links = tables.first, tables.stages, tables.links[0]
-    ahead_link, ahead_occupied, ahead_latency = tables.ahead_link, tables.ahead_occupied, tables.ahead_latency
-    back_link, back_occupied, back_latency = tables.back_link, tables.back_occupied, tables.back_latency
-    stages, ranks = len(rank_of), len(limit)
-    arrival_f = np.full((stages, microbatches), np.inf)
-    arrival_b = np.full((stages, microbatches), np.inf)
-    arrival_f[0, :] = 0.0
-    arrival_b[stages - 1, :] = 0.0
-    link_free = np.zeros(links + 1)
-    forwards, backwards = np.zeros(stages, np.int64), np.zeros(stages, np.int64)
-    # W that wait, per stage a queue of microbatches: split[s, head[s]:tail[s]]
-    split = np.empty((stages, microbatches), np.int32)
-    head, tail = np.zeros(stages, np.int64), np.zeros(stages, np.int64)
-    waiting = np.zeros(ranks, np.int64)
-    level, core = np.zeros(ranks, np.int64), np.zeros(ranks, np.int64)  # core: without what waiting W hold
-    last_kind = np.full(ranks, -1, np.int64)
-    free[:] = 0.0
-    length[:] = 0
-    size = 1
-    while size < ranks:
-        size *= 2
-    times = np.full(size, np.inf)  # when each rank decides next
-    tree = np.arange(-size, size)  # leaves are ranks, a node holds the earlier of its two
-    times[rank_of[0]] = 0.0
-    for node in range(size - 1, 0, -1):
-        left, right = tree[2 * node], tree[2 * node + 1]
-        tree[node] = left if times[left] <= times[right] else right
-    to_do = 2 * stages * microbatches  # F and backwards; W are run out afterwards
-    while True:
-        rank = tree[1] if size > 1 else 0
-        now = times[rank]
-        if now == np.inf:
-            break
-        begin_stage, end_stage = first[rank], first[rank + 1]
-        rule, defer = int(policy[rank, RULE]), policy[rank, DEFER]
-        deep_forward, deep_backward = policy[rank, DEEP_FORWARD] > 0, policy[rank, DEEP_BACKWARD] > 0
-        # 1. what could run: now, or at a time that is known already
-        back, next_back, oldest = -1, np.inf, microbatches
-        forward, next_forward, forward_blocked = -1, np.inf, False
-        for i in range(begin_stage, end_stage):
-            s = stages_of[i]
-            oldest = min(oldest, backwards[s])
-            if backwards[s] < forwards[s]:
-                at = arrival_b[s, backwards[s]]
-                if at > now:
-                    next_back = min(next_back, at)
-                elif back < 0 or deep_backward:
-                    back = s
-        need = np.int64(0)  # what the oldest unfinished microbatch has still to take
-        for i in range(begin_stage, end_stage):
-            s = stages_of[i]
-            if forwards[s] <= oldest:
-                need += held[s]
-        for i in range(begin_stage, end_stage):
-            s = stages_of[i]
-            b = forwards[s]
-            if b >= microbatches or b - backwards[s] >= cap[s]:
-                continue
-            at = arrival_f[s, b]
-            if at == np.inf:
-                continue
-            reserved = need - held[s] if b <= oldest else need
-            if core[rank] + held[s] + reserved > limit[rank]:
-                continue
+@kernel_part
+def _runnable(tables, policy, state, rank, now):
+    """The stages whose backward and F could run now, by the rules for deep stages, caps and memory."""
+    microbatches, deep_backward = tables.microbatches, policy.rules[rank, DEEP_BACKWARD] > 0
+    backward, next_backward_s, oldest = _NOTHING, np.inf, microbatches
+    for i in range(tables.first[rank], tables.first[rank + 1]):
+        s = tables.stages[i]
+        b = state.backwards[s]
+        oldest = min(oldest, b)
+        if b < state.forwards[s]:
+            at = state.arrival_s[1, s, b]
             if at > now:
-                next_forward = min(next_forward, at)
-                continue
-            if forward < 0 or deep_forward:
-                forward = s
-        if forward >= 0:
-            forward_blocked = level[rank] + held[forward] > limit[rank]
-        # 2. which of it
-        choice, s = -1, -1
-        if waiting[rank] > defer:
-            choice = W
-        elif back >= 0 and (
-            rule == BACKWARD_FIRST
-            or forward < 0
-            or (rule == ALTERNATE and last_kind[rank] != I and last_kind[rank] != B)
+                next_backward_s = min(next_backward_s, at)
+            elif backward < 0 or deep_backward:
+                backward = s
+    # What the oldest unfinished microbatch has still to take on this rank, reserved before any other F is admitted.
+    reserved = np.int64(0)
+    for i in range(tables.first[rank], tables.first[rank + 1]):
+        s = tables.stages[i]
+        if state.forwards[s] <= oldest:
+            reserved += tables.held_bytes[s]
+    forward, next_forward_s, deep_forward = _NOTHING, np.inf, policy.rules[rank, DEEP_FORWARD] > 0
+    for i in range(tables.first[rank], tables.first[rank + 1]):
+        s = tables.stages[i]
+        b = state.forwards[s]
+        if b >= microbatches or b - state.backwards[s] >= policy.cap[s]:
+            continue
+        at = state.arrival_s[0, s, b]
+        if at == np.inf:
+            continue
+        # Bytes of waiting W do not count: those W can be run first (`_choose` then puts one before the F).
+        others = reserved - tables.held_bytes[s] if b <= oldest else reserved
+        if state.unqueued_bytes[rank] + tables.held_bytes[s] + others > tables.limit_bytes[rank]:
+            continue
+        if at > now:
+            next_forward_s = min(next_forward_s, at)
+        elif forward < 0 or deep_forward:
+            forward = s
+    return _Runnable(backward, forward, next_backward_s, next_forward_s)
+
+
+@kernel_part
+def _choose(tables, policy, state, runnable, rank, now):
+    """The kind to run now, or _NOTHING to wait for what comes next."""
+    rule, defer = policy.rules[rank, RULE], policy.rules[rank, DEFER]
+    last_kind, waiting = state.last_kind[rank], state.waiting[rank]
+    if waiting > defer:
+        return W
+    # 1. A backward, unless it is the turn of an F that can run.
+    if runnable.backward >= 0 and (
+        rule == BACKWARD_FIRST or runnable.forward < 0 or (rule == ALTERNATE and last_kind != I and last_kind != B)
+    ):
+        return _backward_kind(tables, policy, state, rank, runnable.backward)
+    # 2. An F, unless a backward is soon there; a W first if what it releases is needed.
+    if runnable.forward >= 0:
+        patience_s = policy.rules[rank, WAIT_FORWARD] * tables.duration_s[F, runnable.forward]
+        if runnable.next_backward_s - now >= patience_s or rule == FORWARD_FIRST:
+            fits = state.level_bytes[rank] + tables.held_bytes[runnable.forward] <= tables.limit_bytes[rank]
+            return F if fits else W
+    # 3. A W, if the gap is long enough for it.
+    if waiting > 0:
+        gap_s = min(runnable.next_backward_s, runnable.next_forward_s) - now
+        last = _NOTHING  # the highest stage with a W stands for all
+        for i in range(tables.first[rank], tables.first[rank + 1]):
+            if state.queue_tail[tables.stages[i]] > state.queue_head[tables.stages[i]]:
+                last = tables.stages[i]
+        if gap_s >= policy.rules[rank, WAIT_WEIGHT] * tables.duration_s[W, last]:
+            return W
+    return _NOTHING
+
+
+@kernel_part
+def _backward_kind(tables, policy, state, rank, s):
+    """How to run a backward: as I, as B, or after a W that makes room for what I leaves behind."""
+    waiting, fuse, b = state.waiting[rank], policy.fuse[s], state.backwards[s]
+    if (
+        fuse == FUSE_ALWAYS
+        or (fuse == FUSE_AT_ONCE and waiting >= policy.rules[rank, DEFER])
+        or (
+            fuse == FUSE_MIDDLE
+            and policy.rules[rank, SPLIT_HEAD] <= b < tables.microbatches - policy.rules[rank, SPLIT_TAIL]
+        )
+    ):
+        return B
+    grows = tables.kept_bytes[s] - tables.held_bytes[s]  # W may need more than the whole microbatch held
+    if state.level_bytes[rank] + grows > tables.limit_bytes[rank]:
+        return W if waiting > 0 else B
+    return I
+
+
+@kernel_part
+def _oldest_waiting(tables, state, rank):
+    """The stage whose waiting W is of the oldest microbatch; of equal ones the highest stage."""
+    found = _NOTHING
+    for i in range(tables.first[rank], tables.first[rank + 1]):
+        s = tables.stages[i]
+        if state.queue_head[s] < state.queue_tail[s] and (
+            found < 0 or state.queue[s, state.queue_head[s]] <= state.queue[found, state.queue_head[found]]
         ):
-            choice, s = I, back
-        elif forward >= 0:
-            patience = policy[rank, WAIT_FORWARD] * duration[F, forward]
-            if next_back - now >= patience or rule == FORWARD_FIRST:
-                choice, s = (W, -1) if forward_blocked else (F, forward)
-        if choice < 0 and waiting[rank] > 0:
-            soonest = min(next_back, next_forward)
-            w_stage = -1
-            for i in range(begin_stage, end_stage):
-                if tail[stages_of[i]] > head[stages_of[i]]:
-                    w_stage = stages_of[i]
-            if soonest - now >= policy[rank, WAIT_WEIGHT] * duration[W, w_stage]:
-                choice = W
-        if choice == I:
-            grows = kept[s] - held[s]
-            at_once = waiting[rank] >= defer and fuse[s] == FUSE_AT_ONCE
-            b = backwards[s]
-            middle = policy[rank, SPLIT_HEAD] <= b < microbatches - policy[rank, SPLIT_TAIL]
-            if fuse[s] == FUSE_ALWAYS or at_once or (fuse[s] == FUSE_MIDDLE and middle):
-                choice = B
-            elif level[rank] + grows > limit[rank]:
-                choice = W if waiting[rank] > 0 else B
-        if choice < 0:
-            times[rank] = min(next_back, next_forward)
-            _settle(tree, size, times, rank)
-            continue
-        # 3. run it
-        if choice == W:  # the oldest that waits
-            s = -1
-            for i in range(begin_stage, end_stage):
-                other = stages_of[i]
-                if head[other] < tail[other] and (s < 0 or split[other, head[other]] <= split[s, head[s]]):
-                    s = other
-            b = split[s, head[s]]
-            head[s] += 1
-            waiting[rank] -= 1
-            level[rank] -= kept[s]
-        elif choice == F:
-            b = forwards[s]
-            forwards[s] += 1
-            level[rank] += held[s]
-            core[rank] += held[s]
-        else:
-            b = backwards[s]
-            backwards[s] += 1
-            core[rank] -= held[s]
-            level[rank] -= held[s]
-            if choice == I:
-                level[rank] += kept[s]
-                split[s, tail[s]] = b
-                tail[s] += 1
-                waiting[rank] += 1
-        if choice != W:
-            last_kind[rank] = choice
-            to_do -= 1
-        at_end = now + duration[choice, s]
-        if length[rank] == 0:
-            begin[rank] = now
-        kind[rank, length[rank]] = choice
-        stage[rank, length[rank]] = s
-        microbatch[rank, length[rank]] = b
-        length[rank] += 1
-        free[rank] = at_end
-        times[rank] = at_end
-        _settle(tree, size, times, rank)
-        if choice == F and s + 1 < stages:
-            at, link, target = at_end, ahead_link[s], s + 1
-            if link >= 0:
-                at = max(at_end, link_free[link]) + ahead_occupied[s]
-                link_free[link] = at
-                at += ahead_latency[s]
-            arrival_f[target, b] = at
-        elif choice != F and choice != W and s > 0:
-            at, link, target = at_end, back_link[s], s - 1
-            if link >= 0:
-                at = max(at_end, link_free[link]) + back_occupied[s]
-                link_free[link] = at
-                at += back_latency[s]
-            arrival_b[target, b] = at
-        else:
-            continue
-        other = rank_of[target]
-        wake = max(free[other], at)
-        if other != rank and wake < times[other]:
-            times[other] = wake
-            _settle(tree, size, times, other)
-    if to_do > 0:
-        return False
-    return waiting.sum() == 0
+            found = s
+    return found
+
+
+@kernel_part
+def _take(tables, state, rank, k, s):
+    """Count an action as run, with the bytes that it takes or releases; returns its microbatch."""
+    if k == W:
+        b = state.queue[s, state.queue_head[s]]
+        state.queue_head[s] += 1
+        state.waiting[rank] -= 1
+        state.level_bytes[rank] -= tables.kept_bytes[s]
+        return b
+    state.last_kind[rank] = k
+    if k == F:
+        b = state.forwards[s]
+        state.forwards[s] += 1
+        state.level_bytes[rank] += tables.held_bytes[s]
+        state.unqueued_bytes[rank] += tables.held_bytes[s]
+        return b
+    b = state.backwards[s]
+    state.backwards[s] += 1
+    state.level_bytes[rank] -= tables.held_bytes[s]
+    state.unqueued_bytes[rank] -= tables.held_bytes[s]
+    if k == I:
+        state.level_bytes[rank] += tables.kept_bytes[s]
+        state.queue[s, state.queue_tail[s]] = b
+        state.queue_tail[s] += 1
+        state.waiting[rank] += 1
+    return b

@@ -1,174 +1,209 @@
-"""Improve: a local search over orders, compiled. It moves actions that are on the critical path."""
+"""Local moves: a local search over orders that moves actions on the critical path, compiled."""
 
 from __future__ import annotations
 
 import numpy as np
 
-from ppsim.kernel_cache import kernel
+from ppsim.kernel_cache import kernel, kernel_part
 from ppsim.search.plan_clock import B, F, I, W, objective_of, peak_of_rank, run_plan
 
-_REACH = 4  # the farthest that one move goes
-_TIE = 1e-3  # weight of the ranks' mean time, which leads over plateaus of the objective
+_REACH = 4  # chosen: the farthest that one move goes, in places of the order
+_FUSING = 0.3  # chosen: where full backwards pay: how often a move joins I and W, or parts a B
 
 
 @kernel
-def _critical_path(tables, kind, stage, microbatch, start, end, length, where, by_rank_time, path):
-    """The longest path, from its end: rank, position, and 1 if the step waited for its rank, into path (3, steps).
+def improve(tables, plan, tries, heat_s, goal_s, seed):
+    """Change a plan in place for a smaller objective; returns it, in seconds.
 
-    Begins at the last end that makes the objective. Returns the number of steps.
+    Parameters
+    ----------
+    tables : Tables
+        The problem.
+    plan : Plan
+        Fits the limit, does not deadlock and holds no overlapped pairs; the same holds of the result.
+    tries : int
+        How many moves to try.
+    heat_s : float
+        By how much a move may make the cost worse at first; this falls to 0 in a straight line.
+    goal_s : float
+        Stop at this objective.
+    seed : int
+        Of the random moves.
+
+    Notes
+    -----
+    Only moves on the critical path can shorten the step, so they alone are tried. Accepting worse moves within a
+    falling bound is threshold accepting (Dueck and Scheuer, Journal of Computational Physics 90, 1990). Each trial
+    runs the plan as a whole.
     """
-    count, worst, value = 0, 0, -1.0
-    for r in range(len(length)):
-        time = end[r, length[r] - 1] - (start[r, 0] if by_rank_time else 0.0)
-        if time > value:
-            worst, value = r, time
-    r, i = worst, length[worst] - 1
+    np.random.seed(seed)
+    ranks, room = plan.kind.shape
+    start_s, end_s = np.zeros((ranks, room)), np.zeros((ranks, room))
+    where = np.zeros((2, len(tables.rank), tables.microbatches), np.int64)
+    for r in range(ranks):
+        _note_places(plan, where, r)
+    run_plan(tables, plan, start_s, end_s)
+    best_s, best_cost_s = _objective(tables, plan, start_s, end_s)
+    cost_s = best_cost_s
+    best_kind, best_stage, best_microbatch = plan.kind.copy(), plan.stage.copy(), plan.microbatch.copy()
+    best_length = plan.length.copy()
+    row_kind, row_stage, row_microbatch = plan.kind[0].copy(), plan.stage[0].copy(), plan.microbatch[0].copy()
+    path = np.empty((3, ranks * room), np.int64)
+    steps = _critical_path(tables, plan, where, start_s, end_s, path)
+    for attempt in range(tries):
+        if best_s <= goal_s:
+            break
+        # 1. Draw a step of the critical path and change its rank's order there.
+        pick = np.random.randint(steps)
+        r, at, waits_for_rank = path[0, pick], path[1, pick], path[2, pick]
+        distance = 1 + np.random.randint(_REACH)
+        old_length = plan.length[r]
+        source, target = 0, 0
+        is_fusing = tables.full_backward_pays and np.random.random() < _FUSING
+        if is_fusing:
+            row_kind[:], row_stage[:], row_microbatch[:] = plan.kind[r], plan.stage[r], plan.microbatch[r]
+            if not _fuse_or_split(plan, where, r, at, distance):
+                continue
+        elif not waits_for_rank:
+            continue  # it waits for a message: no order of its own rank makes it earlier
+        else:
+            source, target = _shift(plan, r, at, distance, np.random.random() < 0.5)
+            if source == target:
+                continue
+            _rotate(plan, where, r, source, target)
+        # 2. Keep the change if it fits, can run, and is good enough for this moment.
+        fits = peak_of_rank(tables, plan.kind[r], plan.stage[r], plan.length[r]) <= tables.limit_bytes[r]
+        if fits and run_plan(tables, plan, start_s, end_s):
+            objective_s, new_cost_s = _objective(tables, plan, start_s, end_s)
+            if new_cost_s <= cost_s + heat_s * (1.0 - attempt / tries):
+                cost_s = new_cost_s
+                steps = _critical_path(tables, plan, where, start_s, end_s, path)
+                if objective_s < best_s or (objective_s == best_s and cost_s < best_cost_s):
+                    best_s, best_cost_s = objective_s, cost_s
+                    best_kind[:], best_stage[:], best_microbatch[:] = plan.kind, plan.stage, plan.microbatch
+                    best_length[:] = plan.length
+                continue
+        # 3. Else take it back.
+        if is_fusing:
+            plan.length[r] = old_length
+            plan.kind[r], plan.stage[r], plan.microbatch[r] = row_kind, row_stage, row_microbatch
+            _note_places(plan, where, r)
+        else:
+            _rotate(plan, where, r, target, source)
+    plan.kind[:], plan.stage[:], plan.microbatch[:] = best_kind, best_stage, best_microbatch
+    plan.length[:] = best_length
+    return best_s
+
+
+@kernel
+def _objective(tables, plan, start_s, end_s):
+    """The objective and the cost of a plan that has been run."""
+    last_end_s = np.empty(len(plan.length))
+    for r in range(len(plan.length)):
+        last_end_s[r] = end_s[r, plan.length[r] - 1]
+    return objective_of(start_s[:, 0], last_end_s, tables.by_rank_time)
+
+
+@kernel_part
+def _note_places(plan, where, r):
+    """Note in `where` (2, S, m) at which place of rank r's order each F (row 0) and each B or I (row 1) stands."""
+    for i in range(plan.length[r]):
+        if plan.kind[r, i] != W:
+            where[0 if plan.kind[r, i] == F else 1, plan.stage[r, i], plan.microbatch[r, i]] = i
+
+
+@kernel_part
+def _critical_path(tables, plan, where, start_s, end_s, path):
+    """Walk the critical path back from the end that makes the objective; returns its number of steps.
+
+    Writes each step into `path` (3, steps): rank, place in its order, and 1 if it started when its rank was free, 0 if
+    it waited for a message.
+    """
+    count, worst, longest_s = 0, 0, -1.0
+    for r in range(len(plan.length)):
+        time_s = end_s[r, plan.length[r] - 1] - (start_s[r, 0] if tables.by_rank_time else 0.0)
+        if time_s > longest_s:
+            worst, longest_s = r, time_s
+    r, i = worst, plan.length[worst] - 1
     while True:
-        path[0, count], path[1, count] = r, i
-        after_own = i > 0 and start[r, i] <= end[r, i - 1]
-        path[2, count] = 1 if after_own else 0
+        waits_for_rank = i > 0 and start_s[r, i] <= end_s[r, i - 1]
+        path[0, count], path[1, count], path[2, count] = r, i, 1 if waits_for_rank else 0
         count += 1
-        s, b, k = stage[r, i], microbatch[r, i], kind[r, i]
-        if after_own:
+        s, b, k = plan.stage[r, i], plan.microbatch[r, i], plan.kind[r, i]
+        if waits_for_rank:
             i -= 1
         elif k == F and s > 0:
             r, i = tables.rank[s - 1], where[0, s - 1, b]
-        elif (k in (B, I)) and s + 1 < len(tables.rank):
+        elif k in (B, I) and s + 1 < len(tables.rank):
             r, i = tables.rank[s + 1], where[1, s + 1, b]
         else:
             return count
 
 
-@kernel
-def _may_pass(kind, stage, microbatch, r, early, late):
-    """Whether `late` may come before `early` on rank r: not of one microbatch and stage, nor of one kind and stage."""
-    if stage[r, early] != stage[r, late]:
-        return True
-    if microbatch[r, early] == microbatch[r, late]:
-        return False
-    both_back = (kind[r, early] == B or kind[r, early] == I) and (kind[r, late] == B or kind[r, late] == I)
-    return kind[r, early] != kind[r, late] and not both_back
-
-
-@kernel
-def _rotate(kind, stage, microbatch, where, r, source, target):
-    """Move the entry at `source` to `target` on rank r, those between by one; note where F and backwards are."""
-    k, s, b = kind[r, source], stage[r, source], microbatch[r, source]
-    step = 1 if target > source else -1
-    for i in range(source, target, step):
-        kind[r, i], stage[r, i], microbatch[r, i] = kind[r, i + step], stage[r, i + step], microbatch[r, i + step]
-        if kind[r, i] != W:
-            where[0 if kind[r, i] == F else 1, stage[r, i], microbatch[r, i]] = i
-    kind[r, target], stage[r, target], microbatch[r, target] = k, s, b
-    if k != W:
-        where[0 if k == F else 1, s, b] = target
-
-
-@kernel
-def _fuse_or_split(kind, stage, microbatch, where, length, r, at, distance):
-    """Turn the I at `at` and its W into one B there, or a B into I and a W up to `distance` later; False if neither."""
-    k, s, b = kind[r, at], stage[r, at], microbatch[r, at]
-    if k == I:
-        other = at + 1
-        while kind[r, other] != W or stage[r, other] != s or microbatch[r, other] != b:
-            other += 1
-        _rotate(kind, stage, microbatch, where, r, other, length[r] - 1)
-        length[r] -= 1
-        kind[r, at] = B
-        return True
-    if k == B:
-        kind[r, at] = I
-        last = length[r]
-        kind[r, last], stage[r, last], microbatch[r, last] = W, s, b
-        length[r] += 1
-        _rotate(kind, stage, microbatch, where, r, last, min(last, at + distance))
-        return True
-    return False
-
-
-@kernel
-def _shift(kind, stage, microbatch, length, r, at, distance, earlier):
-    """Where a step of the critical path goes: (from, to). It moves before, or the one before it moves past it."""
+@kernel_part
+def _shift(plan, r, at, distance, earlier):
+    """Where a move goes, (from, to): the action at `at` comes earlier, or the one before it goes past it."""
     if earlier:
         target = at
-        while target > 0 and at - target < distance and _may_pass(kind, stage, microbatch, r, target - 1, at):
+        while target > 0 and at - target < distance and _may_swap(plan, r, target - 1, at):
             target -= 1
         return at, target
     source, target = at - 1, at - 1
-    while (
-        target + 1 < length[r]
-        and target + 1 - at < distance
-        and _may_pass(kind, stage, microbatch, r, source, target + 1)
-    ):
+    while target + 1 < plan.length[r] and target + 1 - at < distance and _may_swap(plan, r, source, target + 1):
         target += 1
     return source, target
 
 
-@kernel
-def improve(
-    tables, microbatches, limit, by_rank_time, fusable, kind, stage, microbatch, length, tries, heat, goal, seed
-):
-    """Change the orders in place for a smaller objective; returns it, in seconds.
+@kernel_part
+def _may_swap(plan, r, early, late):
+    """Whether the action at `late` may come before the one at `early`.
 
-    fusable: whether a full B can pay. tries: moves tried. heat: seconds by which a move may be worse at first; falls
-    to 0. goal: stop at this objective. No pairs. The orders must fit `limit` and can end; so do those returned.
+    On one stage neither may the actions of one microbatch change places, nor those of one kind (B and I are one here):
+    every stage takes its microbatches in sequence.
     """
-    np.random.seed(seed)
-    ranks, room = kind.shape
-    joined = np.zeros((ranks, room), np.bool_)
-    start, end = np.zeros((ranks, room)), np.zeros((ranks, room))
-    where = np.zeros((2, len(tables.rank), microbatches), np.int64)
-    for r in range(ranks):
-        for i in range(length[r]):
-            if kind[r, i] != W:
-                where[0 if kind[r, i] == F else 1, stage[r, i], microbatch[r, i]] = i
-    run_plan(tables, microbatches, kind, stage, microbatch, joined, length, start, end)
-    best, mean = objective_of(start, end, length, by_rank_time)
-    best_cost = best + _TIE * mean
-    cost = best_cost
-    kept_kind, kept_stage, kept_microbatch, kept_length = kind.copy(), stage.copy(), microbatch.copy(), length.copy()
-    row_kind, row_stage, row_microbatch = kind[0].copy(), stage[0].copy(), microbatch[0].copy()
-    path = np.empty((3, ranks * room), np.int64)
-    steps = _critical_path(tables, kind, stage, microbatch, start, end, length, where, by_rank_time, path)
-    for attempt in range(tries):
-        if best <= goal:
-            break
-        pick = np.random.randint(steps)
-        r, at = path[0, pick], path[1, pick]
-        distance = 1 + np.random.randint(_REACH)
-        old_length = length[r]
-        source, target = 0, 0
-        fusing = fusable and np.random.random() < 0.3
-        if fusing:
-            row_kind[:], row_stage[:], row_microbatch[:] = kind[r], stage[r], microbatch[r]
-            if not _fuse_or_split(kind, stage, microbatch, where, length, r, at, distance):
-                continue
-        elif path[2, pick] == 0:
-            continue
-        else:
-            source, target = _shift(kind, stage, microbatch, length, r, at, distance, np.random.random() < 0.5)
-            if source == target:
-                continue
-            _rotate(kind, stage, microbatch, where, r, source, target)
-        fits = peak_of_rank(tables, kind[r], stage[r], length[r]) <= limit[r]
-        if fits and run_plan(tables, microbatches, kind, stage, microbatch, joined, length, start, end):
-            value, mean = objective_of(start, end, length, by_rank_time)
-            new = value + _TIE * mean
-            if new <= cost + heat * (1.0 - attempt / tries):
-                cost = new
-                steps = _critical_path(tables, kind, stage, microbatch, start, end, length, where, by_rank_time, path)
-                if value < best or (value == best and cost < best_cost):
-                    best, best_cost = value, cost
-                    kept_kind[:], kept_stage[:], kept_microbatch[:] = kind, stage, microbatch
-                    kept_length[:] = length
-                continue
-        if fusing:
-            length[r] = old_length
-            kind[r], stage[r], microbatch[r] = row_kind, row_stage, row_microbatch
-            for i in range(old_length):
-                if kind[r, i] != W:
-                    where[0 if kind[r, i] == F else 1, stage[r, i], microbatch[r, i]] = i
-        else:
-            _rotate(kind, stage, microbatch, where, r, target, source)
-    kind[:], stage[:], microbatch[:], length[:] = kept_kind, kept_stage, kept_microbatch, kept_length
-    return best
+    if plan.stage[r, early] != plan.stage[r, late]:
+        return True
+    if plan.microbatch[r, early] == plan.microbatch[r, late]:
+        return False
+    k, other = plan.kind[r, early], plan.kind[r, late]
+    return k != other and not (k in (B, I) and other in (B, I))
+
+
+@kernel_part
+def _rotate(plan, where, r, source, target):
+    """Move the action at `source` to `target` and those between by one place."""
+    k, s, b = plan.kind[r, source], plan.stage[r, source], plan.microbatch[r, source]
+    step = 1 if target > source else -1
+    for i in range(source, target, step):
+        _put(plan, where, r, i, plan.kind[r, i + step], plan.stage[r, i + step], plan.microbatch[r, i + step])
+    _put(plan, where, r, target, k, s, b)
+
+
+@kernel_part
+def _put(plan, where, r, i, k, s, b):
+    """Write an action at place i of rank r's order, and note the place."""
+    plan.kind[r, i], plan.stage[r, i], plan.microbatch[r, i] = k, s, b
+    if k != W:
+        where[0 if k == F else 1, s, b] = i
+
+
+@kernel_part
+def _fuse_or_split(plan, where, r, at, distance):
+    """Join the I at `at` and its W to a B, or part a B into I and a W up to `distance` later; False if neither."""
+    k, s, b = plan.kind[r, at], plan.stage[r, at], plan.microbatch[r, at]
+    if k == I:
+        other = at + 1
+        while plan.kind[r, other] != W or plan.stage[r, other] != s or plan.microbatch[r, other] != b:
+            other += 1
+        _rotate(plan, where, r, other, plan.length[r] - 1)
+        plan.length[r] -= 1
+        plan.kind[r, at] = B
+        return True
+    if k == B:
+        plan.kind[r, at] = I
+        last = plan.length[r]
+        plan.kind[r, last], plan.stage[r, last], plan.microbatch[r, last] = W, s, b
+        plan.length[r] += 1
+        _rotate(plan, where, r, last, min(last, at + distance))
+        return True
+    return False

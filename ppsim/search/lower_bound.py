@@ -1,4 +1,4 @@
-"""Bound: what no order can beat, proved."""
+"""Lower bound: what no order can beat, proved."""
 
 from __future__ import annotations
 
@@ -11,46 +11,51 @@ from ppsim.search.problem import Problem
 
 
 def lower_bound_s(problem: Problem) -> float:
-    """Seconds that the objective of no order under the limit can go below.
+    """The number of seconds below which no order under the problem's limit can bring its objective.
 
-    Notation: stage s has F, I, W, B seconds; b = min(I, B) is the least time from the start of a backward to its input
-    gradient, w = min(I + W, B) the least backward work; M and M' are the bytes held from F to the backward's end, and
-    from I to W; L is the rank's limit; hops are the least time of a message. R(s) is the shortest time from the start
-    of F to the start of the backward of one microbatch on s: down the stages by F and hops, back by b and hops.
-    Rank r has stages s1 < ... < sv; its first action is F on s1 and its last backward is on s1, because on one rank
-    the F of a microbatch run from s1 to sv and its backwards from sv to s1.
+    Notes
+    -----
+    The bound is the largest of several, each proved here.
+
+    Notation. Stage s has F, I, W, B seconds. b = min(I, B) is the least time from the start of a backward to its
+    input gradient; w = min(I + W, B) is the least backward work. M and M' are the bytes held from F to the backward's
+    end, and from I to W. L is the rank's limit. A hop is the least time of a message. R(s) is the shortest time from
+    the start of F to the start of the backward of one microbatch on s: down the stages by F and hops, back by b and
+    hops. Rank r has stages s1 < ... < sv. Its first action is F on s1 and its last backward is on s1, because on one
+    rank a microbatch runs its F from s1 to sv and its backwards from sv to s1.
 
     Work. Rank r computes at least m sum(F + w).
 
-    Head. Between its first start and its first backward, which is on sv, r runs forwards only, and as nothing is
-    released they fit into L: at most K1 seconds of them, a knapsack. That interval is no shorter than the chain from
-    F on s1 to the backward on sv, so r idles for at least the difference.
+    Head. Between its first start and its first backward, which is on sv, r runs forwards only. Nothing is released
+    meanwhile, so these forwards fit into L: at most K1 seconds of them, a knapsack. The interval is no shorter than the
+    chain from F on s1 to the backward on sv. So r idles for at least the difference.
 
-    Tail. Take the last F on sj (any j) and its microbatch b. Between this F's end and b's backward on sj lie at
-    least R(sj) - F. What r can run meanwhile is what b still does itself there, and the remains of microbatches whose
-    F on sj is over: each holds bytes when that F starts (those of s1..si and its work still to come; or M' for a W
-    that waits), together no more than L minus what b holds: a knapsack again, K2. Choosing I + W where B is shorter
-    adds at least as much to the work as it adds to K2, so values count w and w - I. The rest is idle. Head and tail
-    do not intersect if all m microbatches do not fit on s1..sj at once, for then the last F comes after a backward;
-    they add. Else the larger one counts.
+    Tail. Take the last F on sj (any j) and its microbatch b. Between this F's end and b's backward on sj lie at least
+    R(sj) - F. Meanwhile r can run two things. One is what b itself still does on r. The other is what is left of
+    microbatches whose F on sj is over. Each of them holds bytes when that last F starts: those of s1..si, with the work
+    still to come, or M' for a W that waits. Together they hold no more than L minus what b holds: a knapsack again, K2.
+    Choosing I + W where B is shorter adds at least as much to the work as it adds to K2, so the knapsack's values count
+    w and w - I. The rest of the interval is idle. If all m microbatches do not fit on s1..sj at once, the last F comes
+    after a backward; then head and tail do not intersect and add up. Else the larger one counts.
 
-    Memory in time (Little's law). Each microbatch holds M on s for at least R + I, then M' for W (or M for R + B); the
-    sum over stages and microbatches is at most L times r's time.
+    Memory in time (Little's law). Each microbatch holds M on s for at least R + I and then M' for W, or M for R + B.
+    The sum over stages and microbatches is at most L times r's time.
 
-    Slots. Of the microbatches that have begun on r but not ended their backward on sv there are never more than k = 1 +
-    floor((L - M(s1) - ... - M(sv)) / M(s1)): when the first of them ends that backward it holds all its M, each of the
-    others at least M(s1). So the i-th F on s1 starts at f(i) >= f(i - k) + H, where H is the shortest time from F on s1
-    to the end of the backward on sv, and f(i) >= f(i - 1) + F: f(i) is at least i F, and (i mod k) F + floor(i / k) H.
-    After the last F: R and w. With one stage, if M' does not fit beside k M, then i - k + 1 of the earlier ones have
-    ended their W too or i - k + 2 their backward: H is R + min(w, F + b) instead of R + b.
+    Slots. Count the microbatches that have begun on r and not ended their backward on sv. There are never more than k
+    = 1 + floor((L - M(s1) - ... - M(sv)) / M(s1)): when the first of them ends that backward it holds all its M, and
+    each of the others holds at least M(s1). So the i-th F on s1 starts at f(i) >= f(i - k) + H, where H is the
+    shortest time from F on s1 to the end of the backward on sv. Also f(i) >= f(i - 1) + F. Hence f(i) is at least i
+    F, and at least (i mod k) F + floor(i / k) H. After the last F come R and w. With one stage, if M' does not fit
+    beside k M, then i - k + 1 of the earlier ones have ended their W too, or i - k + 2 their backward: H is R +
+    min(w, F + b) then, not R + b.
 
-    Stages. From the first F on s to the start of the last backward there pass max(m (F + b) - b, R + (m - 1) max(F, b))
-    at least; before and after it the chains from s1(a), or stage 0, to s and back, and w.
+    Stages. From the first F on s to the start of the last backward there pass at least max(m (F + b) - b,
+    R + (m - 1) max(F, b)). Before and after it come the chains from s1(a), or stage 0, to s and back, and w.
 
-    Pairs. For ranks a and r with s1(a) before s1(r): r starts no earlier than the forward chain from a's first start;
-    r's last backward on s1 ends after all of r's work save W that wait (a knapsack under L, K3) and after r's idle
-    time above; then the gradient's chain back to s1(a) and w there. All of this lies between a's first start and its
-    last end. The makespan is the longest such time from stage 0's start to any end.
+    Pairs. Take ranks a and r with s1(a) before s1(r). r starts no earlier than the forward chain from a's first
+    start. r's last backward on s1 ends after all of r's work, except W that wait (a knapsack under L, K3), and after
+    r's idle time above. Then come the gradient's chain back to s1(a), and w there. All of this lies between a's first
+    start and its last end. The makespan is the longest such time from stage 0's start to any end.
     """
     chain = Chains(problem)
     ranks = sorted((_Rank(problem, chain, rank) for rank in range(problem.ranks)), key=lambda rank: rank.stages[0])
@@ -71,33 +76,46 @@ def lower_bound_s(problem: Problem) -> float:
 
 
 class Chains:
-    """Shortest chains of one microbatch: ahead[s] from F on stage 0 to F on s; back[s] from backward s to that of 0."""
+    """The shortest chains of one microbatch through the stages, in seconds, shape (S,) each; R, b and w as above.
+
+    Parameters
+    ----------
+    problem : Problem
+
+    Attributes
+    ----------
+    ahead, back
+        From the start of F on stage 0 to that on s, and from the start of the backward on s to that on stage 0.
+    turn : float
+        From the start of F on stage 0 to the start of its backward there.
+    round_trip, least, work
+        R, b and w.
+    busy
+        From the start of the first F on s to the start of its last backward.
+    """
 
     def __init__(self, problem: Problem) -> None:
         tables = problem.tables
-        least = np.minimum(tables.duration[Kind.I], tables.duration[Kind.B])
-        hop_ahead = (tables.ahead_occupied + tables.ahead_latency)[:-1]
-        hop_back = (tables.back_occupied + tables.back_latency)[1:]
+        least = np.minimum(tables.duration_s[Kind.I], tables.duration_s[Kind.B])
+        hop_ahead, hop_back = tables.occupied_s + tables.latency_s
         self.least = least
-        self.ahead = np.concatenate([[0.0], np.cumsum(tables.duration[Kind.F][:-1] + hop_ahead)])
-        self.back = np.concatenate([[0.0], np.cumsum(least[1:] + hop_back)])
-        self.work = np.minimum(tables.duration[Kind.I] + tables.duration[Kind.W], tables.duration[Kind.B])
-        self.turn = self.ahead[-1] + tables.duration[Kind.F][-1] + self.back[-1]
+        self.ahead = np.concatenate([[0.0], np.cumsum(tables.duration_s[Kind.F][:-1] + hop_ahead[:-1])])
+        self.back = np.concatenate([[0.0], np.cumsum(least[1:] + hop_back[1:])])
+        self.work = np.minimum(tables.duration_s[Kind.I] + tables.duration_s[Kind.W], tables.duration_s[Kind.B])
+        self.turn = self.ahead[-1] + tables.duration_s[Kind.F][-1] + self.back[-1]
         self.round_trip = self.turn - self.ahead - self.back
-        forward, m = tables.duration[Kind.F], problem.microbatches
-        self.busy = np.maximum(
-            m * (forward + least) - least, self.round_trip + (m - 1) * np.maximum(forward, least)
-        )  # from the first F on a stage to the start of its last backward
+        forward, m = tables.duration_s[Kind.F], problem.microbatches
+        self.busy = np.maximum(m * (forward + least) - least, self.round_trip + (m - 1) * np.maximum(forward, least))
 
     def by_stage(self, first: int, *, to_any_end: bool = False) -> float:
-        """From the first F on stage `first` to its last end (or that of any stage), by way of a stage from there on."""
+        """From the first F on stage `first` to its last end (or to any stage's), by way of the slowest later stage."""
         after = self.work - self.back
         last = np.maximum.accumulate(after)[first:] if to_any_end else after[first]
         return float((self.ahead[first:] - self.ahead[first] + self.busy[first:] + self.back[first:] + last).max())
 
 
 class _Rank:
-    """What one rank needs on its own; `time_s` from its first start to its last end."""
+    """What bounds one rank; `time_s` from its first start to its last end."""
 
     def __init__(self, problem: Problem, chain: Chains, rank: int) -> None:
         self.stages = problem.stages_of(rank)
@@ -105,10 +123,10 @@ class _Rank:
         self.microbatches = problem.microbatches
         self.limit = int(problem.limit_bytes[rank])
         self.forward, self.full, self.input, self.weight = (
-            tables.duration[kind][index].tolist() for kind in (Kind.F, Kind.B, Kind.I, Kind.W)
+            tables.duration_s[kind][index].tolist() for kind in (Kind.F, Kind.B, Kind.I, Kind.W)
         )
         self.least, self.work = chain.least[index].tolist(), chain.work[index].tolist()
-        self.held, self.kept = tables.held[index].tolist(), tables.kept[index].tolist()
+        self.held, self.kept = tables.held_bytes[index].tolist(), tables.kept_bytes[index].tolist()
         self.round_trip = chain.round_trip[index].tolist()
         self.first_trip = chain.turn - chain.ahead[index[0]] - chain.back[index[-1]]
         work_s = self.microbatches * (math.fsum(self.forward) + math.fsum(self.work))
@@ -119,15 +137,17 @@ class _Rank:
         self.until_last_backward_s = max(work_s + idle_s - waiting_s, last_trip_s + self.least[0])
 
     def _waiting_weights(self) -> list[tuple[int, float]]:
+        """The knapsack's items for W that wait, by stage: bytes held and seconds of work."""
         return [
             (kept, max(0.0, work - input_s))
             for kept, work, input_s in zip(self.kept, self.work, self.input, strict=True)
         ]
 
     def _knapsack(self, capacity: int, items: list[tuple[int, float]]) -> float:
-        """The most value in that many bytes, each item at most m times: a fractional bound from above.
+        """The most value that fits the capacity in bytes, each item (bytes, seconds) at most m times.
 
-        Capacity is first rounded down to what the items' sizes can add up to (multiples of their common divisor).
+        Bounded from above by allowing fractions of items (Dantzig, 1957). The capacity is first rounded down to what
+        the sizes can add up to: multiples of their common divisor.
         """
         useful = [(size, value) for size, value in items if value > 0]
         total = self.microbatches * math.fsum(value for size, value in useful if size == 0)
@@ -145,6 +165,7 @@ class _Rank:
         return total
 
     def _idle(self) -> float:
+        """Head and tail: how long the rank idles at least before its last backward."""
         last = len(self.stages) - 1
         forwards = self._knapsack(self.limit, list(zip(self.held, self.forward, strict=True)))
         head = max(0.0, self.first_trip - forwards)
@@ -164,6 +185,7 @@ class _Rank:
         return best
 
     def _memory_in_time(self) -> float:
+        """Memory in time: bytes times seconds that must be held, over the limit."""
         sizes = [size for size in self.held + self.kept if size > 0]
         if not sizes:
             return 0.0
@@ -179,7 +201,7 @@ class _Rank:
         return self.microbatches * byte_seconds / (self.limit // divisor * divisor)
 
     def _last_start_s(self) -> float:
-        """From the first to the last start of F on s1, at least."""
+        """Slots: from the first start of F on s1 to the last, at least."""
         apart = (self.microbatches - 1) * self.forward[0]
         if self.held[0] == 0:
             return apart

@@ -1,8 +1,8 @@
-"""Plan: all orders as rectangular arrays, as the compiled kernels read and write them."""
+"""Plan: all orders of a step as rectangular arrays, which the compiled kernels read and write."""
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from typing import NamedTuple
 
 import numpy as np
 import numpy.typing as npt
@@ -13,9 +13,20 @@ from ppsim.search.plan_clock import objective_of, peak_of_rank, run_plan
 from ppsim.search.problem import Integers, Problem
 
 
-@dataclass(frozen=True, kw_only=True, eq=False)
-class Plan:
-    """One order per rank. kind, stage, microbatch, joined: (p, A); length: (p,), how many entries of a row count."""
+class Plan(NamedTuple):
+    """One order per rank, to be changed in place. A is the room for the actions of a rank, 3 v m.
+
+    Machine code knows the fields by position, so this file counts as one with kernels for `ppsim.kernel_cache`.
+
+    Parameters
+    ----------
+    kind, stage, microbatch : (p, A)
+        Row r is the order of rank r.
+    joined : (p, A)
+        Marks the forward of an overlapped pair; the next entry is its backward.
+    length : (p,)
+        How many entries of each row count.
+    """
 
     kind: npt.NDArray[np.int8]
     stage: npt.NDArray[np.int32]
@@ -25,7 +36,7 @@ class Plan:
 
     @classmethod
     def empty(cls, problem: Problem) -> Plan:
-        """Room for F, I and W of everything."""
+        """A plan without actions, with room for F, I and W of everything."""
         shape = (problem.ranks, 3 * problem.stages_per_rank * problem.microbatches)
         return cls(
             kind=np.zeros(shape, np.int8),
@@ -37,7 +48,7 @@ class Plan:
 
     @classmethod
     def of(cls, schedule: Schedule, problem: Problem) -> Plan:
-        """A schedule's orders; it passes its check and has the problem's ranks, placement and microbatches."""
+        """The orders of a schedule that passes its check and has the problem's placement and microbatches."""
         plan = cls.empty(problem)
         for rank, order in enumerate(schedule.orders):
             parts = len(order.stage)
@@ -47,17 +58,11 @@ class Plan:
         return plan
 
     def copy(self) -> Plan:
-        """The same orders, to be changed."""
-        return Plan(
-            kind=self.kind.copy(),
-            stage=self.stage.copy(),
-            microbatch=self.microbatch.copy(),
-            joined=self.joined.copy(),
-            length=self.length.copy(),
-        )
+        """The same orders in new arrays."""
+        return Plan(*(column.copy() for column in self))
 
     def schedule(self, problem: Problem, name: str) -> Schedule:
-        """The plan as a schedule."""
+        """The plan as a schedule of that name."""
         columns = (self.stage, self.kind, self.microbatch, self.joined)
         return Schedule(
             orders=tuple(
@@ -69,16 +74,19 @@ class Plan:
         )
 
     def objective_s(self, problem: Problem) -> float:
-        """The problem's objective in seconds, as `ppsim.simulate` finds it; inf if the plan would wait for ever."""
-        start, end = np.zeros(self.kind.shape), np.zeros(self.kind.shape)
-        columns = (self.kind, self.stage, self.microbatch, self.joined, self.length)
-        if not run_plan(problem.tables, problem.microbatches, *columns, start, end):
+        """The problem's objective in seconds, as `ppsim.simulate` finds it; inf if the plan deadlocks."""
+        start_s, end_s = np.zeros(self.kind.shape), np.zeros(self.kind.shape)
+        if not run_plan(problem.tables, self, start_s, end_s):
             return float("inf")
-        return float(objective_of(start, end, self.length, problem.by_rank_time)[0])
+        last_end_s = end_s[np.arange(problem.ranks), self.length - 1]
+        return float(objective_of(start_s[:, 0], last_end_s, problem.by_rank_time)[0])
 
     def peak_bytes(self, problem: Problem) -> Integers:
-        """The largest activation bytes of each rank, shape (p,), as `ppsim.simulation.memory_levels` defines them."""
+        """The most activation bytes of each rank, shape (p,), as `ppsim.simulation.memory_levels` defines them."""
         return np.array(
-            [peak_of_rank(problem.tables, self.kind[r], self.stage[r], self.length[r]) for r in range(problem.ranks)],
+            [
+                peak_of_rank(problem.tables, self.kind[rank], self.stage[rank], self.length[rank])
+                for rank in range(problem.ranks)
+            ],
             np.int64,
         )

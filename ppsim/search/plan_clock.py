@@ -1,130 +1,139 @@
-"""Evaluate: when every action of a plan runs, by longest path, compiled.
+"""Plan clock: when every action of a plan runs, as a longest path, compiled.
 
-A plan in the kernels is four arrays: kind (p, A) int8, stage (p, A) int32, microbatch (p, A) int32 and length (p,)
-int64; row r is rank r's order, its first length[r] entries count. `joined` (p, A) marks the forward of an overlapped
-pair, whose backward is the next entry.
+The kernels of this package take a `problem.Tables` and a `plan.Plan`.
 """
 
 from __future__ import annotations
 
 import numpy as np
 
-from ppsim.kernel_cache import kernel
+from ppsim.kernel_cache import kernel, kernel_part
 
-F, B, I, W = 0, 1, 2, 3  # noqa: E741  (the kinds as numbers, which the kernels compare)
+F, B, I, W = 0, 1, 2, 3  # noqa: E741  (the kinds as plain numbers, which compiled code compares)
+# Weight of the ranks' mean time in a cost. Many orders have the same objective; of these the search prefers those whose
+# ranks are done sooner. It is small, so that the objective decides wherever it differs by more than rounding.
+_TIE = 1e-3
 
 
 @kernel
-def run_plan(tables, microbatches, kind, stage, microbatch, joined, length, start, end):
-    """Fill start and end (p, A), in seconds, as `ppsim.simulate` would; False if the plan would wait for ever.
+def run_plan(tables, plan, start_s, end_s):
+    """Find when every action of a plan starts and ends; False if the plan deadlocks.
 
-    Ranks advance as far as they can and stop at an input that is not there yet; whoever brings it wakes them. The
-    sums are taken in the simulator's order, so that the floats are the same.
+    Parameters
+    ----------
+    tables : Tables
+        The problem.
+    plan : Plan
+        The orders. May hold overlapped pairs.
+    start_s, end_s : (p, A)
+        Filled in, in seconds from the step's start; exactly the floats that `ppsim.simulate` finds.
+
+    Notes
+    -----
+    Every rank advances through its order until an input is missing. The rank that sends this input wakes it. Each
+    action is visited about once, and no message table is built, as the simulator's engines would need.
     """
-    rank_of, duration, links = tables.rank, tables.duration, tables.links[0]
-    ahead_link, ahead_occupied, ahead_latency = tables.ahead_link, tables.ahead_occupied, tables.ahead_latency
-    back_link, back_occupied, back_latency = tables.back_link, tables.back_occupied, tables.back_latency
-    stages, ranks = len(rank_of), len(length)
-    unknown = np.inf
-    arrival_f = np.full((stages, microbatches), unknown)
-    arrival_b = np.full((stages, microbatches), unknown)
-    arrival_f[0, :] = 0.0
-    arrival_b[stages - 1, :] = 0.0
-    link_free = np.zeros(links + 1)
-    free = np.zeros(ranks)
+    stages, ranks = len(tables.rank), len(plan.length)
+    arrival_s = first_arrivals(stages, tables.microbatches)
+    link_free_s = np.zeros(tables.links)
+    free_s = np.zeros(ranks)
     position = np.zeros(ranks, np.int64)
-    ready = np.ones(ranks, np.bool_)
-    stack = np.empty(ranks, np.int64)
-    for rank in range(ranks):
-        stack[rank] = ranks - 1 - rank
-    top, left = ranks, length.sum()
+    # Ranks that can advance lie on a stack, rank 0 on top at first; each lies there once at most.
+    stack = np.arange(ranks)[::-1].copy()
+    on_stack = np.ones(ranks, np.bool_)
+    top, left = ranks, plan.length.sum()
     while top > 0:
         top -= 1
         rank = stack[top]
-        ready[rank] = False
-        at, now = position[rank], free[rank]
-        while at < length[rank]:
-            parts = 2 if joined[rank, at] else 1
+        on_stack[rank] = False
+        at, now = position[rank], free_s[rank]
+        while at < plan.length[rank]:
+            parts = 2 if plan.joined[rank, at] else 1  # an overlapped pair is one action of two entries
             begin = now
             for i in range(at, at + parts):
-                k = kind[rank, i]
-                if k == F:
-                    begin = max(begin, arrival_f[stage[rank, i], microbatch[rank, i]])
-                elif k != W:
-                    begin = max(begin, arrival_b[stage[rank, i], microbatch[rank, i]])
-            if begin == unknown:
-                break
+                k = plan.kind[rank, i]
+                if k != W:
+                    direction = 0 if k == F else 1
+                    begin = max(begin, arrival_s[direction, plan.stage[rank, i], plan.microbatch[rank, i]])
+            if begin == np.inf:
+                break  # an input has not been sent yet
             for i in range(at, at + parts):
-                start[rank, i] = begin
-                begin = begin + duration[kind[rank, i], stage[rank, i]]
-                end[rank, i] = begin
+                start_s[rank, i] = begin
+                begin = begin + tables.duration_s[plan.kind[rank, i], plan.stage[rank, i]]
+                end_s[rank, i] = begin
             now = begin
             for i in range(at, at + parts):
-                k, s, b = kind[rank, i], stage[rank, i], microbatch[rank, i]
-                if k == F:
-                    target = s + 1
-                    if target == stages:
-                        continue
-                    link = ahead_link[s]
-                    if link >= 0:
-                        begin = max(now, link_free[link]) + ahead_occupied[s]
-                        link_free[link] = begin
-                        arrival_f[target, b] = begin + ahead_latency[s]
-                    else:
-                        arrival_f[target, b] = now
-                elif k != W and s > 0:
-                    target = s - 1
-                    link = back_link[s]
-                    if link >= 0:
-                        begin = max(now, link_free[link]) + back_occupied[s]
-                        link_free[link] = begin
-                        arrival_b[target, b] = begin + back_latency[s]
-                    else:
-                        arrival_b[target, b] = now
-                else:
+                k, s, b = plan.kind[rank, i], plan.stage[rank, i], plan.microbatch[rank, i]
+                direction, target = receiver(k, s, stages)
+                if target < 0:
                     continue
-                other = rank_of[target]
-                if other != rank and not ready[other]:
-                    ready[other] = True
+                arrival_s[direction, target, b] = arrival(tables, link_free_s, direction, s, now)
+                other = tables.rank[target]
+                if other != rank and not on_stack[other]:
+                    on_stack[other] = True
                     stack[top] = other
                     top += 1
             at += parts
             left -= parts
-        position[rank], free[rank] = at, now
+        position[rank], free_s[rank] = at, now
     return left == 0
 
 
 @kernel
-def peak_of_rank(tables, kind, stage, count):
-    """The largest sum of activation bytes of one rank's order (its rows as 1-d arrays), between its actions.
+def first_arrivals(stages, microbatches):
+    """When inputs are there before anything has run, (2, S, m): 0 for F of stage 0 and backwards of the last, else inf.
+
+    Row 0 holds the inputs of F, row 1 those of B and I: the directions of messages.
+    """
+    arrival_s = np.full((2, stages, microbatches), np.inf)
+    arrival_s[0, 0, :] = 0.0
+    arrival_s[1, stages - 1, :] = 0.0
+    return arrival_s
+
+
+@kernel_part
+def receiver(k, s, stages):
+    """Where the output of an action of kind k on stage s goes: (direction, stage); stage -1 for nowhere."""
+    if k == F:
+        return 0, (s + 1 if s + 1 < stages else -1)
+    return 1, (-1 if k == W else s - 1)
+
+
+@kernel_part
+def arrival(tables, link_free_s, direction, s, sent_s):
+    """When a message that stage s sends arrives; occupies its link until it has left."""
+    link = tables.link[direction, s]
+    if link < 0:
+        return sent_s
+    left_s = max(sent_s, link_free_s[link]) + tables.occupied_s[direction, s]
+    link_free_s[link] = left_s
+    return left_s + tables.latency_s[direction, s]
+
+
+@kernel
+def peak_of_rank(tables, kind, stage, length):
+    """The most activation bytes that one rank holds at a time; kind, stage: its row of the plan, 1-d.
 
     An overlapped pair needs no care: its F comes first, and while both parts are under way both hold their bytes.
     """
     level, peak = np.int64(0), np.int64(0)
-    for i in range(count):
+    for i in range(length):
         s, k = stage[i], kind[i]
         if k == F:
-            level += tables.held[s]
+            level += tables.held_bytes[s]
         elif k == B:
-            level -= tables.held[s]
+            level -= tables.held_bytes[s]
         elif k == I:
-            level += tables.kept[s] - tables.held[s]
+            level += tables.kept_bytes[s] - tables.held_bytes[s]
         else:
-            level -= tables.kept[s]
+            level -= tables.kept_bytes[s]
         peak = max(peak, level)
     return peak
 
 
 @kernel
-def objective_of(start, end, length, by_rank_time):
-    """(the objective, the mean of the ranks' times) in seconds; the second breaks ties. Every rank has actions."""
-    ranks = len(length)
-    first, last, longest, total = np.inf, 0.0, 0.0, 0.0
-    for rank in range(ranks):
-        begin, finish = start[rank, 0], end[rank, length[rank] - 1]
-        first, last = min(first, begin), max(last, finish)
-        longest = max(longest, finish - begin)
-        total += finish - begin
-    if by_rank_time:
-        return longest, total / ranks
-    return last - first, total / ranks
+def objective_of(begin_s, end_s, by_rank_time):
+    """The objective, and the cost that the search compares, in seconds, from ranks' first starts and last ends (p,)."""
+    times_s = end_s - begin_s
+    objective_s = times_s.max() if by_rank_time else end_s.max() - begin_s.min()
+    return objective_s, objective_s + _TIE * times_s.mean()

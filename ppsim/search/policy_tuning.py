@@ -1,11 +1,16 @@
-"""Tune: a local search over the greedy scheduler's policies, compiled. What it finds holds for any microbatch count."""
+"""Policy tuning: a local search over the list scheduler's policies, compiled.
+
+A policy says nothing about single microbatches. So it can be tuned with few of them and used with many.
+"""
 
 from __future__ import annotations
 
 import numpy as np
 
-from ppsim.kernel_cache import kernel
-from ppsim.search.list_scheduler import (
+from ppsim.kernel_cache import kernel, kernel_part
+from ppsim.search.list_scheduler import schedule_greedily
+from ppsim.search.plan_clock import objective_of
+from ppsim.search.policies import (
     DEEP_BACKWARD,
     DEEP_FORWARD,
     DEFER,
@@ -14,102 +19,117 @@ from ppsim.search.list_scheduler import (
     SPLIT_TAIL,
     WAIT_FORWARD,
     WAIT_WEIGHT,
-    schedule_greedily,
+    Policy,
 )
 
-_TIE = 1e-3  # weight of the ranks' mean time, which leads over plateaus of the objective
+_SEVERAL = 0.4  # chosen: how often a move changes a run of ranks or stages, not one
 
 
 @kernel
-def cost_of(begin, free, by_rank_time):
-    """The objective plus a little of the ranks' mean time, in seconds, from first starts and last ends (p,)."""
-    mean = (free - begin).mean()
-    if by_rank_time:
-        return (free - begin).max() + _TIE * mean
-    return free.max() - begin.min() + _TIE * mean
+def run_policies(tables, plan, policies):
+    """The cost in seconds of each of n policies, shape (n,); inf where one leads to no complete step.
+
+    Parameters
+    ----------
+    tables : Tables
+    plan : Plan
+        Room to work in.
+    policies : Policy
+        With a leading axis of n.
+    """
+    begin_s, free_s = np.zeros(len(plan.length)), np.zeros(len(plan.length))
+    costs_s = np.full(len(policies.rules), np.inf)
+    for n in range(len(costs_s)):
+        policy = Policy(policies.rules[n], policies.cap[n], policies.fuse[n])
+        if schedule_greedily(tables, policy, plan, begin_s, free_s):
+            _, costs_s[n] = objective_of(begin_s, free_s, tables.by_rank_time)
+    return costs_s
 
 
 @kernel
-def run_policies(tables, microbatches, limit, by_rank_time, policies, caps, fuses):
-    """The cost of each of n policies (n, p, COLUMNS), caps and fuses (n, S), shape (n,); inf where none came out."""
-    ranks = len(limit)
-    room = 3 * microbatches * (tables.first[1:] - tables.first[:-1]).max()
-    kind, length = np.empty((ranks, room), np.int8), np.zeros(ranks, np.int64)
-    stage, microbatch = np.empty((ranks, room), np.int32), np.empty((ranks, room), np.int32)
-    begin, free = np.zeros(ranks), np.zeros(ranks)
-    costs = np.full(len(policies), np.inf)
-    for n in range(len(policies)):
-        if schedule_greedily(
-            tables, microbatches, limit, policies[n], caps[n], fuses[n], kind, stage, microbatch, length, begin, free
-        ):
-            costs[n] = cost_of(begin, free, by_rank_time)
-    return costs
+def tune(tables, plan, policy, tries, goal_s, seed):
+    """Change a policy in place by random moves; a move stays unless the cost grows.
 
-
-@kernel
-def tune(tables, microbatches, limit, by_rank_time, policy, cap, fuse, fusable, tries, goal, seed):
-    """Change policy, cap and fuse in place for a smaller cost; returns it. `fusable`: whether a full B can pay.
-
-    A move changes one thing on one rank or on a run of ranks; it stays unless the cost grows. Stops at `goal` seconds.
+    Parameters
+    ----------
+    tables : Tables
+    plan : Plan
+        Room to work in.
+    policy : Policy
+        Changed in place.
+    tries : int
+        How many moves to try.
+    goal_s : float
+        Stop at this objective, in seconds.
+    seed : int
+        Of the random moves.
     """
     np.random.seed(seed)
-    ranks, stages = len(limit), len(tables.rank)
-    several = stages > ranks
-    room = 3 * microbatches * (tables.first[1:] - tables.first[:-1]).max()
-    kind, length = np.empty((ranks, room), np.int8), np.zeros(ranks, np.int64)
-    stage, microbatch = np.empty((ranks, room), np.int32), np.empty((ranks, room), np.int32)
-    begin, free = np.zeros(ranks), np.zeros(ranks)
-    cost, objective = np.inf, np.inf
-    fuse_kinds = 8 if several else 6  # the kinds of moves from there on concern full backwards
-    kinds = fuse_kinds + (2 if fusable else 0)
-    new_policy, new_cap, new_fuse = policy.copy(), cap.copy(), fuse.copy()
+    begin_s, free_s = np.zeros(len(plan.length)), np.zeros(len(plan.length))
+    changed = Policy(policy.rules.copy(), policy.cap.copy(), policy.fuse.copy())
+    least_cost_s, least_s = np.inf, np.inf
     for attempt in range(tries + 1):
-        if objective <= goal:
+        if least_s <= goal_s:
             break
-        if attempt > 0:
-            new_policy[:], new_cap[:], new_fuse[:] = policy, cap, fuse
-            what = np.random.randint(kinds)
-            by_stage = what < 3 or (what % 2 == 0 and what >= fuse_kinds)
-            one = np.random.randint(stages if by_stage else ranks)
-            other = one + 1
-            if np.random.random() < 0.4:
-                other = min(one + 1 + np.random.randint(ranks), stages if by_stage else ranks)
-            if what < 3:
-                step = np.random.randint(4) - 2
-                step += 1 if step >= 0 else 0
-                for s in range(one, other):
-                    most = microbatches
-                    if tables.held[s] > 0:
-                        most = max(1, min(most, limit[tables.rank[s]] // tables.held[s]))
-                    new_cap[s] = max(1, min(most, new_cap[s] + step))
-            elif what == 3:
-                new_policy[one:other, WAIT_FORWARD] = np.random.randint(6) * 0.2
-            elif what == 4:
-                if np.random.random() < 0.6:
-                    new_policy[one:other, WAIT_WEIGHT] = np.random.randint(6) * 0.2
-                else:
-                    choice = np.random.randint(6)
-                    new_policy[one:other, DEFER] = microbatches if choice == 5 else choice
-            elif what == 5:
-                new_policy[one:other, RULE] = np.random.randint(3)
-            elif what < fuse_kinds:
-                column = DEEP_FORWARD if what == 6 else DEEP_BACKWARD
-                new_policy[one:other, column] = 1.0 - new_policy[one, column]
-            elif what % 2 == 0:
-                new_fuse[one:other] = np.random.randint(4)
-            else:
-                column = SPLIT_HEAD if np.random.random() < 0.5 else SPLIT_TAIL
-                step = np.random.randint(4) - 2
-                step += 1 if step >= 0 else 0
-                for rank in range(one, other):
-                    new_policy[rank, column] = max(0.0, new_policy[rank, column] + step)
-        if not schedule_greedily(
-            tables, microbatches, limit, new_policy, new_cap, new_fuse, kind, stage, microbatch, length, begin, free
-        ):
+        if attempt > 0:  # the first attempt is the policy as it came
+            changed.rules[:], changed.cap[:], changed.fuse[:] = policy.rules, policy.cap, policy.fuse
+            _move(tables, changed)
+        if not schedule_greedily(tables, changed, plan, begin_s, free_s):
             continue
-        new = cost_of(begin, free, by_rank_time)
-        if new <= cost:
-            cost = new
-            objective = (free - begin).max() if by_rank_time else free.max() - begin.min()
-            policy[:], cap[:], fuse[:] = new_policy, new_cap, new_fuse
-    return cost
+        objective_s, cost_s = objective_of(begin_s, free_s, tables.by_rank_time)
+        if cost_s <= least_cost_s:
+            least_cost_s, least_s = cost_s, objective_s
+            policy.rules[:], policy.cap[:], policy.fuse[:] = changed.rules, changed.cap, changed.fuse
+
+
+@kernel_part
+def _move(tables, policy):
+    """Change one thing of a policy at random, on one rank or stage or on a run of them.
+
+    The moves: three shares of the draws go to the caps, one each to when an F waits, when a W waits, and which action
+    goes first; with several stages per rank one each to which of them goes first; where full backwards pay one each to
+    where they are run and to the split head and tail.
+    """
+    ranks, stages = len(tables.limit_bytes), len(tables.rank)
+    fuse_moves = 8 if stages > ranks else 6  # the number of the first move that concerns full backwards
+    move = np.random.randint(fuse_moves + (2 if tables.full_backward_pays else 0))
+    is_by_stage = move < 3 or move == fuse_moves
+    count = stages if is_by_stage else ranks
+    begin = np.random.randint(count)
+    end = begin + 1
+    if np.random.random() < _SEVERAL:
+        end = min(begin + 1 + np.random.randint(ranks), count)
+    if move < 3:
+        step = _small_step()
+        for s in range(begin, end):
+            most = tables.microbatches
+            if tables.held_bytes[s] > 0:
+                most = max(1, min(most, tables.limit_bytes[tables.rank[s]] // tables.held_bytes[s]))
+            policy.cap[s] = max(1, min(most, policy.cap[s] + step))
+    elif move == 3:
+        policy.rules[begin:end, WAIT_FORWARD] = np.random.randint(6) * 0.2
+    elif move == 4:
+        if np.random.random() < 0.6:
+            policy.rules[begin:end, WAIT_WEIGHT] = np.random.randint(6) * 0.2
+        else:
+            most_waiting = np.random.randint(6)
+            policy.rules[begin:end, DEFER] = tables.microbatches if most_waiting == 5 else most_waiting
+    elif move == 5:
+        policy.rules[begin:end, RULE] = np.random.randint(3)
+    elif move < fuse_moves:
+        column = DEEP_FORWARD if move == 6 else DEEP_BACKWARD
+        policy.rules[begin:end, column] = 1.0 - policy.rules[begin, column]
+    elif move == fuse_moves:
+        policy.fuse[begin:end] = np.random.randint(4)
+    else:
+        column = SPLIT_HEAD if np.random.random() < 0.5 else SPLIT_TAIL
+        step = _small_step()
+        for rank in range(begin, end):
+            policy.rules[rank, column] = max(0.0, policy.rules[rank, column] + step)
+
+
+@kernel_part
+def _small_step():
+    """-2, -1, 1 or 2."""
+    step = np.random.randint(4) - 2
+    return step + 1 if step >= 0 else step

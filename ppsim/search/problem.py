@@ -1,4 +1,4 @@
-"""Problem: what is searched, as arrays that the compiled kernels read."""
+"""Problem: the input of a search, and the same as arrays for the compiled kernels."""
 
 from __future__ import annotations
 
@@ -19,40 +19,79 @@ from ppsim.schedule.schedule import loop_placement, v_placement
 Floats = npt.NDArray[np.float64]
 Integers = npt.NDArray[np.int64]
 
-UNLIMITED_BYTES = 1 << 60
+AHEAD, BACK = 0, 1  # directions of messages: rows of the tables' arrays
+UNLIMITED_BYTES = 1 << 60  # more than any device holds; sums of a few such numbers still fit 64 bits
 _PLACEMENTS = {"loop": loop_placement, "v": v_placement}
 _OBJECTIVES = ("makespan", "rank_time")
 
 
 class Tables(NamedTuple):
-    """What the kernels read; S stages, p ranks, seconds and bytes.
+    """A problem as the arrays that the compiled kernels read: S stages, p ranks, m microbatches.
 
-    duration: (4, S), row = Kind. held, kept: (S,), activation bytes from F to the backward's end, and from I to W.
-    rank: (S,). first, stages: rank r holds stages[first[r]:first[r + 1]], ascending. ahead_*, back_*: (S,), the
-    directed link from stage s to s + 1 and from s to s - 1: its number (-1: no message), occupation, latency.
-    links: (1,), their number.
+    Machine code knows the fields by position, so this file counts as one with kernels for `ppsim.kernel_cache`.
+    The arrays of messages have a row for each direction: `AHEAD` from stage s to s + 1, `BACK` from s to s - 1.
+
+    Parameters
+    ----------
+    duration_s : (4, S)
+        What an action takes; the row is its `Kind`.
+    held_bytes : (S,)
+        Activation bytes of a microbatch from the start of F to the end of its backward (B or I).
+    kept_bytes : (S,)
+        What is held instead from the end of I to the end of W.
+    rank : (S,)
+        The rank of each stage.
+    first, stages : (p + 1,), (S,)
+        Rank r holds ``stages[first[r]:first[r + 1]]``, ascending.
+    link : (2, S)
+        The number of the directed link that a stage's message takes; -1 where both stages are on one rank.
+    occupied_s, latency_s : (2, S)
+        How long the message occupies its link, and how much later it arrives.
+    links : int
+        How many links there are.
+    microbatches : int
+        m.
+    limit_bytes : (p,)
+        The most activation bytes that each rank may hold.
+    by_rank_time : bool
+        Whether the objective is the longest rank's time, not the makespan.
+    full_backward_pays : bool
+        Whether B is shorter than I and W together on any stage.
     """
 
-    duration: Floats
-    held: Integers
-    kept: Integers
+    duration_s: Floats
+    held_bytes: Integers
+    kept_bytes: Integers
     rank: Integers
     first: Integers
     stages: Integers
-    ahead_link: Integers
-    ahead_occupied: Floats
-    ahead_latency: Floats
-    back_link: Integers
-    back_occupied: Floats
-    back_latency: Floats
-    links: Integers
+    link: Integers
+    occupied_s: Floats
+    latency_s: Floats
+    links: int
+    microbatches: int
+    limit_bytes: Integers
+    by_rank_time: bool
+    full_backward_pays: bool
 
 
 @dataclass(frozen=True, kw_only=True, eq=False)
 class Problem:
-    """One search: stages' costs, where they live, links, the limit per rank, and what is to be small.
+    """One search: what the stages cost, where they are, which links join them, and what is asked for.
 
-    limit_bytes: shape (p,), the largest `peak_activation_bytes` of each rank; UNLIMITED_BYTES for none.
+    Parameters
+    ----------
+    costs : one `StageCost` per stage
+    ranks, microbatches : int
+        p and m.
+    placement : (stages,)
+        The rank of each stage.
+    network : Network
+        The links between ranks.
+    limit_bytes : (p,)
+        The most that `peak_activation_bytes` may be on each rank; `UNLIMITED_BYTES` for no limit.
+    by_rank_time : bool
+        Minimise the longest rank's time instead of the makespan.
     """
 
     costs: tuple[StageCost, ...]
@@ -65,8 +104,13 @@ class Problem:
 
     @property
     def stages_per_rank(self) -> int:
-        """v."""
+        """v, how many stages each rank holds."""
         return len(self.placement) // self.ranks
+
+    @property
+    def actions(self) -> int:
+        """How many F, I and W a step has: the unit in which the search counts its effort."""
+        return 3 * len(self.placement) * self.microbatches
 
     def stages_of(self, rank: int) -> list[int]:
         """The stages of a rank, ascending."""
@@ -82,56 +126,63 @@ class Problem:
 
     @cached_property
     def smallest_limit_bytes(self) -> Integers:
-        """The smallest limit that anything fits, shape (p,): the activations of one microbatch on all stages of a rank.
+        """The smallest limit under which an order exists, shape (p,): one microbatch on all stages of a rank.
 
-        When a rank starts its first backward, of a microbatch b and necessarily of its last stage, it has run F of b
-        on each of its stages and released nothing: no order needs less. One microbatch after the other with full
-        backwards needs no more.
+        Notes
+        -----
+        A rank's first backward is of a microbatch b on its last stage. By then it has run F of b on each of its stages
+        and released nothing, so no order needs less. Running one microbatch after the other, with full backwards,
+        needs no more.
         """
         held = np.array([cost.activation_bytes for cost in self.costs], np.int64)
         return np.bincount(self.placement, held, self.ranks).astype(np.int64)
 
     @cached_property
     def tables(self) -> Tables:
-        """The problem as arrays."""
+        """The problem as the arrays that the compiled kernels read."""
         costs, rank = self.costs, np.array(self.placement, np.int64)
-        duration = np.empty((4, len(costs)))
-        duration[Kind.F] = [cost.forward_s for cost in costs]
-        duration[Kind.B] = [cost.full_backward_s for cost in costs]
-        duration[Kind.I] = [cost.backward_input_s for cost in costs]
-        duration[Kind.W] = [cost.backward_weight_s for cost in costs]
-        numbers: dict[tuple[int, int], int] = {}
-        ahead = self._hops(range(len(costs) - 1), +1, numbers)
-        back = self._hops(range(1, len(costs)), -1, numbers)
+        duration_s = np.empty((4, len(costs)))
+        duration_s[Kind.F] = [cost.forward_s for cost in costs]
+        duration_s[Kind.B] = [cost.full_backward_s for cost in costs]
+        duration_s[Kind.I] = [cost.backward_input_s for cost in costs]
+        duration_s[Kind.W] = [cost.backward_weight_s for cost in costs]
         counts = np.bincount(rank, minlength=self.ranks)
+        link, occupied_s, latency_s = self._messages()
         return Tables(
-            duration=duration,
-            held=np.array([cost.activation_bytes for cost in costs], np.int64),
-            kept=np.array([cost.weight_activation_bytes for cost in costs], np.int64),
+            duration_s=duration_s,
+            held_bytes=np.array([cost.activation_bytes for cost in costs], np.int64),
+            kept_bytes=np.array([cost.weight_activation_bytes for cost in costs], np.int64),
             rank=rank,
             first=np.concatenate([[0], np.cumsum(counts)]).astype(np.int64),
             stages=np.argsort(rank, kind="stable").astype(np.int64),
-            ahead_link=ahead[0],
-            ahead_occupied=ahead[1],
-            ahead_latency=ahead[2],
-            back_link=back[0],
-            back_occupied=back[1],
-            back_latency=back[2],
-            links=np.array([len(numbers)], np.int64),
+            link=link,
+            occupied_s=occupied_s,
+            latency_s=latency_s,
+            links=int(link.max()) + 1,
+            microbatches=self.microbatches,
+            limit_bytes=self.limit_bytes,
+            by_rank_time=self.by_rank_time,
+            full_backward_pays=bool((duration_s[Kind.B] < duration_s[Kind.I] + duration_s[Kind.W]).any()),
         )
 
-    def _hops(self, stages: range, step: int, numbers: dict[tuple[int, int], int]) -> tuple[Integers, Floats, Floats]:
-        link = np.full(len(self.costs), -1, np.int64)
-        occupied, latency = np.zeros(len(self.costs)), np.zeros(len(self.costs))
-        for stage in stages:
-            pair = (self.placement[stage], self.placement[stage + step])
-            if pair[0] == pair[1]:
-                continue
-            model = self.network.link(*pair)
-            link[stage] = numbers.setdefault(pair, len(numbers))
-            size_bytes = self.costs[min(stage, stage + step)].output_bytes
-            occupied[stage], latency[stage] = model.occupied_s(size_bytes), model.piece(size_bytes).latency_s
-        return link, occupied, latency
+    def _messages(self) -> tuple[Integers, Floats, Floats]:
+        """Link, occupation and latency of every stage's messages, shape (2, S) each."""
+        stages = len(self.costs)
+        link = np.full((2, stages), -1, np.int64)
+        occupied_s, latency_s = np.zeros((2, stages)), np.zeros((2, stages))
+        numbers: dict[tuple[int, int], int] = {}
+        for direction, step in ((AHEAD, +1), (BACK, -1)):
+            for stage in range(stages):
+                target = stage + step
+                if not 0 <= target < stages or self.placement[stage] == self.placement[target]:
+                    continue
+                pair = (self.placement[stage], self.placement[target])
+                model = self.network.link(*pair)
+                size_bytes = self.costs[min(stage, target)].output_bytes
+                link[direction, stage] = numbers.setdefault(pair, len(numbers))
+                occupied_s[direction, stage] = model.occupied_s(size_bytes)
+                latency_s[direction, stage] = model.piece(size_bytes).latency_s
+        return link, occupied_s, latency_s
 
 
 def make_problem(
@@ -145,7 +196,14 @@ def make_problem(
     placement: str,
     objective: str,
 ) -> Problem:
-    """A problem from what a user gives. Raises ValueError that names the value and the remedy."""
+    """Build a problem from what `ppsim.search` is given; see there for the parameters.
+
+    Raises
+    ------
+    ValueError
+        For a value out of range, for a number of costs that does not fit the ranks, and for a limit under which no
+        order exists. The message names the value and the remedy.
+    """
     counts = (("ranks", ranks), ("microbatches", microbatches), ("stages_per_rank", stages_per_rank))
     for name, value in counts:
         if isinstance(value, bool) or not isinstance(value, int | np.integer) or value < 1:
@@ -183,6 +241,7 @@ def make_problem(
 
 
 def _limits(given: float | Sequence[float] | None, ranks: int) -> Integers:
+    """One limit per rank in whole bytes, shape (p,)."""
     if given is None:
         return np.full(ranks, UNLIMITED_BYTES, np.int64)
     values = np.asarray(given, float)

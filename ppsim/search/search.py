@@ -16,8 +16,18 @@ from ppsim.trace.trace import Trace
 
 @dataclass(frozen=True, kw_only=True, eq=False)
 class SearchResult:
-    """schedule: the best order found. trace: `ppsim.simulate` of it. lower_bound_s: no order under the limit has a
-    smaller objective (the argument: `lower_bound.lower_bound_s`); equal to the result's where it is optimal."""
+    """What a search found.
+
+    Parameters
+    ----------
+    schedule : Schedule
+        The best order found.
+    trace : Trace
+        `ppsim.simulate` of it.
+    lower_bound_s : float
+        No order under the limit has a smaller objective. Where the result's is as small, the result is optimal. For the
+        proof see `ppsim.search.lower_bound.lower_bound_s`.
+    """
 
     schedule: Schedule
     trace: Trace
@@ -35,25 +45,58 @@ def search(
     placement: str = "loop",
     objective: str = "makespan",
 ) -> SearchResult:
-    """The best order found for these costs, links and limit.
+    """Find an order of F, B, I and W that is fast for these costs and links, under a limit on activation memory.
 
-    stages: one cost for each of ranks * stages_per_rank stages, for one microbatch. network: None makes messages
-    free. memory_limit_bytes: the most that `peak_activation_bytes` may be, one number for all ranks or one for each;
-    None for no limit. placement: "loop" (stage s on rank s mod p), or "v" with two stages per rank (there and back).
-    objective: "makespan", or "rank_time", the longest time of a single rank from its first start to its last end,
-    which bounds steps that follow each other.
+    Parameters
+    ----------
+    stages : sequence of ranks * stages_per_rank StageCost
+        What each stage costs for one microbatch.
+    ranks, microbatches : int
+        p and m.
+    network : Network, optional
+        The links between ranks. By default messages are free.
+    memory_limit_bytes : float or sequence of p floats, optional
+        The most that `Trace.peak_activation_bytes` may be: one number for all ranks, or one for each. By default there
+        is no limit.
+    stages_per_rank : int
+        v.
+    placement : "loop" or "v"
+        "loop" puts stage s on rank s mod p. "v" puts two stages on each rank, there and back.
+    objective : "makespan" or "rank_time"
+        What is to be small. "rank_time" is the longest time of a single rank, from its first start to its last end,
+        which bounds steps that follow each other.
 
-    The backward may be split into I and W or stay whole, action by action. The result is never worse than any
-    schedule of `ppsim.schedule_names()` that has this placement and fits the limit, and, for limits that are one
-    number, never worse than the result under a smaller limit (with very many actions: to one part in 10^12). The
-    same inputs give the same result. The first call on a machine compiles for some twenty seconds.
+    Returns
+    -------
+    SearchResult
 
-    How: a list scheduler runs every rank by a policy (Qi et al., Zero Bubble Pipeline Parallelism, ICLR 2024, section
-    4, has the idea: fill the warm-up with forwards as memory allows, alternate, put W into gaps and where memory is
-    needed). Many policies are tried, the best are tuned rank by rank, and the orders that result, and the named
-    schedules', are improved by moving actions on the critical path.
+    Raises
+    ------
+    ValueError
+        For a limit under which no order exists, naming the smallest that suffices, and for numbers that do not match.
 
-    Raises ValueError for a limit that nothing fits, naming the smallest that would, and for numbers that do not match.
+    Notes
+    -----
+    Each backward may be split into I and W or stay whole. The result is never worse than any schedule of
+    `ppsim.schedule_names()` that has this placement and fits the limit. For limits that are one number it is never
+    worse than the result under a smaller limit (with very many actions: to one part in 10^12). The same inputs give
+    the same result. The first call on a machine compiles for some twenty seconds.
+
+    A list scheduler runs every rank by a policy, after the heuristic of Qi et al., Zero Bubble Pipeline Parallelism,
+    ICLR 2024: fill the warm-up with forwards as memory allows, alternate, and put W into gaps and where memory is
+    needed. Many policies are tried. The best are tuned rank by rank. The orders that result, and those of the named
+    schedules, are improved by moving actions on the critical path.
+
+    Examples
+    --------
+    With F = I = W, room for twice as many microbatches as ranks and free messages no rank idles between its actions
+    (ZB-H2 of the same paper):
+
+    >>> import ppsim
+    >>> cost = ppsim.StageCost(forward_s=1, backward_input_s=1, backward_weight_s=1, activation_bytes=1)
+    >>> found = ppsim.search([cost] * 2, ranks=2, microbatches=6, memory_limit_bytes=4, objective="rank_time")
+    >>> found.trace.rank_time_s.tolist(), found.lower_bound_s
+    ([18.0, 18.0], 18.0)
     """
     problem = make_problem(
         stages,
@@ -65,7 +108,7 @@ def search(
         placement=placement,
         objective=objective,
     )
-    from ppsim.search.memory_limits import best_plan  # compiles; `import ppsim` stays fast
+    from ppsim.search.memory_limits import best_plan  # imports numba, which takes a second
 
     bound = lower_bound_s(problem)
     plan, name = best_plan(problem)

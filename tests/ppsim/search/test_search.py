@@ -233,10 +233,10 @@ def optimum_s(problem) -> dict[str, float]:
             plan.kind[rank, : len(order)] = order.kind
             plan.stage[rank, : len(order)] = order.stage
             plan.microbatch[rank, : len(order)] = order.microbatch
-        columns = (plan.kind, plan.stage, plan.microbatch, plan.joined, plan.length)
-        if run_plan(problem.tables, problem.microbatches, *columns, start, end):
+        if run_plan(problem.tables, plan, start, end):
+            last_end = end[np.arange(problem.ranks), plan.length - 1]
             for objective in best:
-                found_s, _ = objective_of(start, end, plan.length, objective == "rank_time")
+                found_s, _ = objective_of(start[:, 0], last_end, objective == "rank_time")
                 best[objective] = min(best[objective], found_s)
     return best
 
