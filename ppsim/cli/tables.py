@@ -32,6 +32,7 @@ def results_of(trace: Trace) -> dict[str, Any]:
         "compute_s": trace.compute_s,
         "peak_activation_bytes": trace.peak_activation_bytes,
         "memory": trace.memory.to_dict(),
+        "conditions": trace.conditions.to_dict(),
         "details": trace.details,
         **_reductions_of(trace),
     }
@@ -58,7 +59,6 @@ def listed(numbers: Sequence[int]) -> str:
 
 def table_of(trace: Trace) -> str:
     """What a step takes, as text."""
-    lines = [
     columns = (trace.rank_time_s, trace.compute_s, trace.bubble_s, trace.peak_activation_bytes)
     ranks = [
         {
@@ -70,6 +70,7 @@ def table_of(trace: Trace) -> str:
         }
         for rank, (rank_time, compute, bubble, peak) in enumerate(zip(*(c.tolist() for c in columns), strict=True))
     ]
+    lines = [
         str(trace.schedule),
         f"makespan         {trace.makespan_s:.6g} s",
         f"bubble fraction  {trace.bubble_fraction:.2%}",

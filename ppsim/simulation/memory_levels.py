@@ -1,4 +1,4 @@
-"""Memory: the bytes a rank holds after each of its actions, from its order alone."""
+"""Memory levels: the bytes that a rank holds after each of its actions, from its order alone."""
 
 from __future__ import annotations
 
@@ -17,13 +17,31 @@ OPTIMIZERS = {"sgd": (0, 0), "momentum": (1, 0), "adam": (2, 1), "adamw": (2, 1)
 
 
 def activation_levels(program: Program, stages: Sequence[StageCost]) -> npt.NDArray[np.int64]:
-    """Activation bytes that a row's rank holds once the row has taken effect, shape (rows,).
+    """Activation bytes that a row's rank holds once the row has taken effect.
 
-    F takes the stage's `activation_bytes` at its start, B releases them at its end; I leaves
-    `weight_activation_bytes` of them at its end and W releases those. An overlapped pair takes its F's bytes when it
-    starts and releases its B's when it ends: its first row has the level while both are under way, its second row the
-    level after the pair. In an evaluation nothing outlives its F: all levels are 0.
-    Raises CostError for sums that 64 bits do not hold.
+    Parameters
+    ----------
+    program : Program
+        What is run.
+    stages : sequence of StageCost
+        The cost of each stage for one microbatch.
+
+    Returns
+    -------
+    array of shape (rows,)
+        All 0 in an evaluation, where nothing outlives its F.
+
+    Raises
+    ------
+    CostError
+        For sums that 64 bits do not hold.
+
+    Notes
+    -----
+    F takes the stage's `activation_bytes` at its start, and B releases them at its end. I leaves
+    `weight_activation_bytes` of them at its end, and W releases those. An overlapped pair takes the bytes of its F when
+    it starts and releases those of its B when it ends: its first row has the level while both are under way, its second
+    row the level after the pair.
     """
     if program.schedule.is_forward_only:
         return np.zeros(len(program.stage), np.int64)
@@ -37,10 +55,24 @@ def activation_levels(program: Program, stages: Sequence[StageCost]) -> npt.NDAr
 
 
 def gradient_levels(program: Program, stages: Sequence[StageCost]) -> npt.NDArray[np.int64]:
-    """Bytes of the gradients that a row's rank holds once the row's action has ended, shape (rows,).
+    """Bytes of the gradients that a row's rank holds once the row's action has ended.
 
-    A stage's gradients are there from the end of its first B or W to the end of the step. Raises CostError for sums
-    that 64 bits do not hold.
+    Parameters
+    ----------
+    program : Program
+        What is run.
+    stages : sequence of StageCost
+        Their `trained_bytes` count.
+
+    Returns
+    -------
+    array of shape (rows,)
+        The gradients of a stage are there from the end of its first B or W to the end of the step.
+
+    Raises
+    ------
+    CostError
+        For sums that 64 bits do not hold.
     """
     sizes = np.array(_fitting([stage.trained_bytes for stage in stages], "parameter_bytes"), np.int64)
     rows = np.flatnonzero((program.kind == Kind.B) | (program.kind == Kind.W))
@@ -51,7 +83,24 @@ def gradient_levels(program: Program, stages: Sequence[StageCost]) -> npt.NDArra
 
 
 def parameters_per_rank(program: Program, stages: Sequence[StageCost]) -> npt.NDArray[np.int64]:
-    """Bytes of the parameters on each rank, shape (p,). Raises CostError for sums that 64 bits do not hold."""
+    """Bytes of the parameters on each rank.
+
+    Parameters
+    ----------
+    program : Program
+        What is run.
+    stages : sequence of StageCost
+        Their `parameter_bytes` count.
+
+    Returns
+    -------
+    array of shape (p,)
+
+    Raises
+    ------
+    CostError
+        For sums that 64 bits do not hold.
+    """
     held = np.zeros(program.ranks, np.int64)
     np.add.at(
         held, np.asarray(program.schedule.placement), _fitting([s.parameter_bytes for s in stages], "parameter_bytes")
@@ -60,11 +109,30 @@ def parameters_per_rank(program: Program, stages: Sequence[StageCost]) -> npt.ND
 
 
 def receive_levels(program: Program, message_bytes: npt.NDArray[np.int64], window: int) -> npt.NDArray[np.int64]:
-    """Bytes of the receives that a row's rank has posted and not yet used once the row's action runs, shape (rows,).
+    """Bytes of receives that a row's rank has posted and not yet used once the row's action runs.
 
-    On each of its links a rank has posted the messages that it has used and `window` more, in the link's order; an
-    action uses its messages as it starts, from when they count as the stage's input. Raises ValueError for a window
-    below 1.
+    Parameters
+    ----------
+    program : Program
+        What is run.
+    message_bytes : array of shape (messages,)
+        Size of each message.
+    window : int
+        Receives posted ahead on each link, 1 or more.
+
+    Returns
+    -------
+    array of shape (rows,)
+
+    Raises
+    ------
+    ValueError
+        For a window below 1.
+
+    Notes
+    -----
+    On each link a rank has posted the messages that it has used and `window` more, in the order of the link. An action
+    uses its messages as it starts. From then on they count as the input of its stage.
     """
     if window < 1:
         raise ValueError(f"a receive window must be 1 or more, got {window}")
@@ -84,10 +152,26 @@ def receive_levels(program: Program, message_bytes: npt.NDArray[np.int64], windo
 
 
 def optimizer_state_bytes(optimizer: str, trained_bytes: int, *, tensors: int = 0) -> int:
-    """What an optimizer keeps from step to step for parameters of `trained_bytes`, as torch.optim's default does.
+    """Bytes that an optimizer keeps from step to step, as the defaults of torch.optim do.
 
-    optimizer: "sgd" keeps nothing, "momentum" (SGD with it) one number for each parameter, "adam" and "adamw" two, of
-    the parameters' type, and a step counter of 4 bytes for each of `tensors` parameters. Raises ValueError for others.
+    Parameters
+    ----------
+    optimizer : str
+        "sgd" keeps nothing, "momentum" one number per parameter, "adam" and "adamw" two, and a step counter of 4 bytes
+        for each tensor.
+    trained_bytes : int
+        Size of the trained parameters. The optimizer's numbers are of their type.
+    tensors : int
+        How many parameter tensors there are.
+
+    Returns
+    -------
+    int
+
+    Raises
+    ------
+    ValueError
+        For other optimizers.
     """
     if optimizer not in OPTIMIZERS:
         raise ValueError(f"unknown optimizer {optimizer!r}: take {', '.join(OPTIMIZERS)}")
@@ -104,6 +188,7 @@ def _after_rows(program: Program, change: npt.NDArray[np.int64]) -> npt.NDArray[
 
 
 def _fitting(amounts: Sequence[int], name: str) -> list[int]:
+    """The amounts, unless their sum exceeds 64 bits."""
     if sum(map(int, amounts)) >= 2**63:
         raise CostError(f"the stages exceed 2**63 bytes together: give smaller {name}")
     return [int(amount) for amount in amounts]

@@ -1,4 +1,10 @@
-"""Theory: closed forms for equal stages, which the model is held to."""
+"""Theory: closed forms for equal stages, against which the model is tested.
+
+Parameters are named alike throughout. ranks: p. microbatches: m. stages_per_rank: v. forward_s, backward_s,
+backward_input_s, backward_weight_s: seconds of F, B, I and W of one microbatch on one stage, unless said otherwise.
+latency_s: c, seconds of one message, which does not occupy its link. Results are seconds (`_s`), bytes (`_bytes`), or
+numbers of microbatches whose activations are held at once (`_peak_activations`).
+"""
 
 from __future__ import annotations
 
@@ -6,16 +12,17 @@ from __future__ import annotations
 def afab_makespan_s(
     *, ranks: int, microbatches: int, forward_s: float, backward_s: float, latency_s: float = 0.0
 ) -> float:
-    """AFAB's step: (m + p - 1)(F + B) + 2 (p - 1) c, in seconds (Huang et al., GPipe, 2019, section 2.3).
+    """AFAB's step: (m + p - 1)(F + B) + 2 (p - 1) c.
 
-    Equal stages; latency_s is c, the time of one message, which does not occupy its link. Holds for `afab-eager` with
-    c = 0 as well.
+    Notes
+    -----
+    Huang et al., GPipe, 2019, section 2.3. It holds for `afab-eager` with c = 0 as well.
     """
     return (microbatches + ranks - 1) * (forward_s + backward_s) + 2 * (ranks - 1) * latency_s
 
 
 def afab_bubble_fraction(*, ranks: int, microbatches: int) -> float:
-    """AFAB's and 1F1B's share of idle time without communication: (p - 1) / (m + p - 1)."""
+    """Idle share of AFAB and 1F1B without communication: (p - 1) / (m + p - 1)."""
     return (ranks - 1) / (microbatches + ranks - 1)
 
 
@@ -32,11 +39,18 @@ def afab_peak_activations(*, microbatches: int) -> int:
 def one_f_one_b_makespan_s(
     *, ranks: int, microbatches: int, forward_s: float, backward_s: float, latency_s: float = 0.0
 ) -> float:
-    """1F1B's step: (m + p - 1)(F + B), in seconds (Narayanan et al., SC 2021, section 2.2.1).
+    """1F1B's step: (m + p - 1)(F + B), with latency c longer by 2 c ((p - 1)(m / p + 1) - 1).
 
-    With latency c it is 2 c ((p - 1)(m / p + 1) - 1) longer: in every round of p microbatches the forward of one and
-    the backward of another meet, and each hop is waited for. Found by evaluation; for p >= 2, m a multiple of p, c
-    small against F and B. Raises ValueError for a latency with another m.
+    Raises
+    ------
+    ValueError
+        For a latency where m is no multiple of p.
+
+    Notes
+    -----
+    Narayanan et al., SC 2021, section 2.2.1. The part of c was found by evaluation, for p >= 2, m a multiple of p, and
+    c small against F and B: in every round of p microbatches the forward of one and the backward of another meet, and
+    each hop is waited for.
     """
     step_s = (microbatches + ranks - 1) * (forward_s + backward_s)
     if latency_s == 0 or ranks == 1:
@@ -50,24 +64,33 @@ def one_f_one_b_makespan_s(
 
 
 def one_f_one_b_peak_activations(*, ranks: int, microbatches: int, stage: int) -> int:
-    """Microbatches held at once on a stage (from 0) under 1F1B: min(m, p - stage) (Narayanan et al., SC 2021)."""
+    """Microbatches held at once on a stage, counted from 0, under 1F1B: min(m, p - stage).
+
+    Notes
+    -----
+    Narayanan et al., SC 2021.
+    """
     return min(microbatches, ranks - stage)
 
 
 def interleaved_1f1b_makespan_s(
     *, ranks: int, microbatches: int, stages_per_rank: int, forward_s: float, backward_s: float
 ) -> float:
-    """Interleaved 1F1B's step: m (F + B) + (p - 1)(F + B) / v, in seconds (Narayanan et al., SC 2021, section 2.2.2).
+    """Interleaved 1F1B's step: m (F + B) + (p - 1)(F + B) / v. F and B are of a whole rank, v stages.
 
-    forward_s, backward_s: of a whole rank, v stages. Without communication, m a multiple of p.
+    Notes
+    -----
+    Narayanan et al., SC 2021, section 2.2.2. Without communication, m a multiple of p.
     """
     return (microbatches + (ranks - 1) / stages_per_rank) * (forward_s + backward_s)
 
 
 def interleaved_1f1b_peak_activations(*, ranks: int, microbatches: int, stages_per_rank: int) -> float:
-    """Activations of a whole rank held on rank 0: p (1 + (p - 1) / (p v)), at most m (Narayanan et al., SC 2021).
+    """Activations of a whole rank held on rank 0 under interleaved 1F1B: p (1 + (p - 1) / (p v)), at most m.
 
-    m a multiple of p.
+    Notes
+    -----
+    Narayanan et al., SC 2021. m a multiple of p.
     """
     return min(microbatches, ranks + (ranks - 1) / stages_per_rank)
 
@@ -81,17 +104,24 @@ def zb_h1_makespan_s(
     backward_weight_s: float,
     latency_s: float = 0.0,
 ) -> float:
-    """ZB-H1's step: m (F + I + W) + (p - 1)(F + I - W), in seconds (Qi et al., Zero Bubble, ICLR 2024, table 1).
+    """ZB-H1's step: m (F + I + W) + (p - 1)(F + I - W + 4 c).
 
-    For W <= F, W <= I and m >= p. With latency c and m >= 2p it is 4 (p - 1) c longer, c small (found by evaluation;
-    it gives the digits of the paper's table 5).
+    Notes
+    -----
+    Qi et al., Zero Bubble, ICLR 2024, table 1, for W <= F, W <= I and m >= p. The part of c was found by evaluation,
+    for m >= 2p and small c. It gives the digits of the paper's table 5.
     """
     full_s = forward_s + backward_input_s + backward_weight_s
     return microbatches * full_s + (ranks - 1) * (forward_s + backward_input_s - backward_weight_s + 4 * latency_s)
 
 
 def zb_h1_peak_activation_bytes(*, ranks: int, stage: int, activation_bytes: int, weight_activation_bytes: int) -> int:
-    """ZB-H1's peak on a stage (from 0): (p - stage) M_B + stage M_W, for m >= p (Qi et al., ICLR 2024, table 1)."""
+    """ZB-H1's peak on a stage, counted from 0: (p - stage) M_B + stage M_W.
+
+    Notes
+    -----
+    M_B is activation_bytes, M_W weight_activation_bytes. Qi et al., ICLR 2024, table 1, for m >= p.
+    """
     return (ranks - stage) * activation_bytes + stage * weight_activation_bytes
 
 
@@ -104,10 +134,12 @@ def zb_h2_rank_time_s(
     backward_weight_s: float,
     latency_s: float = 0.0,
 ) -> float:
-    """ZB-H2's longest time of one rank, in seconds: m (F + I + W) + max(0, (p - 1)(F + I + 2c - 2W)).
+    """ZB-H2's longest time of one rank: m (F + I + W) + max(0, (p - 1)(F + I + 2c - 2W)).
 
-    Qi et al., ICLR 2024, table 1; for W <= F, W <= I and m >= 2p - 1; c, the latency, small. The makespan is longer:
-    ranks start one after another.
+    Notes
+    -----
+    Qi et al., ICLR 2024, table 1, for W <= F, W <= I, m >= 2p - 1 and small c. The makespan is longer, since ranks
+    start one after another.
     """
     full_s = forward_s + backward_input_s + backward_weight_s
     wait_s = forward_s + backward_input_s + 2 * latency_s - 2 * backward_weight_s
@@ -115,14 +147,22 @@ def zb_h2_rank_time_s(
 
 
 def zb_h2_peak_activations(*, ranks: int) -> int:
-    """Activations held on rank 0 under ZB-H2, the most of all ranks: 2p - 1, for m >= 2p - 1 (Qi et al., ICLR 2024)."""
+    """Activations held on rank 0 under ZB-H2, the most of all ranks: 2p - 1.
+
+    Notes
+    -----
+    Qi et al., ICLR 2024, for m >= 2p - 1.
+    """
     return 2 * ranks - 1
 
 
 def zb_v_peak_activations(*, ranks: int) -> int:
-    """Activations of a whole rank, two stages, held under ZB-V: p, for m >= 2p (Qi et al., Controllable Memory, 2024).
+    """Activations of a whole rank, two stages, held under ZB-V: p.
 
-    With F = I = W, without communication, each rank's time is m (F + I + W): no bubble.
+    Notes
+    -----
+    Qi et al., Pipeline Parallelism with Controllable Memory, 2024, for m >= 2p. With F = I = W and without
+    communication the time of each rank is m (F + I + W): no bubble.
     """
     return ranks
 
@@ -130,7 +170,9 @@ def zb_v_peak_activations(*, ranks: int) -> int:
 def v_half_peak_activations(*, ranks: int) -> int:
     """Activations of a whole rank, two stages, held under V-Half from F to W: floor((p + 2) / 2).
 
-    Qi et al., Pipeline Parallelism with Controllable Memory, 2024; F = I = W, m large enough.
+    Notes
+    -----
+    Qi et al., Pipeline Parallelism with Controllable Memory, 2024. F = I = W, m large enough.
     """
     return (ranks + 2) // 2
 
@@ -138,16 +180,20 @@ def v_half_peak_activations(*, ranks: int) -> int:
 def v_min_peak_activations(*, ranks: int) -> int:
     """Activations of a whole rank, two stages, held under V-Min from F to W: floor((p + 4) / 3).
 
-    Qi et al., Pipeline Parallelism with Controllable Memory, 2024; F = I = W, m large enough.
+    Notes
+    -----
+    Qi et al., Pipeline Parallelism with Controllable Memory, 2024. F = I = W, m large enough.
     """
     return (ranks + 4) // 3
 
 
 def dualpipe_v_bubble_s(*, ranks: int, pair_s: float, backward_s: float, backward_weight_s: float) -> float:
-    """DualPipeV's longest bubble of a rank, in seconds: (p - 1)(FB + B - 3W), times of one stage (half a rank).
+    """DualPipeV's longest bubble of a rank: (p - 1)(FB + B - 3W), times of one stage (half a rank).
 
-    pair_s: FB, the overlapped pair. DeepSeek-AI, DualPipe, 2025, README; it counts p as PP / 2. Without communication,
-    and only where F = I, W <= F and FB >= B; elsewhere the same orders idle longer or shorter.
+    Notes
+    -----
+    pair_s is FB, the overlapped pair. DeepSeek-AI, DualPipe, 2025, README, which counts p as PP / 2. Without
+    communication, and only where F = I, W <= F and FB >= B. Elsewhere the same orders idle longer or shorter.
     """
     return (ranks - 1) * (pair_s + backward_s - 3 * backward_weight_s)
 

@@ -1,7 +1,8 @@
-"""V-Half and V-Min: a half and a third of 1F1B's activations.
+"""V-Half and V-Min: a half and a third of 1F1B's activations (Qi et al., Controllable Memory, 2024).
 
-Both from Qi et al., Pipeline Parallelism with Controllable Memory, 2024: lay out the passes of one microbatch (the
-building block), repeat it, squeeze out the gaps. How long the block keeps an activation decides the memory.
+Qi et al., Pipeline Parallelism with Controllable Memory, lay out the passes of one microbatch over the ranks (the
+building block), repeat the block for every microbatch, and remove the gaps. How long the block holds an activation
+decides how much memory the schedule takes.
 """
 
 from __future__ import annotations
@@ -23,6 +24,7 @@ def v_half(ranks: int, microbatches: int) -> Sequence[Order]:
     """V-Half: half of 1F1B's activations, half of its bubble (Qi et al., Controllable Memory, 2024, figures 3 and 4).
 
     Its block on three ranks, a slot for each pass (small letters: the stage on the way up), and the schedule:
+
     ```
     rank 0  F             f i               I
     rank 1      F       f       i         I
@@ -32,12 +34,13 @@ def v_half(ranks: int, microbatches: int) -> Sequence[Order]:
     rank 1      1F0   .   . 4F0 1F1   . 4I0 4F1 4W0 1I0 4I1 1W0 4W1 1I1 1W1
     rank 2          2F0 3F0   .   . 2F1 3F1 3I0 2I0 3W0 2W0 3I1 2I1 3W1 2W1
     ```
-    The way down takes two slots per rank, the way up one, for activations and for gradients. Every rank holds
-    floor((p + 2) / 2) times the activations of its two stages at its peak. More microbatches bring no more bubble
-    where W + 2I >= 2F and W + 2F >= 2I.
+    Activations take two slots per rank on their way down and one on their way up; so do gradients the other way round.
+    At its peak a rank holds floor((p + 2) / 2) times the activations of its two stages. Where W + 2I >= 2F and W + 2F
+    >= 2I, the bubble does not grow with the number of microbatches.
     """
     rank = np.arange(ranks)
-    # For even p a rank's forward up and its backward down would meet in one of the six slots.
+    # The block repeats every six slots, so its passes on a rank must differ modulo six. For even p the forward up and
+    # the backward down would fall together; the backwards then start three slots later.
     wait = 3 if ranks % 2 == 0 else 0
     up = 3 * ranks - 1 + wait
     block = np.stack([2 * rank, 3 * ranks - 2 - rank, up + 2 * rank, up + 3 * ranks - 1 - rank])
@@ -48,6 +51,7 @@ def v_min(ranks: int, microbatches: int) -> Sequence[Order]:
     """V-Min: a third of 1F1B's activations, about two thirds of its bubble (Qi et al., 2024, figures 3 and 4).
 
     Its block on three ranks, a slot for each pass (small letters: the stage on the way up), and the schedule:
+
     ```
     rank 0  F         f     i         I
     rank 1    F     f         i     I
@@ -57,11 +61,11 @@ def v_min(ranks: int, microbatches: int) -> Sequence[Order]:
     rank 1      1F0   .   . 4F0   .   . 1F1 4I0 4W0 4F1   . 1I0 1W0   . 4I1 4W1   . 1I1 1W1
     rank 2          2F0 3F0   .   .   .   . 2F1 3F1 3I0 2I0 3W0 2W0   .   . 3I1 2I1 3W1 2W1
     ```
-    A microbatch goes down and up without a stop. No rank holds more than floor((p + 4) / 3) times the activations of
-    its two stages. Meant for F = I = W: otherwise ranks wait for each other for every microbatch.
+    A microbatch goes down and up without a wait. No rank holds more than floor((p + 4) / 3) times the activations of
+    its two stages. Meant for F = I = W; with other times the ranks wait for each other at every microbatch.
     """
     rank = np.arange(ranks)
-    # For p a multiple of 3 a rank's forward down and its backward up would meet in one of the six slots.
+    # As in `v_half`: for p a multiple of 3 the forward down and the backward up would fall together.
     wait = 2 if ranks % 3 == 0 else 0
     up = 2 * ranks + wait
     block = np.stack([rank, 2 * ranks - 1 - rank, up + rank, up + 2 * ranks - 1 - rank])
@@ -69,24 +73,39 @@ def v_min(ranks: int, microbatches: int) -> Sequence[Order]:
 
 
 def _repeat(block: Integers, microbatches: int, *, limit: int) -> list[Order]:
-    """Repeat a block every six slots and squeeze it, with at most `limit` activations of a stage held per rank.
+    """Repeat a block every six slots, and run each pass as early as memory and its inputs allow.
 
-    block: the slots of forward down, forward up, backward up and backward down on each rank, shape (4, p), W taking
-    the slots between. limit: at least the peak of the repeated block.
+    Parameters
+    ----------
+    block : array of shape (4, p)
+        The slots of forward down, forward up, backward up and backward down on each rank. W take the slots between.
+    microbatches : int
+        How often the block is repeated, m.
+    limit : int
+        The most activations of a stage that a rank may hold, from F to W; at least the peak of the repeated block.
 
-    Forwards and backwards each keep the block's sequence; all passes take one slot. In every slot a rank runs its next
-    forward or its next backward, if what it needs is there (for a forward also room), the earlier in the block first;
-    else its oldest W. An activation is held from F to W. In the stable phase, from rank 0's first backward down to its
-    last forward down, no pass runs before its slot, so that every round is the block; the paper's reordering of
-    warm-up and cool-down is what runs early before and after.
+    Returns
+    -------
+    list of p orders
 
-    This cannot get stuck: once every W that can run has run, the earliest pass of the block that is left has its
-    inputs, and if it is a forward it has room, since the block has.
+    Notes
+    -----
+    All passes take one slot; forwards and backwards each keep the block's sequence. In each slot, a rank runs its next
+    forward or its next backward if its input is there (a forward also needs room in memory). If both can run, the one
+    that the block has earlier runs; if neither can, the oldest W.
+
+    In the stable phase, from rank 0's first backward down to its last forward down, no pass runs before its own slot,
+    so that every round is the block. Before and after it passes run early: the paper's reordering of warm-up and
+    cool-down.
+
+    The loop ends. When every W that can run has run, the pass that is earliest in the block among those left has its
+    input, and if it is a forward it has room, because it has room in the block.
     """
     ranks = block.shape[1]
     forward = _Passes(block[0], block[1], microbatches)
     backward = _Passes(block[3], block[2], microbatches)
-    # Row s + 1 of `forwarded` and row s of `backwarded` are stage s; one row more stands for what needs no input.
+    # What has run: row s + 1 of `forwarded` and row s of `backwarded` are stage s. The row before stage 0 and the row
+    # after the last stage are always set: there a forward or a backward needs no input.
     forwarded = np.zeros((2 * ranks + 1, microbatches), bool)
     backwarded = np.zeros((2 * ranks + 1, microbatches), bool)
     forwarded[0] = backwarded[-1] = True
@@ -96,6 +115,7 @@ def _repeat(block: Integers, microbatches: int, *, limit: int) -> list[Order]:
     stable, cool_down = block[3, 0], PASSES * (microbatches - 1)
 
     def in_time(slot: Integers) -> npt.NDArray[np.bool_]:
+        # Whether a pass of this slot may run now.
         return (slot <= len(slots)) | (slot < stable) | (slot > cool_down)
 
     while (weights < total).any():
@@ -141,7 +161,7 @@ class _Passes:
 
 
 def _order(drawn: npt.NDArray[np.int8], forward: _Passes, backward: _Passes, rank: int) -> Order:
-    """The order of one rank from the kinds in its slots: each kind's passes in their sequence, W as the backwards."""
+    """The order of one rank from the kinds in its slots: the passes of each kind in their sequence, W in that of I."""
     kind = drawn[drawn >= 0]
     stage, microbatch = np.empty((2, len(kind)), np.int64)
     for of_kind, passes in ((Kind.F, forward), (Kind.I, backward), (Kind.W, backward)):

@@ -20,12 +20,12 @@ def interleaved_1f1b(rank: int, ranks: int, microbatches: int, stages_per_rank: 
     rank 0  0F0 0F1 2F0 2F1 0F2   . 2B0 2B0 0F3 2B1 2B1 2F2 0B0 0B0 2F3 0B1 0B1   . 2B2 2B2   . 2B3 2B3 0B2 0B2 0B3 0B3
     rank 1      1F0 1F1 3F0 3B0 3B0 3F1 3B1 3B1 1F2 1B0 1B0 1F3 1B1 1B1 3F2 3B2 3B2 3F3 3B3 3B3 1B2 1B2 1B3 1B3
     ```
-    Microbatches come in rounds of p (or a little more): a round goes through the rank's first stage, then through its
-    second, and so on; the backwards take the stages in reverse. A rank runs `(v - 1) * round + 2 (p - 1 - rank)`
-    forwards ahead. The bubble is v times smaller than 1F1B's.
+    Microbatches come in rounds of p or a few more. A round passes through the rank's first stage, then through its
+    second, and so on; the backwards take the stages in reverse. A rank runs (v - 1) * round + 2 (p - 1 - rank) forwards
+    ahead of its backwards. The bubble is v times smaller than that of 1F1B.
 
-    The paper wants m to be a multiple of p. As in PyTorch there are m // p rounds (at least one); where they cannot be
-    of one size, which PyTorch refuses, the first ones are larger by one.
+    The paper requires m to be a multiple of p. As in PyTorch there are m // p rounds, at least one. PyTorch refuses
+    rounds of different size; here the first ones are larger by one.
     """
     chunk, microbatch, round_size = _depth_first(ranks, microbatches, stages_per_rank)
     slot = np.arange(len(chunk))
@@ -41,9 +41,9 @@ def interleaved_zb(rank: int, ranks: int, microbatches: int, stages_per_rank: in
     rank 0  0F0 0F1 2F0 2F1   . 2I0 2W0 0F2 2I1 2W1 0F3 0I0 0W0 2F2 0I1 0W1 2F3 2I2 2W2 2I3 2W3 0I2 0W2 0I3 0W3
     rank 1      1F0 1F1 3F0 3I0 3F1 3I1 3W0 1F2 1I0 3W1 1F3 1I1 1W0 3F2 3I2 1W1 3F3 3I3 3W2 1I2 3W3 1I3 1W2 1W3
     ```
-    Gradients for the input go back at once, so a rank runs only `(v - 1) * round + (p - 1 - rank)` forwards ahead; its
-    W follow `rank` backwards later, which keeps the microbatches in flight equal on all ranks. Rounds are those of
-    `interleaved_1f1b`. PyTorch's InterleavedZeroBubble, in the same order.
+    Gradients for the input go back at once, so a rank runs only (v - 1) * round + (p - 1 - rank) forwards ahead. Rank r
+    runs each W r backwards later, so that all ranks have equally many microbatches under way. Rounds are those of
+    `interleaved_1f1b`. The order is that of PyTorch's InterleavedZeroBubble.
     """
     chunk, microbatch, round_size = _depth_first(ranks, microbatches, stages_per_rank)
     slot = np.arange(len(chunk))
@@ -57,14 +57,16 @@ def interleaved_zb(rank: int, ranks: int, microbatches: int, stages_per_rank: in
 
 
 def looped_bfs(rank: int, ranks: int, microbatches: int, stages_per_rank: int) -> Order:
-    """Breadth first: every microbatch through a rank's first stage, then its second (Lamy-Poirier, MLSys 2023).
+    """Breadth first: all microbatches through a rank's first stage, then all through its second.
+
+    Source: Lamy-Poirier, Breadth-First Pipeline Parallelism, MLSys 2023.
 
     ```
     rank 0  0F0 0F1 0F2 2F0 2F1 2F2   .   .   . 2B2 2B2 2B1 2B1 2B0 2B0 0B2 0B2 0B1 0B1 0B0 0B0
     rank 1      1F0 1F1 1F2 3F0 3F1 3F2 3B2 3B2 3B1 3B1 3B0 3B0 1B2 1B2 1B1 1B1 1B0 1B0
     ```
-    Backwards take stages and microbatches in reverse, as in PyTorch. Every rank holds v m activations of one stage.
-    With one stage per rank it is AFAB with its backwards last in, first out.
+    Backwards take stages and microbatches in reverse, as in PyTorch. At its peak a rank holds v m activations of one
+    stage. With one stage per rank this is AFAB whose backwards take the last microbatch first.
     """
     every = np.arange(microbatches)
     stages = [chunk * ranks + rank for chunk in range(stages_per_rank)]
@@ -75,7 +77,7 @@ def looped_bfs(rank: int, ranks: int, microbatches: int, stages_per_rank: int) -
 
 @lru_cache(maxsize=4)
 def _depth_first(ranks: int, microbatches: int, stages_per_rank: int) -> tuple[Integers, Integers, int]:
-    """The chunk and microbatch of each forward, shape (v m,), and the size of the largest round, which is the first."""
+    """The chunk and microbatch of each forward, shape (v m,), and the size of the first round, which is the largest."""
     rounds = np.array_split(np.arange(microbatches), max(1, microbatches // ranks))
     chunk = np.concatenate([np.repeat(np.arange(stages_per_rank), len(members)) for members in rounds])
     microbatch = np.concatenate([np.tile(members, stages_per_rank) for members in rounds])

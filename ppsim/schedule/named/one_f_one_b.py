@@ -8,15 +8,15 @@ from ppsim.schedule.order import Order, backwards, forwards, in_slots
 
 
 def one_f_one_b(rank: int, ranks: int, microbatches: int) -> Order:
-    """1F1B, also PipeDream-Flush (Narayanan et al., SC 2021, section 2.2.1, figure 4 top; Fan et al., DAPPLE, 2021).
+    """1F1B, also called PipeDream-Flush (Narayanan et al., SC 2021, section 2.2.1, figure 4 top; DAPPLE, 2021).
 
     ```
     rank 0  F0 F1 F2  .  .  .  . B0 B0 F3 B1 B1  . B2 B2  . B3 B3
     rank 1     F0 F1  .  . B0 B0 F2 B1 B1 F3 B2 B2  . B3 B3
     rank 2        F0 B0 B0 F1 B1 B1 F2 B2 B2 F3 B3 B3
     ```
-    A rank runs one forward more ahead than the rank after it, then a forward and a backward in turn. Rank r holds
-    min(m, p - r) activations at its peak. With m < p a rank has fewer forwards to run ahead, and nothing else changes.
+    A rank first runs one forward more than the rank after it, then a forward and a backward in turn. At its peak rank r
+    holds min(m, p - r) activations. With m < p there are fewer forwards to run first, and nothing else changes.
     """
     every = np.arange(microbatches)
     ahead = ranks - 1 - rank

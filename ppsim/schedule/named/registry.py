@@ -1,4 +1,4 @@
-"""Registry: schedules by name."""
+"""Registry: builds schedules by name, and takes new ones in."""
 
 from __future__ import annotations
 
@@ -22,6 +22,8 @@ OrdersOfAll = Callable[..., Sequence[Order]]
 
 @dataclass(frozen=True, kw_only=True)
 class _Entry:
+    """What `register` was given; `orders` gives all ranks' orders whether or not its rule sees them at once."""
+
     name: str
     orders: OrdersOfAll
     placement: Callable[[int, int], tuple[int, ...]]
@@ -35,7 +37,8 @@ _ALIASES: dict[str, str] = {}
 
 
 def _anything(ranks: int, microbatches: int, stages_per_rank: int) -> None:
-    return None
+    """No requirement."""
+    return
 
 
 def register(
@@ -49,13 +52,26 @@ def register(
     chunked: bool = False,
     requirement: Callable[[int, int, int], str | None] = _anything,
 ) -> None:
-    """Make `order` known as `name` (and `also`).
+    """Make a schedule known by name.
 
-    order: called as `order(rank, ranks, microbatches)`, and with `stages_per_rank` as a further argument if `chunked`;
-    gives that rank's Order. all_ranks: True for a rule that sees all ranks at once; `order` is then called without
-    the rank and gives one Order per rank. placement: (ranks, stages_per_rank) -> rank of each stage. stages_per_rank:
-    the natural one. chunked: whether other numbers are possible. requirement: (ranks, microbatches, stages_per_rank)
-    -> None, or what is wrong with the remedy.
+    Parameters
+    ----------
+    name : str
+        The name; a name that is known is replaced.
+    order : callable
+        Called as `order(rank, ranks, microbatches)`; gives that rank's Order.
+    also : str, optional
+        A further name, which `schedule_names` does not list.
+    all_ranks : bool
+        True for a rule that sees all ranks at once: `order` is called without the rank and gives one Order per rank.
+    placement : callable
+        (ranks, stages_per_rank) -> the rank of each stage.
+    stages_per_rank : int
+        The natural number of stages per rank.
+    chunked : bool
+        Whether other numbers are possible; then `order` is called with the number as a further argument.
+    requirement : callable
+        (ranks, microbatches, stages_per_rank) -> None, or what is wrong and the remedy.
     """
     _ENTRIES[name] = _Entry(
         name=name,
@@ -70,6 +86,8 @@ def register(
 
 
 def _rank_by_rank(order: OrderOfRank) -> OrdersOfAll:
+    """The orders of all ranks from a rule for one."""
+
     def orders(ranks: int, *rest: int) -> list[Order]:
         return [order(rank, ranks, *rest) for rank in range(ranks)]
 
@@ -82,6 +100,7 @@ def schedule_names() -> list[str]:
 
 
 def _entry(name: str) -> _Entry:
+    """What is known under a name; raises ValueError with the nearest name."""
     try:
         return _ENTRIES[_ALIASES.get(name, name)]
     except KeyError:
@@ -91,15 +110,38 @@ def _entry(name: str) -> _Entry:
 
 
 def natural_stages_per_rank(name: str) -> int:
-    """The v that `build_schedule` takes when none is given."""
+    """The number of stages per rank that `build_schedule` takes when none is given. Raises ValueError as that does."""
     return _entry(name).stages_per_rank
 
 
 def build_schedule(name: str, *, ranks: int, microbatches: int, stages_per_rank: int | None = None) -> Schedule:
     """Build a schedule by name.
 
-    ranks: p >= 1. microbatches: m >= 1. stages_per_rank: v; None takes the schedule's natural one.
-    Raises ValueError for an unknown name or numbers that the schedule does not allow, with the nearest that work.
+    Parameters
+    ----------
+    name : str
+        One of `schedule_names()`, or "gpipe" for "afab".
+    ranks : int
+        Number of ranks, p >= 1.
+    microbatches : int
+        Number of microbatches, m >= 1.
+    stages_per_rank : int, optional
+        Stages on each rank, v; None takes the schedule's natural number.
+
+    Returns
+    -------
+    Schedule
+
+    Raises
+    ------
+    ValueError
+        For an unknown name, or numbers that the schedule does not allow, with the nearest that work.
+
+    Examples
+    --------
+    >>> print(build_schedule("1f1b", ranks=2, microbatches=2).to_csv(), end="")
+    0F0,0F1,0B0,0B1
+    1F0,1B0,1F1,1B1
     """
     entry = _entry(name)
     for field, value in (("ranks", ranks), ("microbatches", microbatches), ("stages_per_rank", stages_per_rank)):

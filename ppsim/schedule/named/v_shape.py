@@ -23,10 +23,10 @@ def zb_v(rank: int, ranks: int, microbatches: int) -> Order:
     rank 0  0F0 0F1 0F2 3F0 3I0 3W0 3F1 3I1 3W1 0F3 0I0 0W0 3F2 3I2 3W2 0I1 0W1 3F3 3I3 3W3 0I2 0W2 0I3 0W3
     rank 1      1F0 2F0 1F1 2F1 2I0 2W0 1F2 1I0 1W0 2F2 2I1 2W1 1F3 1I1 1W1 2F3 2I2 2W2 1I2 2I3 1I3 1W2 2W3 1W3
     ```
-    Rank r runs 2 (p - r) - 1 forwards down, then up and down in turn, until its way up is as far along as the first
-    backward needs; then F I W down and F I W up in turn. At the end some W are held back so that the I go on without a
-    stop. PyTorch's ZBVZeroBubble, in the same order: with fewer than 2p - 1 microbatches it is the order of 2p - 1, the
-    missing ones left out. V-ZB in Qi et al., Pipeline Parallelism with Controllable Memory, 2024, figure 4.
+    Rank r runs 2 (p - r) - 1 forwards down, then forwards up and down in turn until the first backward can come; then F
+    I W down and F I W up in turn. At the end some W wait, so that the I follow each other without a gap. With fewer
+    than 2p - 1 microbatches it is the order of 2p - 1 without those that are missing. The order is that of PyTorch's
+    ZBVZeroBubble, and V-ZB in Qi et al., Pipeline Parallelism with Controllable Memory, 2024, figure 4.
     """
     p, r = ranks, rank
     m = max(microbatches, 2 * p - 1)
@@ -66,9 +66,10 @@ def dualpipe_v(rank: int, ranks: int, microbatches: int) -> Order:
     rank 0  0F0 0F1 0F2 3F0 3I0 3W0 3F1 0F3 3B1 3B1   . 3F2 0B0 0B0 3B2 3B2   . 3F3 0B1 0B1 3B3 3B3 0I2 0W2 0I3 0W3
     rank 1      1F0 2F0 1F1 2F1 1F2 2B0 2B0 2F2 1B0 1B0 1F3 2B1 2B1 2F3 1B1 1B1 2B2 2B2 1B2 1B2   . 2I3 1I3 2W3 1W3
     ```
-    Eight steps, as its authors number them. The last p backwards of a rank are split, so that gradients for the input
-    go on at once. PyTorch's DualPipeV, in the same order. With fewer than 2p microbatches, which its authors and
-    PyTorch refuse, it is the order of 2p with the missing ones left out.
+    The comments number the eight steps as the authors do. The last p backwards of a rank are split, so that gradients
+    for the input go on at once. At its peak every rank holds 2p + 1 activations of one stage: the authors' PP + 1, with
+    PP stages on p ranks. The order is that of PyTorch's DualPipeV. With fewer than 2p microbatches, which the authors
+    and PyTorch refuse, it is the order of 2p without those that are missing.
     """
     p, r = ranks, rank
     m = max(microbatches, 2 * p)
@@ -104,14 +105,16 @@ def dualpipe_v(rank: int, ranks: int, microbatches: int) -> Order:
 
 
 def _then_overlap(first: Order, forward: Order, backward: Order) -> Order:
-    """In turn one part of `first` alone and one pair of `forward` and `backward`."""
+    """In turn one action of `first`, and one pair of `forward` and `backward`."""
     parts = interleave(first, forward, backward)
     return Order(parts.stage, parts.kind, parts.microbatch, np.arange(len(parts.stage)) % 3 == 1)
 
 
 def _split(stage: int, microbatches: range) -> tuple[Order, Order]:
+    """The I and the W of these microbatches."""
     return backward_inputs(stage, microbatches), backward_weights(stage, microbatches)
 
 
 def _part(order: Order, first: int, last: int) -> Order:
+    """The actions first to last - 1."""
     return order.take(range(first, last))

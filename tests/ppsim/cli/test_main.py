@@ -82,7 +82,7 @@ def test_simulate_json_is_simulate(capsys: pytest.CaptureFixture[str]) -> None:
     assert printed["bubble_fraction"] == trace.bubble_fraction
     for name in ("bubble_s", "rank_time_s", "compute_s", "peak_activation_bytes"):
         assert printed[name] == getattr(trace, name).tolist()
-    assert printed["details"]["overlap"] == 0.5
+    assert printed["conditions"]["overlap"] == 0.5
     assert printed.keys() >= _SCHEDULE_KEYS
     assert (printed["name"], printed["placement"]) == ("afab", [0, 1, 2])
 
