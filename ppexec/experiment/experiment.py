@@ -38,7 +38,7 @@ class Outcome:
     None if it was not asked for. calibration: what dispatch, sending and network were taken from. likely: samples of
     the step, as costs vary in the calibration; the predicted one is their median. disturbed: steps during which others
     used the machine, which count nowhere else. reduction: the ring that adds up gradients over replicas, as probed;
-    None without.
+    None without. speeds: see `ppexec.experiment.turns.Measured`.
     """
 
     config: RunConfig
@@ -53,6 +53,7 @@ class Outcome:
     likely: ppsim.Ensemble
     disturbed: list[Trace] = field(default_factory=list)
     reduction: Reduction | None = None
+    speeds: tuple[float, ...] | None = None
 
     @property
     def step_times_s(self) -> np.ndarray:
@@ -157,7 +158,7 @@ def predict_and_measure(
     if calibration is None:
         calibration = calibrated(found.known_steps)
     stages, program = found.stages, config.pipeline.program
-    is_shared = found.profile is not None and is_crowded(config)
+    is_shared = found.profile is not None and config.device == "cpu" and is_crowded(config)
     options = calibration.options(program, message_bytes(program, stages))
     likely = ppsim.monte_carlo(
         config.pipeline,
@@ -186,6 +187,7 @@ def predict_and_measure(
         likely=likely,
         disturbed=[replace(trace, details=details) for trace in disturbed],
         reduction=found.reduction,
+        speeds=found.speeds,
     )
 
 

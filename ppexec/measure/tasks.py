@@ -14,6 +14,7 @@ import torch
 from ppexec.machine.clock import now_ns
 from ppexec.machine.environment import ALLOCATOR, is_crowded
 from ppexec.machine.mesh import meet
+from ppexec.measure.allocator import AllocatorPeak, allocator_peak
 from ppexec.measure.assemble import RankMemory
 from ppexec.measure.link_probe import LinkSample, probe_links, probe_sizes
 from ppexec.measure.ping import PingSample
@@ -158,6 +159,11 @@ def message_bytes(worker: Worker) -> list[int]:
 def allocator(worker: Worker) -> dict[str, str | None]:
     """This process's allocator settings."""
     return {name: os.environ.get(name) for name in ALLOCATOR}
+
+
+def device_peak(worker: Worker) -> AllocatorPeak:
+    """What a step takes of the GPU's memory, and what its actions need while they run."""
+    return allocator_peak(worker)
 
 
 def clock_error_s(worker: Worker) -> float:

@@ -12,6 +12,7 @@ from typing import Any, TypeVar, cast
 import numpy as np
 import torch
 import torch.distributed as dist
+from torch.distributed.device_mesh import DeviceMesh
 
 import ppsim
 from ppexec.config.config import RunConfig
@@ -66,7 +67,7 @@ class Worker:
         set_apart_what_stays()
         self.config, self.costs = config, costs
         self.device: Device = make_device(config)
-        self.mesh = None if config.backend == "local" else build_mesh(dp=config.dp, pp=config.ranks, tp=config.tp)
+        self.mesh = None if config.backend == "local" else self._build_mesh()
         self.group: dist.ProcessGroup | None = None if self.mesh is None else self.mesh.get_group("pp")
         self.rank = 0 if self.mesh is None else self.mesh.get_local_rank("pp")
         self.dp_rank = 0 if self.mesh is None else self.mesh.get_local_rank("dp")
@@ -109,6 +110,10 @@ class Worker:
         )
         self.sequence = sequence_of(self.program, held)
         self.offset_ns = 0 if self.group is None else offset_to_first_ns(self.group)
+
+    def _build_mesh(self) -> DeviceMesh:
+        config = self.config
+        return build_mesh(dp=config.dp, pp=config.ranks, tp=config.tp, device_type=self.device.torch_device.type)
 
     @property
     def pipeline_group(self) -> dist.ProcessGroup:
