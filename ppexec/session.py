@@ -20,7 +20,7 @@ from ppexec.calibrate.tasks import run_known
 from ppexec.config.config import RunConfig
 from ppexec.machine.environment import describe_environment, is_crowded
 from ppexec.machine.mesh import WORLD_BACKENDS
-from ppexec.machine.nccl import share_gpu
+from ppexec.machine.nccl import prepare_process
 from ppexec.measure import tasks
 from ppexec.measure.allocator import AllocatorPeak
 from ppexec.measure.assemble import RankMemory, assemble_trace
@@ -307,8 +307,8 @@ class _TorchrunWorkers:
 
     def __init__(self, config: RunConfig, costs: Sequence[StageCost] | None) -> None:
         if not dist.is_initialized():
-            if config.devices == "shared":
-                share_gpu(int(os.environ["RANK"]))
+            if config.device == "cuda":
+                prepare_process(int(os.environ["RANK"]), shares_gpu=config.devices == "shared")
             dist.init_process_group(WORLD_BACKENDS[config.backend])
             atexit.register(_leave_world)  # a process that ends with its groups' threads running may abort
         self._worker = Worker(config, costs)

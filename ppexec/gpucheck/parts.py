@@ -48,6 +48,7 @@ def nccl(**changes: Any) -> RunConfig:
     """A small run with a process for each rank, over NCCL; on one GPU if there are fewer than ranks."""
     config = {"ranks": 2, **changes}
     needed = config["ranks"] * config.get("dp", 1) * config.get("tp", 1)
+    config = {"timeout_s": 25, **config}
     return _with(_SMALL, backend="nccl", devices="own" if needed <= torch.cuda.device_count() else "shared", **config)
 
 
@@ -99,13 +100,14 @@ def step_times(pool: WorkerPool) -> Iterator[Row]:
             _SMALL,
             backend="local",
             schedule=schedule,
-            hidden=2048,
+            model="ppexec.gpucheck.model:wide",
+            hidden=4096,
             seq=1024,
-            micro_batch_size=4,
+            micro_batch_size=16,
             microbatches=8,
             dtype="bfloat16",
             warmup=1,
-            steps=6,
+            steps=5,
         )
         outcome = predict_and_measure(config, pool=pool, verify=False)
         error = outcome.step_time_error

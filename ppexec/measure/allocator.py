@@ -8,6 +8,7 @@ is then known from its order.
 from __future__ import annotations
 
 from dataclasses import dataclass
+from functools import partial
 
 import numpy as np
 import torch
@@ -42,12 +43,9 @@ def allocator_peak(worker: Worker) -> AllocatorPeak:
     worker.step(batch)  # libraries take their workspaces in the first
     worker.clear()
     transients: dict[tuple[int, int], int] = {}
-    split = {(int(s), int(m)) for s, m, k in _cells(worker.program) if k == Kind.W}
     for rank in worker.ranks:
-        for index, stage in rank.stages.items():
-            if isinstance(stage, Stage):
-                is_split = any(cell[0] == index for cell in split)
-                rank.compute.submit(lambda s=stage, i=is_split: transients.update(_transients(worker, s, batch, i)))
+        for stage in (stage for stage in rank.stages.values() if isinstance(stage, Stage)):
+            rank.compute.submit(partial(_note_transients, worker, stage, batch, transients))
     worker.device.synchronize()
     worker.clear()
     torch.cuda.synchronize(device)
@@ -59,35 +57,18 @@ def allocator_peak(worker: Worker) -> AllocatorPeak:
     return AllocatorPeak(base_bytes=base, peak_bytes=peak, transient_bytes=transients)
 
 
-def _cells(program: Program) -> list[tuple[int, int, int]]:
-    return list(zip(program.stage.tolist(), program.microbatch.tolist(), program.kind.tolist(), strict=True))
-
-
-def _transients(worker: Worker, stage: Stage, batch: Batch, is_split: bool) -> dict[tuple[int, int], int]:
+def _note_transients(worker: Worker, stage: Stage, batch: Batch, found: dict[tuple[int, int], int]) -> None:
     """Of each kind of action of a stage; the second round counts, since the first makes the gradients."""
     device = worker.device.torch_device
-    found: dict[tuple[int, int], int] = {}
-    kinds = (Kind.F,) if not stage.trains else (Kind.F, Kind.I, Kind.W) if is_split else (Kind.F, Kind.B)
-    for _ in range(2):
-        stage.begin(batch)
-        for kind in kinds:
-            value = _given(worker, stage, kind, batch)
-            before = torch.cuda.memory_allocated(device)
-            torch.cuda.reset_peak_memory_stats(device)
-            output = act(stage, kind, 0, value, batch, split=is_split)
-            found[int(kind), stage.index] = torch.cuda.max_memory_allocated(device) - before
-            del output, value
-    return found
-
-
-def _given(worker: Worker, stage: Stage, kind: Kind, batch: Batch) -> torch.Tensor | None:
-    if kind == Kind.W or (kind != Kind.F and stage.loss is not None):
-        return None
-    if kind == Kind.F and stage.is_first:
-        return batch.inputs[0]
-    at = stage.first_layer + (0 if kind == Kind.F else len(stage.layers))
-    spec = worker.boundaries[at]
-    return torch.zeros(spec.shape, dtype=spec.dtype, device=worker.device.torch_device)
+    stage.begin(batch)
+    actions = worker.sample_actions(stage, batch)
+    is_split = any(kind == Kind.W for kind, _ in actions)
+    for kind, value in actions * 2:
+        before = torch.cuda.memory_allocated(device)
+        torch.cuda.reset_peak_memory_stats(device)
+        output = act(stage, kind, 0, value, batch, split=is_split)
+        found[int(kind), stage.index] = torch.cuda.max_memory_allocated(device) - before
+        del output
 
 
 def predicted_peak_bytes(program: Program, rank: int, memory: RankMemory, found: AllocatorPeak) -> int:
