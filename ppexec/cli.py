@@ -18,6 +18,7 @@ from ppexec.session import under_torchrun
 from ppsim import save_costs
 from ppsim.cli import command
 from ppsim.cli.command import OptionalFile
+from ppsim.export.text_table import text_table
 from ppsim.export.trace_files import write_trace
 
 _DESCRIPTION = "Run a pipeline schedule for real, measure it, and prove its gradients."
@@ -70,13 +71,18 @@ class Run(RunConfig, Output):
             f"{times_s[0] * 1e3:.3f} to {times_s[-1] * 1e3:.3f} ms)",
             f"bubble fraction  {trace.bubble_fraction:.4f}",
             "",
-            f"{'rank':>4}  {'bubble ms':>12}  {'rank time ms':>14}  {'peak activations':>16}",
+            text_table(
+                [
+                    {
+                        "rank": str(rank),
+                        "bubble (ms)": f"{trace.bubble_s[rank] * 1e3:.3f}",
+                        "rank time (ms)": f"{trace.rank_time_s[rank] * 1e3:.3f}",
+                        "peak activations": f"{trace.peak_activation_bytes[rank] / 2**20:.2f} MiB",
+                    }
+                    for rank in range(trace.ranks)
+                ]
+            ),
         ]
-        for rank in range(trace.ranks):
-            lines.append(
-                f"{rank:>4}  {trace.bubble_s[rank] * 1e3:>12.3f}  {trace.rank_time_s[rank] * 1e3:>14.3f}  "
-                f"{trace.peak_activation_bytes[rank] / 2**20:>12.2f} MiB"
-            )
         self._print(document, lines)
 
     def _print(self, document: dict[str, Any], lines: Sequence[str]) -> None:
@@ -130,19 +136,23 @@ class Profile(Run):
             return
         if self.out:
             save_costs(profile.layers, self.out, environment=profile.environment)
-        lines = [f"{'layer':<12}  {'F ms':>9}  {'B ms':>9}  {'I ms':>9}  {'activations':>14}  {'parameters':>13}"]
-        for layer in profile.layers:
-            lines.append(
-                f"{layer.name:<12}  {layer.forward_s * 1e3:>9.3f}  {layer.full_backward_s * 1e3:>9.3f}  "
-                f"{layer.backward_input_s * 1e3:>9.3f}  {layer.activation_bytes / 2**20:>10.2f} MiB  "
-                f"{layer.parameter_bytes / 2**20:>9.2f} MiB"
-            )
+        rows = [
+            {
+                "layer": layer.name,
+                "F (ms)": f"{layer.forward_s * 1e3:.3f}",
+                "B (ms)": f"{layer.full_backward_s * 1e3:.3f}",
+                "I (ms)": f"{layer.backward_input_s * 1e3:.3f}",
+                "activations": f"{layer.activation_bytes / 2**20:.2f} MiB",
+                "parameters": f"{layer.parameter_bytes / 2**20:.2f} MiB",
+            }
+            for layer in profile.layers
+        ]
         document = {
             "layers": [asdict(layer) for layer in profile.layers],
             "stages": [asdict(stage) for stage in profile.stages],
             "environment": profile.environment,
         }
-        self._print(document, lines)
+        self._print(document, [text_table(rows)])
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -161,8 +171,8 @@ class Train(Run):
             return
         if self.out:
             self.out.write_text(json.dumps(report.to_dict(), indent=1) + "\n", encoding="utf-8")
-        lines = [f"{'step':>6}  {'loss':>12}"]
-        lines += [f"{step:>6}  {loss:>12.6f}" for step, loss in zip(report.steps, report.losses, strict=True)]
+        losses = zip(report.steps, report.losses, strict=True)
+        lines = [text_table([{"step": str(step), "loss": f"{loss:.6f}"} for step, loss in losses])]
         self._print(report.to_dict(), [*lines, *([f"saved to {report.checkpoint}"] if report.checkpoint else [])])
 
 

@@ -1,5 +1,6 @@
 """ppsim: predict a pipeline schedule's step time, bubble and activation memory from layer costs."""
 
+from ppsim.conditions import Conditions
 from ppsim.costs.cost_file import load_costs, save_costs
 from ppsim.costs.partition import partition, partition_sizes
 from ppsim.costs.recompute import recompute_layers
@@ -37,6 +38,7 @@ __all__ = [
     "Action",
     "Attribution",
     "Comparison",
+    "Conditions",
     "CostError",
     "CriticalPath",
     "Device",

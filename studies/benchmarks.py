@@ -67,7 +67,7 @@ from ppexec.machine.environment import describe_environment
 from ppsim.cli import command
 from ppsim.export.html_report import Report
 from ppsim.simulation.engines.by_name import run_engine
-from ppsim.simulation.simulate import load_of
+from ppsim.simulation.timed_program import TimedProgram
 
 Part = Literal["engines", "scale", "pytorch", "sweep", "executor"]
 _PARTS: tuple[Part, ...] = ("engines", "scale", "pytorch", "sweep", "executor")
@@ -153,7 +153,7 @@ class Study:
             return ppsim.build_schedule("1f1b", ranks=ranks, microbatches=microbatches)
 
         program = fresh().program
-        load = load_of(program, stages, _NETWORK)
+        load = TimedProgram.of(program, stages, _NETWORK)
         run_engine("compiled", load)  # compiled now, if it never was
 
         def passes() -> None:

@@ -71,8 +71,7 @@ from ppsim.cli import command
 from ppsim.export.html_report import Report
 from ppsim.plots import accuracy_figure
 from ppsim.sweep.key import canonical_json, digest
-from ppsim.sweep.store import Outcome as Stored
-from ppsim.sweep.store import Store
+from ppsim.sweep.store import PointOutcome, Store
 
 Group = Literal["timed", "real", "shared-cores"]
 _GROUPS: tuple[Group, ...] = ("timed", "real", "shared-cores")
@@ -255,9 +254,9 @@ def measure_missing(wanted: Sequence[Case], store: Store, *, limit_s: float, wat
             case_began_s = time.monotonic()
             try:
                 outcome = run_case(case, pool, watch or OutsideLoad())
-                stored = Stored(result=json.dumps(row(case, outcome)), took_s=time.monotonic() - case_began_s)
+                stored = PointOutcome(result=json.dumps(row(case, outcome)), took_s=time.monotonic() - case_began_s)
             except ValueError as error:  # disturbed throughout: tried again next time
-                stored = Stored(error=str(error), took_s=time.monotonic() - case_began_s)
+                stored = PointOutcome(error=str(error), took_s=time.monotonic() - case_began_s)
             store.write(key, _KEY, text, stored)
 
 

@@ -50,7 +50,7 @@ from ppsim.cli import command
 from ppsim.export.html_report import Report
 from ppsim.plots.style import layout, series_colour
 from ppsim.plots.timeline_figure import timeline
-from ppsim.trace.memory import with_columns
+from ppsim.simulation.memory_columns import with_columns
 
 _TIMES = ("forward_s", "backward_s", "backward_input_s", "backward_weight_s")
 _CHOOSING_ROUNDS = 5

@@ -9,8 +9,8 @@ from typing import Any
 import numpy as np
 import numpy.typing as npt
 
-from ppsim import Jitter, Link, Network, Program, StageCost, Trace
-from ppsim.simulation.simulate import row_durations
+from ppsim import Conditions, Jitter, Link, Network, Program, StageCost, Trace
+from ppsim.simulation.timed_program import row_durations
 
 _THERE_S = 300e-6  # a message handed over so long before is there
 _PERCENTILES = (10, 50, 90, 99)
@@ -48,9 +48,19 @@ class Calibration:
     sharing_efficiency: float = 1.0
 
     def options(self, program: Program, message_bytes: npt.NDArray[np.int64]) -> dict[str, Any]:
-        """What `ppsim.simulate` is told of a program whose messages are so large: network, dispatch_s, send_s.
+        """The arguments `network` and `conditions` of `ppsim.simulate` for a program.
 
-        All that a message takes on its way is latency.
+        Parameters
+        ----------
+        program : Program
+            What is predicted.
+        message_bytes : array of shape (messages,)
+            Size of each message.
+
+        Returns
+        -------
+        dict
+            All that a message takes on its way is latency.
         """
         dispatch_s, send_s = np.full(program.actions, self.action_s), np.zeros(program.actions)
         for column, table, total_s in (
@@ -63,7 +73,7 @@ class Calibration:
         pairs = zip(messages.source.tolist(), messages.destination.tolist(), strict=True)
         sizes = dict(zip(pairs, message_bytes.tolist(), strict=True))
         links = {pair: Link(latency_s=float(_at(self.one_way_s, np.array([size]))[0])) for pair, size in sizes.items()}
-        return {"network": Network(links=links), "dispatch_s": dispatch_s, "send_s": send_s}
+        return {"network": Network(links=links), "conditions": Conditions(dispatch_s=dispatch_s, send_s=send_s)}
 
     def jitter(self, *, timed: bool) -> Jitter:
         """How it varies, from action to action and from message to message; lateness is of timed actions alone."""

@@ -23,8 +23,9 @@ from ppexec.session import under_torchrun
 from ppexec.verify.verify import VerifyReport
 from ppexec.workers.pool import WorkerPool
 from ppsim import Network, Reduction, StageCost, Trace
-from ppsim.simulation.simulate import message_bytes
-from ppsim.trace.memory import first_difference, with_columns
+from ppsim.explain.memory_difference import first_difference
+from ppsim.simulation.memory_columns import with_columns
+from ppsim.simulation.timed_program import message_bytes
 
 _SAMPLES = 200
 

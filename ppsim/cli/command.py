@@ -19,10 +19,10 @@ from tyro.constructors import PrimitiveConstructorSpec
 T = TypeVar("T")
 
 
-def _word(
+def one_word(
     read: Callable[[str], Any], kind: type | tuple[type, ...], metavar: str, wanted: str
 ) -> PrimitiveConstructorSpec:
-    """How tyro reads a flag of one word that may be unset; its own way shows as {None}|INT and complains twice."""
+    """How tyro reads a flag of one word that may be unset. Its own way shows as {None}|INT and complains twice."""
 
     def from_text(words: list[str]) -> Any:
         try:
@@ -48,14 +48,14 @@ def _short(text: str) -> str:
 
 
 _UNSET = "unset"
-_HINT = tyro.conf.arg(help_behavior_hint=_default_hint)
+HINT = tyro.conf.arg(help_behavior_hint=_default_hint)
 
 # Types of flags. Those that may be unset are None then, and their help says nothing of a default.
-OptionalWhole = Annotated[int | None, _word(int, int, "INT", "a whole number"), _HINT]
-OptionalReal = Annotated[float | None, _word(float, (int, float), "FLOAT", "a number"), _HINT]
-OptionalName = Annotated[str | None, _word(str, str, "NAME", "a name"), _HINT]
-OptionalFile = Annotated[Path | None, _word(Path, Path, "FILE", "a path"), _HINT]
-Real = Annotated[float, _word(float, (int, float), "FLOAT", "a number"), _HINT]
+OptionalWhole = Annotated[int | None, one_word(int, int, "INT", "a whole number"), HINT]
+OptionalReal = Annotated[float | None, one_word(float, (int, float), "FLOAT", "a number"), HINT]
+OptionalName = Annotated[str | None, one_word(str, str, "NAME", "a name"), HINT]
+OptionalFile = Annotated[Path | None, one_word(Path, Path, "FILE", "a path"), HINT]
+Real = Annotated[float, one_word(float, (int, float), "FLOAT", "a number"), HINT]
 
 
 def parse(command: type[T] | Any, *, prog: str, description: str, args: Sequence[str] | None = None) -> T:
@@ -100,7 +100,7 @@ def _without_frame(text: str) -> str:
         return text.strip()
     said = " ".join(sections[0]).rstrip(".")
     said = re.sub(r"^Error parsing (-\S+):", r"\1", said)
-    said = re.sub(r"^Error parsing \w+: ", "", said)  # a dataclass refused its fields; its name means nothing here
+    said = re.sub(r"^Error parsing \S+: ", "", said)  # a dataclass refused its fields; its name means nothing here
     said = re.sub(r" \(applied to [^)]*\)|\s*Arguments are applied to .*", "", said)
     rest = [line for section in sections[1:] for line in section]
     meant = list(dict.fromkeys(word for line in rest if line.startswith("--") for word in line.split()[:1]))

@@ -15,6 +15,7 @@ from ppsim.estimate.device import Device, device_names, named_device
 from ppsim.estimate.estimate import estimate_costs
 from ppsim.estimate.huggingface import read_huggingface_config
 from ppsim.estimate.transformer import Transformer
+from ppsim.export.text_table import text_table
 from ppsim.network.network import Link
 
 _DEVICE_HELP = tyro.conf.arg(help=f"A device at its vendor's 16-bit peak rates: {', '.join(device_names())}.")
@@ -70,7 +71,7 @@ class EstimateCommand:
     """Print one JSON object instead of text."""
 
     def run(self) -> None:
-        """Do it."""
+        """Print the costs and write them to --out."""
         model, device = self._model(), self._device()
         if self.tp_bytes_per_s is None:
             link = Link(latency_s=self.tp_latency_s)
@@ -142,20 +143,25 @@ class EstimateCommand:
 
 
 def _table(model: Transformer, device: Device, costs: list[LayerCost]) -> str:
-    """Blocks are alike, so one row stands for all."""
-    lines = [
-        f"{model.parameters:,} parameters in {model.layers} blocks, an embedding and a head",
-        f"device {device.name or 'as stated'}: {device.flops_per_s * device.efficiency:.4g} FLOP/s, "
-        f"{device.bytes_per_s * device.bandwidth_efficiency:.4g} B/s",
-        "",
-        f"{'layer':<20}{'F (ms)':>10}{'I (ms)':>10}{'W (ms)':>10}{'activations':>16}{'I to W':>16}{'output':>14}"
-        f"{'parameters':>16}",
+    """The costs as text. All blocks are alike, so one row shows them."""
+    named = {"embedding": costs[0], f"each of {model.layers} blocks": costs[1], "head": costs[-1]}
+    rows = [
+        {
+            "layer": name,
+            "F (ms)": f"{cost.forward_s * 1e3:.4g}",
+            "I (ms)": f"{cost.backward_input_s * 1e3:.4g}",
+            "W (ms)": f"{cost.backward_weight_s * 1e3:.4g}",
+            "activations": cost.activation_bytes,
+            "I to W": cost.weight_activation_bytes,
+            "output": cost.output_bytes,
+            "parameters": cost.parameter_bytes,
+        }
+        for name, cost in named.items()
     ]
-    for name, cost in (("embedding", costs[0]), (f"each of {model.layers} blocks", costs[1]), ("head", costs[-1])):
-        times = (cost.forward_s, cost.backward_input_s, cost.backward_weight_s)
-        sizes = f"{cost.activation_bytes:>16,}{cost.weight_activation_bytes:>16,}{cost.output_bytes:>14,}"
-        lines.append(
-            f"{name:<20}" + "".join(f"{t * 1e3:>10.4g}" for t in times) + sizes + f"{cost.parameter_bytes:>16,}"
-        )
-    lines.append("(sizes in bytes, of one microbatch on one rank)")
-    return "\n".join(lines)
+    return (
+        f"{model.parameters:,} parameters in {model.layers} blocks, an embedding and a head\n"
+        f"device {device.name or 'as stated'}: {device.flops_per_s * device.efficiency:.4g} FLOP/s, "
+        f"{device.bytes_per_s * device.bandwidth_efficiency:.4g} B/s\n\n"
+        f"{text_table(rows)}\n"
+        "(sizes in bytes, of one microbatch on one rank)"
+    )

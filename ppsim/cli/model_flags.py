@@ -1,62 +1,70 @@
-"""Model flags: what a command line says of how ranks compute and share."""
+"""Model flags: the options of `Conditions` as flags, read off the object, so that a new option needs no flag here."""
 
 from __future__ import annotations
 
-from dataclasses import dataclass
-from typing import Any, Literal
+import inspect
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field, fields
+from typing import Annotated, Any, get_type_hints
 
-from ppsim.cli.command import OptionalName, OptionalWhole, Real
-from ppsim.cli.flags import flag_of, numbers_by_name
+import tyro
+
+from ppsim.cli.command import HINT, OptionalWhole, Real, one_word
+from ppsim.cli.flags import numbers_by_name
+from ppsim.conditions import Conditions
+
+
+def _numbers(kind: type[int] | type[float], example: str) -> tuple[Any, ...]:
+    """How a flag of several numbers in one word is read."""
+    wanted = f"numbers with commas between them, as in {example}"
+    return one_word(lambda text: tuple(kind(each) for each in text.split(",")), tuple, example, wanted), HINT
+
+
+def _factors(text: str) -> dict[int, float]:
+    return {int(rank): factor for rank, factor in numbers_by_name(text, text).items()}
+
+
+# Flags of one word for options that may be unset, by the type of the option.
+_WORDS: dict[Any, Any] = {
+    int | None: OptionalWhole,
+    Sequence[int] | None: Annotated[Sequence[int] | None, *_numbers(int, "0,0,1,1")],
+    Sequence[float] | None: Annotated[Sequence[float] | None, *_numbers(float, "1,0.6")],
+    Mapping[int, float] | None: Annotated[
+        Mapping[int, float] | None,
+        one_word(_factors, Mapping, "2=1.5,5=1.2", "ranks and factors, as in 2=1.5"),
+        HINT,
+        tyro.conf.arg(aliases=["--slow-rank"]),
+    ],
+}
+
+
+def _parameters() -> list[inspect.Parameter]:
+    """A parameter for each option that one word can give. An array or a `Reduction` has none."""
+    hints, found = get_type_hints(Conditions), []
+    for each in fields(Conditions):
+        hint = hints[each.name]
+        kind = Real if isinstance(each.default, float) else hint if each.default is not None else _WORDS.get(hint)
+        if kind is not None:
+            found.append(
+                inspect.Parameter(each.name, inspect.Parameter.KEYWORD_ONLY, default=each.default, annotation=kind)
+            )
+    return found
+
+
+def _from_flags(**flags: Any) -> Conditions:
+    return Conditions(**flags)
+
+
+# tyro reads flags, their types and their help off this function as if it had been written by hand.
+_from_flags.__signature__ = inspect.Signature(_parameters())  # type: ignore[attr-defined]
+_from_flags.__annotations__ = {each.name: each.annotation for each in _parameters()}
+_from_flags.__doc__ = Conditions.__doc__
 
 
 @dataclass(frozen=True, kw_only=True)
 class ModelFlags:
-    """Refinements of the model, off unless asked for; see `ppsim.simulate`."""
+    """How a step is run; the defaults are the plain model."""
 
-    overlap: Real = 1.0
-    """An overlapped forward and backward take this share of the sum of both."""
-    slow_rank: OptionalName = None
-    """Ranks that take longer for all they compute, as in 2=1.5,5=1.2."""
-    dispatch_s: Real = 0.0
-    """Seconds that a rank spends before each action on running the schedule itself."""
-    send_s: Real = 0.0
-    """Seconds that a rank spends after each action that sends on handing over its message."""
-    receive_window: OptionalWhole = None
-    """Receives posted ahead on each link: a transfer waits for its own, and buffers count (default: always posted)."""
-    cores: OptionalWhole = None
-    """How many ranks compute at once (default: all)."""
-    sharing: Literal["turns", "fair"] = "turns"
-    """How ranks share the cores: turns (an action keeps its core), or fair (all that are ready run, each slower)."""
-    sharing_efficiency: Real = 1.0
-    """With fair sharing, what the cores get done where more ranks want them, as a share of what they could."""
-
-    def model_options(self) -> dict[str, Any]:
-        """The options of `simulate`. Raises ValueError for flags without meaning."""
-        if self.sharing != "turns" and self.cores is None:
-            raise ValueError(f"--sharing {self.sharing} says how ranks share cores: give it with --cores N")
-        if self.sharing_efficiency != 1 and (self.sharing != "fair" or self.cores is None):
-            raise ValueError(
-                f"--sharing-efficiency {self.sharing_efficiency} is of ranks that share cores evenly: give it with "
-                "--cores N --sharing fair"
-            )
-        return {
-            "overlap": self.overlap,
-            "slow_ranks": self._slow_ranks(),
-            "dispatch_s": self.dispatch_s,
-            "send_s": self.send_s,
-            "receive_window": self.receive_window,
-            "cores": self.cores,
-            "sharing": self.sharing,
-            "sharing_efficiency": self.sharing_efficiency,
-        }
-
-    def _slow_ranks(self) -> dict[int, float] | None:
-        if self.slow_rank is None:
-            return None
-        wanted = f"{flag_of('slow_rank')} {self.slow_rank}: give ranks and factors, as in 2=1.5"
-        found = {}
-        for rank, factor in numbers_by_name(self.slow_rank, wanted).items():
-            if not rank.isdecimal():
-                raise ValueError(wanted)
-            found[int(rank)] = factor
-        return found
+    conditions: Annotated[Conditions, tyro.conf.arg(constructor=_from_flags), tyro.conf.OmitArgPrefixes] = field(
+        default_factory=Conditions
+    )

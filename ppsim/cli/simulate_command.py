@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import numpy as np
 
@@ -14,8 +14,8 @@ from ppsim.cli.model_flags import ModelFlags
 from ppsim.cli.reduction_flags import ReductionFlags
 from ppsim.cli.tables import about_of, results_of, table_of
 from ppsim.export.trace_files import write_trace
+from ppsim.simulation.memory_columns import with_columns
 from ppsim.simulation.simulate import simulate
-from ppsim.trace.memory import with_columns
 from ppsim.variation.ensemble import Ensemble
 from ppsim.variation.monte_carlo import monte_carlo
 
@@ -24,8 +24,7 @@ from ppsim.variation.monte_carlo import monte_carlo
 class SimulateCommand(ReductionFlags, JitterFlags, ModelFlags, NetworkFlags, CostFlags, ScheduleFlags):
     """Predict one step. Costs are of one microbatch: one set for all stages, or a file of layers to be partitioned.
 
-    With --jitter and its like also the distribution of the step time, by sampling; all else is of the mean costs, and
-    samples have no reductions.
+    With --jitter and the like, the distribution of the step time as well, from samples. All else is of the mean costs.
     """
 
     forward_only: bool = False
@@ -40,23 +39,16 @@ class SimulateCommand(ReductionFlags, JitterFlags, ModelFlags, NetworkFlags, Cos
     """Print one JSON object instead of text."""
 
     def run(self) -> None:
-        """Do it."""
+        """Predict, sample, write and print what the flags ask for."""
         schedule = self.load_schedule()
         if self.forward_only:
             schedule = schedule.forward_only()
         sampling = self.load_jitter(schedule.program)
         kinds = {kind for order in schedule.orders for kind in np.unique(order.kind).tolist()}
         stages, network = self.stage_costs(schedule.stages, kinds), self.load_network(schedule.ranks)
-        options = self.model_options()
-        trace = simulate(
-            schedule,
-            stages,
-            network=network,
-            engine=self.engine or "simpy",
-            reduction=self.load_reduction(),
-            **options,
-        )
-        trace = with_columns(trace, receive_window=self.receive_window, optimizer=self.optimizer)
+        conditions = replace(self.conditions, reduction=self.load_reduction())
+        trace = simulate(schedule, stages, network=network, engine=self.engine or "simpy", conditions=conditions)
+        trace = with_columns(trace, receive_window=conditions.receive_window, optimizer=self.optimizer)
         ensemble = None
         if sampling is not None:
             jitter, samples, seed = sampling
@@ -68,13 +60,13 @@ class SimulateCommand(ReductionFlags, JitterFlags, ModelFlags, NetworkFlags, Cos
                 samples=samples,
                 seed=seed,
                 engine=self.engine,
-                **options,
+                conditions=conditions,
             )
         if self.out is not None:
             write_trace(trace, self.out)
         if self.json:
             sampled = {} if ensemble is None else ensemble.to_dict()
-            about = {name: value for name, value in sampled.items() if name not in ("engine", "details")}
+            about = {name: value for name, value in sampled.items() if name not in ("engine", "conditions", "details")}
             command.print_json({**about_of(schedule), **results_of(trace), **about})
         else:
             print(table_of(trace))
@@ -83,6 +75,7 @@ class SimulateCommand(ReductionFlags, JitterFlags, ModelFlags, NetworkFlags, Cos
 
 
 def _distribution(ensemble: Ensemble) -> str:
+    """The samples in three lines of text."""
     found = "  ".join(f"{name} {value:.6g}" for name, value in ensemble.percentiles_s.items())
     return (
         f"{len(ensemble)} samples: step time (s)  {found}\n"

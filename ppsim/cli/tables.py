@@ -1,10 +1,11 @@
-"""Printed: what the commands say of schedules and traces."""
+"""Tables: what the commands say of schedules and traces."""
 
 from __future__ import annotations
 
 from collections.abc import Sequence
 from typing import Any
 
+from ppsim.export.text_table import text_table
 from ppsim.schedule.schedule import Schedule
 from ppsim.trace.trace import Trace
 
@@ -58,27 +59,31 @@ def listed(numbers: Sequence[int]) -> str:
 def table_of(trace: Trace) -> str:
     """What a step takes, as text."""
     lines = [
+    columns = (trace.rank_time_s, trace.compute_s, trace.bubble_s, trace.peak_activation_bytes)
+    ranks = [
+        {
+            "rank": str(rank),
+            "rank time (s)": f"{rank_time:.6g}",
+            "compute (s)": f"{compute:.6g}",
+            "bubble (s)": f"{bubble:.6g}",
+            "peak activations (bytes)": peak,
+        }
+        for rank, (rank_time, compute, bubble, peak) in enumerate(zip(*(c.tolist() for c in columns), strict=True))
+    ]
         str(trace.schedule),
         f"makespan         {trace.makespan_s:.6g} s",
         f"bubble fraction  {trace.bubble_fraction:.2%}",
         *([] if trace.reduce_end_s is None else [f"with reductions  {trace.step_s:.6g} s"]),
         "",
-        "rank   rank time (s)     compute (s)      bubble (s)  peak activations (bytes)",
+        text_table(ranks),
     ]
-    columns = (trace.rank_time_s, trace.compute_s, trace.bubble_s, trace.peak_activation_bytes)
-    for rank, (rank_time, compute, bubble, peak) in enumerate(zip(*(c.tolist() for c in columns), strict=True)):
-        lines.append(f"{rank:>4}  {rank_time:>14.6g}  {compute:>14.6g}  {bubble:>14.6g}  {peak:>24,}")
-    return "\n".join([*lines, *_memory_lines(trace)])
-
-
-def _memory_lines(trace: Trace) -> list[str]:
-    """The columns of memory beside activations, in bytes; those that hold nothing are left out."""
-    columns = {name: each for name, each in trace.memory.to_dict().items() if any(each)}
-    if set(columns) <= {"activation_bytes", "total_bytes"}:
-        return []
-    titles = {name: name.removesuffix("_bytes").replace("_", " ") for name in columns}
-    widths = {name: max(len(titles[name]), *(len(f"{value:,}") for value in each)) for name, each in columns.items()}
-    lines = ["", "peak bytes", "rank  " + "  ".join(f"{titles[name]:>{widths[name]}}" for name in columns)]
-    for rank in range(trace.ranks):
-        lines.append(f"{rank:>4}  " + "  ".join(f"{each[rank]:>{widths[name]},}" for name, each in columns.items()))
-    return lines
+    # Columns of memory that hold nothing are left out, and all of them where there are only activations.
+    memory = {name: each for name, each in trace.memory.to_dict().items() if any(each)}
+    if set(memory) - {"activation_bytes", "total_bytes"}:
+        titles = {name: name.removesuffix("_bytes").replace("_", " ") for name in memory}
+        held = [
+            {"rank": str(rank), **{titles[name]: each[rank] for name, each in memory.items()}}
+            for rank in range(trace.ranks)
+        ]
+        lines += ["", "peak bytes", text_table(held)]
+    return "\n".join(lines)

@@ -177,7 +177,7 @@ def attribute(trace: Trace, *, expected: Sequence[StageCost] | None = None) -> A
 
     Usual is the median duration of the same stage and kind (in an overlapped pair apart) in this trace; or, with
     `expected` (a cost per stage), what the stage should take, so that a rank slow as a whole is a straggler too. The
-    overlap and the scale that the trace was simulated with (its details) are expected as well, slow_ranks are not.
+    overlap and the scale that the trace was simulated with (its `conditions`) are expected as well, slow_ranks are not.
 
     Parts add up to `trace.bubble_s` to the last bit or two. Times that cannot be (a message there before it was sent,
     by clocks that disagree) shorten the part they would make negative.

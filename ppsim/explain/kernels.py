@@ -8,14 +8,15 @@ from __future__ import annotations
 
 import math
 
-import numba
 import numpy as np
+
+from ppsim.kernel_cache import kernel
 
 _FIRST_ROOM = 8  # pieces of idle time that a rank has room for at first
 _COMPUTE, _QUEUE, _TRANSFER, _LATENCY, _DEVICE = range(5)  # as in `explain.waits.Cause`
 
 
-@numba.njit(cache=True, nogil=True)
+@kernel
 def replay(
     order,
     previous,
@@ -63,7 +64,7 @@ def replay(
             arrival[message] = begin + latency[message]
 
 
-@numba.njit(cache=True, nogil=True)
+@kernel
 def flow(order, previous, inputs, outputs, ahead, ready, end, message_ready, left, arrival, tie, weight, on_link, late):
     """One unit sent back along the critical paths; see `explain.change`. Adds to the last three, which are zero."""
     length = end.max()
@@ -111,7 +112,7 @@ def flow(order, previous, inputs, outputs, ahead, ready, end, message_ready, lef
                 late[message] += share
 
 
-@numba.njit(cache=True, nogil=True)
+@kernel
 def slack(order, previous, consumer, outputs, ahead, ready, end, message_ready, left, arrival, found):
     """By how much each action could end later; see `explain.critical_path.slack_of`. Writes `found`."""
     last = end.max()
@@ -135,7 +136,7 @@ def slack(order, previous, consumer, outputs, ahead, ready, end, message_ready, 
             found[before] = min(found[before], found[action] + (ready[action] - end[before]))
 
 
-@numba.njit(cache=True, nogil=True)
+@kernel
 def waits(
     order,
     rank_of,
@@ -195,7 +196,7 @@ def waits(
             pieces = _copy(pieces, place, rank, last, free_of_rank[rank], step_end, after[rank])
 
 
-@numba.njit(cache=True, nogil=True)
+@kernel
 def _add(pieces, place, rank, begin, end, cause, sums):
     """Append a piece to the rank's and add its length to the cause's sum; one without length is left out."""
     if end <= begin:
@@ -215,7 +216,7 @@ def _add(pieces, place, rank, begin, end, cause, sums):
     return pieces
 
 
-@numba.njit(cache=True, nogil=True)
+@kernel
 def _with_room(pieces, place, rank):
     """Move the rank's pieces to the table's free end, with room for twice as many."""
     offset, count = place[rank, 0], place[rank, 1]
@@ -231,7 +232,7 @@ def _with_room(pieces, place, rank):
     return pieces
 
 
-@numba.njit(cache=True, nogil=True)
+@kernel
 def _copy(pieces, place, rank, other, begin, end, sums):
     """Append what the other rank does between two moments: its causes where it is idle, COMPUTE where it is not."""
     at = begin

@@ -11,7 +11,7 @@ import numpy.typing as npt
 from ppsim.costs.stage_cost import StageCost
 from ppsim.explain.step_graph import Delays, StepGraph
 from ppsim.schedule.action import Kind
-from ppsim.simulation.simulate import row_durations
+from ppsim.simulation.timed_program import row_durations
 from ppsim.trace.trace import Trace
 
 Seconds = npt.NDArray[np.float64]
@@ -24,8 +24,7 @@ def usual_durations(trace: Trace, expected: Sequence[StageCost] | None) -> Secon
     program = trace.program
     if expected is not None:
         # Pairs that overlap and microbatches of other length were meant to be; slow ranks were not.
-        overlap, scale = float(trace.details.get("overlap", 1.0)), trace.details.get("scale", 1.0)
-        return row_durations(program, expected, overlap=overlap, scale=scale)
+        return row_durations(program, expected, overlap=trace.conditions.overlap, scale=trace.conditions.scale)
     lengths = trace.end_s - trace.start_s
     in_pair = np.diff(program.action_start)[program.row_action] == 2
     group = (program.stage * len(Kind) + program.kind) * 2 + in_pair

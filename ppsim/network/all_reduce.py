@@ -1,30 +1,44 @@
-"""Reduction: adding up each stage's gradients over data-parallel replicas (REDUCE_GRAD)."""
+"""All-reduce: what adding up gradients over data-parallel replicas takes (REDUCE_GRAD)."""
 
 from __future__ import annotations
 
 import math
-from collections.abc import Sequence
-from dataclasses import asdict, dataclass, replace
-from typing import TYPE_CHECKING
+from collections.abc import Mapping
+from dataclasses import asdict, dataclass
 
 import numpy as np
 import numpy.typing as npt
 
-from ppsim.costs.stage_cost import StageCost
-from ppsim.schedule.action import Kind
-
-if TYPE_CHECKING:
-    from ppsim.trace.trace import Trace
-
 
 @dataclass(frozen=True, kw_only=True)
 class Reduction:
-    """An all-reduce of every stage's gradients over `replicas`, by a ring (Patarasuk and Yuan, 2009).
+    """An all-reduce of the gradients of every stage over the replicas, by a ring.
 
-    A ring of d replicas takes 2 (d - 1) rounds, each of one d-th of the gradients: 2 (d - 1) (latency_s + bytes / (d
-    bytes_per_s)). A stage's starts as its last backward (B, or W) ends and the reduction before it on its rank has
-    ended; computation goes on meanwhile and is not slowed. The gradients are those of the trained weights
-    (`StageCost.trained_bytes`). The sum of two copies of one weight on two stages at the end of a step is not in it.
+    Parameters
+    ----------
+    replicas : int
+        Data-parallel replicas, d.
+    latency_s : float
+        Seconds of each round, whatever its bytes.
+    bytes_per_s : float
+        Bandwidth between neighbours of the ring. The default is no limit.
+
+    Raises
+    ------
+    ValueError
+        For numbers that cannot be.
+
+    Notes
+    -----
+    A ring takes 2 (d - 1) rounds, each with one d-th of the gradients: 2 (d - 1) (latency_s + bytes / (d bytes_per_s))
+    (Patarasuk and Yuan, 2009). The reduction of a stage starts once its last backward (B, or W) has ended and the
+    reduction before it on its rank has ended. Computation goes on meanwhile and is not slowed. The gradients are those
+    of the trained weights (`StageCost.trained_bytes`). Adding up two copies of one weight on two stages is not counted.
+
+    Examples
+    --------
+    >>> Reduction(replicas=4, latency_s=0.5, bytes_per_s=1.0).seconds(8)
+    15.0
     """
 
     replicas: int
@@ -40,14 +54,27 @@ class Reduction:
             raise ValueError(f"bytes_per_s must be > 0 (leave it out for no limit), got {self.bytes_per_s!r}")
 
     @classmethod
-    def fitted(
-        cls, replicas: int, size_bytes: Sequence[float] | npt.NDArray, seconds: Sequence[float] | npt.NDArray
-    ) -> Reduction:
-        """The ring whose all-reduces of these sizes take these times, as nearly as a latency and a bandwidth can.
+    def fitted(cls, replicas: int, size_bytes: npt.ArrayLike, seconds: npt.ArrayLike) -> Reduction:
+        """Fit latency and bandwidth to measured all-reduces.
 
-        Least squares of the errors relative to the time, so that small reductions count as large ones do. A latency or
-        a bandwidth that would come out negative is left out (0, and no limit). Raises ValueError for fewer than 2
-        replicas, lists of different length or empty ones, or numbers that are not finite, negative, or a time of 0.
+        Parameters
+        ----------
+        replicas : int
+            Data-parallel replicas, 2 or more.
+        size_bytes, seconds : sequence of floats
+            Size and time of each all-reduce.
+
+        Returns
+        -------
+        Reduction
+            The ring with the least squares of relative errors, so that small all-reduces count as large ones do. A
+            latency or a bandwidth that would come out negative is left out (0, and no limit).
+
+        Raises
+        ------
+        ValueError
+            For fewer than 2 replicas, lists that are empty or differ in length, or numbers that are not finite or
+            negative, or a time of 0.
         """
         sizes, times = np.asarray(size_bytes, float), np.asarray(seconds, float)
         if isinstance(replicas, bool) or not isinstance(replicas, int) or replicas < 2:
@@ -72,28 +99,15 @@ class Reduction:
         return cls(replicas=replicas, latency_s=float(latency_s), bytes_per_s=speed)
 
     def seconds(self, size_bytes: int) -> float:
-        """What adding up gradients of that size takes."""
+        """Seconds of one all-reduce of that size."""
         rounds = 2 * (self.replicas - 1)
         return rounds * (self.latency_s + size_bytes / self.replicas / self.bytes_per_s)
 
     def to_dict(self) -> dict[str, float | None]:
-        """The ring as JSON values; no limit is None."""
+        """The ring as JSON values. No limit is None."""
         return {**asdict(self), "bytes_per_s": self.bytes_per_s if math.isfinite(self.bytes_per_s) else None}
 
-    def added_to(self, trace: Trace, stages: Sequence[StageCost]) -> Trace:
-        """The trace with its reductions; unchanged for one replica or an evaluation."""
-        program = trace.program
-        if self.replicas == 1 or program.schedule.is_forward_only:
-            return trace
-        count = program.schedule.stages
-        ends = (program.kind == Kind.B) | (program.kind == Kind.W)
-        ready_s = np.full(count, -np.inf)
-        np.maximum.at(ready_s, program.stage[ends], trace.end_s[ends])
-        start_s, end_s = np.empty(count), np.empty(count)
-        free_s = np.full(program.ranks, -np.inf)
-        for stage in np.argsort(ready_s, kind="stable").tolist():
-            rank = program.schedule.placement[stage]
-            start_s[stage] = max(ready_s[stage], free_s[rank])
-            free_s[rank] = end_s[stage] = start_s[stage] + self.seconds(stages[stage].trained_bytes)
-        sizes = np.array([stage.trained_bytes for stage in stages], np.int64)
-        return replace(trace, reduce_start_s=start_s, reduce_end_s=end_s, reduce_bytes=sizes)
+    @classmethod
+    def from_dict(cls, given: Mapping[str, float | None]) -> Reduction:
+        """The ring that `to_dict` wrote."""
+        return cls(**{name: value for name, value in given.items() if value is not None})  # type: ignore[arg-type]

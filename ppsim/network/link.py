@@ -1,4 +1,4 @@
-"""Link: what a message costs on its way from one rank to another, by its size."""
+"""Link: what a message takes from one rank to another, by its size."""
 
 from __future__ import annotations
 
@@ -9,16 +9,35 @@ from itertools import pairwise
 import numpy as np
 import numpy.typing as npt
 
-_ROUNDING = 1e-9  # relative; pieces may meet, and then rounding decides which of them is the cheaper
+_ROUNDING = 1e-9  # relative; where two pieces meet, rounding alone must not make the larger message the cheaper
 
 
 @dataclass(frozen=True, kw_only=True)
 class LinkPiece:
-    """What messages of `from_bytes` and more cost: each occupies the link for gap_s + bytes / bytes_per_s and arrives
-    latency_s after that.
+    """What messages of `from_bytes` and more take.
 
-    gap_s is what every message takes of the link whatever its size (the g of LogP: Culler et al., PPoPP 1993; bytes
-    as in LogGP: Alexandrov et al., SPAA 1995).
+    A message occupies the link for gap_s + bytes / bytes_per_s and arrives latency_s after that.
+
+    Parameters
+    ----------
+    from_bytes : int
+        The smallest message for which this holds.
+    latency_s : float
+        From when a message has left the link until it is there.
+    gap_s : float
+        What every message occupies the link for, whatever its size.
+    bytes_per_s : float
+        Bandwidth; infinite by default.
+
+    Raises
+    ------
+    ValueError
+        For seconds that are negative or not finite, a bandwidth not > 0, or `from_bytes` that is no whole number.
+
+    Notes
+    -----
+    `gap_s` is the g of LogP (Culler et al., PPoPP 1993); 1 / `bytes_per_s` is the G of LogGP (Alexandrov et al., SPAA
+    1995).
     """
 
     from_bytes: int = 0
@@ -39,7 +58,7 @@ class LinkPiece:
             raise ValueError(f"from_bytes must be 0 or more, got {self.from_bytes!r}")
 
     def occupied_s(self, size_bytes: float) -> float:
-        """Seconds for which a message of that size keeps the link."""
+        """Seconds for which a message of that size occupies the link."""
         return self.gap_s + size_bytes / self.bytes_per_s
 
     def one_way_s(self, size_bytes: float) -> float:
@@ -47,7 +66,7 @@ class LinkPiece:
         return self.occupied_s(size_bytes) + self.latency_s
 
     def slowed(self, factor: float) -> LinkPiece:
-        """The piece in which all takes `factor` times as long."""
+        """The piece in which everything takes `factor` times as long."""
         return replace(
             self,
             latency_s=self.latency_s * factor,
@@ -60,10 +79,24 @@ class LinkPiece:
 class Link:
     """A directed link. A transfer occupies it for gap_s + bytes / bytes_per_s and arrives latency_s after that.
 
-    larger: what larger messages cost instead, each piece from its `from_bytes` on; their sizes ascend, and no message
-    may arrive sooner than a smaller one. Links that were measured jump where a library changes its protocol.
+    Parameters
+    ----------
+    latency_s, gap_s, bytes_per_s : float
+        As in `LinkPiece`, for messages from 0 bytes on.
+    larger : sequence of LinkPiece
+        What larger messages take instead, each piece from its `from_bytes` on, ascending. Measured links have such
+        steps where a library changes its protocol.
 
-        Link(latency_s=1e-4, larger=[LinkPiece(from_bytes=524288, latency_s=1e-4, gap_s=8e-5, bytes_per_s=3.8e9)])
+    Raises
+    ------
+    ValueError
+        If the pieces do not ascend, or a message would arrive sooner than a smaller one.
+
+    Examples
+    --------
+    >>> link = Link(latency_s=1e-4, larger=[LinkPiece(from_bytes=1000, latency_s=1e-4, gap_s=1e-4)])
+    >>> link.one_way_s(999), link.one_way_s(1000)
+    (0.0001, 0.0002)
     """
 
     latency_s: float = 0.0
@@ -90,7 +123,7 @@ class Link:
     def of(cls, *pieces: LinkPiece) -> Link:
         """The link of these pieces, the first from 0 bytes on. Raises ValueError as `Link(...)` does."""
         if not pieces or pieces[0].from_bytes != 0:
-            raise ValueError(f"the first piece must have from_bytes 0, got {pieces[:1]!r}")
+            raise ValueError(f"the first piece must have from_bytes 0, got {pieces[:1]!r}: add such a piece")
         first = pieces[0]
         return cls(
             latency_s=first.latency_s, gap_s=first.gap_s, bytes_per_s=first.bytes_per_s, larger=tuple(pieces[1:])
@@ -98,16 +131,16 @@ class Link:
 
     @property
     def pieces(self) -> tuple[LinkPiece, ...]:
-        """All pieces, the one from 0 bytes on first."""
+        """All pieces by size, beginning with the one from 0 bytes on."""
         first = LinkPiece(latency_s=self.latency_s, gap_s=self.gap_s, bytes_per_s=self.bytes_per_s)
         return (first, *self.larger)
 
     def piece(self, size_bytes: float) -> LinkPiece:
-        """What holds for a message of that size."""
+        """The piece that holds for a message of that size."""
         return next(piece for piece in reversed(self.pieces) if piece.from_bytes <= size_bytes)
 
     def occupied_s(self, size_bytes: float) -> float:
-        """Seconds for which a message of that size keeps the link."""
+        """Seconds for which a message of that size occupies the link."""
         return self.piece(size_bytes).occupied_s(size_bytes)
 
     def one_way_s(self, size_bytes: float) -> float:
@@ -117,9 +150,16 @@ class Link:
     def transfer_times(
         self, size_bytes: npt.NDArray[np.int64]
     ) -> tuple[npt.NDArray[np.float64], npt.NDArray[np.float64]]:
-        """How long messages of these sizes keep the link, and how much later each arrives: two arrays of seconds.
+        """`occupied_s` and the latency of many messages at once.
 
-        The same floats as from `piece(size).occupied_s(size)` and `piece(size).latency_s`, one by one.
+        Parameters
+        ----------
+        size_bytes : array of shape (messages,)
+
+        Returns
+        -------
+        two arrays of shape (messages,), in seconds
+            How long each message occupies the link, and how much later it arrives: the same floats as one by one.
         """
         pieces = self.pieces
         which = np.searchsorted([piece.from_bytes for piece in pieces], size_bytes, side="right") - 1
@@ -128,7 +168,7 @@ class Link:
             return gap_s[which] + size_bytes / bytes_per_s[which], latency_s[which]
 
     def slowed(self, factor: float) -> Link:
-        """The link on which every message takes `factor` times as long: a straggler."""
+        """The link on which every message takes `factor` times as long. Raises ValueError for no finite factor > 0."""
         if not (_is_number(factor) and math.isfinite(factor) and factor > 0):
             raise ValueError(f"a link is slowed by a finite factor > 0 (3.0: three times as long), got {factor!r}")
         return Link.of(*(piece.slowed(factor) for piece in self.pieces))

@@ -1,4 +1,4 @@
-"""Link fit: the link that explains what messages of several sizes took."""
+"""Link fit: the link that best explains what messages of several sizes took."""
 
 from __future__ import annotations
 
@@ -13,11 +13,11 @@ import numpy.typing as npt
 
 from ppsim.network.link import Link, LinkPiece
 
-_TURNS = 12  # of reweighting, from least squares toward least absolute errors
+_REWEIGHTINGS = 12  # iterations from least squares toward least absolute errors; later ones change nothing visible
 _SMALLEST_ERROR = 0.002  # relative; below it errors count as none, so that exact data gets no piece too many
-_PIECE_PARAMETERS = 4  # latency, gap, bandwidth, where it begins
-_LEAST_SIZES = 2  # of a piece
-# Which of latency, gap and 1 / bandwidth are not 0. Of fits that are as good as equal the first wins.
+_PIECE_PARAMETERS = 4  # latency, gap, bandwidth, and where the piece begins
+_LEAST_SIZES = 2  # different sizes that a piece must have been measured with
+# Which of latency, gap and 1 / bandwidth are not 0. Among fits that are about equally good the first wins.
 _SUPPORTS = [(0,), (2,), (1,), (0, 2), (0, 1), (1, 2), (0, 1, 2)]
 
 
@@ -28,16 +28,37 @@ def fit_link(
     *,
     most_pieces: int = 4,
 ) -> Link:
-    """The link whose messages take `one_way_s`, and of it keep the link for `occupied_s`, as nearly as pieces can.
+    """Fit a link to measured messages.
 
-    All three have an entry for each measured size. A single message cannot tell latency from occupation; what each
-    further message of a burst adds can: that is `occupied_s`. In every piece latency, gap and bandwidth are those of
-    the least absolute errors, relative to `one_way_s`, so that small messages count as large ones do and an outlier
-    moves nothing. All ways to cut the sizes into pieces are tried; a piece more must earn its parameters (Bayesian
-    information criterion of Schwarz, 1978, for errors as Laplace's), and cuts where a larger message would be cheaper
-    are left out. Where a piece meets the one before it, it begins there, else at its first measured size.
+    Parameters
+    ----------
+    size_bytes : array of shape (measurements,)
+        The size of each message.
+    one_way_s : array of shape (measurements,)
+        Seconds from the start of a transfer to its arrival.
+    occupied_s : array of shape (measurements,)
+        Seconds for which the message occupies the link: what each further message of a burst adds. A single message
+        cannot tell latency from occupation.
+    most_pieces : int
+        The most pieces that the link may have.
 
-    Raises ValueError if lengths differ, there is no size, or a number is not finite, negative, or a time of 0.
+    Returns
+    -------
+    Link
+        Of the cuts into pieces the one with the best criterion, see below.
+
+    Raises
+    ------
+    ValueError
+        If lengths differ, there is no size, or a number is not finite, negative, or a time of 0.
+
+    Notes
+    -----
+    In each piece, latency, gap and bandwidth minimize the sum of absolute errors relative to `one_way_s`, so that small
+    messages count as much as large ones and a single outlier changes nothing. All ways to cut the sizes into pieces are
+    tried, save those in which a larger message would be cheaper than a smaller one. A further piece must improve the
+    Bayesian information criterion (Schwarz, 1978), for errors with Laplace's distribution. A piece begins where it
+    meets the one before it, and at its first measured size if it does not.
     """
     sizes, one_way, occupied = (np.asarray(values, float) for values in (size_bytes, one_way_s, occupied_s))
     _check(sizes, one_way, occupied, most_pieces)
@@ -62,6 +83,7 @@ def fit_link(
 
 
 def _check(sizes: npt.NDArray[Any], one_way: npt.NDArray[Any], occupied: npt.NDArray[Any], most_pieces: int) -> None:
+    """Raise ValueError for measurements that cannot be."""
     if not (sizes.ndim == 1 and sizes.shape == one_way.shape == occupied.shape and len(sizes) > 0):
         raise ValueError(
             f"size_bytes, one_way_s and occupied_s must be lists of one length, 1 or more, got shapes {sizes.shape}, "
@@ -76,7 +98,7 @@ def _check(sizes: npt.NDArray[Any], one_way: npt.NDArray[Any], occupied: npt.NDA
 
 
 def _cuts(sizes: npt.NDArray[Any], most_pieces: int) -> Iterator[tuple[int, ...]]:
-    """All ways to cut the sizes: where each piece begins, and the end. No piece has fewer than two different sizes."""
+    """All ways to cut the sizes: where each piece begins, and the end. Each piece has two different sizes or more."""
     different = np.flatnonzero(np.diff(sizes, prepend=-1.0)).tolist()
     inner = different[_LEAST_SIZES : len(different) - _LEAST_SIZES + 1]
     for pieces in range(1, most_pieces + 1):
@@ -90,7 +112,7 @@ def _cuts(sizes: npt.NDArray[Any], most_pieces: int) -> Iterator[tuple[int, ...]
 def _fit_piece(
     sizes: npt.NDArray[Any], one_way: npt.NDArray[Any], occupied: npt.NDArray[Any]
 ) -> tuple[LinkPiece, float]:
-    """The best piece, and the sum of its absolute errors relative to one_way; two for each size."""
+    """The best piece, and the sum of its absolute errors relative to one_way, two for each measurement."""
     scale = float(sizes.max()) or 1.0
     ones, zeros, share = np.ones(len(sizes)), np.zeros(len(sizes)), sizes / scale
     matrix = np.vstack([np.column_stack([ones, ones, share]), np.column_stack([zeros, ones, share])])
@@ -112,11 +134,11 @@ def _fit_piece(
 
 
 def _least_absolute(matrix: npt.NDArray[Any], wanted: npt.NDArray[Any]) -> npt.NDArray[Any] | None:
-    """The values that make the sum of |matrix @ values - wanted| small, by reweighted least squares; None where they
-    cannot be told apart."""
+    """The values with a small sum of |matrix @ values - wanted|; None where the matrix does not determine them."""
+    # Iteratively reweighted least squares: a row weighs the inverse of its error in the fit before.
     weights = np.ones(len(wanted))
     values: npt.NDArray[Any] | None = None
-    for _ in range(_TURNS):
+    for _ in range(_REWEIGHTINGS):
         root = np.sqrt(weights)
         values, _, rank, _ = np.linalg.lstsq(matrix * root[:, None], wanted * root, rcond=1e-10)
         if rank < matrix.shape[1]:
@@ -126,7 +148,7 @@ def _least_absolute(matrix: npt.NDArray[Any], wanted: npt.NDArray[Any]) -> npt.N
 
 
 def _join(pieces: Sequence[LinkPiece], cuts: Sequence[int], sizes: npt.NDArray[Any]) -> Link | None:
-    """The pieces as a link; None if at some cut the larger messages are cheaper wherever it is made."""
+    """The pieces as a link; None if some larger message would be cheaper than a smaller one."""
     joined = [pieces[0]]
     for piece, cut in zip(pieces[1:], cuts[1:-1], strict=True):
         begin = _begin(joined[-1], piece, int(sizes[cut - 1]), int(sizes[cut]))
@@ -139,9 +161,10 @@ def _join(pieces: Sequence[LinkPiece], cuts: Sequence[int], sizes: npt.NDArray[A
 
 
 def _begin(smaller: LinkPiece, larger: LinkPiece, after: int, until: int) -> int | None:
-    """A size above `after`, at most `until`, from which `larger` may hold: no message gets cheaper there."""
+    """A size above `after`, at most `until`, from which `larger` may hold; None if a message gets cheaper at each."""
 
     def rise_s(size: int) -> float:
+        # How much longer a message of this size takes by the larger piece than by the smaller.
         return larger.one_way_s(size) - smaller.one_way_s(size)
 
     low, high = rise_s(after + 1), rise_s(until)

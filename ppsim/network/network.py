@@ -1,4 +1,4 @@
-"""Network: which link every two ranks have."""
+"""Network: the link between every two ranks."""
 
 from __future__ import annotations
 
@@ -7,23 +7,32 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from itertools import pairwise
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 import numpy as np
 import numpy.typing as npt
 
 from ppsim.network.link import Link, LinkPiece
-
-if TYPE_CHECKING:
-    from ppsim.schedule.program import Program
+from ppsim.network.network_file import read_links, write_links
+from ppsim.schedule.program import Program
 
 
 @dataclass(frozen=True, kw_only=True)
 class Network:
-    """The links between all ranks: one for all pairs, and others where `links` has the pair.
+    """One link for all pairs of ranks, and others where `links` has the pair. Without arguments messages are free.
 
-    `Network(latency_s=1e-5, bytes_per_s=25e9, links={(0, 1): Link(latency_s=1e-6)})`; a pair is (source, destination).
-    The fields beside `links` are those of the Link for all pairs. Without arguments messages cost nothing.
+    Parameters
+    ----------
+    latency_s, gap_s, bytes_per_s, larger
+        The fields of the `Link` that all pairs have.
+    links : mapping from (source, destination) to Link
+        The pairs that have another link.
+
+    Examples
+    --------
+    >>> network = Network(latency_s=1e-5, links={(0, 1): Link(latency_s=1e-6)})
+    >>> network.link(0, 1).latency_s, network.link(1, 0).latency_s
+    (1e-06, 1e-05)
     """
 
     latency_s: float = 0.0
@@ -37,7 +46,7 @@ class Network:
 
     @classmethod
     def of(cls, default: Link, links: Mapping[tuple[int, int], Link] | None = None) -> Network:
-        """The network in which every pair has the link `default`, but those in `links`."""
+        """The network in which every pair has the link `default`, except the pairs in `links`."""
         return cls(
             latency_s=default.latency_s,
             gap_s=default.gap_s,
@@ -48,10 +57,16 @@ class Network:
 
     @classmethod
     def from_file(cls, path: str | Path) -> Network:
-        """The network in a JSON file, such as `studies/link.py` measures. Raises CostError; see `network_file`."""
-        from ppsim.network.network_file import load_network
+        """Read a JSON file (format: see `network_file`).
 
-        return load_network(path)
+        Raises
+        ------
+        CostError
+            Names file, link, field and value, and what to give instead.
+        OSError
+            If the file cannot be read.
+        """
+        return cls.of(*read_links(path))
 
     def to_file(
         self,
@@ -60,10 +75,18 @@ class Network:
         environment: Mapping[str, Any] | None = None,
         samples: Sequence[Mapping[str, Any]] | None = None,
     ) -> None:
-        """Write a JSON file that `from_file` reads; with where it was measured, and what it was fitted from."""
-        from ppsim.network.network_file import save_network
+        """Write a JSON file that `from_file` reads.
 
-        save_network(self, path, environment=environment, samples=samples)
+        Parameters
+        ----------
+        path : str or Path
+            Where to write.
+        environment : mapping, or None
+            Where the links were measured; JSON values.
+        samples : sequence of mappings, or None
+            What the links were fitted from; JSON values.
+        """
+        write_links(path, self.default, self.links, environment=environment, samples=samples)
 
     @property
     def default(self) -> Link:
@@ -76,9 +99,17 @@ class Network:
         return self.default if link is None else link
 
     def slowed(self, factors: Mapping[tuple[int, int], float]) -> Network:
-        """The network in which the links of these pairs take that many times as long: stragglers.
+        """The same network with stragglers among its links.
 
-        `network.slowed({(0, 1): 3.0})`. Raises ValueError for a factor that is not finite or not > 0.
+        Parameters
+        ----------
+        factors : mapping from (source, destination) to float
+            How many times as long a message takes on the link; 3.0 is three times as long.
+
+        Raises
+        ------
+        ValueError
+            For a factor that is not finite or not > 0.
         """
         slow = {pair: self.link(*pair).slowed(factor) for pair, factor in factors.items()}
         return replace(self, links={**self.links, **slow})
@@ -86,7 +117,20 @@ class Network:
     def transfer_times(
         self, program: Program, message_bytes: npt.NDArray[np.int64]
     ) -> tuple[npt.NDArray[np.float64], npt.NDArray[np.float64]]:
-        """How long each message keeps its link, and how much later it arrives; two arrays (messages,) of seconds."""
+        """What each message of a program takes.
+
+        Parameters
+        ----------
+        program : Program
+            Whose messages they are.
+        message_bytes : array of shape (messages,)
+            The size of each.
+
+        Returns
+        -------
+        two arrays of shape (messages,), in seconds
+            How long each message occupies its link, and how much later it arrives.
+        """
         if not self.links:
             return self.default.transfer_times(message_bytes)
         messages = program.messages

@@ -1,4 +1,10 @@
-"""Network files: links as JSON, validated field by field."""
+"""Network files: links as JSON, validated field by field.
+
+A file is an object with `version`, `default` (the link of all pairs that are not named) and `links` (each with `source`
+and `destination`); and for people `environment` (where they were measured) and `samples` (what they were fitted from).
+A link has the fields of `ppsim.Link`. A field that is left out is 0, or no limit for bytes_per_s. `larger` is a list of
+the pieces for larger messages, each with `from_bytes`.
+"""
 
 from __future__ import annotations
 
@@ -6,13 +12,10 @@ import json
 import math
 from collections.abc import Mapping, Sequence
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 from ppsim.errors import CostError
 from ppsim.network.link import Link, LinkPiece
-
-if TYPE_CHECKING:
-    from ppsim.network.network import Network
 
 VERSION = 1
 _DOCUMENT = ("version", "default", "links", "environment", "samples")
@@ -20,13 +23,25 @@ _PIECE = ("latency_s", "gap_s", "bytes_per_s")
 _SHAPE = '{"version": 1, "default": {"latency_s": 1e-4}, "links": [{"source": 0, "destination": 1, "latency_s": 1e-5}]}'
 
 
-def load_network(path: str | Path) -> Network:
-    """Read a network; see `save_network` for the format.
+def read_links(path: str | Path) -> tuple[Link, dict[tuple[int, int], Link]]:
+    """Read the link of all pairs, and the links of the pairs that have another one.
 
-    Raises CostError that names file, link, field, value and remedy; OSError if the file cannot be read.
+    Parameters
+    ----------
+    path : str or Path
+        A network file.
+
+    Returns
+    -------
+    Link, dict from (source, destination) to Link
+
+    Raises
+    ------
+    CostError
+        Names file, link, field and value, and what to give instead.
+    OSError
+        If the file cannot be read.
     """
-    from ppsim.network.network import Network
-
     path = Path(path)
     document = _document(path)
     default = _link(f"{path}, default link", document.get("default", {}))
@@ -45,28 +60,38 @@ def load_network(path: str | Path) -> Network:
         if pair in links:
             raise CostError(f"{where} is there twice: keep one")
         links[pair] = _link(where, {name: entry[name] for name in entry if name not in ("source", "destination")})
-    return Network.of(default, links)
+    return default, links
 
 
-def save_network(
-    network: Network,
+def write_links(
     path: str | Path,
+    default: Link,
+    links: Mapping[tuple[int, int], Link],
     *,
     environment: Mapping[str, Any] | None = None,
     samples: Sequence[Mapping[str, Any]] | None = None,
 ) -> None:
-    """Write a network as JSON: `version`, `default` (the link of all pairs not named), `links` (each with `source` and
-    `destination`), `environment` (where they were measured), and `samples` if given (what they were fitted from).
+    """Write a network file that `read_links` reads.
 
-    A link has the fields of ppsim.Link; left out they are 0, or no limit for bytes_per_s, and `larger` is a list of the
-    pieces for larger messages, each with `from_bytes`.
+    Parameters
+    ----------
+    path : str or Path
+        Where to write.
+    default : Link
+        The link of every pair that `links` does not have.
+    links : mapping from (source, destination) to Link
+        The other links.
+    environment : mapping, or None
+        Where the links were measured; JSON values.
+    samples : sequence of mappings, or None
+        What the links were fitted from; JSON values.
     """
     document: dict[str, Any] = {
         "version": VERSION,
-        "default": _link_entry(network.default),
+        "default": _link_entry(default),
         "links": [
             {"source": int(source), "destination": int(destination), **_link_entry(link)}
-            for (source, destination), link in sorted(network.links.items())
+            for (source, destination), link in sorted(links.items())
         ],
         "environment": dict(environment or {}),
     }
@@ -76,6 +101,7 @@ def save_network(
 
 
 def _link_entry(link: Link) -> dict[str, Any]:
+    """A link as JSON spells it."""
     first, *larger = link.pieces
     entry: dict[str, Any] = _piece_entry(first)
     if larger:
@@ -84,12 +110,13 @@ def _link_entry(link: Link) -> dict[str, Any]:
 
 
 def _piece_entry(piece: LinkPiece) -> dict[str, float]:
-    """Seconds and bytes per second; no limit, which JSON cannot spell, is left out."""
+    """Seconds and bytes per second. JSON cannot spell infinity, so no limit is left out."""
     values = {name: float(getattr(piece, name)) for name in _PIECE}
     return {name: value for name, value in values.items() if math.isfinite(value)}
 
 
 def _document(path: Path) -> dict[str, Any]:
+    """The object in the file, once its version and its field names are known to be right."""
     try:
         document = json.loads(path.read_text(encoding="utf-8-sig"))
     except UnicodeDecodeError:
@@ -108,6 +135,7 @@ def _document(path: Path) -> dict[str, Any]:
 
 
 def _link(where: str, entry: Any) -> Link:
+    """The link that an entry spells; `where` begins every message."""
     if not isinstance(entry, dict):
         raise CostError(f"{where} must be an object, got {_short(entry)}")
     larger = entry.get("larger", [])
@@ -148,5 +176,6 @@ def _rank(where: str, entry: dict[str, Any], name: str) -> int:
 
 
 def _short(value: Any) -> str:
+    """The value for a message, cut where it is long."""
     text = json.dumps(value)
     return text if len(text) <= 60 else f"{text[:57]}..."

@@ -9,7 +9,6 @@ import plotly.graph_objects as go
 
 from ppsim.plots import style
 from ppsim.plots.units import bytes_unit
-from ppsim.trace.memory import held_at_peak
 from ppsim.trace.trace import Trace
 
 # In the order of stacking: what is there all the time lies at the bottom.
@@ -30,7 +29,7 @@ def memory_parts(traces: Mapping[str, Trace], *, title: str | None = None) -> go
     there are no traces.
     """
     chosen = style.named(traces)
-    held = {name: held_at_peak(trace) for name, trace in chosen.items()}
+    held = {name: trace.held_at_peak() for name, trace in chosen.items()}
     places = [
         (f"rank {rank}", name)
         for rank in range(max(trace.ranks for trace in chosen.values()))

@@ -1,4 +1,4 @@
-"""Action: one thing a rank does, spelled as PyTorch's pipelining spells it."""
+"""Action: one thing that a rank does, spelled as PyTorch's pipelining spells it."""
 
 from __future__ import annotations
 
@@ -10,7 +10,11 @@ from ppsim.errors import ScheduleError
 
 
 class Kind(enum.IntEnum):
-    """What an action does. The first four compute; the others occur in files and traces only."""
+    """What an action does.
+
+    F is the forward, B the full backward. A split backward is I, for the input, and W, for the weights. These four
+    compute; the others are communication and sharded parameters, and occur in files and traces alone.
+    """
 
     F = 0
     B = 1
@@ -34,9 +38,21 @@ class Kind(enum.IntEnum):
 
 
 class Action(NamedTuple):
-    """Stage, kind and microbatch; `str(Action(2, Kind.F, 0)) == "2F0"`.
+    """Stage, kind and microbatch.
 
-    `microbatch` is None for REDUCE_GRAD, UNSHARD and RESHARD, which concern a stage as a whole.
+    Parameters
+    ----------
+    stage : int
+        The stage, counted from 0.
+    kind : Kind
+        What is done.
+    microbatch : int or None
+        The microbatch, counted from 0; None for REDUCE_GRAD, UNSHARD and RESHARD, which concern a stage as a whole.
+
+    Examples
+    --------
+    >>> str(Action(2, Kind.F, 0))
+    '2F0'
     """
 
     stage: int
@@ -48,7 +64,18 @@ class Action(NamedTuple):
 
 
 class OverlappedPair(NamedTuple):
-    """A forward and a full backward that run as one action; `"(0F3;3B1)OVERLAP_F_B"`."""
+    """A forward and a full backward that run as one action.
+
+    Parameters
+    ----------
+    forward, backward : Action
+        The F and the B.
+
+    Examples
+    --------
+    >>> str(OverlappedPair(Action(0, Kind.F, 3), Action(3, Kind.B, 1)))
+    '(0F3;3B1)OVERLAP_F_B'
+    """
 
     forward: Action
     backward: Action
@@ -66,9 +93,26 @@ _WHOLE_STAGE = {Kind.REDUCE_GRAD, Kind.UNSHARD, Kind.RESHARD}
 
 
 def parse_action(text: str) -> Action | OverlappedPair:
-    """Read one action; the whole text must be one, nothing before or after it.
+    """Read one action.
 
-    Raises ScheduleError that repeats the text and shows how an action is spelled.
+    Parameters
+    ----------
+    text : str
+        The spelling of one action, with nothing before or after it.
+
+    Returns
+    -------
+    Action or OverlappedPair
+
+    Raises
+    ------
+    ScheduleError
+        Repeats the text and shows how an action is spelled.
+
+    Examples
+    --------
+    >>> parse_action("1B2")
+    Action(stage=1, kind=<Kind.B: 1>, microbatch=2)
     """
     pair = _PAIR.fullmatch(text)
     if pair:
@@ -83,6 +127,7 @@ def parse_action(text: str) -> Action | OverlappedPair:
 
 
 def _parse_single(text: str, cell: str) -> Action:
+    """Read an action that is no pair; messages repeat the whole cell."""
     match = _ACTION.fullmatch(text)
     if not match:
         raise ScheduleError(

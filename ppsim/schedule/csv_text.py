@@ -1,22 +1,31 @@
-"""CSV files: a schedule in PyTorch's format, a row per rank and a cell per action, with or without communication."""
+"""CSV text: a schedule in PyTorch's format, a row per rank and a cell per action, with or without communication."""
 
 from __future__ import annotations
 
 import csv
 import io
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 
 from ppsim.errors import ScheduleError
 from ppsim.schedule.action import Action, Kind, OverlappedPair, parse_action
-from ppsim.schedule.schedule import Schedule
+from ppsim.schedule.tables import ProgramTables
 
 _SENDS = (Kind.SEND_F, Kind.SEND_B)
 _MESSAGES = (*_SENDS, Kind.RECV_F, Kind.RECV_B)
 
 
 @dataclass(frozen=True, kw_only=True)
-class _Cell:
-    """A cell that holds something; row and column as a person counts them, from 1."""
+class Cell:
+    """A cell that holds an action.
+
+    Parameters
+    ----------
+    row, column : int
+        Where it stands in the file, counted from 1.
+    action : Action or OverlappedPair
+        What it holds.
+    """
 
     row: int
     column: int
@@ -24,32 +33,29 @@ class _Cell:
 
     @property
     def parts(self) -> tuple[Action, ...]:
+        """The action, or the two parts of a pair."""
         return tuple(self.action) if isinstance(self.action, OverlappedPair) else (self.action,)
 
+    @property
+    def computes(self) -> bool:
+        """Whether the cell is a computation; else it is communication or concerns a stage as a whole."""
+        return all(part.kind.computes for part in self.parts)
+
     def error(self, message: str) -> ScheduleError:
+        """The error that says what is wrong with this cell, and where it stands."""
         return ScheduleError(f"row {self.row}, column {self.column}: {self.action} {message}")
 
 
-def write_csv(schedule: Schedule, *, messages: bool = False) -> str:
-    """The schedule as CSV. Idle time is left out: it follows from the costs.
-
-    messages: add communication as PyTorch's runtime runs it ("compute_comms"): receives before and sends after the
-    action they serve, and REDUCE_GRAD after the last backward of each stage. Raises ScheduleError for a schedule that
-    cannot be lowered, if messages are wanted.
-    """
-    ranks: list[list[Action | OverlappedPair]]
-    if messages:
-        ranks = [_with_reductions(schedule.program.order_with_messages(rank)) for rank in range(schedule.ranks)]
-    else:
-        ranks = [list(order) for order in schedule.orders]
+def write_rows(ranks: Iterable[Sequence[Action | OverlappedPair]]) -> str:
+    """CSV with a row per rank. Idle time is left out: it follows from the costs."""
     text = io.StringIO()
     # One empty cell for a rank without actions: a line with nothing on it would be lost at the end of a file.
     csv.writer(text, lineterminator="\n").writerows([str(action) for action in rank] or [""] for rank in ranks)
     return text.getvalue()
 
 
-def _with_reductions(actions: list[Action | OverlappedPair]) -> list[Action | OverlappedPair]:
-    """REDUCE_GRAD after each stage's last gradient and what is sent then, so that nobody waits for the reduction."""
+def with_reductions(actions: Sequence[Action | OverlappedPair]) -> list[Action | OverlappedPair]:
+    """A rank's actions with a REDUCE_GRAD for each stage, after its last gradient and the sends that follow that."""
     last: dict[int, int] = {}
     for at, action in enumerate(actions):
         for part in action if isinstance(action, OverlappedPair) else (action,):
@@ -57,6 +63,7 @@ def _with_reductions(actions: list[Action | OverlappedPair]) -> list[Action | Ov
                 last[part.stage] = at
     after: dict[int, int] = {}
     for stage, at in last.items():
+        # Sends go first, so that no other rank waits for the reduction.
         while at + 1 < len(actions) and isinstance(sent := actions[at + 1], Action) and sent.kind in _SENDS:
             at += 1
         after[at] = stage
@@ -68,34 +75,24 @@ def _with_reductions(actions: list[Action | OverlappedPair]) -> list[Action | Ov
     return result
 
 
-def read_csv(text: str, *, name: str = "custom") -> Schedule:
-    """A schedule from CSV; an empty cell is idle, blank lines at the end are no ranks.
+def read_cells(text: str) -> list[list[Cell]]:
+    """The cells of each rank that hold something; blank lines at the end are no ranks.
 
-    If the file holds any send or receive it must hold all of them, each send after what it sends and each receive
-    before what it serves; REDUCE_GRAD comes after its stage's last backward. They are checked and left out, since
-    lowering derives them; UNSHARD and RESHARD are left out too. Raises ScheduleError that names row, column and cell.
+    Raises
+    ------
+    ScheduleError
+        If the text is not CSV, or a cell holds no action.
     """
     try:
         rows = list(csv.reader(io.StringIO(text, newline=None)))
     except csv.Error as error:
-        raise ScheduleError(f"the schedule is not CSV: {error}") from None
+        raise ScheduleError(f"the schedule is not CSV: {error}; write a row per rank and a cell per action") from None
     while rows and not rows[-1]:
         rows.pop()
-    ranks = [_read_row(number, cells) for number, cells in enumerate(rows, start=1)]
-    schedule = Schedule.of(
-        ([cell.action for cell in cells if all(part.kind.computes for part in cell.parts)] for cells in ranks),
-        name=name,
-    )
-    for rank, cells in enumerate(ranks):
-        _check_whole_stages(schedule, rank, cells)
-    if any(part.kind in _MESSAGES for cells in ranks for cell in cells for part in cell.parts):
-        for rank, cells in enumerate(ranks):
-            _check_messages(schedule, rank, cells)
-        _check_links(schedule, ranks)
-    return schedule
+    return [_read_row(number, cells) for number, cells in enumerate(rows, start=1)]
 
 
-def _read_row(row: int, cells: list[str]) -> list[_Cell]:
+def _read_row(row: int, cells: list[str]) -> list[Cell]:
     result = []
     for column, cell in enumerate(cells, start=1):
         if cell.strip():
@@ -103,27 +100,52 @@ def _read_row(row: int, cells: list[str]) -> list[_Cell]:
                 action = parse_action(cell.strip())
             except ScheduleError as error:
                 raise ScheduleError(f"row {row}, column {column}: {error}") from None
-            result.append(_Cell(row=row, column=column, action=action))
+            result.append(Cell(row=row, column=column, action=action))
     return result
 
 
-def _check_whole_stages(schedule: Schedule, rank: int, cells: list[_Cell]) -> None:
-    """REDUCE_GRAD, UNSHARD and RESHARD concern a stage of this rank; a reduction comes after its last gradient."""
-    last = {part.stage: at for at, cell in enumerate(cells) for part in cell.parts if part.kind in (Kind.B, Kind.W)}
-    for at, cell in enumerate(cells):
-        for part in cell.parts:
-            if part.microbatch is not None:
-                continue
-            if part.stage not in schedule.stages_of(rank):
-                raise cell.error(f"is on rank {rank}, which does not hold stage {part.stage}: move it there")
-            if part.kind == Kind.REDUCE_GRAD and at < last.get(part.stage, -1):
-                raise cell.error(f"comes before the last backward of stage {part.stage}: put it after that")
+def has_messages(ranks: Sequence[Sequence[Cell]]) -> bool:
+    """Whether any cell is a send or a receive."""
+    return any(part.kind in _MESSAGES for cells in ranks for cell in cells for part in cell.parts)
 
 
-def _check_messages(schedule: Schedule, rank: int, cells: list[_Cell]) -> None:
-    """The rank's sends and receives are those that lowering derives, each on its side of what it serves."""
-    served: dict[Action, Action] = {}  # message -> the computation it leaves or feeds
-    program = schedule.program
+def check_whole_stages(ranks: Sequence[Sequence[Cell]], placement: Sequence[int]) -> None:
+    """Check REDUCE_GRAD, UNSHARD and RESHARD.
+
+    Raises
+    ------
+    ScheduleError
+        If one concerns a stage of another rank, or a reduction comes before the stage's last gradient.
+    """
+    for rank, cells in enumerate(ranks):
+        last = {part.stage: at for at, cell in enumerate(cells) for part in cell.parts if part.kind in (Kind.B, Kind.W)}
+        for at, cell in enumerate(cells):
+            for part in cell.parts:
+                if part.microbatch is not None:
+                    continue
+                if part.stage >= len(placement) or placement[part.stage] != rank:
+                    raise cell.error(f"is on rank {rank}, which does not hold stage {part.stage}: move it there")
+                if part.kind == Kind.REDUCE_GRAD and at < last.get(part.stage, -1):
+                    raise cell.error(f"comes before the last backward of stage {part.stage}: put it after that")
+
+
+def check_messages(ranks: Sequence[Sequence[Cell]], placement: Sequence[int], program: ProgramTables) -> None:
+    """Check that sends and receives are exactly those that lowering derives, each where it can be run.
+
+    Raises
+    ------
+    ScheduleError
+        If one is missing, carries nothing, occurs twice, stands on the wrong side of the computation that it serves,
+        or if a link's receives do not stand in the order of its sends.
+    """
+    for rank, cells in enumerate(ranks):
+        _check_rank(rank, cells, program)
+    _check_links(ranks, placement)
+
+
+def _check_rank(rank: int, cells: Sequence[Cell], program: ProgramTables) -> None:
+    """A rank's sends and receives are those that lowering derives, each on its side of what it serves."""
+    served: dict[Action, Action] = {}  # message -> the computation that it leaves or feeds
     for row in program.rows_of(rank):
         if program.message_in[row] >= 0:
             served[program.message_action(int(program.message_in[row]), sending=False)] = program.action_of(row)
@@ -152,22 +174,21 @@ def _check_messages(schedule: Schedule, rank: int, cells: list[_Cell]) -> None:
         )
 
 
-def _check_links(schedule: Schedule, ranks: list[list[_Cell]]) -> None:
-    """Each link's receives stand in the order of its sends: PyTorch's messages have no names to be told by."""
+def _check_links(ranks: Sequence[Sequence[Cell]], placement: Sequence[int]) -> None:
+    """The receives of each link stand in the order of its sends: PyTorch's messages are told apart by nothing else."""
     sent: dict[tuple[int, int], list[Action]] = {}
-    received: dict[tuple[int, int], list[tuple[_Cell, Action]]] = {}
+    received: dict[tuple[int, int], list[tuple[Cell, Action]]] = {}
     for rank, cells in enumerate(ranks):
         for cell in cells:
             for part in cell.parts:
                 if part.kind not in _MESSAGES:
                     continue
-                is_send = part.kind in _SENDS
-                ahead = part.kind in (Kind.SEND_F, Kind.RECV_B)  # the other end is the stage after
-                peer = schedule.placement[part.stage + (1 if ahead else -1)]
-                if is_send:
-                    other = Kind.RECV_F if part.kind == Kind.SEND_F else Kind.RECV_B
-                    arrives = Action(part.stage + (1 if ahead else -1), other, part.microbatch)
-                    sent.setdefault((rank, peer), []).append(arrives)
+                # The other end of SEND_F and RECV_B is on the next stage, that of SEND_B and RECV_F on the one before.
+                other_stage = part.stage + (1 if part.kind in (Kind.SEND_F, Kind.RECV_B) else -1)
+                peer = placement[other_stage]
+                if part.kind in _SENDS:
+                    arrives_as = Kind.RECV_F if part.kind == Kind.SEND_F else Kind.RECV_B
+                    sent.setdefault((rank, peer), []).append(Action(other_stage, arrives_as, part.microbatch))
                 else:
                     received.setdefault((peer, rank), []).append((cell, part))
     for link, arrivals in received.items():

@@ -1,4 +1,10 @@
-"""Check: whether a program can end, and how far ahead receives must be posted for that."""
+"""Deadlock check: whether a program can end, and how far ahead receives must be posted for that.
+
+A rank runs its actions in sequence, and nobody waits in a send. So a program hangs exactly when the graph of "comes
+after on this rank" and "needs the result of" has a circle. The check lets all ranks advance as far as they can. The
+sequence in which the actions ran is the proof that the program ends; where ranks are stuck, following who waits for
+whom leads into the circle.
+"""
 
 from __future__ import annotations
 
@@ -8,19 +14,30 @@ import numpy as np
 import numpy.typing as npt
 
 from ppsim.errors import ScheduleError
-from ppsim.schedule.program import Program
+from ppsim.schedule.tables import Integers, ProgramTables
 
-_FEW = 8  # ranks up to which one action after the other is found sooner than a wave of all ranks
+_FEW_RANKS = 8  # up to these, running one action after the other is faster than waves of all ranks
 
 
-def execution_order(program: Program) -> npt.NDArray[np.int32]:
-    """All actions in one sequence in which each comes after what it needs, shape (actions,): proof that all can run.
+def execution_order(program: ProgramTables) -> npt.NDArray[np.int32]:
+    """All actions in one sequence in which each comes after everything it needs.
 
-    Every rank runs its actions in sequence and sends wait for nobody, so a program hangs exactly when the graph of
-    "comes after on this rank" and "needs the result of" has a circle. Advances all ranks as far as they go. Raises
-    ScheduleError if some action waits, through others, for itself; the message shows the circle.
+    Parameters
+    ----------
+    program : ProgramTables
+        What is to run.
+
+    Returns
+    -------
+    array of shape (actions,)
+        The numbers of the actions.
+
+    Raises
+    ------
+    ScheduleError
+        If some action waits, through others, for itself. The message shows the circle.
     """
-    order = _one_by_one(program) if program.ranks <= _FEW else _in_waves(program)
+    order = _one_by_one(program) if program.ranks <= _FEW_RANKS else _in_waves(program)
     if len(order) < program.actions:
         position = program.rank_actions[:-1] + np.bincount(_rank_of(program, order), minlength=program.ranks)
         stuck = np.flatnonzero(position < program.rank_actions[1:])
@@ -28,11 +45,11 @@ def execution_order(program: Program) -> npt.NDArray[np.int32]:
     return order
 
 
-def _rank_of(program: Program, actions: npt.NDArray[np.int32]) -> npt.NDArray[np.integer]:
+def _rank_of(program: ProgramTables, actions: npt.NDArray[np.int32]) -> Integers:
     return program.rank[program.action_start[actions]]
 
 
-def _needed_actions(program: Program) -> list[npt.NDArray[np.integer]]:
+def _needed_actions(program: ProgramTables) -> list[Integers]:
     """The action that each action needs by its first and, where there are pairs, by its last row; -1 for none."""
     if not program.has_pairs:
         return [program.needs]
@@ -40,8 +57,8 @@ def _needed_actions(program: Program) -> list[npt.NDArray[np.integer]]:
     return [needed[program.action_start[:-1]], needed[program.action_start[1:] - 1]]
 
 
-def _in_waves(program: Program) -> npt.NDArray[np.int32]:
-    """All ranks at once: in each wave every rank whose next action has what it needs does it."""
+def _in_waves(program: ProgramTables) -> npt.NDArray[np.int32]:
+    """In each wave, every rank whose next action has what it needs runs that action."""
     needed = _needed_actions(program)
     done = np.zeros(program.actions + 1, bool)
     done[-1] = True  # where -1, "needs nothing", points
@@ -65,8 +82,8 @@ def _in_waves(program: Program) -> npt.NDArray[np.int32]:
     return np.concatenate(waves)
 
 
-def _one_by_one(program: Program) -> npt.NDArray[np.int32]:
-    """Each rank as far as it gets; one that lacks a result leaves its name there and goes on when it is done."""
+def _one_by_one(program: ProgramTables) -> npt.NDArray[np.int32]:
+    """Each rank runs until it lacks a result, and goes on once that result is there."""
     needed = [column.tolist() for column in _needed_actions(program)]
     first, last = needed[0], needed[-1]
     rank_of = _rank_of(program, np.arange(program.actions, dtype=np.int32)).tolist()
@@ -92,8 +109,8 @@ def _one_by_one(program: Program) -> npt.NDArray[np.int32]:
     return np.array(order, np.int32)
 
 
-def _circle(program: Program, position: list[int], rank: int) -> str:
-    """Follow who waits for whom from a stuck rank until a rank repeats."""
+def _circle(program: ProgramTables, position: list[int], rank: int) -> str:
+    """The circle that is met by following who waits for whom from a stuck rank until a rank repeats."""
     steps: dict[int, str] = {}
     while rank not in steps:
         action = position[rank]
@@ -114,17 +131,30 @@ def _circle(program: Program, position: list[int], rank: int) -> str:
     return "the schedule would wait for ever: " + "; ".join(circle) + ". Move one of these actions earlier or later"
 
 
-def _is_pending(program: Program, position: list[int], row: int) -> bool:
+def _is_pending(program: ProgramTables, position: list[int], row: int) -> bool:
     return int(program.row_action[row]) >= position[int(program.rank[row])]
 
 
-def smallest_receive_window(program: Program) -> int:
-    """How many receives of one link must be posted and not yet used at once so that none is waited for in vain.
+def smallest_receive_window(program: ProgramTables) -> int:
+    """How many receives of one link must be posted and not yet used at once, so that no rank waits for ever.
 
-    A receiver posts its receives in the order in which the link carries them; it may use them in another order. When
-    it needs the message at position k having used j before, k + 1 - j (at least, with the latest position so far for
-    k) are posted. An overlapped pair that takes both its messages from one link uses neither before both are there.
-    1 if every link is used in its own order, one message at a time; 0 if there are no messages.
+    Parameters
+    ----------
+    program : ProgramTables
+        What is to run.
+
+    Returns
+    -------
+    int
+        The smallest window with which the program ends: 1 if every link's messages are used one by one in the order in
+        which the link carries them, 0 if there are no messages.
+
+    Notes
+    -----
+    A receiver posts its receives in the order in which the link carries them, and may use them in another order. To
+    use the message at position k it must have posted k + 1 receives, those used before among them. With j messages used
+    before, and k the latest position so far, k + 1 - j are posted and not yet used. An overlapped pair that takes two
+    messages from one link uses neither before both are there.
     """
     messages = program.messages
     user = program.row_action[messages.consumer]

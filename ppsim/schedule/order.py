@@ -1,4 +1,7 @@
-"""Order: what one rank computes, in sequence, held as integer arrays and shown as Actions."""
+"""Order: what one rank computes, in sequence; and the functions that schedules are written with.
+
+An order is held as integer arrays and shown as Actions.
+"""
 
 from __future__ import annotations
 
@@ -14,15 +17,32 @@ Integers = npt.NDArray[np.integer]
 
 
 class Order(Sequence[Action | OverlappedPair]):
-    """A rank's compute actions. Immutable; eight million actions take 80 MB, not gigabytes.
+    """A rank's compute actions, in sequence. Immutable.
 
-    Every part of an action is one entry of the arrays: `stage`, `kind`, `microbatch`. An overlapped pair is two
-    entries, its forward first, of which the first has `joined` set. So `len(order)` counts actions and
-    `len(order.stage)` counts parts.
+    Parameters
+    ----------
+    stage, kind, microbatch : arrays of shape (parts,), or single numbers
+        What each part computes. An action is one part; an overlapped pair is two, its forward first.
+    joined : array of shape (parts,), or a single bool
+        True for the forward of a pair.
 
-    Orders are written by adding runs: `forwards(0, range(4)) + backwards(0, range(4))`.
-    Raises ScheduleError for numbers that 32 bits do not hold, kinds that do not compute, and pairs that are not one
-    forward and then one full backward.
+    Raises
+    ------
+    ScheduleError
+        For numbers that 32 bits do not hold, kinds that do not compute, and pairs that are not one F and then one B.
+
+    Notes
+    -----
+    `len(order)` counts actions, `len(order.stage)` counts parts. Eight million actions take 80 MB; as a list of Action
+    they would take gigabytes.
+
+    Examples
+    --------
+    >>> order = forwards(0, range(2)) + backwards(0, range(2))
+    >>> order
+    Order(0F0 0F1 0B0 0B1)
+    >>> str(order[2]), len(order)
+    ('0B0', 4)
     """
 
     __slots__ = ("_starts", "joined", "kind", "microbatch", "stage")
@@ -43,6 +63,7 @@ class Order(Sequence[Action | OverlappedPair]):
         self._starts: Integers | None = None
 
     def _check_pairs(self) -> None:
+        """Every part that is joined to the next is an F, and the next is a B that is joined to nothing more."""
         first = np.flatnonzero(self.joined)
         is_pair = first + 1 < len(self.joined)
         second = np.where(is_pair, first + 1, first)
@@ -55,7 +76,18 @@ class Order(Sequence[Action | OverlappedPair]):
 
     @classmethod
     def of(cls, actions: Iterable[Action | OverlappedPair | str]) -> Order:
-        """An order from actions or their spellings, e.g. `Order.of(["0F0", "0B0"])`."""
+        """An order from actions or their spellings.
+
+        Raises
+        ------
+        ScheduleError
+            For a spelling that is no action, and for an action that does not compute.
+
+        Examples
+        --------
+        >>> Order.of(["0F0", "0B0"])
+        Order(0F0 0B0)
+        """
         rows: list[tuple[int, int, int, bool]] = []
         for entry in actions:
             action = parse_action(entry) if isinstance(entry, str) else entry
@@ -73,7 +105,7 @@ class Order(Sequence[Action | OverlappedPair]):
 
     @property
     def starts(self) -> Integers:
-        """The first part of each action, shape (actions,)."""
+        """The index of the first part of each action, shape (actions,)."""
         if self._starts is None:
             follows = np.zeros(len(self.joined), bool)
             follows[1:] = self.joined[:-1]
@@ -81,7 +113,7 @@ class Order(Sequence[Action | OverlappedPair]):
         return self._starts
 
     def take(self, parts: npt.ArrayLike) -> Order:
-        """The given parts (indices or a mask), pairs dissolved, in their sequence here."""
+        """The parts at these indices, or where this mask is set; pairs become single actions."""
         index = np.asarray(parts)
         if not index.size:  # of an empty list or range NumPy makes floats
             index = index.astype(np.intp)
@@ -134,7 +166,7 @@ class Order(Sequence[Action | OverlappedPair]):
 
 
 def _narrowed(name: str, column: npt.NDArray, largest: int) -> npt.NDArray:
-    """The column itself, once its numbers are known to survive narrowing: a cast would wrap them silently."""
+    """The column, once its numbers are known to fit; a cast alone would wrap larger ones without a word."""
     if column.size and column.dtype.kind not in "iu":
         raise ScheduleError(f"an order's {name} must be whole numbers of 0 to {largest}, got {column.dtype}")
     if column.size and not (column.min() >= 0 and column.max() <= largest):
@@ -144,27 +176,41 @@ def _narrowed(name: str, column: npt.NDArray, largest: int) -> npt.NDArray:
 
 
 def forwards(stage: npt.ArrayLike, microbatches: npt.ArrayLike | range) -> Order:
-    """F of the given microbatches, in that sequence; `stage` is one number or one per microbatch."""
+    """Forwards F, in this sequence.
+
+    Parameters
+    ----------
+    stage : int, or array of shape (microbatches,)
+        The stage of all, or of each.
+    microbatches : array or range
+        Which microbatches. These parameters are also those of the three functions that follow.
+
+    Examples
+    --------
+    >>> forwards(2, range(3))
+    Order(2F0 2F1 2F2)
+    """
     return _run(stage, Kind.F, microbatches)
 
 
 def backwards(stage: npt.ArrayLike, microbatches: npt.ArrayLike | range) -> Order:
-    """Full backwards B, in that sequence."""
+    """Full backwards B, in this sequence."""
     return _run(stage, Kind.B, microbatches)
 
 
 def backward_inputs(stage: npt.ArrayLike, microbatches: npt.ArrayLike | range) -> Order:
-    """Backwards for the input I, in that sequence."""
+    """Backwards for the input I, in this sequence."""
     return _run(stage, Kind.I, microbatches)
 
 
 def backward_weights(stage: npt.ArrayLike, microbatches: npt.ArrayLike | range) -> Order:
-    """Backwards for the weights W, in that sequence."""
+    """Backwards for the weights W, in this sequence."""
     return _run(stage, Kind.W, microbatches)
 
 
 def _run(stage: npt.ArrayLike, kind: Kind, microbatches: npt.ArrayLike | range) -> Order:
-    if isinstance(microbatches, range):  # not through a list, which for a mistyped length would fill the memory
+    """Actions of one kind."""
+    if isinstance(microbatches, range):  # NumPy would make a list of it, which for a mistyped length fills the memory
         microbatches = np.arange(microbatches.start, microbatches.stop, microbatches.step)
     return Order(stage, int(kind), microbatches)
 
@@ -182,10 +228,14 @@ def concatenate(orders: Sequence[Order]) -> Order:
 
 
 def interleave(*orders: Order) -> Order:
-    """One part of each order in turn, and so on; all must have the same length and hold no pairs."""
+    """One action of each order in turn. Raises ValueError unless all have the same length; none may hold pairs.
+
+    >>> interleave(forwards(0, range(2)), backwards(1, range(2)))
+    Order(0F0 1B0 0F1 1B1)
+    """
     lengths = [len(order.stage) for order in orders]
     if len(set(lengths)) > 1:
-        raise ValueError(f"interleave needs orders of one length, got {' and '.join(map(str, lengths))}")
+        raise ValueError(f"interleave needs orders of one length, got {' and '.join(map(str, lengths))} actions")
     return Order(
         *(
             np.stack([getattr(order, name) for order in orders], axis=1).reshape(-1)
@@ -195,21 +245,40 @@ def interleave(*orders: Order) -> Order:
 
 
 def overlap(forward: Order, backward: Order) -> Order:
-    """Overlapped pairs: one part of `forward` with one of `backward`, which must have the same length."""
+    """Overlapped pairs: each F of `forward` with the B at its place in `backward`. Both have the same length.
+
+    >>> overlap(forwards(0, [3]), backwards(3, [1]))
+    Order((0F3;3B1)OVERLAP_F_B)
+    """
     parts = interleave(forward, backward)
     return Order(parts.stage, parts.kind, parts.microbatch, np.arange(len(parts.stage)) % 2 == 0)
 
 
 def in_slots(*runs: tuple[Order, npt.ArrayLike]) -> Order:
-    """Runs drawn on one axis: each run with the slot of each of its parts, shape (parts,), ascending.
+    """Orders merged by time slots: what stands in an earlier slot comes first, and in one slot what is given first.
 
-    What stands in an earlier slot comes first, and in one slot what was given first. A drawing like
+    Parameters
+    ----------
+    runs : pairs of an order without pairs and an array of shape (parts,)
+        The slot of each part, ascending.
+
+    Raises
+    ------
+    ValueError
+        If there are not as many slots as parts.
+
+    Examples
+    --------
+    The second rank of three under 1F1B runs its forwards one slot early:
 
     ```
-    slot  -2 -1  0     1     2
-          F0 F1  F2 B0 F3 B1    B2 ...
+    slot  -1  0     1     2
+          F0  F1 B0 F2 B1    B2
     ```
-    is `in_slots((forwards(0, every), every - 2), (backwards(0, every), every))`. Runs must hold no pairs.
+
+    >>> every = np.arange(3)
+    >>> in_slots((forwards(1, every), every - 1), (backwards(1, every), every))
+    Order(1F0 1F1 1B0 1F2 1B1 1B2)
     """
     together = concatenate([order for order, _ in runs])
     slots = np.concatenate([np.asarray(slots) for _, slots in runs])
@@ -219,7 +288,7 @@ def in_slots(*runs: tuple[Order, npt.ArrayLike]) -> Order:
 
 
 def first_microbatches(order: Order, microbatches: int) -> Order:
-    """The order without the microbatches from number `microbatches` on; of a pair what is left runs alone."""
+    """The order without the microbatches from number `microbatches` on; what is left of a pair runs alone."""
     kept = order.microbatch < microbatches
     joined = order.joined & np.append(kept[1:], False)
     return Order(order.stage[kept], order.kind[kept], order.microbatch[kept], joined[kept])

@@ -1,31 +1,41 @@
-"""Schedule: who computes what, in which order. A value; two clocks run it."""
+"""Schedule: who computes what, in which order. A value that both clocks run."""
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable
 from dataclasses import dataclass
 from functools import cached_property
-from typing import TYPE_CHECKING
 
 import numpy as np
-import numpy.typing as npt
 
 from ppsim.errors import ScheduleError
+from ppsim.schedule import csv_text
 from ppsim.schedule.action import Action, Kind, OverlappedPair
+from ppsim.schedule.lowering import lower
 from ppsim.schedule.order import Order
-
-if TYPE_CHECKING:
-    from ppsim.schedule.program import Program
+from ppsim.schedule.program import Program
 
 
 @dataclass(frozen=True, kw_only=True)
 class Schedule:
-    """The orders of all ranks and where the stages live.
+    """The orders of all ranks, and where the stages live.
 
-    orders: per rank a sequence of actions. placement: `placement[stage]` is the rank that holds the stage.
-    microbatches: m, per data-parallel replica. name: how it was built, for titles only.
+    Parameters
+    ----------
+    orders : tuple of p orders
+        What each rank computes, in sequence. Orders of forwards alone are an evaluation pass.
+    placement : tuple of ints, one per stage
+        `placement[stage]` is the rank that holds the stage.
+    microbatches : int
+        Number of microbatches per data-parallel replica, m.
+    name : str
+        How the schedule was built; for titles alone.
 
-    A schedule whose orders hold forwards alone is an evaluation pass.
+    Examples
+    --------
+    >>> schedule = Schedule.of([["0F0", "0B0"], ["1F0", "1B0"]])
+    >>> schedule.placement, schedule.microbatches
+    ((0, 1), 1)
     """
 
     orders: tuple[Order, ...]
@@ -35,10 +45,19 @@ class Schedule:
 
     @classmethod
     def of(cls, orders: Iterable[Order | Iterable[Action | OverlappedPair | str]], *, name: str = "custom") -> Schedule:
-        """A schedule from each rank's actions or spellings; placement and microbatches follow from them.
+        """A schedule from each rank's actions; placement and number of microbatches follow from them.
 
-        `Schedule.of([["0F0", "0B0"], ["1F0", "1B0"]])` has two ranks. Raises ScheduleError if a stage occurs on two
-        ranks or a stage between 0 and the last occurs on none.
+        Parameters
+        ----------
+        orders : iterable of p orders
+            Each an Order, or actions, or their spellings such as "0F0".
+        name : str
+            For titles.
+
+        Raises
+        ------
+        ScheduleError
+            If there is no action, a stage computes on two ranks, or a stage between 0 and the last has no action.
         """
         ranks = tuple(order if isinstance(order, Order) else Order.of(order) for order in orders)
         if not any(len(order) for order in ranks):
@@ -68,7 +87,7 @@ class Schedule:
 
     @property
     def ranks(self) -> int:
-        """p."""
+        """Number of ranks, p."""
         return len(self.orders)
 
     @property
@@ -80,15 +99,6 @@ class Schedule:
     def is_forward_only(self) -> bool:
         """True if no rank computes a backward: an evaluation pass."""
         return all(bool((order.kind == Kind.F).all()) for order in self.orders)
-
-    def next_stages(self) -> npt.NDArray[np.int32]:
-        """The stage that takes each stage's output, shape (stages, microbatches); -1 after the last.
-
-        The one place that knows the route: schedules in two directions will answer by microbatch.
-        """
-        after = np.arange(1, self.stages + 1, dtype=np.int32)
-        after[-1] = -1
-        return np.broadcast_to(after[:, None], (self.stages, self.microbatches))
 
     def forward_only(self) -> Schedule:
         """The same schedule without its backwards, as an evaluation runs it."""
@@ -105,51 +115,90 @@ class Schedule:
 
     @cached_property
     def program(self) -> Program:
-        """The lowered form that both clocks run: all orders plus the message table. Raises ScheduleError."""
-        from ppsim.schedule.program import lower
+        """The lowered form: all orders as flat tables, and the messages between ranks.
 
-        return lower(self)
+        Raises
+        ------
+        ScheduleError
+            If the schedule is incomplete, or out of order on some rank.
+        """
+        return Program(schedule=self, **vars(lower(self.orders, self.placement, self.microbatches)))
 
     def check(self) -> None:
-        """Raise ScheduleError unless the schedule is complete, in order, and cannot hang.
+        """Check that the schedule is complete, in order, and cannot hang.
 
-        Complete: every (stage, microbatch) has one F and either one B, or one I and one W (or no stage has any
-        backward). In order: on each rank an action comes after what it needs from that rank. Cannot hang: across
-        ranks no action waits, through others, for itself.
+        Raises
+        ------
+        ScheduleError
+            If some (stage, microbatch) has not one F and either one B, or one I and one W (forwards alone are an
+            evaluation and complete too); if an action comes before one of its own rank that it needs; or if an action
+            waits, through other ranks, for itself.
         """
         self.program.execution_order  # noqa: B018  (finding it is the proof)
 
     def to_csv(self, *, messages: bool = False) -> str:
-        """PyTorch's format, a row per rank and a cell per action; `messages` adds communication (see `csv_text`)."""
-        from ppsim.schedule.csv_text import write_csv
+        """The schedule as CSV in PyTorch's format, a row per rank and a cell per action.
 
-        return write_csv(self, messages=messages)
+        Parameters
+        ----------
+        messages : bool
+            Add communication as PyTorch's runtime runs it ("compute_comms"): receives before and sends after the
+            action they serve, and REDUCE_GRAD after the last backward of each stage.
+
+        Raises
+        ------
+        ScheduleError
+            With `messages`, for a schedule that is incomplete or out of order.
+        """
+        if not messages:
+            return csv_text.write_rows(self.orders)
+        return csv_text.write_rows(
+            csv_text.with_reductions(self.program.order_with_messages(rank)) for rank in range(self.ranks)
+        )
 
     @classmethod
     def from_csv(cls, text: str, *, name: str = "custom") -> Schedule:
-        """Read PyTorch's format, with or without communication; an empty cell is idle (see `csv_text`).
+        """Read a schedule in PyTorch's format; an empty cell is idle.
 
-        Raises ScheduleError that names row, column and cell (counted from 1).
+        Parameters
+        ----------
+        text : str
+            A row per rank, a cell per action. A text that holds any send or receive must hold all of them, each send
+            after what it sends, each receive before what it serves. REDUCE_GRAD comes after its stage's last backward.
+            Communication is checked and then left out, since lowering derives it; so are UNSHARD and RESHARD.
+        name : str
+            For titles.
+
+        Raises
+        ------
+        ScheduleError
+            Names row, column and cell, counted from 1.
         """
-        from ppsim.schedule.csv_text import read_csv
-
-        return read_csv(text, name=name)
+        ranks = csv_text.read_cells(text)
+        schedule = cls.of(([cell.action for cell in cells if cell.computes] for cells in ranks), name=name)
+        csv_text.check_whole_stages(ranks, schedule.placement)
+        if csv_text.has_messages(ranks):
+            csv_text.check_messages(ranks, schedule.placement, schedule.program)
+        return schedule
 
     def __str__(self) -> str:
         return f"{self.name}: {self.ranks} ranks, {self.stages} stages, {self.microbatches} microbatches"
 
 
 def loop_placement(ranks: int, stages_per_rank: int = 1) -> tuple[int, ...]:
-    """Stage s on rank s mod p."""
+    """Stage s on rank s mod p.
+
+    >>> loop_placement(3, 2)
+    (0, 1, 2, 0, 1, 2)
+    """
     return tuple(range(ranks)) * stages_per_rank
 
 
 def v_placement(ranks: int, stages_per_rank: int = 2) -> tuple[int, ...]:
-    """Back and forth: 0 1 2 3 3 2 1 0 for four ranks with two stages each."""
+    """Stages back and forth over the ranks.
+
+    >>> v_placement(4)
+    (0, 1, 2, 3, 3, 2, 1, 0)
+    """
     there = tuple(range(ranks))
     return tuple(rank for turn in range(stages_per_rank) for rank in (there if turn % 2 == 0 else there[::-1]))
-
-
-def concatenated(orders: Sequence[Order], column: str) -> np.ndarray:
-    """One column of all orders, rank after rank."""
-    return np.concatenate([getattr(order, column) for order in orders])

@@ -3,8 +3,8 @@
 from __future__ import annotations
 
 import numpy as np
-from numba import njit
 
+from ppsim.kernel_cache import kernel
 from ppsim.search.plan_clock import B, F, I, W
 
 # Columns of a policy, (p, COLUMNS): what a rank does when it is free, after the heuristic of the zero-bubble paper
@@ -22,7 +22,7 @@ BACKWARD_FIRST, ALTERNATE, FORWARD_FIRST = 0, 1, 2
 FUSE_NEVER, FUSE_ALWAYS, FUSE_AT_ONCE, FUSE_MIDDLE = 0, 1, 2, 3
 
 
-@njit(cache=True)
+@kernel
 def _settle(tree, size, times, rank):
     """The tree's leaf of a rank has changed: carry the earliest rank upwards."""
     node = (rank + size) >> 1
@@ -32,7 +32,7 @@ def _settle(tree, size, times, rank):
         node >>= 1
 
 
-@njit(cache=True)
+@kernel
 def schedule_greedily(tables, microbatches, limit, policy, cap, fuse, kind, stage, microbatch, length, begin, free):
     """Write an order for every rank into kind, stage, microbatch (p, 3 v m) and length (p,); False if none came out.
 

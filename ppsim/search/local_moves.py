@@ -3,15 +3,15 @@
 from __future__ import annotations
 
 import numpy as np
-from numba import njit
 
+from ppsim.kernel_cache import kernel
 from ppsim.search.plan_clock import B, F, I, W, objective_of, peak_of_rank, run_plan
 
 _REACH = 4  # the farthest that one move goes
 _TIE = 1e-3  # weight of the ranks' mean time, which leads over plateaus of the objective
 
 
-@njit(cache=True)
+@kernel
 def _critical_path(tables, kind, stage, microbatch, start, end, length, where, by_rank_time, path):
     """The longest path, from its end: rank, position, and 1 if the step waited for its rank, into path (3, steps).
 
@@ -39,7 +39,7 @@ def _critical_path(tables, kind, stage, microbatch, start, end, length, where, b
             return count
 
 
-@njit(cache=True)
+@kernel
 def _may_pass(kind, stage, microbatch, r, early, late):
     """Whether `late` may come before `early` on rank r: not of one microbatch and stage, nor of one kind and stage."""
     if stage[r, early] != stage[r, late]:
@@ -50,7 +50,7 @@ def _may_pass(kind, stage, microbatch, r, early, late):
     return kind[r, early] != kind[r, late] and not both_back
 
 
-@njit(cache=True)
+@kernel
 def _rotate(kind, stage, microbatch, where, r, source, target):
     """Move the entry at `source` to `target` on rank r, those between by one; note where F and backwards are."""
     k, s, b = kind[r, source], stage[r, source], microbatch[r, source]
@@ -64,7 +64,7 @@ def _rotate(kind, stage, microbatch, where, r, source, target):
         where[0 if k == F else 1, s, b] = target
 
 
-@njit(cache=True)
+@kernel
 def _fuse_or_split(kind, stage, microbatch, where, length, r, at, distance):
     """Turn the I at `at` and its W into one B there, or a B into I and a W up to `distance` later; False if neither."""
     k, s, b = kind[r, at], stage[r, at], microbatch[r, at]
@@ -86,7 +86,7 @@ def _fuse_or_split(kind, stage, microbatch, where, length, r, at, distance):
     return False
 
 
-@njit(cache=True)
+@kernel
 def _shift(kind, stage, microbatch, length, r, at, distance, earlier):
     """Where a step of the critical path goes: (from, to). It moves before, or the one before it moves past it."""
     if earlier:
@@ -104,7 +104,7 @@ def _shift(kind, stage, microbatch, length, r, at, distance, earlier):
     return source, target
 
 
-@njit(cache=True)
+@kernel
 def improve(
     tables, microbatches, limit, by_rank_time, fusable, kind, stage, microbatch, length, tries, heat, goal, seed
 ):
@@ -150,7 +150,7 @@ def improve(
             if source == target:
                 continue
             _rotate(kind, stage, microbatch, where, r, source, target)
-        fits = peak_of_rank(tables, kind[r], stage[r], joined[r], length[r]) <= limit[r]
+        fits = peak_of_rank(tables, kind[r], stage[r], length[r]) <= limit[r]
         if fits and run_plan(tables, microbatches, kind, stage, microbatch, joined, length, start, end):
             value, mean = objective_of(start, end, length, by_rank_time)
             new = value + _TIE * mean

@@ -79,9 +79,6 @@ class Plan:
     def peak_bytes(self, problem: Problem) -> Integers:
         """The largest activation bytes of each rank, shape (p,), as `ppsim.simulation.memory_levels` defines them."""
         return np.array(
-            [
-                peak_of_rank(problem.tables, self.kind[r], self.stage[r], self.joined[r], self.length[r])
-                for r in range(problem.ranks)
-            ],
+            [peak_of_rank(problem.tables, self.kind[r], self.stage[r], self.length[r]) for r in range(problem.ranks)],
             np.int64,
         )

@@ -3,20 +3,18 @@
 A plan in the kernels is four arrays: kind (p, A) int8, stage (p, A) int32, microbatch (p, A) int32 and length (p,)
 int64; row r is rank r's order, its first length[r] entries count. `joined` (p, A) marks the forward of an overlapped
 pair, whose backward is the next entry.
-
-The kernels of this package call each other across files, and numba's cache only sees a change in the caller's own
-file: after editing one, delete this folder's __pycache__.
 """
 
 from __future__ import annotations
 
 import numpy as np
-from numba import njit
+
+from ppsim.kernel_cache import kernel
 
 F, B, I, W = 0, 1, 2, 3  # noqa: E741  (the kinds as numbers, which the kernels compare)
 
 
-@njit(cache=True)
+@kernel
 def run_plan(tables, microbatches, kind, stage, microbatch, joined, length, start, end):
     """Fill start and end (p, A), in seconds, as `ppsim.simulate` would; False if the plan would wait for ever.
 
@@ -96,9 +94,12 @@ def run_plan(tables, microbatches, kind, stage, microbatch, joined, length, star
     return left == 0
 
 
-@njit(cache=True)
-def peak_of_rank(tables, kind, stage, joined, count):
-    """The largest sum of activation bytes of one rank's order (its rows as 1-d arrays), between its actions."""
+@kernel
+def peak_of_rank(tables, kind, stage, count):
+    """The largest sum of activation bytes of one rank's order (its rows as 1-d arrays), between its actions.
+
+    An overlapped pair needs no care: its F comes first, and while both parts are under way both hold their bytes.
+    """
     level, peak = np.int64(0), np.int64(0)
     for i in range(count):
         s, k = stage[i], kind[i]
@@ -110,12 +111,11 @@ def peak_of_rank(tables, kind, stage, joined, count):
             level += tables.kept[s] - tables.held[s]
         else:
             level -= tables.kept[s]
-        if not joined[i]:
-            peak = max(peak, level)
+        peak = max(peak, level)
     return peak
 
 
-@njit(cache=True)
+@kernel
 def objective_of(start, end, length, by_rank_time):
     """(the objective, the mean of the ranks' times) in seconds; the second breaks ties. Every rank has actions."""
     ranks = len(length)

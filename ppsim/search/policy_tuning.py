@@ -3,8 +3,8 @@
 from __future__ import annotations
 
 import numpy as np
-from numba import njit
 
+from ppsim.kernel_cache import kernel
 from ppsim.search.list_scheduler import (
     DEEP_BACKWARD,
     DEEP_FORWARD,
@@ -20,7 +20,7 @@ from ppsim.search.list_scheduler import (
 _TIE = 1e-3  # weight of the ranks' mean time, which leads over plateaus of the objective
 
 
-@njit(cache=True)
+@kernel
 def cost_of(begin, free, by_rank_time):
     """The objective plus a little of the ranks' mean time, in seconds, from first starts and last ends (p,)."""
     mean = (free - begin).mean()
@@ -29,7 +29,7 @@ def cost_of(begin, free, by_rank_time):
     return free.max() - begin.min() + _TIE * mean
 
 
-@njit(cache=True)
+@kernel
 def run_policies(tables, microbatches, limit, by_rank_time, policies, caps, fuses):
     """The cost of each of n policies (n, p, COLUMNS), caps and fuses (n, S), shape (n,); inf where none came out."""
     ranks = len(limit)
@@ -46,7 +46,7 @@ def run_policies(tables, microbatches, limit, by_rank_time, policies, caps, fuse
     return costs
 
 
-@njit(cache=True)
+@kernel
 def tune(tables, microbatches, limit, by_rank_time, policy, cap, fuse, fusable, tries, goal, seed):
     """Change policy, cap and fuse in place for a smaller cost; returns it. `fusable`: whether a full B can pay.
 

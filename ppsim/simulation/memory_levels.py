@@ -17,11 +17,12 @@ OPTIMIZERS = {"sgd": (0, 0), "momentum": (1, 0), "adam": (2, 1), "adamw": (2, 1)
 
 
 def activation_levels(program: Program, stages: Sequence[StageCost]) -> npt.NDArray[np.int64]:
-    """Activation bytes that a row's rank holds once the row's action has taken effect, shape (rows,).
+    """Activation bytes that a row's rank holds once the row has taken effect, shape (rows,).
 
     F takes the stage's `activation_bytes` at its start, B releases them at its end; I leaves
-    `weight_activation_bytes` of them at its end and W releases those. An overlapped pair takes effect at its end, so
-    both its rows have the level after the pair. In an evaluation nothing outlives its F: all levels are 0.
+    `weight_activation_bytes` of them at its end and W releases those. An overlapped pair takes its F's bytes when it
+    starts and releases its B's when it ends: its first row has the level while both are under way, its second row the
+    level after the pair. In an evaluation nothing outlives its F: all levels are 0.
     Raises CostError for sums that 64 bits do not hold.
     """
     if program.schedule.is_forward_only:
@@ -32,14 +33,7 @@ def activation_levels(program: Program, stages: Sequence[StageCost]) -> npt.NDAr
         raise CostError("the activations of all microbatches exceed 2**63 bytes: give smaller activation_bytes")
     change = np.zeros((4, len(stages)), np.int64)
     change[Kind.F], change[Kind.B], change[Kind.I], change[Kind.W] = whole, -whole, kept - whole, -kept
-    return _after_actions(program, change[program.kind, program.stage])
-
-
-def peak_per_rank(program: Program, levels: npt.NDArray[np.int64]) -> npt.NDArray[np.int64]:
-    """The largest level on each rank between its actions, shape (p,); 0 for a rank without actions."""
-    peak = np.zeros(program.ranks, np.int64)
-    np.maximum.at(peak, program.rank, levels)
-    return peak
+    return _after_rows(program, change[program.kind, program.stage])
 
 
 def gradient_levels(program: Program, stages: Sequence[StageCost]) -> npt.NDArray[np.int64]:
@@ -53,7 +47,7 @@ def gradient_levels(program: Program, stages: Sequence[StageCost]) -> npt.NDArra
     touched, first = np.unique(program.stage[rows], return_index=True)
     change = np.zeros(len(program.stage), np.int64)
     change[rows[first]] = sizes[touched]
-    return _after_actions(program, change)
+    return _after_rows(program, change)[program.action_start[1:] - 1][program.row_action]
 
 
 def parameters_per_rank(program: Program, stages: Sequence[StageCost]) -> npt.NDArray[np.int64]:
@@ -101,13 +95,12 @@ def optimizer_state_bytes(optimizer: str, trained_bytes: int, *, tensors: int = 
     return moments * trained_bytes + counters * 4 * tensors
 
 
-def _after_actions(program: Program, change: npt.NDArray[np.int64]) -> npt.NDArray[np.int64]:
-    """The sum of all changes on a row's rank up to the end of the row's action, shape (rows,)."""
+def _after_rows(program: Program, change: npt.NDArray[np.int64]) -> npt.NDArray[np.int64]:
+    """The sum of all changes on a row's rank up to and with the row, shape (rows,)."""
     total = np.cumsum(change)
-    level = total[program.action_start[1:] - 1][program.row_action]
     first_row = program.action_start[program.rank_actions[:-1]]
     before_rank = np.where(first_row > 0, total[np.maximum(first_row - 1, 0)], 0)
-    return level - before_rank[program.rank]
+    return total - before_rank[program.rank]
 
 
 def _fitting(amounts: Sequence[int], name: str) -> list[int]:

@@ -1,62 +1,64 @@
-"""Devices: cores or GPUs that ranks share."""
+"""Sharing: devices (cores, GPUs) that several ranks compute on."""
 
 from __future__ import annotations
 
-from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import Literal, get_args
 
-Sharing = Literal["turns", "fair"]
+from ppsim.conditions import Conditions, Sharing
 
 
 @dataclass(frozen=True, kw_only=True)
 class Devices:
-    """Which device each rank computes on, and how those on one device share it.
+    """Which device each rank computes on, and how the ranks of one device share it.
 
-    of_rank: device of each rank, numbered from 0, shape (p,). cores: how many ranks a device runs at full speed at
-    once. sharing: with "turns" an action keeps a core from its start to its end and others queue, first come first
-    served; with "fair" all that are ready run at once, each at cores / ready of its speed, as under a time-sharing
-    operating system. efficiency: with "fair", what the cores get done together where more want them, as a share of what
-    they could: then each runs at efficiency * cores / ready of its speed. A scheduler that leaves a core idle while
-    others queue for another, and switching between them, keep it below 1.
+    Parameters
+    ----------
+    of_rank : tuple of p ints
+        The device of each rank.
+    sharing : "turns" or "fair"
+        With "turns" an action keeps a core from its start to its end, and others queue, first come first served. With
+        "fair" all that are ready run at once, as under a time-sharing operating system.
+    cores : int
+        With "turns", how many ranks a device runs at once.
+    speeds : tuple of floats
+        With "fair", the speed of each rank when n ranks of its device are at work, at index n - 1. The last value holds
+        for more ranks.
     """
 
     of_rank: tuple[int, ...]
-    cores: int = 1
-    sharing: Sharing = "turns"
-    efficiency: float = 1.0
+    sharing: Sharing
+    cores: int
+    speeds: tuple[float, ...]
 
-    def __post_init__(self) -> None:
-        if isinstance(self.cores, bool) or not isinstance(self.cores, int) or self.cores < 1:
-            raise ValueError(f"cores must be a whole number of 1 or more, got {self.cores!r}")
-        if any(isinstance(device, bool) or not isinstance(device, int) or device < 0 for device in self.of_rank):
-            raise ValueError(f"devices are numbered from 0, got {list(self.of_rank)}")
-        if self.sharing not in get_args(Sharing):
-            raise ValueError(f"sharing must be one of {', '.join(get_args(Sharing))}, got {self.sharing!r}")
-        if not 0 < self.efficiency <= 1:
-            raise ValueError(f"sharing_efficiency must be above 0 and at most 1, got {self.efficiency!r}")
-        if self.efficiency != 1 and self.sharing != "fair":
-            raise ValueError(
-                f"sharing_efficiency {self.efficiency!r} is of ranks that compute at once: give it with sharing 'fair'"
-            )
+    @classmethod
+    def of(cls, conditions: Conditions, ranks: int) -> Devices | None:
+        """The devices that these conditions mean.
 
-    @property
-    def are_shared(self) -> bool:
-        """Whether some rank may ever have to wait for another."""
-        return any(self.of_rank.count(device) > self.efficiency * self.cores for device in set(self.of_rank))
+        Returns
+        -------
+        Devices or None
+            None if no rank ever waits for another or slows it.
 
+        Raises
+        ------
+        ValueError
+            If `devices` does not name one device for each rank.
 
-def devices_of(
-    ranks: int, *, cores: int | None, devices: Sequence[int] | None, sharing: Sharing, sharing_efficiency: float
-) -> Devices | None:
-    """The devices that `simulate`'s options mean; None if every rank computes by itself. Raises ValueError."""
-    if cores is None and devices is None:
-        if sharing_efficiency != 1:
-            raise ValueError(
-                f"sharing_efficiency {sharing_efficiency!r} is of ranks that share: give it with cores or devices"
-            )
-        return None
-    of_rank = tuple(devices) if devices is not None else (0,) * ranks
-    if len(of_rank) != ranks:
-        raise ValueError(f"devices names {len(of_rank)} devices for {ranks} ranks: give each rank's")
-    return Devices(of_rank=of_rank, cores=1 if cores is None else cores, sharing=sharing, efficiency=sharing_efficiency)
+        Notes
+        -----
+        With c cores of efficiency e, each of n ranks runs at min(1, e c / n) of its speed. An operating system that
+        leaves a core idle while ranks queue for another one, and switching between them, keep e below 1.
+        """
+        if conditions.cores is None and conditions.devices is None and conditions.speeds is None:
+            return None
+        of_rank = (0,) * ranks if conditions.devices is None else tuple(conditions.devices)
+        if len(of_rank) != ranks:
+            raise ValueError(f"devices names {len(of_rank)} devices for {ranks} ranks: give each rank's")
+        most = max(map(of_rank.count, of_rank))  # ranks on one device
+        cores = 1 if conditions.cores is None else conditions.cores
+        capacity = conditions.sharing_efficiency * cores
+        speeds = tuple(min(1.0, capacity / count) for count in range(1, most + 1))
+        if conditions.speeds is not None:
+            speeds = tuple(conditions.speeds)
+        is_shared = most > cores if conditions.sharing == "turns" else min(speeds[:most]) < 1
+        return cls(of_rank=of_rank, sharing=conditions.sharing, cores=cores, speeds=speeds) if is_shared else None

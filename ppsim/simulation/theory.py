@@ -153,8 +153,8 @@ def dualpipe_v_bubble_s(*, ranks: int, pair_s: float, backward_s: float, backwar
 
 
 def dualpipe_v_peak_activations(*, ranks: int) -> int:
-    """Activations of one stage (half a rank) held under DualPipeV: 2p + 1, on the last rank; 2p on the others.
+    """Activations of one stage (half a rank) held under DualPipeV: 2p + 1, on every rank.
 
-    DeepSeek-AI, DualPipe, 2025, README.
+    DeepSeek-AI, DualPipe, 2025, README: PP + 1, where its PP stages are two on each of p ranks.
     """
     return 2 * ranks + 1

@@ -1,12 +1,18 @@
-"""Load: what an engine is given to run."""
+"""Timed program: what an engine is given to run."""
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import dataclass
 
 import numpy as np
 import numpy.typing as npt
 
+from ppsim.conditions import Conditions
+from ppsim.costs.stage_cost import StageCost
+from ppsim.network.network import Network
+from ppsim.schedule.action import Kind
+from ppsim.schedule.deadlock import smallest_receive_window
 from ppsim.schedule.program import Program
 from ppsim.simulation.sharing import Devices
 
@@ -14,13 +20,23 @@ Seconds = npt.NDArray[np.float64]
 
 
 @dataclass(frozen=True, kw_only=True)
-class Load:
+class TimedProgram:
     """A program that can end, and what its rows and messages take.
 
-    duration_s: of each row, shape (rows,). dispatch_s, send_s: what a rank spends before each action once it could
-    start, and after it until its messages set off, shape (actions,). occupied_s, latency_s: how long each message keeps
-    its link and how much later it arrives, shape (messages,). receive_window: receives that are posted ahead on each
-    link; None if a receive is always there. devices: what the ranks share; None if each computes by itself.
+    Parameters
+    ----------
+    program : Program
+        What is run.
+    duration_s : array of shape (rows,)
+        Seconds of each row.
+    dispatch_s, send_s : arrays of shape (actions,)
+        Seconds that a rank spends before each action, once it could start, and after it until its messages leave.
+    occupied_s, latency_s : arrays of shape (messages,)
+        Seconds that each message keeps its link, and from there until it arrives.
+    receive_window : int or None
+        Receives posted ahead on each link. None: a receive is always posted.
+    devices : Devices or None
+        What the ranks share. None: each computes by itself.
     """
 
     program: Program
@@ -32,11 +48,59 @@ class Load:
     receive_window: int | None = None
     devices: Devices | None = None
 
-    def posts(self) -> npt.NDArray[np.int32]:
-        """The message whose receive is posted when each one is used, shape (messages,); -1 for none.
+    @classmethod
+    def of(
+        cls, program: Program, stages: Sequence[StageCost], network: Network, conditions: Conditions | None = None
+    ) -> TimedProgram:
+        """Time a program by its costs, its network and its conditions.
 
-        A receiver posts its receives in the order in which the link carries them, the first `receive_window` of them
-        before the step and one more at each use; it may use them in another order.
+        Parameters
+        ----------
+        program : Program
+            What is run.
+        stages : sequence of StageCost
+            The cost of each stage for one microbatch.
+        network : Network
+            The links between ranks.
+        conditions : Conditions, optional
+            How it is run.
+
+        Raises
+        ------
+        ValueError
+            If stages or conditions do not fit the program.
+        """
+        conditions = conditions or Conditions()
+        count = program.schedule.stages
+        if len(stages) != count:
+            raise ValueError(f"{len(stages)} stage costs for a schedule of {count} stages: give one for each")
+        with np.errstate(over="ignore"):  # whoever runs this refuses infinite times
+            occupied_s, latency_s = network.transfer_times(program, message_bytes(program, stages))
+        return cls(
+            program=program,
+            duration_s=_durations(program, stages, conditions),
+            dispatch_s=_by_action(program, "dispatch_s", conditions.dispatch_s),
+            send_s=np.where(_sends(program), conditions.send_s, 0.0)
+            if np.ndim(conditions.send_s) == 0
+            else _by_action(program, "send_s", conditions.send_s),
+            occupied_s=occupied_s,
+            latency_s=latency_s,
+            receive_window=_checked_window(program, conditions.receive_window),
+            devices=Devices.of(conditions, program.ranks),
+        )
+
+    def posts(self) -> npt.NDArray[np.int32]:
+        """The message whose receive is posted when each message is used.
+
+        Returns
+        -------
+        array of shape (messages,)
+            -1 for none.
+
+        Notes
+        -----
+        A receiver posts its receives in the order in which the link carries them: the first `receive_window` of them
+        before the step, and one more at each use. It may use them in another order.
         """
         messages = self.program.messages
         posted = np.full(len(messages), -1, np.int32)
@@ -50,10 +114,101 @@ class Load:
         return posted
 
     def receives(self) -> tuple[npt.NDArray[np.int32], Seconds]:
-        """`posts`, and when each receive is posted as far as is known before the step (0, else NaN), shape (messages,).
+        """`posts`, and when each receive is posted as far as is known before the step.
 
-        Both empty where a receive is always there.
+        Returns
+        -------
+        posts, posted_s : arrays of shape (messages,)
+            posted_s is 0 for receives posted before the step, else NaN. Both are empty if receives are always posted.
         """
         if self.receive_window is None:
             return np.zeros(0, np.int32), np.zeros(0)
         return self.posts(), np.where(self.program.messages.position < self.receive_window, 0.0, np.nan)
+
+
+def row_durations(
+    program: Program, stages: Sequence[StageCost], *, overlap: float = 1.0, scale: npt.ArrayLike = 1.0
+) -> Seconds:
+    """Seconds of each row, as costs say.
+
+    Parameters
+    ----------
+    program : Program
+        What is run.
+    stages : sequence of StageCost
+        The cost of each stage for one microbatch.
+    overlap, scale
+        See `Conditions`.
+
+    Returns
+    -------
+    array of shape (rows,)
+
+    Raises
+    ------
+    ValueError
+        If `scale` does not broadcast to (stages, microbatches).
+    """
+    table = np.empty((4, len(stages)))
+    table[Kind.F] = [stage.forward_s for stage in stages]
+    table[Kind.B] = [stage.full_backward_s for stage in stages]
+    table[Kind.I] = [stage.backward_input_s for stage in stages]
+    table[Kind.W] = [stage.backward_weight_s for stage in stages]
+    durations_s: Seconds = table[program.kind, program.stage]
+    if overlap != 1.0 and program.has_pairs:
+        durations_s[np.diff(program.action_start)[program.row_action] == 2] *= overlap
+    shape = (program.schedule.stages, program.schedule.microbatches)
+    try:
+        factors = np.broadcast_to(np.asarray(scale, np.float64), shape)
+    except ValueError:
+        raise ValueError(f"scale has shape {np.shape(scale)}: give one that broadcasts to {shape}") from None
+    return durations_s if (factors == 1).all() else durations_s * factors[program.stage, program.microbatch]
+
+
+def message_bytes(program: Program, stages: Sequence[StageCost]) -> npt.NDArray[np.int64]:
+    """Bytes of each message, shape (messages,): between s and s + 1 `output_bytes` of stage s, in both directions."""
+    output = np.array([stage.output_bytes for stage in stages], np.int64)
+    messages = program.messages
+    return output[np.minimum(program.stage[messages.producer], program.stage[messages.consumer])]
+
+
+def _durations(program: Program, stages: Sequence[StageCost], conditions: Conditions) -> Seconds:
+    """Seconds of each row: as measured or as costs say, longer on slow ranks."""
+    if conditions.durations_s is None:
+        durations_s = row_durations(program, stages, overlap=conditions.overlap, scale=conditions.scale)
+    else:
+        durations_s = np.array(conditions.durations_s, np.float64)
+        rows = len(program.stage)
+        if durations_s.shape != (rows,):
+            raise ValueError(
+                f"durations_s has shape {durations_s.shape}: give one number for each of the program's {rows} rows"
+            )
+    factors = np.ones(program.ranks)
+    for rank, factor in (conditions.slow_ranks or {}).items():
+        if not 0 <= rank < program.ranks:
+            raise ValueError(f"slow_ranks has rank {rank}, but there are {program.ranks} ranks, counted from 0")
+        factors[rank] = factor
+    return durations_s * factors[program.rank] if conditions.slow_ranks else durations_s
+
+
+def _by_action(program: Program, name: str, given_s: npt.ArrayLike) -> Seconds:
+    """Seconds of each action, shape (actions,)."""
+    if np.shape(given_s) not in ((), (program.actions,)):
+        raise ValueError(f"{name} has shape {np.shape(given_s)}: give one number, or one for each of {program.actions}")
+    return np.full(program.actions, given_s, np.float64)
+
+
+def _sends(program: Program) -> npt.NDArray[np.bool_]:
+    """Whether each action sends a message, shape (actions,)."""
+    sends = np.zeros(program.actions, bool)
+    sends[program.row_action[program.message_out >= 0]] = True
+    return sends
+
+
+def _checked_window(program: Program, window: int | None) -> int | None:
+    if window is not None and window < (needed := smallest_receive_window(program)):
+        raise ValueError(
+            f"receive_window {window} is too small: this schedule needs {needed} receives posted at once on a link, or "
+            "it waits for ever; give that or more, or None"
+        )
+    return window

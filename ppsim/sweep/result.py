@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING, Any, overload
 
 from ppsim.sweep.grid import Point
 from ppsim.sweep.key import function_name, readable
-from ppsim.sweep.store import Outcome, Store
+from ppsim.sweep.store import PointOutcome, Store
 
 if TYPE_CHECKING:
     import pandas as pd
@@ -35,7 +35,7 @@ class SweepRow:
 class SweepResult(Sequence[SweepRow]):
     """The rows of a sweep, in the order of its grid (of a store: in the order in which they came back)."""
 
-    def __init__(self, points: Sequence[Point], outcomes: Sequence[Outcome]) -> None:
+    def __init__(self, points: Sequence[Point], outcomes: Sequence[PointOutcome]) -> None:
         self._points, self._outcomes = points, outcomes
 
     def __len__(self) -> int:

@@ -27,7 +27,7 @@ CREATE TABLE results (
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
-class Outcome:
+class PointOutcome:
     """What came of a point: its result as JSON, or the error (one line) and the traceback; and the seconds it took."""
 
     result: str | None = None
@@ -72,7 +72,7 @@ class Store:
         found = self._use(self._all, "SELECT 1 FROM results WHERE key = ? AND error IS NULL", (key,))
         return bool(found)
 
-    def write(self, key: bytes, function: str, configuration: str, outcome: Outcome) -> None:
+    def write(self, key: bytes, function: str, configuration: str, outcome: PointOutcome) -> None:
         """Keep an outcome, in a transaction of its own. A result that is there stays; a failure is replaced."""
         self._use(
             self._all,
@@ -82,12 +82,12 @@ class Store:
             (key, function, configuration, outcome.result, outcome.error, outcome.traceback, outcome.took_s),
         )
 
-    def read(self, key: bytes) -> Outcome | None:
+    def read(self, key: bytes) -> PointOutcome | None:
         """What came of a point, or None."""
         found = self._use(self._all, "SELECT result, error, traceback, took_s FROM results WHERE key = ?", (key,))
         return _outcome(found[0]) if found else None
 
-    def rows(self) -> Iterator[tuple[str, str, Outcome]]:
+    def rows(self) -> Iterator[tuple[str, str, PointOutcome]]:
         """Function, configuration and outcome of every point, in the order in which they came back."""
         query = "SELECT function, configuration, result, error, traceback, took_s FROM results ORDER BY rowid"
         for function, configuration, *rest in self._use(self._all, query, ()):
@@ -150,6 +150,6 @@ class Store:
             raise ValueError(f"{self._path} {what} ({error}): give another path") from None
 
 
-def _outcome(columns: Any) -> Outcome:
+def _outcome(columns: Any) -> PointOutcome:
     result, error, traceback, took_s = columns
-    return Outcome(result=result, error=error, traceback=traceback, took_s=took_s)
+    return PointOutcome(result=result, error=error, traceback=traceback, took_s=took_s)

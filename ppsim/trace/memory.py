@@ -1,36 +1,49 @@
-"""Memory columns: all that each rank of a trace holds, side by side."""
+"""Memory of a step: the most that each rank holds, of each kind of memory and in all."""
 
 from __future__ import annotations
 
-from dataclasses import dataclass, fields, replace
-from typing import TYPE_CHECKING, Any
+from collections.abc import Mapping
+from dataclasses import dataclass, fields
+from typing import TYPE_CHECKING
 
 import numpy as np
 import numpy.typing as npt
 
 from ppsim.schedule.action import Kind
-from ppsim.simulation.memory_levels import optimizer_state_bytes, peak_per_rank, receive_levels
+from ppsim.schedule.program import Program
 
 if TYPE_CHECKING:
     import pandas
 
-    from ppsim.trace.trace import Trace
-
 Bytes = npt.NDArray[np.int64]
-_COUNTED = {"activation_bytes": "activations", "receive_buffer_bytes": "receive buffers", "gradient_bytes": "gradients"}
-_STATIC = ("parameter_bytes", "optimizer_bytes")
+Seconds = npt.NDArray[np.float64]
 
 
 @dataclass(frozen=True, kw_only=True, eq=False)
 class Memory:
-    """The largest that each rank holds of every column, shape (p,) each; None where it is not known.
+    """The most that each rank holds of each kind, arrays of shape (p,); None where it is not known.
 
-    activation_bytes: see `StageCost`. receive_buffer_bytes: receives posted and not yet used; a received buffer is the
-    stage's input, an activation, from its F on. send_buffer_bytes: what has been handed over and has not left yet, as
-    far as no activation holds it anyway: gradients, and in an evaluation outputs. gradient_bytes: of the parameters,
-    from a stage's first B or W to the end of the step. optimizer_bytes: its state. total_bytes: the largest sum of all
-    known columns at one time, which may be less than the sum of their peaks.
-    All are levels after an action; what a kernel needs in between is not in them.
+    Parameters
+    ----------
+    activation_bytes
+        Activations; see `StageCost`.
+    receive_buffer_bytes
+        Buffers of receives posted and not yet used. A received buffer is the stage's input: an activation, from F on.
+    send_buffer_bytes
+        What was handed over and has not left yet, as far as no activation holds it anyway: gradients, and in an
+        evaluation outputs.
+    parameter_bytes
+        Parameters.
+    gradient_bytes
+        The parameters' gradients, from a stage's first B or W to the end of the step.
+    optimizer_bytes
+        The optimizer's state.
+    total_bytes
+        The largest sum of all known kinds at one time. It may be less than the sum of their peaks.
+
+    Notes
+    -----
+    All are levels between computations. What a kernel needs while it runs is not in them.
     """
 
     activation_bytes: Bytes
@@ -42,135 +55,95 @@ class Memory:
     total_bytes: Bytes
 
     @classmethod
-    def of(cls, trace: Trace) -> Memory:
-        """The columns of a trace."""
-        levels = _levels(trace)
-        peaks = {name: peak_per_rank(trace.program, each) for name, each in levels.items()}
-        static = {name: getattr(trace, name) for name in _STATIC}
-        total = peak_per_rank(trace.program, sum(levels.values(), np.zeros(len(trace.start_s), np.int64)))
-        for each in static.values():
-            total = total if each is None else total + each
-        return cls(
-            activation_bytes=peaks["activation_bytes"],
-            receive_buffer_bytes=peaks.get("receive_buffer_bytes"),
-            send_buffer_bytes=peaks["send_buffer_bytes"],
-            gradient_bytes=peaks.get("gradient_bytes"),
-            total_bytes=total,
-            **static,
-        )
+    def of(cls, program: Program, levels: Mapping[str, Bytes], constant: Mapping[str, Bytes]) -> Memory:
+        """The peaks of what changes during a step and of what does not.
+
+        Parameters
+        ----------
+        program : Program
+            What ran.
+        levels : mapping from a field's name to an array of shape (rows,)
+            What the row's rank holds once the row has taken effect, of each known kind that changes.
+        constant : mapping from a field's name to an array of shape (p,)
+            What each rank holds all the time, of each known kind.
+        """
+        total = peak_per_rank(program, _sum(program, levels)) + sum(constant.values())
+        peaks = {name: peak_per_rank(program, level) for name, level in levels.items()}
+        unknown = {field.name: None for field in fields(cls)}
+        return cls(**(unknown | peaks | dict(constant) | {"total_bytes": total}))
 
     def to_dict(self) -> dict[str, list[int]]:
-        """Known columns as lists by rank."""
+        """Known kinds as lists by rank."""
         columns = {field.name: getattr(self, field.name) for field in fields(self)}
         return {name: column.tolist() for name, column in columns.items() if column is not None}
 
     def to_frame(self) -> pandas.DataFrame:
-        """One row per rank, one column for each that is known."""
+        """A pandas DataFrame with one row per rank and one column for each known kind."""
         import pandas
 
         return pandas.DataFrame(self.to_dict()).rename_axis("rank")
 
 
-def held_at_peak(trace: Trace) -> dict[str, Bytes]:
-    """Every known column when a rank's total is the largest, for the first time; shape (p,) each. They add up to it."""
-    levels = _levels(trace)
-    total = sum(levels.values(), np.zeros(len(trace.start_s), np.int64))
-    found = {name: np.zeros(trace.ranks, np.int64) for name in levels}
-    for rank in range(trace.ranks):
-        rows = trace.program.rows_of(rank)
+def peak_per_rank(program: Program, levels: Bytes) -> Bytes:
+    """The largest of the levels, shape (rows,), on each rank, shape (p,); 0 for a rank without actions."""
+    peak = np.zeros(program.ranks, np.int64)
+    np.maximum.at(peak, program.rank, levels)
+    return peak
+
+
+def levels_at_peak(program: Program, levels: Mapping[str, Bytes]) -> dict[str, Bytes]:
+    """Each kind, shape (p,), when its rank first holds the most of all kinds together. `levels`: as in `Memory.of`."""
+    total = _sum(program, levels)
+    found = {name: np.zeros(program.ranks, np.int64) for name in levels}
+    for rank in range(program.ranks):
+        rows = program.rows_of(rank)
         if len(rows):
             row = rows.start + int(np.argmax(total[rows.start : rows.stop]))
-            for name, each in levels.items():
-                found[name][rank] = each[row]
-    known = {name: getattr(trace, name) for name in _STATIC}
-    return found | {name: each for name, each in known.items() if each is not None}
+            for name, level in levels.items():
+                found[name][rank] = level[row]
+    return found
 
 
-def _levels(trace: Trace) -> dict[str, Bytes]:
-    """The known columns that change, shape (rows,) each."""
-    levels = {name: getattr(trace, name) for name in _COUNTED}
-    levels["send_buffer_bytes"] = sending_levels(trace)
-    return {name: each for name, each in levels.items() if each is not None}
+def _sum(program: Program, levels: Mapping[str, Bytes]) -> Bytes:
+    return sum(levels.values(), np.zeros(len(program.stage), np.int64))
 
 
-def sending_levels(trace: Trace) -> Bytes:
-    """Bytes handed over and not yet gone when a row's action has taken effect, shape (rows,), by the trace's times.
+def sending_levels(
+    program: Program, *, end_s: Seconds, effect_s: Seconds, message_left_s: Seconds, message_bytes: Bytes
+) -> Bytes:
+    """Bytes that a row's rank has handed over and that have not left when the row takes effect, shape (rows,).
 
-    A message is handed over when its producer ends. Outputs count in an evaluation alone: else they are activations.
+    A message is handed over when its producer's action ends. Outputs count in an evaluation alone: in training they
+    are activations.
+
+    Parameters
+    ----------
+    program : Program
+        What ran.
+    end_s, effect_s : arrays of shape (rows,)
+        When each row ended, and when its change of memory took effect.
+    message_left_s, message_bytes : arrays of shape (messages,)
+        When each message had left, and its size.
     """
-    program, messages = trace.program, trace.program.messages
+    messages = program.messages
     counts = np.full(len(messages), True)
     if not program.schedule.is_forward_only:
         counts = program.kind[messages.producer] != Kind.F
     held = np.zeros(len(program.stage), np.int64)
     last_row = (program.action_start[1:] - 1)[program.row_action]
-    handed_s, effect_s = trace.end_s[last_row[messages.producer]], trace.effect_s
+    handed_s = end_s[last_row[messages.producer]]
+    # On a real clock a message may be seen complete before its producer's end is noted; it then counts at no time.
+    left_s = np.maximum(message_left_s, handed_s)
     for rank in np.unique(messages.source[counts]).tolist():
         rows = program.rows_of(rank)
         inside, chosen = slice(rows.start, rows.stop), np.flatnonzero(counts & (messages.source == rank))
-        begun = _sum_until(handed_s[chosen], trace.message_bytes[chosen], effect_s[inside])
-        held[inside] = begun - _sum_until(
-            np.maximum(trace.message_left_s, handed_s)[chosen], trace.message_bytes[chosen], effect_s[inside]
-        )
+        sizes, moments_s = message_bytes[chosen], effect_s[inside]
+        held[inside] = _sum_until(handed_s[chosen], sizes, moments_s) - _sum_until(left_s[chosen], sizes, moments_s)
     return held
 
 
-def _sum_until(times_s: npt.NDArray[np.float64], sizes: Bytes, until_s: npt.NDArray[np.float64]) -> Bytes:
-    """The sum of the sizes whose time is not after `until_s`."""
+def _sum_until(times_s: Seconds, sizes: Bytes, until_s: Seconds) -> Bytes:
+    """The sum of the sizes whose time is not after `until_s`, for each of these."""
     order = np.argsort(times_s, kind="stable")
     total = np.concatenate([[0], np.cumsum(sizes[order])])
     return total[np.searchsorted(times_s[order], until_s, side="right")]
-
-
-def with_columns(trace: Trace, *, receive_window: int | None = None, optimizer: str | None = None) -> Trace:
-    """A predicted trace with the columns that depend on more than costs.
-
-    receive_window: receives posted ahead on each link. optimizer: see `memory.optimizer_state_bytes`; step counters,
-    4 bytes for each parameter tensor, are left out, since costs do not say how many tensors there are.
-    Raises ValueError for a window below 1, an unknown optimizer, or one without known gradients.
-    """
-    changes: dict[str, Any] = {}
-    if receive_window is not None:
-        changes["receive_buffer_bytes"] = receive_levels(trace.program, trace.message_bytes, receive_window)
-    if optimizer is not None:
-        trained = trace.memory.gradient_bytes
-        if trained is None:
-            raise ValueError("an optimizer's state follows the gradients, and this trace does not know them")
-        changes["optimizer_bytes"] = np.array(
-            [optimizer_state_bytes(optimizer, int(each)) for each in trained], np.int64
-        )
-    return replace(trace, **changes)
-
-
-def first_difference(predicted: Trace, measured: Trace) -> dict[str, Any] | None:
-    """Where two traces of one program first hold different bytes; None if they are equal wherever both know.
-
-    Compared are activations, receive buffers and gradients after every action, and parameters. Unfinished sends are
-    not: when a message has left is a matter of time. Keys: column, rank, action (None for parameters), predicted,
-    measured.
-    """
-    program = predicted.program
-    for name, column in _COUNTED.items():
-        ours, theirs = getattr(predicted, name), getattr(measured, name)
-        if ours is None or theirs is None:
-            continue
-        rows = np.flatnonzero(ours != theirs)
-        if len(rows):
-            row = int(rows[0])
-            return {
-                "column": column,
-                "rank": int(program.rank[row]),
-                "action": str(program.action_of(row)),
-                "predicted": int(ours[row]),
-                "measured": int(theirs[row]),
-            }
-    if predicted.parameter_bytes is not None and measured.parameter_bytes is not None:
-        for rank in np.flatnonzero(predicted.parameter_bytes != measured.parameter_bytes).tolist():
-            return {
-                "column": "parameters",
-                "rank": rank,
-                "action": None,
-                "predicted": int(predicted.parameter_bytes[rank]),
-                "measured": int(measured.parameter_bytes[rank]),
-            }
-    return None

@@ -1,45 +1,70 @@
-"""Tables: a trace as columns, one row per computation and per end of a message."""
+"""Table of a step: columns with a row for each computation, for each end of a message, and for each reduction."""
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING, Any
+from collections.abc import Mapping, Sequence
 
 import numpy as np
+import numpy.typing as npt
 
 from ppsim.schedule.action import Kind
+from ppsim.schedule.program import Program
 
-if TYPE_CHECKING:
-    from ppsim.trace.trace import Trace
+Column = npt.NDArray[np.generic]
+_KIND_NAMES = np.array([kind.name for kind in Kind])
 
 
-def frame_columns(trace: Trace) -> dict[str, Any]:
-    """Columns of `Trace.to_frame`: computations in program order, then sends, then receives."""
-    program, messages = trace.program, trace.program.messages
-    names = np.array([kind.name for kind in Kind])
+def computation_columns(program: Program, start_s: Column, end_s: Column, size_bytes: Column) -> dict[str, Column]:
+    """Rows F, B, I and W in the program's sequence, from arrays of shape (rows,)."""
+    return {
+        "rank": program.rank,
+        "stage": program.stage,
+        "kind": _KIND_NAMES[program.kind],
+        "microbatch": program.microbatch,
+        "start_s": start_s,
+        "end_s": end_s,
+        "size_bytes": size_bytes,
+    }
+
+
+def message_columns(
+    program: Program, start_s: Column, left_s: Column, arrival_s: Column, size_bytes: Column
+) -> dict[str, Column]:
+    """Rows SEND_F and SEND_B, then RECV_F and RECV_B, from arrays of shape (messages,).
+
+    Both begin with the transfer. A send lasts until the message has left the link, a receive until it has arrived.
+    """
+    messages = program.messages
+    ends = np.concatenate([messages.producer, messages.consumer])
     is_forward = program.kind[messages.producer] == Kind.F
-    sent, received = np.where(is_forward, Kind.SEND_F, Kind.SEND_B), np.where(is_forward, Kind.RECV_F, Kind.RECV_B)
-    producer, consumer = messages.producer, messages.consumer
-    columns = {
-        "rank": np.concatenate([program.rank, messages.source, messages.destination]),
-        "stage": np.concatenate([program.stage, program.stage[producer], program.stage[consumer]]),
-        "kind": names[np.concatenate([program.kind, sent, received])],
-        "microbatch": np.concatenate([program.microbatch, program.microbatch[producer], program.microbatch[consumer]]),
-        "start_s": np.concatenate([trace.start_s, trace.message_start_s, trace.message_start_s]),
-        "end_s": np.concatenate([trace.end_s, trace.message_left_s, trace.message_arrival_s]),
-        "size_bytes": np.concatenate([trace.activation_bytes, trace.message_bytes, trace.message_bytes]),
+    kind = [np.where(is_forward, Kind.SEND_F, Kind.SEND_B), np.where(is_forward, Kind.RECV_F, Kind.RECV_B)]
+    return {
+        "rank": program.rank[ends],
+        "stage": program.stage[ends],
+        "kind": _KIND_NAMES[np.concatenate(kind)],
+        "microbatch": program.microbatch[ends],
+        "start_s": np.concatenate([start_s, start_s]),
+        "end_s": np.concatenate([left_s, arrival_s]),
+        "size_bytes": np.concatenate([size_bytes, size_bytes]),
     }
-    return columns if trace.reduce_start_s is None else _with_reductions(columns, trace)
 
 
-def _with_reductions(columns: dict[str, Any], trace: Trace) -> dict[str, Any]:
-    stages = np.arange(trace.schedule.stages)
-    more = {
-        "rank": np.asarray(trace.schedule.placement),
-        "stage": stages,
-        "kind": np.full(len(stages), Kind.REDUCE_GRAD.name),
-        "microbatch": np.full(len(stages), -1),
-        "start_s": trace.reduce_start_s,
-        "end_s": trace.reduce_end_s,
-        "size_bytes": trace.reduce_bytes,
+def reduction_columns(
+    placement: Sequence[int], start_s: Column, end_s: Column, size_bytes: Column
+) -> dict[str, Column]:
+    """Rows REDUCE_GRAD, one for each stage, from arrays of shape (stages,); their microbatch is -1."""
+    stages = len(placement)
+    return {
+        "rank": np.asarray(placement),
+        "stage": np.arange(stages),
+        "kind": np.full(stages, Kind.REDUCE_GRAD.name),
+        "microbatch": np.full(stages, -1),
+        "start_s": start_s,
+        "end_s": end_s,
+        "size_bytes": size_bytes,
     }
-    return {name: np.concatenate([column, more[name]]) for name, column in columns.items()}
+
+
+def joined(parts: Sequence[Mapping[str, Column]]) -> dict[str, Column]:
+    """Tables with the same columns, one below the other."""
+    return {name: np.concatenate([part[name] for part in parts]) for name in parts[0]}

@@ -2,10 +2,9 @@
 
 from __future__ import annotations
 
-import io
-import json
 import operator
-from dataclasses import dataclass, field
+from collections.abc import Mapping
+from dataclasses import MISSING, dataclass, field, fields
 from functools import cached_property
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -13,48 +12,53 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 import numpy.typing as npt
 
+from ppsim.conditions import Conditions
 from ppsim.schedule.action import Kind
 from ppsim.schedule.order import Order
 from ppsim.schedule.program import Program
 from ppsim.schedule.schedule import Schedule
-from ppsim.simulation.memory_levels import peak_per_rank
-from ppsim.trace import metrics
-from ppsim.trace.memory import Memory
+from ppsim.trace import table
+from ppsim.trace.memory import Memory, levels_at_peak, peak_per_rank, sending_levels
+from ppsim.trace.trace_file import read_file, write_file
 
 if TYPE_CHECKING:
     import pandas
 
 Seconds = npt.NDArray[np.float64]
 Bytes = npt.NDArray[np.int64]
-SCHEMA_VERSION = 1
-_COLUMNS = (
-    "start_s",
-    "end_s",
-    "activation_bytes",
-    "message_bytes",
-    "message_start_s",
-    "message_left_s",
-    "message_arrival_s",
-)
-_REDUCTIONS = ("reduce_start_s", "reduce_end_s", "reduce_bytes")
-_OPTIONAL = ("receive_buffer_bytes", "gradient_bytes", "parameter_bytes", "optimizer_bytes")  # not in older files
-_BY_RANK = ("parameter_bytes", "optimizer_bytes")
 
 
 @dataclass(frozen=True, kw_only=True, eq=False)
 class Trace:
     """One step of a program on a clock.
 
-    start_s, end_s, activation_bytes: shape (rows,), in the program's rows; the two rows of an overlapped pair share
-    the pair's time between them. activation_bytes: what the row's rank holds from the moment the action takes effect
-    (start of F, end of B, I, W and of a pair). message_*: shape (messages,), in the program's message table: size,
-    when the transfer began, when it had left the sender's link, and when it was there. Measured messages: posted by
-    the sender, seen complete by the sender, seen complete by the receiver.
-    reduce_*: shape (stages,): when adding up each stage's gradients over data-parallel replicas began and ended, and
-    how many bytes they are; None without replicas.
-    receive_buffer_bytes, gradient_bytes: shape (rows,), likewise: buffers of receives posted and not yet used, and the
-    parameters' gradients. parameter_bytes, optimizer_bytes: of each rank, shape (p,). None where it is not known.
-    clock: "simulated" or "measured". details: how it was made (options, environment, all steps' times); JSON values.
+    Parameters
+    ----------
+    program : Program
+        What ran.
+    clock : str
+        "simulated" or "measured".
+    start_s, end_s : arrays of shape (rows,)
+        When each row of the program ran. The two rows of an overlapped pair share the pair's time between them.
+    activation_bytes : array of shape (rows,)
+        What the row's rank holds once the row has taken effect: from the start of F, from the end of B, I and W. In an
+        overlapped pair, the row of F has the level while both are under way and the row of B the level after the pair.
+    message_bytes : array of shape (messages,)
+        The size of each message in the program's message table.
+    message_start_s, message_left_s, message_arrival_s : arrays of shape (messages,)
+        When the transfer began, when it had left the sender's link, and when it was there. Measured: posted by the
+        sender, seen complete by the sender, seen complete by the receiver.
+    reduce_start_s, reduce_end_s, reduce_bytes : arrays of shape (stages,), or None without replicas
+        When adding up each stage's gradients over data-parallel replicas began and ended, and the gradients' size.
+    details : dict
+        How the trace was made (engine, environment, all steps' times); JSON values.
+    receive_buffer_bytes, gradient_bytes : arrays of shape (rows,), or None where not known
+        What the row's rank holds in receives posted and not yet used once the row's action runs, and in gradients of
+        parameters once it has ended.
+    parameter_bytes, optimizer_bytes : arrays of shape (p,), or None where not known
+        What each rank holds all the time.
+    conditions : Conditions
+        How a simulated step was run.
     """
 
     program: Program
@@ -74,6 +78,7 @@ class Trace:
     gradient_bytes: Bytes | None = None
     parameter_bytes: Bytes | None = None
     optimizer_bytes: Bytes | None = None
+    conditions: Conditions = field(default_factory=Conditions)
 
     @property
     def schedule(self) -> Schedule:
@@ -82,28 +87,36 @@ class Trace:
 
     @property
     def ranks(self) -> int:
-        """p."""
+        """Number of ranks, p."""
         return self.program.ranks
 
     @cached_property
     def first_start_s(self) -> Seconds:
-        """Each rank's first start, shape (p,)."""
-        return metrics.first_start_s(self)
+        """Each rank's first start, shape (p,); the step's first start for a rank without actions."""
+        return self._at_rank_edge(self.start_s, last=False)
 
     @cached_property
     def last_end_s(self) -> Seconds:
-        """Each rank's last end, shape (p,)."""
-        return metrics.last_end_s(self)
+        """Each rank's last end, shape (p,); the step's first start for a rank without actions."""
+        return self._at_rank_edge(self.end_s, last=True)
+
+    def _at_rank_edge(self, times_s: Seconds, *, last: bool) -> Seconds:
+        """The time of each rank's first or last row."""
+        edges = self.program.action_start[self.program.rank_actions]
+        begin, end = edges[:-1], edges[1:]
+        row = np.clip(end - 1 if last else begin, 0, len(times_s) - 1)  # of a rank without actions any row
+        return np.where(end > begin, times_s[row], self.start_s.min())
 
     @cached_property
     def compute_s(self) -> Seconds:
         """Each rank's time in compute actions, shape (p,)."""
-        return metrics.compute_s(self)
+        lengths_s = self.end_s - self.start_s
+        return np.bincount(self.program.rank, lengths_s, self.program.ranks).astype(np.float64)
 
     @property
     def makespan_s(self) -> float:
-        """The step: last end minus first start over all ranks' compute."""
-        return metrics.makespan_s(self)
+        """The step without reductions: last end minus first start over all ranks' compute, in seconds."""
+        return float(self.end_s.max() - self.start_s.min())
 
     @property
     def step_s(self) -> float:
@@ -114,99 +127,130 @@ class Trace:
 
     @property
     def rank_time_s(self) -> Seconds:
-        """Each rank's last end minus its own first start, shape (p,); what bounds back-to-back steps."""
+        """Each rank's last end minus its own first start, shape (p,): what bounds back-to-back steps."""
         return self.last_end_s - self.first_start_s
 
     @property
     def bubble_s(self) -> Seconds:
-        """Each rank's makespan minus its compute time, shape (p,)."""
+        """The makespan minus each rank's compute time, shape (p,)."""
         return self.makespan_s - self.compute_s
 
     @property
     def bubble_fraction(self) -> float:
-        """Sum of the bubbles over p times the makespan; 0 for a step without length."""
-        return metrics.bubble_fraction(self)
+        """The sum of the bubbles over p times the makespan; 0 for a step without length."""
+        total_s = self.program.ranks * self.makespan_s
+        return float((total_s - self.compute_s.sum()) / total_s) if total_s > 0 else 0.0
+
+    @property
+    def effect_s(self) -> Seconds:
+        """When each row's change of memory takes effect, shape (rows,): the start of F, the end of B, I and W.
+
+        In the time of an overlapped pair the F stands first and the B last, so these are the pair's start and end.
+        """
+        return np.where(self.program.kind == Kind.F, self.start_s, self.end_s)
 
     @cached_property
-    def peak_activation_bytes(self) -> npt.NDArray[np.int64]:
+    def peak_activation_bytes(self) -> Bytes:
         """The largest sum of activations on each rank between its actions, shape (p,)."""
         return peak_per_rank(self.program, self.activation_bytes)
 
     @cached_property
-    def memory(self) -> Memory:
-        """All that each rank holds, column by column, shape (p,) each: activations and what stands beside them."""
-        return Memory.of(self)
+    def send_buffer_bytes(self) -> Bytes:
+        """What the row's rank has handed over and has not left once the row has taken effect, shape (rows,).
 
-    @property
-    def effect_s(self) -> Seconds:
-        """When each row's memory change takes effect, shape (rows,): start of a lone F, else the action's end."""
-        program = self.program
-        last = program.action_start[1:] - 1
-        alone = np.diff(program.action_start)[program.row_action] == 1
-        return np.where(alone & (program.kind == Kind.F), self.start_s, self.end_s[last][program.row_action])
+        Gradients, and in an evaluation outputs; in training the outputs are activations.
+        """
+        return sending_levels(
+            self.program,
+            end_s=self.end_s,
+            effect_s=self.effect_s,
+            message_left_s=self.message_left_s,
+            message_bytes=self.message_bytes,
+        )
+
+    @cached_property
+    def memory(self) -> Memory:
+        """The most that each rank holds, kind by kind and in all."""
+        return Memory.of(self.program, self._levels(), self._constant())
+
+    def held_at_peak(self) -> dict[str, Bytes]:
+        """Each known kind of memory when a rank first holds the most in all, shape (p,) each. They add up to that."""
+        return levels_at_peak(self.program, self._levels()) | self._constant()
+
+    def _levels(self) -> dict[str, Bytes]:
+        """The known kinds of memory that change during the step, shape (rows,) each."""
+        return self._known("activation_bytes", "receive_buffer_bytes", "gradient_bytes", "send_buffer_bytes")
+
+    def _constant(self) -> dict[str, Bytes]:
+        """The known kinds of memory that do not change, shape (p,) each."""
+        return self._known("parameter_bytes", "optimizer_bytes")
+
+    def _known(self, *names: str) -> dict[str, Any]:
+        return {name: getattr(self, name) for name in names if getattr(self, name) is not None}
 
     def to_frame(self) -> pandas.DataFrame:
-        """One row per computation and per message end, by start time.
+        """The step as a table, by start time.
 
-        Columns rank, stage, kind, microbatch, start_s, end_s, size_bytes. Kinds F, B, I, W compute (size_bytes: the
-        activation bytes their rank holds from then on); SEND_F, RECV_F, SEND_B, RECV_B are messages (size_bytes: the
-        message's): a send from the transfer's start until it has left the link, a receive until it is there.
-        REDUCE_GRAD adds up a stage's gradients over replicas (microbatch -1, size_bytes: the gradients').
+        Returns
+        -------
+        pandas.DataFrame
+            Columns rank, stage, kind, microbatch, start_s, end_s, size_bytes.
+
+            - F, B, I, W: computations; `size_bytes` is the activation bytes that their rank holds from then on.
+            - SEND_F, RECV_F, SEND_B, RECV_B: messages and their size. Both ends begin with the transfer; a send lasts
+              until the message has left the link, a receive until it has arrived.
+            - REDUCE_GRAD: a stage's gradients added up over replicas, and their size; the microbatch is -1.
         """
         import pandas
 
-        from ppsim.trace.table import frame_columns
-
-        frame = pandas.DataFrame(frame_columns(self))
+        parts = [
+            table.computation_columns(self.program, self.start_s, self.end_s, self.activation_bytes),
+            table.message_columns(
+                self.program, self.message_start_s, self.message_left_s, self.message_arrival_s, self.message_bytes
+            ),
+        ]
+        if self.reduce_start_s is not None and self.reduce_end_s is not None and self.reduce_bytes is not None:
+            placement = self.schedule.placement
+            parts.append(table.reduction_columns(placement, self.reduce_start_s, self.reduce_end_s, self.reduce_bytes))
+        frame = pandas.DataFrame(table.joined(parts))
         return frame.sort_values(["start_s", "rank"], kind="stable", ignore_index=True)
 
     def save(self, path: str | Path) -> None:
-        """Write the trace to one file (a zip of arrays with a JSON header that holds the schema version)."""
+        """Write the trace to one file, which `load` reads."""
         header = {
-            "schema": SCHEMA_VERSION,
             "clock": self.clock,
             "details": self.details,
+            "conditions": self.conditions.to_dict(),
             "name": self.schedule.name,
             "microbatches": self.schedule.microbatches,
             "placement": list(self.schedule.placement),
         }
-        names = (*_COLUMNS, *_REDUCTIONS, *_OPTIONAL)
-        arrays = {name: getattr(self, name) for name in names if getattr(self, name) is not None}
+        arrays = self._known(*_array_fields())
         for rank, order in enumerate(self.schedule.orders):
-            arrays[f"order_{rank}"] = np.stack([order.stage, order.kind, order.microbatch, order.joined]).astype(
-                np.int32
-            )
-        encoded = np.frombuffer(json.dumps(header).encode(), np.uint8)
-        with open(path, "wb") as file:
-            np.savez_compressed(file, header=encoded, **arrays)
+            columns = np.stack([order.stage, order.kind, order.microbatch, order.joined])
+            arrays[f"order_{rank}"] = columns.astype(np.int32)
+        write_file(path, header, arrays)
 
     @classmethod
     def load(cls, path: str | Path) -> Trace:
         """Read a trace that `save` wrote.
 
-        Raises ValueError for another kind of file, a damaged one or another schema, OSError if it cannot be read.
+        Raises
+        ------
+        ValueError
+            If the file is of another kind, damaged, or of a schema that this version does not read.
+        OSError
+            If the file cannot be read.
         """
-        data = Path(path).read_bytes()
-        # A file of another kind or a damaged one fails in a dozen ways (zlib.error, struct.error, TypeError, ...),
-        # so everything that reading raises means the same here.
+        header, arrays = read_file(path)
         try:
-            with np.load(io.BytesIO(data), allow_pickle=False) as archive:
-                arrays = {name: archive[name] for name in archive.files}
-            header = dict(json.loads(arrays.pop("header").tobytes()))
-        except Exception:
-            raise ValueError(f"{path} is not a saved trace: write one with Trace.save") from None
-        if header.get("schema") != SCHEMA_VERSION:
-            raise ValueError(
-                f"{path} has trace schema {header.get('schema')!r}, this version reads {SCHEMA_VERSION}: "
-                "load it with the version that wrote it"
-            )
-        try:
-            return cls._of_parts(header, arrays)
-        except Exception as error:
-            raise ValueError(f"{path} is a damaged trace: {type(error).__name__}: {error}") from None
+            return cls._of_file(header, arrays)
+        except Exception as error:  # as in `read_file`: damage shows in many ways
+            raise ValueError(f"{path} is a damaged trace: {type(error).__name__}: {error}; save it again") from None
 
     @classmethod
-    def _of_parts(cls, header: dict[str, Any], arrays: dict[str, np.ndarray]) -> Trace:
+    def _of_file(cls, header: Mapping[str, Any], arrays: Mapping[str, npt.NDArray[Any]]) -> Trace:
+        """The trace of a file's header and arrays; any exception means that the file is damaged."""
         count = sum(name.startswith("order_") for name in arrays)
         schedule = Schedule(
             orders=tuple(Order(*arrays[f"order_{rank}"]) for rank in range(count)),
@@ -214,21 +258,38 @@ class Trace:
             microbatches=operator.index(header["microbatches"]),
             name=str(header["name"]),
         )
-        program = schedule.program
-        columns: dict[str, np.ndarray] = {}
-        for name in (*_COLUMNS, *(name for name in (*_REDUCTIONS, *_OPTIONAL) if name in arrays)):
-            wanted = (_length(name, program),)
-            if arrays[name].shape != wanted:
-                raise ValueError(f"{name} has shape {arrays[name].shape}, its schedule needs {wanted}")
-            columns[name] = arrays[name].astype(
-                np.int64 if name.endswith("_bytes") else np.float64, casting="same_kind"
-            )
-        return cls(program=program, clock=str(header["clock"]), details=dict(header["details"]), **columns)
+        columns: dict[str, Any] = {}
+        for name, is_required in _array_fields().items():
+            if is_required or name in arrays:  # older files lack some columns
+                wanted = (_length(name, schedule.program),)
+                if arrays[name].shape != wanted:
+                    raise ValueError(f"{name} has shape {arrays[name].shape}, its schedule needs {wanted}")
+                number = np.int64 if name.endswith("_bytes") else np.float64
+                columns[name] = arrays[name].astype(number, casting="same_kind")
+        details = dict(header["details"])
+        if header["schema"] == 1:
+            conditions = {each.name: details.pop(each.name) for each in fields(Conditions) if each.name in details}
+        else:
+            conditions = header["conditions"]
+        return cls(
+            program=schedule.program,
+            clock=str(header["clock"]),
+            details=details,
+            conditions=Conditions.from_dict(conditions),
+            **columns,
+        )
+
+
+def _array_fields() -> dict[str, bool]:
+    """The fields of a trace that are arrays, and whether each is required."""
+    others = ("program", "clock", "details", "conditions")
+    return {each.name: each.default is MISSING for each in fields(Trace) if each.name not in others}
 
 
 def _length(column: str, program: Program) -> int:
+    """How many entries an array field has."""
     if column.startswith("message_"):
         return len(program.messages)
-    if column in _BY_RANK:
+    if column in ("parameter_bytes", "optimizer_bytes"):
         return program.ranks
     return program.schedule.stages if column.startswith("reduce_") else len(program.stage)

@@ -1,4 +1,4 @@
-"""Ensemble: what many samples of a step say together."""
+"""Ensemble: statistics of many samples of a step."""
 
 from __future__ import annotations
 
@@ -10,13 +10,14 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 import numpy.typing as npt
 
+from ppsim.conditions import Conditions
 from ppsim.costs.stage_cost import StageCost
-from ppsim.network.all_reduce import Reduction
 from ppsim.schedule.program import Program
 from ppsim.simulation.simulate import predicted
 from ppsim.trace.trace import Trace
 from ppsim.variation.jitter import Jitter
-from ppsim.variation.sampler import Runner
+from ppsim.variation.sampler import Sampler
+from ppsim.variation.sensitivity import sensitivity
 
 if TYPE_CHECKING:
     import pandas
@@ -30,8 +31,20 @@ _MOST_STARTS = 2**27  # numbers: a gigabyte
 class Ensemble:
     """n samples of one step, as `monte_carlo` makes them.
 
-    makespan_s, step_s: shape (n,); step_s includes reductions, and is the makespan without. rank_time_s, compute_s:
-    shape (n, p), as in `Trace`. stages, reduction, details, runner: what they were made from.
+    Parameters
+    ----------
+    makespan_s, step_s : arrays of shape (n,)
+        Of each sample. step_s includes reductions, and is the makespan without.
+    rank_time_s, compute_s : arrays of shape (n, p)
+        Of each rank, as in `Trace`.
+    stages : tuple of StageCost
+        The mean costs.
+    conditions : Conditions
+        How each step was run.
+    details : dict
+        How the samples were made; JSON values.
+    sampler : Sampler
+        What made them. It draws them again when asked for more.
     """
 
     makespan_s: Seconds
@@ -39,62 +52,63 @@ class Ensemble:
     rank_time_s: Seconds
     compute_s: Seconds
     stages: tuple[StageCost, ...]
-    reduction: Reduction | None
+    conditions: Conditions
     details: dict[str, Any]
-    runner: Runner = field(repr=False)
+    sampler: Sampler = field(repr=False)
 
     def __len__(self) -> int:
         return len(self.makespan_s)
 
     @property
     def program(self) -> Program:
-        """What ran."""
-        return self.runner.draws.load.program
+        """The program that ran."""
+        return self.sampler.times.timed.program
 
     @property
     def jitter(self) -> Jitter:
-        """What varied."""
-        return self.runner.draws.jitter
+        """How costs varied."""
+        return self.sampler.times.jitter
 
     @property
     def seed(self) -> int:
-        """What the samples were drawn from."""
-        return self.runner.draws.seed
+        """The seed that the samples were drawn from."""
+        return self.sampler.times.seed
 
     @cached_property
     def bubble_fraction(self) -> Seconds:
-        """Of each sample, shape (n,); 0 for a step without length."""
+        """The bubble fraction of each sample, shape (n,). It is 0 for a step without length."""
         total = self.program.ranks * self.makespan_s
         idle = total - self.compute_s.sum(axis=1)
-        return np.divide(idle, total, out=np.zeros(len(self)), where=total > 0)
+        fraction: Seconds = np.divide(idle, total, out=np.zeros(len(self)), where=total > 0)
+        return fraction
 
     @property
     def mean_s(self) -> float:
-        """The mean step."""
+        """The mean step time."""
         return float(self.step_s.mean())
 
     @property
     def std_s(self) -> float:
-        """The standard deviation of the step (of the distribution sampled: over n - 1); 0 for one sample."""
+        """The standard deviation of the step time, over n - 1. It is 0 for one sample."""
         return float(self.step_s.std(ddof=1)) if len(self) > 1 else 0.0
 
     @property
     def standard_error_s(self) -> float:
-        """How far the mean of n samples is off, as a standard deviation."""
-        return self.std_s / len(self) ** 0.5
+        """The standard deviation of the mean of n samples."""
+        return float(self.std_s / len(self) ** 0.5)
 
     def percentile(self, q: float | Sequence[float]) -> Any:
-        """The step time that q percent of the samples do not exceed; a number, or an array for several q."""
+        """The step time that q percent of the samples do not exceed. An array for several q."""
         found = np.percentile(self.step_s, q)
         return float(found) if found.ndim == 0 else found
 
     @property
     def percentiles_s(self) -> dict[str, float]:
-        """The step's p5, p50, p95 and p99."""
+        """p5, p50, p95 and p99 of the step time."""
         return {f"p{q}": self.percentile(q) for q in _QUANTILES}
 
     def quantiles(self, q: Sequence[float] = (1, 5, 25, 50, 75, 95, 99)) -> pandas.DataFrame:
-        """Percentiles as a table, a row per q: makespan_s, step_s, bubble_fraction, and rank_time_s of each rank."""
+        """Percentiles as a table, one row per q: makespan_s, step_s, bubble_fraction, and rank_time_s of each rank."""
         import pandas
 
         columns = {"makespan_s": self.makespan_s, "step_s": self.step_s, "bubble_fraction": self.bubble_fraction}
@@ -116,52 +130,89 @@ class Ensemble:
         return {
             "samples": len(self),
             "seed": self.seed,
-            "engine": self.runner.engine,
+            "engine": self.sampler.engine,
             "jitter": self.jitter.to_dict(),
             "step_time_mean_s": self.mean_s,
             "step_time_std_s": self.std_s,
             "step_time_percentiles_s": self.percentiles_s,
             "bubble_fraction_mean": float(self.bubble_fraction.mean()),
             "rank_time_mean_s": self.rank_time_s.mean(axis=0).tolist(),
+            "conditions": self.conditions.to_dict(),
             "details": self.details,
         }
 
     def trace(self, sample: int) -> Trace:
-        """The whole trace of one sample, drawn anew from the seed: its makespan is `makespan_s[sample]` to the last
-        bit. Raises ValueError for a sample that there is not."""
+        """The whole trace of one sample, drawn again from the seed.
+
+        Parameters
+        ----------
+        sample : int
+            From 0 to n - 1.
+
+        Returns
+        -------
+        Trace
+            Its `makespan_s` and `step_s` are those of the sample to the last bit.
+
+        Raises
+        ------
+        ValueError
+            For a sample that does not exist.
+        """
         if not 0 <= sample < len(self):
             raise ValueError(f"there is no sample {sample}: they are numbered 0 to {len(self) - 1}")
-        engine = self.runner.engine
-        details = {"engine": engine, "overlap": 1.0, **self.details, "sample": sample}
-        trace = predicted(self.runner.draws.sample(sample), self.stages, engine=engine, details=details)
-        return trace if self.reduction is None else self.reduction.added_to(trace, self.stages)
+        return predicted(
+            self.sampler.times.sample(sample),
+            self.stages,
+            engine=self.sampler.engine,
+            conditions=self.conditions,
+            details={**self.details, "sample": sample},
+        )
 
     def nearest(self, q: float) -> int:
-        """The number of the sample whose step is nearest to the q-th percentile; the first of several."""
+        """The number of the sample whose step is nearest to the q-th percentile. The first, if there are several."""
         return int(np.argmin(np.abs(self.step_s - self.percentile(q))))
 
     def start_quantiles_s(self, q: Sequence[float] = (5, 50, 95)) -> Seconds:
-        """Percentiles of when each row starts, from its own step's first start; shape (len(q), rows).
+        """Percentiles of when each row starts, counted from the first start of its step.
 
-        The samples are drawn and run again, since their starts are not kept. Raises ValueError where they would need
-        more than a gigabyte.
+        Parameters
+        ----------
+        q : sequence of floats
+            Percents.
+
+        Returns
+        -------
+        array of shape (len(q), rows)
+            Seconds. Starts are not kept, so the samples are drawn and run again.
+
+        Raises
+        ------
+        ValueError
+            Where all starts together would need more than a gigabyte.
         """
         rows = len(self.program.stage)
         if rows * len(self) > _MOST_STARTS:
             most = _MOST_STARTS // rows
             raise ValueError(f"{len(self)} samples of {rows} starts do not fit: take at most {most} samples")
-        start_s = self.runner.run(len(self), with_starts=True).start_s
+        start_s = self.sampler.run(len(self), with_starts=True).start_s
         start_s -= start_s.min(axis=1, keepdims=True)
         return np.percentile(start_s, list(q), axis=0)
 
     def sensitivity(self) -> pandas.DataFrame:
-        """Whose jitter costs most: a row for each rank, each link, and each kind of jitter.
+        """What the jitter of each kind, each rank and each link costs.
 
-        saved_s: how much shorter the mean makespan is if this rank, link or kind alone does not vary (what removing its
-        jitter is worth). alone_s: how much longer than without any jitter it is if only this one varies. Both by the
-        same random numbers, with the factor common to a whole step left out for ranks and links in alone_s. They need
-        not add up. A run of all samples for every number.
+        Returns
+        -------
+        pandas.DataFrame
+            A row for each kind of jitter that varies ("actions", "ranks", "step", "messages", "hiccups", "dispatch",
+            "late"), for each rank, and for each link if messages vary. Columns, in seconds: saved_s, how much shorter
+            the mean makespan is if this part alone does not vary; alone_s, how much longer than without any jitter it
+            is if only this part varies.
+
+        Notes
+        -----
+        All numbers come from the same random numbers, each from a run of all samples. They need not add up. For ranks
+        and links alone_s leaves out the factor of the whole step.
         """
-        from ppsim.variation.sensitivity import sensitivity
-
-        return sensitivity(self.runner, len(self))
+        return sensitivity(self.sampler, len(self))

@@ -6,35 +6,62 @@ import math
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from types import MappingProxyType
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 import numpy as np
 import numpy.typing as npt
 
 from ppsim.schedule.action import Kind
-
-if TYPE_CHECKING:
-    from ppsim.trace.trace import Trace
+from ppsim.trace.trace import Trace
+from ppsim.variation.jitter_fit import fit_jitter
+from ppsim.variation.log_normal import MOST_RELATIVE
 
 Factors = npt.NDArray[np.float64]
-_DRAWN = ("F", "B", "I", "W", "dispatch", "message")
-MOST_RELATIVE = 100.0  # beyond, nearly all of the mean comes from factors that no sample has
 _SPREADS = ("action", "rank", "step", "message")
+
+# What can vary by itself: fields, and kinds of measured factors.
+PARTS: dict[str, tuple[tuple[str, ...], tuple[str, ...]]] = {
+    "actions": (("action",), ("F", "B", "I", "W")),
+    "ranks": (("rank",), ()),
+    "step": (("step",), ()),
+    "messages": (("message",), ("message",)),
+    "hiccups": (("hiccup_probability", "hiccup_s"), ()),
+    "dispatch": ((), ("dispatch",)),
+    "late": (("late_s",), ()),
+}
+_DRAWN = [name for _, drawn in PARTS.values() for name in drawn]
 
 
 @dataclass(frozen=True, kw_only=True)
 class Jitter:
-    """Costs as distributions: each cost is a mean, and what an action takes is that times random factors of mean 1.
+    """Costs as distributions: what an action takes is its mean cost times random factors of mean 1.
 
-    action, rank, step: relative standard deviations of independent log-normal factors, one drawn for every action, one
-    for every rank and step, and one for every step. message: of a factor on all that a message takes, its time on the
-    link and its latency. hiccup_probability, hiccup_s: every action is with this probability prolonged by a pause of
-    exponential length with this mean, in seconds; hiccups add to the mean, as machines add them.
-    factors: measured factors from which those of single actions are drawn instead, by kind (F, B, I, W), all as likely;
-    `action` holds for kinds that it lacks. Likewise "dispatch", for what is spent before each action, and "message",
-    which takes the place of the spread of that name. Best made with `from_samples` or `from_traces`.
-    late_s: measured seconds, one of which prolongs each action, all as likely; they add to the mean, as hiccups do.
-    An overlapped pair is one action, drawn as its first part. Raises ValueError for what is no such number.
+    Parameters
+    ----------
+    action, rank, step : float
+        Relative standard deviations of independent log-normal factors: one for every action, one for every rank and
+        step, one for every step.
+    message : float
+        Relative standard deviation of a log-normal factor on all that a message takes: its time on the link and its
+        latency.
+    hiccup_probability, hiccup_s : float
+        With this probability an action is prolonged by a pause of exponential length with this mean, in seconds.
+        Hiccups add to the mean.
+    factors : mapping from kind to array
+        Measured factors, each as likely as any other. Those of F, B, I and W take the place of `action`, and `action`
+        holds for kinds that are missing. "dispatch" is of what is spent before each action. "message" takes the place
+        of `message`. Best made with `from_samples` or `from_traces`.
+    late_s : sequence of floats
+        Measured seconds, one of which prolongs each action. They add to the mean.
+
+    Raises
+    ------
+    ValueError
+        For numbers that cannot be.
+
+    Notes
+    -----
+    An overlapped pair is one action. Its factor is drawn as for its first part.
     """
 
     action: float = 0.0
@@ -63,10 +90,28 @@ class Jitter:
 
     @classmethod
     def from_samples(cls, samples: Mapping[str, npt.ArrayLike], **others: float) -> Jitter:
-        """Draw actions' factors from measured durations of one action each, by kind: `{"F": [...], "B": [...]}`.
+        """Draw the factors of actions from measured durations of single actions.
 
-        The durations may have any unit: they are divided by their mean. others: the other fields, which the samples do
-        not know. Raises ValueError for a kind that is not computed, or samples that are no durations.
+        Parameters
+        ----------
+        samples : mapping from kind to durations
+            `{"F": [...], "B": [...]}`, in any unit: they are divided by their mean.
+        **others
+            Other fields, which the samples do not know.
+
+        Returns
+        -------
+        Jitter
+
+        Raises
+        ------
+        ValueError
+            For a kind that is not computed, or samples that are no durations.
+
+        Examples
+        --------
+        >>> Jitter.from_samples({"F": [1.0, 3.0]}).factors["F"].tolist()
+        [0.5, 1.5]
         """
         factors = {}
         for kind, durations in samples.items():
@@ -79,10 +124,27 @@ class Jitter:
 
     @classmethod
     def from_traces(cls, traces: Sequence[Trace]) -> Jitter:
-        """The jitter that made these traces: two or more steps of one program; see `ppsim.variation.jitter_fit`."""
-        from ppsim.variation.jitter_fit import jitter_of_traces
+        """Fit the jitter that made these traces, two or more steps of one program; see `variation.jitter_fit`."""
+        return cls(**fit_jitter(traces)._asdict())
 
-        return jitter_of_traces(traces)
+    def only(self, *parts: str) -> Jitter:
+        """The jitter of these parts alone.
+
+        Parameters
+        ----------
+        *parts : str
+            Keys of `PARTS`: "actions", "ranks", "step", "messages", "hiccups", "dispatch", "late".
+
+        Returns
+        -------
+        Jitter
+        """
+        names = [name for part in parts for name in PARTS[part][0]]
+        drawn = [kind for part in parts for kind in PARTS[part][1]]
+        return Jitter(
+            **{name: getattr(self, name) for name in names},
+            factors={kind: factors for kind, factors in self.factors.items() if kind in drawn},
+        )
 
     @property
     def is_calm(self) -> bool:
@@ -97,7 +159,7 @@ class Jitter:
         return self.hiccup_probability > 0 and self.hiccup_s > 0
 
     def to_dict(self) -> dict[str, Any]:
-        """What varies, as JSON values; of measured factors how many there are and their relative deviation."""
+        """What varies, as JSON values. Of measured factors it says how many there are, and their deviation."""
         names = (*_SPREADS, *(("hiccup_probability", "hiccup_s") if self.has_hiccups else ()))
         given: dict[str, Any] = {name: getattr(self, name) for name in names if getattr(self, name)}
         if self.factors:
@@ -107,16 +169,6 @@ class Jitter:
         if np.any(late_s := np.asarray(self.late_s)):
             given["late_s"] = {"count": len(late_s), "mean": float(late_s.mean())}
         return given
-
-
-def log_deviation(relative_std: float) -> float:
-    """The standard deviation of the logarithm of a log-normal factor of mean 1: sqrt(ln(1 + c^2))."""
-    return math.sqrt(math.log1p(relative_std**2))
-
-
-def relative_deviation(log_variance: float) -> float:
-    """The relative standard deviation of a log-normal factor of this log-variance; MOST_RELATIVE at most."""
-    return math.sqrt(math.expm1(min(log_variance, math.log1p(MOST_RELATIVE**2))))
 
 
 def _is_amount(value: object) -> bool:

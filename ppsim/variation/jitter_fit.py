@@ -1,20 +1,21 @@
 """Jitter fit: which part of the variation between measured steps is the actions', the ranks' and the whole step's.
 
-The logarithm of what action a of rank r takes in step n is taken as mean_a + S_n + R_nr + A_na, with independent step,
-rank and action terms. Each action's own mean over the steps is taken out, so that stages, kinds and microbatches may
-differ as they like. What remains is a nested analysis of variance (Searle, Casella, McCulloch, Variance Components,
-1992, section 3.6; here with unweighted means, since ranks may have different numbers of actions k_r), N steps, p ranks:
+The model: the logarithm of what action a of rank r takes in step n is mean_a + S_n + R_nr + A_na, with independent
+step, rank and action terms. The mean of each action over the steps is taken out, so that stages, kinds and microbatches
+may differ. What remains is a nested analysis of variance (Searle, Casella, McCulloch, Variance Components, 1992,
+section 3.6; here with unweighted means, since ranks may have different numbers of actions k_r), N steps, p ranks:
 
     A: the sum of squares around each rank's mean in each step, over (N - 1) (sum of (k_r - 1))
     R: the sum of squares of those means around the step's mean, over (N - 1) (p - 1), less A (sum of 1 / k_r) / p
     S: the sum of squares of the steps' means, over N - 1, less R / p and A (sum of 1 / k_r) / p^2
 
-A negative difference counts as 0. With one rank its jitter cannot be told from the step's, and all of it is the step's.
+A negative difference counts as 0. The jitter of a single rank cannot be told from the step's: all of it is the step's.
 """
 
 from __future__ import annotations
 
 from collections.abc import Sequence
+from typing import NamedTuple
 
 import numpy as np
 import numpy.typing as npt
@@ -22,17 +23,40 @@ import numpy.typing as npt
 from ppsim.schedule.action import Kind
 from ppsim.schedule.program import Program
 from ppsim.trace.trace import Trace
-from ppsim.variation.jitter import Jitter, relative_deviation
+from ppsim.variation.log_normal import relative_deviation
 
 
-def jitter_of_traces(traces: Sequence[Trace]) -> Jitter:
-    """The jitter between traces of one program, two or more.
+class FittedJitter(NamedTuple):
+    """Fields of `Jitter`: relative standard deviations, and measured factors of single actions by kind."""
 
-    Factors of single actions are drawn from what was measured, hiccups and all, by kind: the remainders A_na, scaled to
-    their variance before means were taken out, and to mean 1. Ranks and steps get log-normal factors. Actions without
-    length say nothing. Messages are left out: what a message takes in a measured trace is mostly its receiver's time.
+    action: float
+    rank: float
+    step: float
+    factors: dict[str, npt.NDArray[np.float64]]
 
-    Raises ValueError for fewer than two traces, or traces of different programs.
+
+def fit_jitter(traces: Sequence[Trace]) -> FittedJitter:
+    """Fit the jitter between steps of one program.
+
+    Parameters
+    ----------
+    traces : sequence of Trace
+        Two or more steps.
+
+    Returns
+    -------
+    FittedJitter
+        Factors of single actions are the measured ones, with their hiccups: the remainders A_na, scaled to their
+        variance before means were taken out, and to mean 1. Ranks and steps have log-normal factors.
+
+    Raises
+    ------
+    ValueError
+        For fewer than two traces, traces of different programs, or actions without length.
+
+    Notes
+    -----
+    Messages are left out: what a message takes in a measured trace is mostly its receiver's time.
     """
     if len(traces) < 2:
         raise ValueError(f"jitter shows between steps: give two traces or more, got {len(traces)}")
@@ -58,8 +82,10 @@ def _action_seconds(trace: Trace) -> npt.NDArray[np.float64]:
     return trace.end_s[program.action_start[1:] - 1] - trace.start_s[program.action_start[:-1]]
 
 
-def _fitted(logs: npt.NDArray[np.float64], rank: npt.NDArray[np.integer], kind: npt.NDArray[np.integer]) -> Jitter:
-    """logs: shape (steps, actions). rank: numbers from 0 without gaps."""
+def _fitted(
+    logs: npt.NDArray[np.float64], rank: npt.NDArray[np.integer], kind: npt.NDArray[np.integer]
+) -> FittedJitter:
+    """The analysis of variance. logs: shape (steps, actions). rank: numbers from 0 without gaps."""
     steps, per_rank = len(logs), np.bincount(rank)
     ranks = len(per_rank)
     centred = logs - logs.mean(axis=0)
@@ -73,7 +99,7 @@ def _fitted(logs: npt.NDArray[np.float64], rank: npt.NDArray[np.integer], kind: 
         between = float(((rank_means - step_means[:, None]) ** 2).sum()) / ((steps - 1) * (ranks - 1))
         of_rank = max(between - of_action * inverse / ranks, 0.0)
     of_step = float((step_means**2).sum()) / (steps - 1) - of_rank / ranks - of_action * inverse / ranks**2
-    return Jitter(
+    return FittedJitter(
         action=relative_deviation(of_action),
         rank=relative_deviation(of_rank),
         step=relative_deviation(max(of_step, 0.0)),
@@ -82,12 +108,12 @@ def _fitted(logs: npt.NDArray[np.float64], rank: npt.NDArray[np.integer], kind: 
 
 
 def _factors(
-    remainders: npt.NDArray[np.float64], fellows: npt.NDArray[np.integer], kind: npt.NDArray[np.integer]
+    remainders: npt.NDArray[np.float64], on_rank: npt.NDArray[np.integer], kind: npt.NDArray[np.integer]
 ) -> dict[str, npt.NDArray[np.float64]]:
-    """Measured factors of single actions by kind. fellows: the number of actions on each one's rank."""
+    """Measured factors of single actions by kind. on_rank: how many actions the rank of each action has."""
     steps = len(remainders)
-    kept = fellows > 1  # an action alone on its rank cannot be told from its rank
-    widened = remainders[:, kept] * np.sqrt(steps / (steps - 1) * fellows[kept] / (fellows[kept] - 1))
+    kept = on_rank > 1  # an action alone on its rank cannot be told from its rank
+    widened = remainders[:, kept] * np.sqrt(steps / (steps - 1) * on_rank[kept] / (on_rank[kept] - 1))
     factors = {}
     for each in np.unique(kind[kept]).tolist():
         drawn = np.exp(widened[:, kind[kept] == each].ravel())

@@ -3,25 +3,22 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import asdict
+from dataclasses import replace
 from typing import Any
 
 import numpy as np
-import numpy.typing as npt
 
+from ppsim.conditions import Conditions
 from ppsim.costs.stage_cost import StageCost
-from ppsim.network.all_reduce import Reduction
 from ppsim.network.network import Network
-from ppsim.schedule.action import Kind
 from ppsim.schedule.schedule import Schedule
-from ppsim.simulation.engines.samples import Samples
-from ppsim.simulation.simulate import check_finite, load_of
-from ppsim.variation.draws import Draws
+from ppsim.simulation.replica_sums import gradient_rows, sum_times
+from ppsim.simulation.simulate import check_finite, network_details
+from ppsim.simulation.timed_program import TimedProgram
 from ppsim.variation.ensemble import Ensemble
 from ppsim.variation.jitter import Jitter
-from ppsim.variation.sampler import Runner
-
-Seconds = npt.NDArray[np.float64]
+from ppsim.variation.sample_times import SampleTimes
+from ppsim.variation.sampler import Sampler
 
 
 def monte_carlo(
@@ -33,83 +30,83 @@ def monte_carlo(
     seed: int = 0,
     network: Network | None = None,
     engine: str | None = None,
-    reduction: Reduction | None = None,
     threads: int | None = None,
+    conditions: Conditions | None = None,
     **options: Any,
 ) -> Ensemble:
-    """Predict one step `samples` times, with costs that vary as `jitter` says.
+    """Predict one step many times, with costs that vary.
 
-    Sample i depends on schedule, costs, jitter, seed and i alone: not on the number of samples or threads. options:
-    the other options of `simulate` (overlap, scale, slow_ranks, dispatch_s, send_s, receive_window, cores, devices,
-    sharing, sharing_efficiency); what they say of costs is the mean. engine: "compiled", or "simpy" for the same answer
-    later; None takes the compiled one unless ranks share devices, which only SimPy's has. threads: None takes every
-    core this process may use. Memory: a few blocks of some hundred kilobytes or one step each, and three numbers per
-    rank and sample.
+    Parameters
+    ----------
+    schedule : Schedule
+        What each rank does, in order.
+    stages : sequence of StageCost
+        The mean cost of each stage for one microbatch.
+    jitter : Jitter
+        How costs vary.
+    samples : int
+        How many steps are drawn.
+    seed : int
+        What they are drawn from. Sample i depends on schedule, costs, jitter, seed and i alone, and not on the number
+        of samples or threads.
+    network : Network, optional
+        The links between ranks. Without it messages take no time.
+    engine : "compiled", "simpy" or None
+        What runs the samples. Both give the same answer. None takes "compiled" unless ranks share devices.
+    threads : int or None
+        None: every core that this process may use.
+    conditions : Conditions, optional
+        How each step is run. What they say of times is the mean.
+    **options
+        Single fields of `Conditions`, as of `simulate`.
 
-    Raises what `simulate` raises, and ValueError for less than one sample, a seed or threads that cannot be.
+    Returns
+    -------
+    Ensemble
+        The samples' step times and their statistics.
+
+    Raises
+    ------
+    ValueError
+        For what `simulate` refuses, fewer than one sample, or a seed or threads that cannot be.
+
+    Notes
+    -----
+    Memory: three numbers per rank and sample, and for each thread a block of some hundred kilobytes, or of one step.
+
+    Examples
+    --------
+    >>> from ppsim import StageCost, build_schedule
+    >>> cost = StageCost(forward_s=1.0, backward_input_s=1.0, backward_weight_s=1.0)
+    >>> schedule = build_schedule("1f1b", ranks=2, microbatches=4)
+    >>> steps = monte_carlo(schedule, [cost] * 2, jitter=Jitter(action=0.1), samples=100, engine="simpy")
+    >>> len(steps), bool(steps.mean_s > 15)
+    (100, True)
     """
     for name, value, least in (("samples", samples, 1), ("seed", seed, 0), ("threads", threads, 1)):
         if value is not None and (isinstance(value, bool) or not isinstance(value, int) or value < least):
             raise ValueError(f"{name} must be a whole number of {least} or more, got {value!r}")
     network = Network() if network is None else network
-    load = load_of(schedule.program, stages, network, **options)
-    if load.devices is not None and not load.devices.are_shared:
-        load = load_of(
-            schedule.program, stages, network, **{**options, "cores": None, "devices": None, "sharing_efficiency": 1.0}
-        )
+    conditions = replace(conditions or Conditions(), **options)
+    program = schedule.program
+    timed = TimedProgram.of(program, stages, network, conditions)
     if engine is None:
-        engine = "compiled" if load.devices is None else "simpy"
-    runner = Runner(draws=Draws(load=load, jitter=jitter, seed=seed), engine=engine, threads=threads)
-    reduced = _Reductions(reduction, runner, stages) if reduction is not None and reduction.replicas > 1 else None
-    found = runner.run(samples, watched=reduced.rows if reduced else None)
+        engine = "compiled" if timed.devices is None else "simpy"
+    sampler = Sampler(times=SampleTimes(timed=timed, jitter=jitter, seed=seed), engine=engine, threads=threads)
+    rows = gradient_rows(program, conditions.reduction)
+    found = sampler.run(samples, watched=rows)
     check_finite(found.last_end_s)
-    details = {
-        "latency_s": network.latency_s,
-        "bytes_per_s": network.bytes_per_s if np.isfinite(network.bytes_per_s) else None,
-        "links": len(network.links),
-        **{name: _plain(value) for name, value in options.items() if value is not None},
-        **({} if reduction is None else {"reduction": asdict(reduction)}),
-        "jitter": jitter.to_dict(),
-        "seed": seed,
-    }
-    makespan_s = found.makespan_s
+    step_s = makespan_s = found.makespan_s
+    if conditions.reduction is not None and len(rows):
+        _, end_s = sum_times(program, stages, conditions.reduction, found.watched_end_s)
+        step_s = np.maximum(makespan_s, end_s.max(axis=1) - found.step_start_s)
     return Ensemble(
-        runner=runner,
+        sampler=sampler,
         stages=tuple(stages),
-        reduction=reduction,
-        details=details,
+        conditions=conditions,
+        details={"engine": engine, **network_details(network), "jitter": jitter.to_dict(), "seed": seed},
         makespan_s=makespan_s,
-        step_s=np.maximum(makespan_s, reduced.ends(found)) if reduced and len(reduced.rows) else makespan_s,
+        step_s=step_s,
         rank_time_s=found.last_end_s - found.first_start_s,
         compute_s=found.compute_s,
     )
-
-
-class _Reductions:
-    """When the gradients of each sample have been added up; see `ppsim.network.all_reduce`."""
-
-    def __init__(self, reduction: Reduction, runner: Runner, stages: Sequence[StageCost]) -> None:
-        self._program = runner.draws.load.program
-        self._seconds = np.array([reduction.seconds(stage.parameter_bytes) for stage in stages])
-        ends = np.flatnonzero((self._program.kind == Kind.B) | (self._program.kind == Kind.W))
-        last = np.zeros(len(stages), np.int64)
-        last[self._program.stage[ends]] = ends  # a stage is on one rank, whose rows ascend: the last one stays
-        self.rows = last if len(ends) else last[:0]
-
-    def ends(self, found: Samples) -> Seconds:
-        """From the step's first start until the last reduction has ended, shape (samples,)."""
-        ready_s = found.watched_end_s
-        samples = np.arange(len(ready_s))
-        free_s = np.full((len(ready_s), self._program.ranks), -np.inf)
-        placement = np.array(self._program.schedule.placement)
-        for stage in np.argsort(ready_s, axis=1, kind="stable").T:
-            rank = placement[stage]
-            free_s[samples, rank] = np.maximum(ready_s[samples, stage], free_s[samples, rank]) + self._seconds[stage]
-        return free_s.max(axis=1) - found.step_start_s
-
-
-def _plain(value: Any) -> Any:
-    """An option of `simulate` as a JSON value."""
-    if isinstance(value, dict):
-        return {str(rank): factor for rank, factor in value.items()}
-    return np.asarray(value).tolist()

@@ -19,7 +19,7 @@ import pytest
 
 import ppsim
 from ppexec.experiment.experiment import Outcome
-from ppsim.simulation.simulate import row_durations
+from ppsim.simulation.timed_program import row_durations
 
 PATH = Path(__file__).parents[2] / "studies" / "sim_vs_measured.py"
 _FLAGS = "--layers 4 --hidden 16 --seq 4 --micro-batch-size 1 --microbatches 5 --threads 1 --steps 3 --warmup 1"
@@ -129,7 +129,7 @@ def test_both_steps_are_there_to_be_compared(answer: tuple[Path, dict[str, Any],
     assert measured.makespan_s == summary["step_time_s"]["measured_median"]
     assert (predicted.clock, measured.clock) == ("simulated", "measured")
     assert predicted.details["config"] == measured.details["config"] == summary["config"]
-    assert predicted.details["overlap"] == 1.0  # what the prediction was made with
+    assert predicted.conditions.overlap == 1.0  # what the prediction was made with
     found = ppsim.compare(predicted, measured)
     assert found.difference_s == measured.makespan_s - predicted.makespan_s
 

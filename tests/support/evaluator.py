@@ -65,7 +65,8 @@ def messages_of_links(orders: Orders, placement: Sequence[int]) -> dict[tuple[in
 
 @dataclass
 class Answer:
-    """starts, ends: per rank, per action. levels: activation bytes per rank after each action.
+    """starts, ends: per rank, per action. levels: activation bytes per rank after each computation,
+    in a pair first with both under way and then after it.
 
     transfers: (producer, consumer) -> (begun, left, arrived).
     """
@@ -195,9 +196,9 @@ def evaluate(
             left += Fraction(size) / Fraction(model.bytes_per_s)
         return begun, left, left + Fraction(model.latency_s)
 
-    def level(rank: int, index: int) -> int:
-        """What the rank holds once its first index + 1 actions have taken effect."""
-        done = {part for action in orders[rank][: index + 1] for part in action}
+    def level(rank: int, begun: int) -> int:
+        """What the rank holds with its first `begun` computations: F from its start, all others from their end."""
+        done = set([part for action in orders[rank] for part in action][:begun])
         total = 0
         for stage, kind, microbatch in done:
             ended = {(stage, "B", microbatch), (stage, "I", microbatch)} & done
@@ -212,7 +213,12 @@ def evaluate(
         starts=[[start(*at) for at in rank] for rank in everything],
         ends=[[end(*at) for at in rank] for rank in everything],
         computes=[sum((length(*at) for at in rank), Fraction(0)) for rank in everything],
-        levels=[[level(*at) if kinds else 0 for at in rank] for rank in everything],  # an evaluation keeps nothing
+        levels=[
+            [
+                level(rank, begun + 1) if kinds else 0 for begun in range(sum(map(len, order)))
+            ]  # an evaluation keeps nothing
+            for rank, order in enumerate(orders)
+        ],
         transfers={pair: transfer(link, k) for link, pairs in links.items() for k, pair in enumerate(pairs)},
     )
 

@@ -7,10 +7,23 @@ from __future__ import annotations
 
 import math
 import random
+from typing import Any
 
 from hypothesis import strategies as st
 
-from ppsim import Action, Kind, Link, LinkPiece, Network, OverlappedPair, Schedule, StageCost
+from ppsim import (
+    Action,
+    Conditions,
+    Kind,
+    Link,
+    LinkPiece,
+    Network,
+    OverlappedPair,
+    Reduction,
+    Schedule,
+    StageCost,
+)
+from ppsim.schedule.deadlock import smallest_receive_window
 
 
 def _actions(stages: int, microbatches: int, split: set[tuple[int, int]]) -> dict[Action, set[Action]]:
@@ -148,3 +161,45 @@ def networks(draw: st.DrawFn, ranks: int, *, most_pieces: int = 3) -> Network:
     default = draw(links(most_pieces=most_pieces))
     pair = st.tuples(st.integers(0, ranks - 1), st.integers(0, ranks - 1))
     return Network.of(default, draw(st.dictionaries(pair, links(most_pieces=most_pieces), max_size=6)))
+
+
+def _factors(schedule: Schedule) -> st.SearchStrategy[Any]:
+    """A factor for all, for each microbatch, or for each stage and microbatch."""
+    factor = st.sampled_from([0.0, 0.5, 1.0, 3.0])
+    row = st.lists(factor, min_size=schedule.microbatches, max_size=schedule.microbatches)
+    return factor | row | st.lists(row, min_size=schedule.stages, max_size=schedule.stages)
+
+
+def _each(count: int) -> st.SearchStrategy[Any]:
+    """Seconds for all, or for each of so many."""
+    return st.sampled_from([0.0, 0.25]) | st.lists(exact_seconds(8), min_size=count, max_size=count)
+
+
+@st.composite
+def conditions(draw: st.DrawFn, schedule: Schedule, *, sharing: tuple[str | None, ...] = (None, "turns", "fair")):
+    """Any conditions that fit a schedule; exact numbers where sharing is not fair. sharing: None for no sharing."""
+    program, ranks = schedule.program, schedule.ranks
+    needed = max(smallest_receive_window(program), 1)
+    slow = st.dictionaries(st.integers(0, ranks - 1), st.sampled_from([0.5, 2.0]), max_size=2)
+    given: dict[str, Any] = {
+        "slow_ranks": draw(st.none() | slow),
+        "dispatch_s": draw(_each(program.actions)),
+        "send_s": draw(_each(program.actions)),
+        "receive_window": draw(st.none() | st.integers(needed, needed + 2)),
+        "reduction": draw(st.none() | st.just(Reduction(replicas=2, latency_s=0.5, bytes_per_s=4.0))),
+    }
+    if draw(st.booleans()):
+        rows = len(program.stage)
+        given["durations_s"] = draw(st.lists(exact_seconds(), min_size=rows, max_size=rows))
+    else:
+        given |= {"overlap": draw(st.sampled_from([1.0, 0.75])), "scale": draw(_factors(schedule))}
+    chosen = draw(st.sampled_from(sharing))
+    if chosen is not None:
+        devices = st.lists(st.integers(0, 1), min_size=ranks, max_size=ranks)
+        given |= {"sharing": chosen, "devices": draw(st.none() | devices)}
+        if chosen == "fair" and draw(st.booleans()):
+            given["speeds"] = draw(st.lists(st.sampled_from([1.0, 0.75, 0.5]), min_size=1, max_size=3))
+        else:
+            given["cores"] = draw(st.integers(1, 2))
+            given["sharing_efficiency"] = draw(st.sampled_from([1.0, 0.75])) if chosen == "fair" else 1.0
+    return Conditions(**given)

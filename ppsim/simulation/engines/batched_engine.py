@@ -1,20 +1,20 @@
-"""The batched engine: one program under many samples of its times, in one call and without their traces."""
+"""The batched engine: many samples of one step in one call, without their traces."""
 
 from __future__ import annotations
 
-import numba
 import numpy as np
 import numpy.typing as npt
 
-from ppsim.simulation.engines.compiled_engine import run_pass
-from ppsim.simulation.engines.samples import Samples
-from ppsim.simulation.timed_program import Load
+from ppsim.kernel_cache import kernel
+from ppsim.simulation.engines.compiled_engine import refuse_devices, run_pass
+from ppsim.simulation.engines.times import BatchTimes
+from ppsim.simulation.timed_program import TimedProgram
 
 Seconds = npt.NDArray[np.float64]
 
 
 def run_batched(
-    load: Load,
+    timed: TimedProgram,
     duration_s: Seconds,
     dispatch_s: Seconds,
     occupied_s: Seconds,
@@ -22,19 +22,41 @@ def run_batched(
     *,
     watched: npt.NDArray[np.integer],
     with_starts: bool = False,
-) -> Samples:
-    """Run every sample; to the last bit the times that `run_compiled` has for a load with these durations.
+) -> BatchTimes:
+    """Run every sample.
 
-    duration_s: shape (n, rows). dispatch_s: shape (n, actions), occupied_s, latency_s: shape (n, messages); or one row
-    where all samples share it. They stand for those of the load, which has the rest. watched: rows whose ends are kept.
-    The Python lock is not held: threads may run one block of samples each, with buffers as large as one step each.
-    Raises ValueError for shared devices, as `run_compiled` does.
+    Parameters
+    ----------
+    timed : TimedProgram
+        The program, and all that does not vary.
+    duration_s : array of shape (n, rows)
+        Seconds of each row in each sample, instead of those of `timed`. Likewise the three arrays below, which may have
+        one row for all samples.
+    dispatch_s : array of shape (n, actions) or (1, actions)
+    occupied_s, latency_s : arrays of shape (n, messages) or (1, messages)
+    watched : array of shape (watched,)
+        Rows whose ends are kept.
+    with_starts : bool
+        Whether all starts are kept.
+
+    Returns
+    -------
+    BatchTimes
+        The same bits as `run_compiled` gives for each sample alone.
+
+    Raises
+    ------
+    ValueError
+        For shared devices.
+
+    Notes
+    -----
+    The Python lock is not held, so threads can run blocks of samples at the same time. Each needs buffers of one step.
     """
-    if load.devices is not None:
-        raise ValueError("the compiled engine has no shared devices (cores, devices): use engine='simpy'")
-    program, messages = load.program, load.program.messages
+    refuse_devices(timed)
+    program, messages = timed.program, timed.program.messages
     count = len(duration_s)
-    samples = Samples(
+    times = BatchTimes(
         first_start_s=np.empty((count, program.ranks)),
         last_end_s=np.empty((count, program.ranks)),
         compute_s=np.zeros((count, program.ranks)),
@@ -49,24 +71,24 @@ def run_batched(
         program.message_out,
         duration_s,
         dispatch_s,
-        load.send_s,
+        timed.send_s,
         messages.link,
         occupied_s,
         latency_s,
-        *load.receives(),
+        *timed.receives(),
         np.zeros(len(program.links())),
         program.action_start[program.rank_actions],
         np.asarray(watched, np.int64),
-        samples.first_start_s,
-        samples.last_end_s,
-        samples.compute_s,
-        samples.watched_end_s,
-        samples.start_s,
+        times.first_start_s,
+        times.last_end_s,
+        times.compute_s,
+        times.watched_end_s,
+        times.start_s,
     )
-    return samples
+    return times
 
 
-@numba.njit(cache=True, nogil=True)
+@kernel
 def _run_samples(
     order,
     action_start,
@@ -90,6 +112,7 @@ def _run_samples(
     watched_end,
     starts,
 ):
+    """Run the samples one after another in the same buffers. Writes the last five arrays."""
     ranks = len(rank_rows) - 1
     free = np.empty(ranks)
     receives = np.empty(len(posted))
@@ -130,7 +153,7 @@ def _run_samples(
                 first_start[k, rank] = last_end[k, rank] = step_start
                 continue
             total = 0.0
-            for row in range(begin, end):  # as the trace adds them up: ends minus starts, in order
+            for row in range(begin, end):  # the sum that the trace takes, in its order
                 total += (start[row] + duration[row]) - start[row]
             compute[k, rank] = total
             first_start[k, rank] = start[begin]

@@ -1,27 +1,44 @@
-"""By name: the engine that is asked for."""
+"""By name: the engine that was asked for."""
 
 from __future__ import annotations
 
-from ppsim.simulation.engines.times import Times
-from ppsim.simulation.timed_program import Load
+from ppsim.simulation.engines.times import StepTimes
+from ppsim.simulation.timed_program import TimedProgram
 
 ENGINES = ("simpy", "compiled")
 
 
-def run_engine(name: str, load: Load) -> Times:
-    """Run a program that can end with the named engine."""
+def run_engine(name: str, timed: TimedProgram) -> StepTimes:
+    """Run a program that can end.
+
+    Parameters
+    ----------
+    name : "simpy" or "compiled"
+        The engine.
+    timed : TimedProgram
+        What is run.
+
+    Returns
+    -------
+    StepTimes
+        Seconds from the step's start; the same bits from every engine.
+
+    Raises
+    ------
+    ValueError
+        For an unknown engine, and for shared devices with "compiled".
+    """
     if name == "simpy":
-        if load.devices is not None and load.devices.are_shared:
+        if timed.devices is not None:
             from ppsim.simulation.engines.shared_engine import run_shared
 
-            return run_shared(load, load.devices)
+            return run_shared(timed, timed.devices)
         from ppsim.simulation.engines.simpy_engine import run_simpy
 
-        return run_simpy(load)
+        return run_simpy(timed)
     if name == "compiled":
-        from ppsim.simulation.engines.compiled_engine import (
-            run_compiled,  # numba takes a second to import, so only who asks pays
-        )
+        # Imported here because numba takes a second to import.
+        from ppsim.simulation.engines.compiled_engine import run_compiled
 
-        return run_compiled(load)
+        return run_compiled(timed)
     raise ValueError(f"unknown engine {name!r}: known are {', '.join(ENGINES)}")

@@ -1,23 +1,37 @@
-"""The compiled engine: the same times as SimPy's to the last bit, by one pass over the program in machine code."""
+"""The compiled engine: the same bits as the SimPy engine, by one pass over the program in machine code."""
 
 from __future__ import annotations
 
-import numba
+from functools import partial
+
 import numpy as np
 
-from ppsim.simulation.engines.times import Times
-from ppsim.simulation.timed_program import Load
+from ppsim.kernel_cache import kernel
+from ppsim.simulation.engines.times import StepTimes
+from ppsim.simulation.timed_program import TimedProgram
 
 
-def run_compiled(load: Load) -> Times:
-    """Run a program that can end; seconds from the step's start. Compiled once per machine, then cached.
+def run_compiled(timed: TimedProgram) -> StepTimes:
+    """Run a program that can end.
 
-    Raises ValueError for shared devices, whose queues only SimPy's clock has.
+    Parameters
+    ----------
+    timed : TimedProgram
+        What is run.
+
+    Returns
+    -------
+    StepTimes
+        Seconds from the step's start.
+
+    Raises
+    ------
+    ValueError
+        For shared devices.
     """
-    if load.devices is not None:
-        raise ValueError("the compiled engine has no shared devices (cores, devices): use engine='simpy'")
-    program, messages = load.program, load.program.messages
-    start_s = np.empty(len(load.duration_s))
+    refuse_devices(timed)
+    program, messages = timed.program, timed.program.messages
+    start_s = np.empty(len(timed.duration_s))
     journeys_s = np.empty((len(messages), 2))
     run_pass(
         program.execution_order,
@@ -25,29 +39,35 @@ def run_compiled(load: Load) -> Times:
         program.rank,
         program.message_in,
         program.message_out,
-        load.duration_s,
-        load.dispatch_s,
-        load.send_s,
+        timed.duration_s,
+        timed.dispatch_s,
+        timed.send_s,
         messages.link,
-        load.occupied_s,
-        load.latency_s,
-        *load.receives(),
+        timed.occupied_s,
+        timed.latency_s,
+        *timed.receives(),
         np.zeros(program.ranks),
         np.zeros(len(program.links())),
         start_s,
         journeys_s,
     )
     message_start_s = np.ascontiguousarray(journeys_s[:, 0])
-    return Times(
+    return StepTimes(
         start_s=start_s,
-        end_s=start_s + load.duration_s,
+        end_s=start_s + timed.duration_s,
         message_start_s=message_start_s,
-        message_left_s=message_start_s + load.occupied_s,
+        message_left_s=message_start_s + timed.occupied_s,
         message_arrival_s=np.ascontiguousarray(journeys_s[:, 1]),
     )
 
 
-@numba.njit(cache=True, nogil=True)
+def refuse_devices(timed: TimedProgram) -> None:
+    """Raise ValueError for shared devices: when their queues move is known only while a clock runs."""
+    if timed.devices is not None:
+        raise ValueError("the compiled engine has no shared devices (cores, devices, speeds): use engine='simpy'")
+
+
+@kernel
 def run_pass(
     order,
     action_start,
@@ -67,11 +87,11 @@ def run_pass(
     start,
     journeys,
 ):
-    """Every action in an order in which what it needs has come before: the longest path through the step.
+    """Find the longest path through the step. Writes `start` (rows,) and `journeys` (messages, 2): begun, arrived.
 
-    Each float is computed as the SimPy engine computes it; a link has one sender, so no other order of the actions
-    could change one. journeys: begun and arrived, side by side, as both are written at once. With a window a transfer
-    begins when both its producer has ended and its receive is posted, whichever comes second.
+    order: the actions, each after all that it needs. posts, posted: as of `TimedProgram.receives`. free (p,),
+    link_free (links,): zeros, overwritten. Each float is the sum that the SimPy engine computes. A link has one sender,
+    so another order of the actions gives the same floats.
     """
     windowed = len(posted) > 0
     produced = np.full(len(posted), np.nan)
@@ -85,7 +105,7 @@ def run_pass(
                 there = journeys[message, 1]
                 if there > begin:
                     begin = there
-        if windowed:
+        if windowed:  # using a message posts a later receive; its transfer begins if its producer has ended
             for row in range(first, last):
                 message = message_in[row]
                 if message >= 0 and posts[message] >= 0:
@@ -111,7 +131,7 @@ def run_pass(
                     _transfer(message, begin, link_of, occupied, latency, link_free, journeys)
 
 
-@numba.njit(cache=True, nogil=True, inline="always")
+@partial(kernel, inline="always")
 def _transfer(message, ready, link_of, occupied, latency, link_free, journeys):
     """Put a message on its link, which serves first in, first out."""
     link = link_of[message]

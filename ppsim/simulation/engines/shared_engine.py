@@ -1,9 +1,9 @@
-"""The SimPy engine for ranks that share devices: a resource for each device."""
+"""The SimPy engine for ranks that share devices: each device is a resource."""
 
 from __future__ import annotations
 
 import heapq
-from collections.abc import Callable, Generator
+from collections.abc import Callable, Generator, Sequence
 from functools import partial
 from itertools import count
 from typing import Any, Protocol
@@ -11,14 +11,14 @@ from typing import Any, Protocol
 import numpy as np
 import simpy
 
-from ppsim.simulation.engines.times import Times
+from ppsim.simulation.engines.times import StepTimes
 from ppsim.simulation.sharing import Devices
-from ppsim.simulation.timed_program import Load
+from ppsim.simulation.timed_program import TimedProgram
 
 Steps = Generator[simpy.Event, Any, None]
 
 
-class Device(Protocol):
+class SharedDevice(Protocol):
     """Something that ranks compute on."""
 
     def compute(self, work_s: float, begun: Callable[[float], None]) -> Steps:
@@ -29,9 +29,9 @@ class Device(Protocol):
 class Turns:
     """Cores that an action keeps from its start to its end; others queue, first come first served."""
 
-    def __init__(self, environment: simpy.Environment, devices: Devices) -> None:
+    def __init__(self, environment: simpy.Environment, cores: int) -> None:
         self._environment = environment
-        self._cores = simpy.Resource(environment, capacity=devices.cores)
+        self._cores = simpy.Resource(environment, capacity=cores)
 
     def compute(self, work_s: float, begun: Callable[[float], None]) -> Steps:
         """Wait for a core, then work."""
@@ -42,14 +42,14 @@ class Turns:
 
 
 class FairShare:
-    """Cores shared out evenly among all that are at work: n of them run at efficiency * cores / n of their speed each.
+    """A device shared out evenly among all ranks at work: each of n runs at `speeds[n - 1]` of its speed alone.
 
-    All at work advance alike, so one virtual clock that runs at their speed says when each is done.
+    All advance alike, so one virtual clock that runs at their speed says when each is done.
     """
 
-    def __init__(self, environment: simpy.Environment, devices: Devices) -> None:
+    def __init__(self, environment: simpy.Environment, speeds: Sequence[float]) -> None:
         self._environment = environment
-        self._capacity = devices.efficiency * devices.cores
+        self._speeds = speeds
         self._at_work: list[tuple[float, int, simpy.Event]] = []  # done at this virtual time
         self._arrivals = count()
         self._virtual_s = self._seen_s = 0.0
@@ -66,9 +66,11 @@ class FairShare:
 
     @property
     def _speed(self) -> float:
-        return min(1.0, self._capacity / len(self._at_work)) if self._at_work else 1.0
+        at_work = len(self._at_work)
+        return self._speeds[min(at_work, len(self._speeds)) - 1] if at_work else 1.0
 
     def _advance(self) -> None:
+        """Move the virtual clock to now, at the speed since it was last seen."""
         now = self._environment.now
         self._virtual_s += (now - self._seen_s) * self._speed
         self._seen_s = now
@@ -89,49 +91,68 @@ class FairShare:
         self._replan()
 
 
-_KINDS: dict[str, type[Turns] | type[FairShare]] = {"turns": Turns, "fair": FairShare}
+def run_shared(timed: TimedProgram, devices: Devices) -> StepTimes:
+    """Run a program on ranks that share devices.
 
+    Parameters
+    ----------
+    timed : TimedProgram
+        What is run.
+    devices : Devices
+        What the ranks share.
 
-def run_shared(load: Load, devices: Devices) -> Times:
-    """Run a program on ranks that share devices; seconds from the step's start. Raises ScheduleError if it hangs."""
-    program, run = load.program, _Run(load, devices)
+    Returns
+    -------
+    StepTimes
+        Seconds from the step's start.
+
+    Raises
+    ------
+    ScheduleError
+        If ranks wait for ever.
+    """
+    program, run = timed.program, _Run(timed, devices)
     for rank in range(program.ranks):
         run.environment.process(run.rank_process(rank))
     run.environment.run()
-    program.execution_order  # noqa: B018  (if somebody waits for ever, says who, and for what)
+    program.execution_order  # noqa: B018  (raises if ranks wait for ever, and says which)
     start, end = np.array(run.start), np.array(run.end)
     message_start_s = np.array(run.message_start)
-    return Times(
+    return StepTimes(
         start_s=start,
         end_s=end,
         message_start_s=message_start_s,
-        message_left_s=message_start_s + load.occupied_s,
+        message_left_s=message_start_s + timed.occupied_s,
         message_arrival_s=np.array(run.arrival),
     )
 
 
 class _Run:
-    def __init__(self, load: Load, devices: Devices) -> None:
-        self.load = load
+    def __init__(self, timed: TimedProgram, devices: Devices) -> None:
+        self.timed = timed
         self.environment = simpy.Environment()
-        kind = _KINDS[devices.sharing]
-        made: dict[int, Device] = {device: kind(self.environment, devices) for device in sorted(set(devices.of_rank))}
+        made: dict[int, SharedDevice] = {}
+        for device in devices.of_rank:
+            if device not in made and devices.sharing == "turns":
+                made[device] = Turns(self.environment, devices.cores)
+            elif device not in made:
+                made[device] = FairShare(self.environment, devices.speeds)
         self.device = [made[device] for device in devices.of_rank]
-        messages = load.program.messages
-        self.posts = load.posts().tolist()
-        window = load.receive_window
+        messages = timed.program.messages
+        self.posts = timed.posts().tolist()
+        window = timed.receive_window
         self.posted = [window is None or position < window for position in messages.position.tolist()]
         self.produced = [False] * len(messages)
-        self.link_free = [0.0] * len(load.program.links())
-        self.start = [0.0] * len(load.duration_s)
-        self.end = [0.0] * len(load.duration_s)
+        self.link_free = [0.0] * len(timed.program.links())
+        self.start = [0.0] * len(timed.duration_s)
+        self.end = [0.0] * len(timed.duration_s)
         self.message_start = [0.0] * len(messages)
         self.arrival = [0.0] * len(messages)
         self.arrived = [self.environment.event() for _ in range(len(messages))]
 
     def rank_process(self, rank: int) -> Steps:
-        """Run a rank's order; here the clock says when things happen, since only it knows the queues."""
-        program = self.load.program
+        """Run a rank's order. The clock says when things happen, since it alone knows the queues."""
+        program = self.timed.program
         for action in range(int(program.rank_actions[rank]), int(program.rank_actions[rank + 1])):
             rows = range(int(program.action_start[action]), int(program.action_start[action + 1]))
             incoming = [int(program.message_in[row]) for row in rows if program.message_in[row] >= 0]
@@ -141,10 +162,10 @@ class _Run:
                 if self.posts[message] >= 0:
                     self.posted[self.posts[message]] = True
                     self.transfer(self.posts[message])
-            dispatch_s = float(self.load.dispatch_s[action])
-            durations_s = [float(self.load.duration_s[row]) for row in rows]
+            dispatch_s = float(self.timed.dispatch_s[action])
+            durations_s = [float(self.timed.duration_s[row]) for row in rows]
             begun_s: list[float] = []
-            work_s = dispatch_s + sum(durations_s) + float(self.load.send_s[action])
+            work_s = dispatch_s + sum(durations_s) + float(self.timed.send_s[action])
             yield from self.device[rank].compute(work_s, begun_s.append)
             self._note(rows, begun_s[0], dispatch_s, durations_s, work_s)
             for row in rows:
@@ -154,7 +175,7 @@ class _Run:
                     self.transfer(message)
 
     def _note(self, rows: range, begun_s: float, dispatch_s: float, durations_s: list[float], work_s: float) -> None:
-        """Where a core was shared, all that was done on it took longer by the same factor."""
+        """Note when an action's rows ran: on a shared device all parts of the action took longer by the same factor."""
         now = self.environment.now
         stretch = (now - begun_s) / work_s if work_s > 0 else 1.0
         at = begun_s + dispatch_s * stretch
@@ -168,11 +189,11 @@ class _Run:
         """Put a message on its link once it is produced and its receive is posted."""
         if not (self.produced[message] and self.posted[message]):
             return
-        link = int(self.load.program.messages.link[message])
+        link = int(self.timed.program.messages.link[message])
         begin = max(self.environment.now, self.link_free[link])
         self.message_start[message] = begin
-        self.link_free[link] = left = begin + float(self.load.occupied_s[message])
-        self.arrival[message] = arrival = left + float(self.load.latency_s[message])
+        self.link_free[link] = left = begin + float(self.timed.occupied_s[message])
+        self.arrival[message] = arrival = left + float(self.timed.latency_s[message])
         event = self.arrived[message]
         alarm = self.environment.timeout(max(arrival - self.environment.now, 0.0))
         alarm.callbacks.append(partial(_succeed, event))

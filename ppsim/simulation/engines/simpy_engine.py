@@ -1,4 +1,7 @@
-"""The SimPy engine: one event per action at most."""
+"""The SimPy engine: one event per action at most.
+
+It bypasses parts of SimPy for speed. `shared_engine` is the same model in SimPy's own terms, with shared devices.
+"""
 
 from __future__ import annotations
 
@@ -10,23 +13,39 @@ import numpy as np
 import simpy
 from simpy.events import NORMAL
 
-from ppsim.simulation.engines.times import Times
-from ppsim.simulation.timed_program import Load
+from ppsim.simulation.engines.times import StepTimes
+from ppsim.simulation.timed_program import TimedProgram
 
 Resume = Callable[[Any], Any]
 
 
-def run_simpy(load: Load) -> Times:
-    """Run a program; seconds from the step's start."""
-    run = _Run(load)
-    for rank in range(load.program.ranks):
+def run_simpy(timed: TimedProgram) -> StepTimes:
+    """Run a program on ranks that compute by themselves.
+
+    Parameters
+    ----------
+    timed : TimedProgram
+        What is run.
+
+    Returns
+    -------
+    StepTimes
+        Seconds from the step's start.
+
+    Raises
+    ------
+    ScheduleError
+        If ranks wait for ever.
+    """
+    run = _Run(timed)
+    for rank in range(timed.program.ranks):
         run.begin(rank)
     run.environment.run()
-    if sum(map(len, run.start)) < load.program.actions:
-        load.program.execution_order  # noqa: B018  (somebody waits for ever: says who, and for what)
-    return Times.of_actions(
-        load,
-        action_start_s=np.fromiter(chain.from_iterable(run.start), float, load.program.actions),
+    if sum(map(len, run.start)) < timed.program.actions:
+        timed.program.execution_order  # noqa: B018  (raises: ranks wait for ever; says which)
+    return StepTimes.of_actions(
+        timed,
+        action_start_s=np.fromiter(chain.from_iterable(run.start), float, timed.program.actions),
         message_start_s=np.array(run.message_start, float),
         message_arrival_s=np.array(run.arrival[:-1], float),
     )
@@ -40,16 +59,16 @@ class _Run:
     one event, and a message none. is_plain: there are neither overlapped pairs nor a window.
     """
 
-    def __init__(self, load: Load) -> None:
-        messages = load.program.messages
+    def __init__(self, timed: TimedProgram) -> None:
+        messages = timed.program.messages
         self.environment = simpy.Environment()
-        self.actions = _Actions(load)
+        self.actions = _Actions(timed)
         self.link = messages.link.tolist()
-        self.occupied, self.latency = load.occupied_s.tolist(), load.latency_s.tolist()
-        self.link_free = [0.0] * len(load.program.links())
-        self.window = None if load.receive_window is None else _Window(load, load.receive_window)
-        self.is_plain = self.window is None and not load.program.has_pairs
-        self.start: list[list[float]] = [[] for _ in range(load.program.ranks)]
+        self.occupied, self.latency = timed.occupied_s.tolist(), timed.latency_s.tolist()
+        self.link_free = [0.0] * len(timed.program.links())
+        self.window = None if timed.receive_window is None else _Window(timed, timed.receive_window)
+        self.is_plain = self.window is None and not timed.program.has_pairs
+        self.start: list[list[float]] = [[] for _ in range(timed.program.ranks)]
         self.message_start: list[float | None] = [None] * len(messages)
         self.arrival: list[float | None] = [None] * len(messages) + [0.0]  # the last stands for -1, "no message"
         self.waiting: list[Resume | None] = [None] * len(messages)
@@ -61,11 +80,11 @@ class _Run:
         process.send(process.send)
 
     def process(self, rank: int) -> Generator[None, Any, None]:
-        """A rank's order, action by action; the first thing sent in is how to resume it.
+        """Run a rank's order, action by action. The first value sent in is the callback that resumes it.
 
-        What a rank needs from itself is there: its own earlier action has ended. Times are kept as sums of costs, not
-        read back from the clock, so that every engine gives the same floats; `now` is the clock up to a rounding, as
-        whoever resumes a waiting rank says it.
+        Inputs from the rank itself are there: its earlier actions have ended. Times are sums of costs, not read from
+        the clock, so that every engine gives the same floats. `now` is the clock up to a rounding, as told by whoever
+        resumes the rank.
         """
         environment, schedule, is_plain = self.environment, self.environment.schedule, self.is_plain
         arrival, waiting, link_of, link_free = self.arrival, self.waiting, self.link, self.link_free
@@ -95,7 +114,7 @@ class _Run:
             note(begin)
             free = begin + duration + send if is_plain else begin + duration + second + send
             if given < 0 and given_also < 0:
-                continue  # nobody else sees it end
+                continue  # no message leaves at its end, so no event is needed
             alarm.callbacks = resumed_by_alarm
             schedule(alarm, NORMAL, free - now)
             yield
@@ -116,7 +135,7 @@ class _Run:
         yield
 
     def use(self, needed: int, also: int, now: float) -> None:
-        """An action takes its messages: their receives make way for others', which may set off then."""
+        """Post the receives that an action's use of its messages makes room for; their transfers may begin."""
         if self.window is not None:
             for message in (needed, also):
                 freed = self.window.posts[message]
@@ -124,7 +143,7 @@ class _Run:
                     self.transfer(freed, ready)
 
     def give(self, given: int, given_also: int, now: float) -> None:
-        """An action's messages are produced; they set off once their receives are posted."""
+        """Hand over an action's messages. They leave once their receives are posted."""
         for message in (given, given_also):
             if message >= 0:
                 ready = now if self.window is None else self.window.produce(message, now)
@@ -132,7 +151,7 @@ class _Run:
                     self.transfer(message, ready)
 
     def transfer(self, message: int, ready: float) -> None:
-        """Put a message on its link, which serves first in, first out: so its arrival is known at once."""
+        """Put a message on its link. The link serves first in, first out, so the arrival is known at once."""
         link = self.link[message]
         begin = self.link_free[link]
         if ready > begin:
@@ -146,41 +165,41 @@ class _Run:
 
 
 class _Window:
-    """Which receives are posted: a message sets off when it is produced and its receive is, whichever comes later."""
+    """Which receives are posted. A message leaves once it is produced and its receive is posted."""
 
-    def __init__(self, load: Load, size: int) -> None:
-        self.posts = [*load.posts().tolist(), -1]  # the last stands for -1, "no message"
-        self._posted = [0.0 if position < size else None for position in load.program.messages.position.tolist()]
+    def __init__(self, timed: TimedProgram, size: int) -> None:
+        self.posts = [*timed.posts().tolist(), -1]  # the last stands for -1, "no message"
+        self._posted = [0.0 if position < size else None for position in timed.program.messages.position.tolist()]
         self._produced: list[float | None] = [None] * len(self._posted)
 
     def produce(self, message: int, now: float) -> float | None:
-        """When a message that is there now may set off; None if nobody knows yet."""
+        """When a message that is produced now may leave. None until its receive is posted."""
         self._produced[message] = now
         posted = self._posted[message]
         return None if posted is None else max(now, posted)
 
     def post(self, message: int, now: float) -> float | None:
-        """The same once its receive is posted."""
+        """When a message whose receive is posted now may leave. None until it is produced."""
         self._posted[message] = now
         produced = self._produced[message]
         return None if produced is None else max(now, produced)
 
 
 class _Actions:
-    """What a rank must know of each of its actions, as columns; a pair has a second message in and out, if any."""
+    """What a rank must know of each action, as columns. A pair may have a second message in and out."""
 
-    def __init__(self, load: Load) -> None:
-        program = load.program
+    def __init__(self, timed: TimedProgram) -> None:
+        program = timed.program
         first, last = program.action_start[:-1], program.action_start[1:] - 1
         is_pair = last > first
         self._bounds = program.rank_actions.tolist()
         self._columns: list[list[Any] | None] = [
             program.message_in[first].tolist(),
             np.where(is_pair, program.message_in[last], -1).tolist() if program.has_pairs else None,
-            load.dispatch_s.tolist(),
-            load.duration_s[first].tolist(),
-            np.where(is_pair, load.duration_s[last], 0.0).tolist() if program.has_pairs else None,
-            load.send_s.tolist(),
+            timed.dispatch_s.tolist(),
+            timed.duration_s[first].tolist(),
+            np.where(is_pair, timed.duration_s[last], 0.0).tolist() if program.has_pairs else None,
+            timed.send_s.tolist(),
             program.message_out[first].tolist(),
             np.where(is_pair, program.message_out[last], -1).tolist() if program.has_pairs else None,
         ]

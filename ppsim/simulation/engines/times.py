@@ -1,4 +1,4 @@
-"""Times: what an engine answers."""
+"""Times: what an engine answers, for one step or for a batch of them."""
 
 from __future__ import annotations
 
@@ -7,14 +7,22 @@ from dataclasses import dataclass
 import numpy as np
 import numpy.typing as npt
 
-from ppsim.simulation.timed_program import Load
+from ppsim.simulation.timed_program import TimedProgram
 
 Seconds = npt.NDArray[np.float64]
 
 
 @dataclass(frozen=True, kw_only=True)
-class Times:
-    """start_s, end_s: shape (rows,). message_*: shape (messages,): transfer begun, link free again, arrived."""
+class StepTimes:
+    """When everything in one step happens.
+
+    Parameters
+    ----------
+    start_s, end_s : arrays of shape (rows,)
+        Of each row.
+    message_start_s, message_left_s, message_arrival_s : arrays of shape (messages,)
+        When each transfer begins, when its link is free again, and when it is there.
+    """
 
     start_s: Seconds
     end_s: Seconds
@@ -24,21 +32,54 @@ class Times:
 
     @classmethod
     def of_actions(
-        cls, load: Load, *, action_start_s: Seconds, message_start_s: Seconds, message_arrival_s: Seconds
-    ) -> Times:
-        """The rest follows: a row ends its duration after its start, and a pair's second row starts then."""
-        program = load.program
+        cls, timed: TimedProgram, *, action_start_s: Seconds, message_start_s: Seconds, message_arrival_s: Seconds
+    ) -> StepTimes:
+        """The times of a step by the starts of its actions: the second row of a pair starts when the first ends."""
+        program = timed.program
         if program.has_pairs:
             first, last = program.action_start[:-1], program.action_start[1:] - 1
             start_s = action_start_s[program.row_action]
             second = last[last > first]
-            start_s[second] += load.duration_s[second - 1]
+            start_s[second] += timed.duration_s[second - 1]
         else:
             start_s = action_start_s
         return cls(
             start_s=start_s,
-            end_s=start_s + load.duration_s,
+            end_s=start_s + timed.duration_s,
             message_start_s=message_start_s,
-            message_left_s=message_start_s + load.occupied_s,
+            message_left_s=message_start_s + timed.occupied_s,
             message_arrival_s=message_arrival_s,
         )
+
+
+@dataclass(frozen=True, kw_only=True)
+class BatchTimes:
+    """What is kept of n samples of a step.
+
+    Parameters
+    ----------
+    first_start_s, last_end_s, compute_s : arrays of shape (n, p)
+        Of each rank. The first two are the step's first start on a rank without actions.
+    watched_end_s : array of shape (n, watched)
+        When the rows asked for end.
+    start_s : array of shape (n, rows)
+        When each row starts. Of shape (0, rows) unless asked for.
+    """
+
+    first_start_s: Seconds
+    last_end_s: Seconds
+    compute_s: Seconds
+    watched_end_s: Seconds
+    start_s: Seconds
+
+    @property
+    def makespan_s(self) -> Seconds:
+        """Of each sample, shape (n,)."""
+        makespan_s: Seconds = self.last_end_s.max(axis=1) - self.step_start_s
+        return makespan_s
+
+    @property
+    def step_start_s(self) -> Seconds:
+        """The first start in each sample, shape (n,)."""
+        first_s: Seconds = self.first_start_s.min(axis=1)
+        return first_s

@@ -13,7 +13,7 @@ from ppexec import Session, WorkerPool
 from ppexec.calibrate.calibration import Calibration, fit
 from ppexec.calibrate.known_run import known_runs
 from ppsim import Jitter, StageCost, Trace
-from ppsim.simulation.simulate import message_bytes
+from ppsim.simulation.timed_program import message_bytes
 from tests.support.remote import tiny
 
 COST = StageCost(forward_s=0.01, backward_input_s=0.01, backward_weight_s=0.01, activation_bytes=0,
@@ -74,8 +74,8 @@ def test_dispatch_and_sending_are_of_each_action_by_its_messages() -> None:
     """Rank 0 of 2, one microbatch: F sends, then B takes a message; rank 1: F takes one, B sends."""
     program = ppsim.build_schedule("afab", ranks=2, microbatches=1).program
     options = KNOWN.options(program, np.array([64, 64]))
-    assert options["dispatch_s"].tolist() == pytest.approx([30e-6, 50e-6, 50e-6, 30e-6])
-    assert options["send_s"].tolist() == pytest.approx([50e-6, 0, 0, 50e-6])
+    assert options["conditions"].dispatch_s.tolist() == pytest.approx([30e-6, 50e-6, 50e-6, 30e-6])
+    assert options["conditions"].send_s.tolist() == pytest.approx([50e-6, 0, 0, 50e-6])
 
 
 def test_sizes_between_are_interpolated() -> None:

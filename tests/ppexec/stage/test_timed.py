@@ -13,7 +13,7 @@ import ppsim
 from ppexec import Session, WorkerPool
 from ppsim import LayerCost, StageCost
 from ppsim.simulation.memory_levels import activation_levels
-from ppsim.simulation.simulate import message_bytes, row_durations
+from ppsim.simulation.timed_program import message_bytes, row_durations
 from tests.support.chains import named_schedules
 from tests.support.remote import tiny
 from tests.support.settings import with_workers

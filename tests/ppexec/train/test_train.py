@@ -19,8 +19,8 @@ from ppexec.models.load import load_model
 from ppexec.models.seeds import microbatch_order
 from ppexec.train.checkpoint import newest
 from ppexec.train.train import mean_losses
+from ppsim.simulation.memory_columns import with_columns
 from ppsim.simulation.memory_levels import optimizer_state_bytes
-from ppsim.trace.memory import with_columns
 from tests.support.remote import tiny
 
 pytestmark = pytest.mark.filterwarnings("ignore:.*fewer than 2 x ranks")

@@ -109,9 +109,9 @@ def test_simulate_text(capsys: pytest.CaptureFixture[str]) -> None:
         "makespan         27 s\n"
         "bubble fraction  11.11%\n"
         "\n"
-        "rank   rank time (s)     compute (s)      bubble (s)  peak activations (bytes)\n"
-        "   0              27              24               3                     8,000\n"
-        "   1              24              24               3                     8,000\n"
+        "rank  rank time (s)  compute (s)  bubble (s)  peak activations (bytes)\n"
+        "   0             27           24           3                     8,000\n"
+        "   1             24           24           3                     8,000\n"
     )
 
 

@@ -2,9 +2,12 @@
 
 from __future__ import annotations
 
+from dataclasses import fields
+
 import pytest
 
-from ppsim import Jitter, Network, StageCost, Trace, build_schedule, monte_carlo, simulate
+from ppsim import Conditions, Jitter, Network, Reduction, StageCost, Trace, build_schedule, monte_carlo, simulate
+from ppsim.cli.flags import flag_of
 from tests.support.commandline import AFAB, COSTS, refused, run, run_json
 
 SCHEDULE = build_schedule("afab", ranks=3, microbatches=4)
@@ -26,6 +29,9 @@ WORDS = f"simulate {AFAB} {COSTS} --output-bytes 100 --latency-s 0.25 --bytes-pe
             "--cores 1 --sharing fair --sharing-efficiency 0.5",
             {"cores": 1, "sharing": "fair", "sharing_efficiency": 0.5},
         ),
+        ("--devices 0,0,1", {"devices": [0, 0, 1]}),
+        ("--sharing fair --speeds 1,0.5", {"sharing": "fair", "speeds": [1, 0.5]}),
+        ("--scale 2", {"scale": 2.0}),
         ("--slow-link 0-1=3,1-0=2", {"network": NETWORK.slowed({(0, 1): 3, (1, 0): 2})}),
     ],
 )
@@ -36,7 +42,23 @@ def test_every_flag_is_an_option_and_changes_the_step(
     trace = simulate(SCHEDULE, STAGES, **{"network": NETWORK, **options})
     assert printed["makespan_s"] == trace.makespan_s
     assert printed["makespan_s"] > simulate(SCHEDULE, STAGES, network=NETWORK).makespan_s
+    assert printed["conditions"] == trace.conditions.to_dict()
     assert printed["details"] == trace.details
+
+
+def test_every_option_has_a_flag_but_arrays_and_reductions(capsys: pytest.CaptureFixture[str]) -> None:
+    """A reduction has its own flags, --replicas and what replicas cost."""
+    with_flags = {each.name for each in fields(Conditions)} - {"durations_s", "reduction"}
+    _, out, _ = run(capsys, "simulate --help")
+    assert {name for name in with_flags if flag_of(name) not in out} == set()
+
+
+def test_samples_have_reductions(capsys: pytest.CaptureFixture[str]) -> None:
+    flags = "--jitter 0.05 --replicas 2 --reduce-latency-s 1.5"
+    printed = run_json(capsys, WORDS, flags)
+    reduction = Reduction(replicas=2, latency_s=1.5)
+    found = monte_carlo(SCHEDULE, STAGES, network=NETWORK, jitter=Jitter(action=0.05), reduction=reduction)
+    assert printed["step_time_mean_s"] == found.mean_s > found.makespan_s.mean()
 
 
 def test_samples_are_those_of_monte_carlo(capsys: pytest.CaptureFixture[str]) -> None:
@@ -81,12 +103,12 @@ def test_a_search_knows_slow_links(capsys: pytest.CaptureFixture[str]) -> None:
 @pytest.mark.parametrize(
     ("flags", "said"),
     [
-        ("--slow-rank 2", "--slow-rank 2: give ranks and factors, as in 2=1.5"),
-        ("--slow-rank 2=x", "give ranks and factors"),
-        ("--slow-rank 2=0", "give ranks and factors"),
-        ("--slow-rank 2=nan", "give ranks and factors"),
-        ("--slow-rank 1=2,1=3", "give ranks and factors"),
-        ("--slow-rank a=2", "give ranks and factors"),
+        ("--slow-rank 2", "must be ranks and factors, as in 2=1.5, got '2'"),
+        ("--slow-rank 2=x", "must be ranks and factors"),
+        ("--slow-rank 2=0", "must be ranks and factors"),
+        ("--slow-rank 2=nan", "must be ranks and factors"),
+        ("--slow-rank 1=2,1=3", "must be ranks and factors"),
+        ("--slow-rank a=2", "must be ranks and factors"),
         ("--slow-rank 3=2", "slow_ranks has rank 3, but there are 3 ranks"),
         ("--slow-link 0=1", "--slow-link 0=1: give links and factors, as in 0-1=3"),
         ("--slow-link 0-1=inf", "give links and factors"),
@@ -96,10 +118,10 @@ def test_a_search_knows_slow_links(capsys: pytest.CaptureFixture[str]) -> None:
         ("--send-s -1", "send_s must be seconds"),
         ("--cores 0", "cores must be a whole number of 1 or more, got 0"),
         ("--cores 2 --engine compiled", "use engine='simpy'"),
-        ("--sharing fair", "--sharing fair says how ranks share cores: give it with --cores N"),
-        ("--cores 1 --sharing-efficiency 0.5", "give it with --cores N --sharing fair"),
+        ("--sharing fair", "sharing 'fair' is of ranks that share a device: give it with cores or devices"),
+        ("--cores 1 --sharing-efficiency 0.5", "give it with sharing 'fair'"),
         ("--cores 1 --sharing fair --sharing-efficiency 2", "sharing_efficiency must be above 0 and at most 1, got 2"),
-        ("--receive-window 0", "receive_window 0 is too small: this schedule needs 1"),
+        ("--receive-window 0", "receive_window must be a whole number of 1 or more, got 0"),
         ("--jitter -1", "--jitter must be a relative standard deviation from 0 to 100, got -1.0"),
         ("--jitter 1e300", "--jitter must be a relative standard deviation from 0 to 100, got 1e+300"),
         ("--message-jitter nan", "--message-jitter must be"),

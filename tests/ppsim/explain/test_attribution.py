@@ -12,7 +12,7 @@ from hypothesis import given
 from ppsim import Link, Network, Schedule, StageCost, Trace, attribute, build_schedule, simulate
 from ppsim.explain.step_graph import StepGraph, replay
 from ppsim.simulation.engines.by_name import run_engine
-from ppsim.simulation.simulate import load_of
+from ppsim.simulation.timed_program import TimedProgram
 from tests.support.traces import COST, B, F, check_sums, check_waits, measured, simulated
 
 SIZES = [(1, 1), (2, 2), (2, 5), (3, 3), (4, 4), (4, 9), (5, 8)]
@@ -88,10 +88,10 @@ def test_a_slow_rank_is_imbalance_unless_it_was_expected_to_be_fast(name: str) -
 
 def with_duration(trace: Trace, costs: list[StageCost], row: int, factor: float) -> Trace:
     """The step with free messages and one row `factor` times as long."""
-    load = load_of(trace.program, costs, Network())
-    durations = load.duration_s.copy()
+    timed = TimedProgram.of(trace.program, costs, Network())
+    durations = timed.duration_s.copy()
     durations[row] *= factor
-    times = run_engine("simpy", dataclasses.replace(load, duration_s=durations))
+    times = run_engine("simpy", dataclasses.replace(timed, duration_s=durations))
     return dataclasses.replace(trace, **{each.name: getattr(times, each.name) for each in dataclasses.fields(times)})
 
 

@@ -3,18 +3,16 @@
 from __future__ import annotations
 
 import math
-from typing import Any
+from dataclasses import replace
 
 import numpy as np
 import numpy.typing as npt
 import pytest
-from hypothesis import assume, given
+from hypothesis import given
 from hypothesis import strategies as st
 
 from ppsim import Network, StageCost, Trace, attribute, build_schedule, compare, critical_path, simulate
 from ppsim.explain.step_graph import StepGraph, replay
-from ppsim.network.all_reduce import Reduction
-from ppsim.schedule.deadlock import smallest_receive_window
 from tests.support import strategies
 from tests.support.traces import COST, B, F, check_sums, check_waits
 
@@ -22,49 +20,27 @@ FREE = Network()
 
 
 @st.composite
-def options(draw: st.DrawFn, schedule: Any, *, sharing: tuple[str, ...] = ("turns", "fair")) -> dict[str, Any]:
-    """Any combination of what `simulate` can be asked for; numbers exact where sharing is not fair."""
-    ranks, stages, microbatches = schedule.ranks, schedule.stages, schedule.microbatches
-    factors = st.sampled_from([0.0, 0.5, 1.0, 3.0])
-    rows = st.lists(factors, min_size=microbatches, max_size=microbatches)
-    needed = max(smallest_receive_window(schedule.program), 1)
-    chosen: dict[str, Any] = {
-        "overlap": draw(st.sampled_from([1.0, 0.75])),
-        "scale": draw(st.just(1.0) | rows | st.lists(rows, min_size=stages, max_size=stages)),
-        "slow_ranks": draw(
-            st.none() | st.dictionaries(st.integers(0, ranks - 1), st.sampled_from([0.5, 2.0]), max_size=2)
-        ),
-        "dispatch_s": draw(st.sampled_from([0.0, 0.25])),
-        "send_s": draw(st.sampled_from([0.0, 0.125])),
-        "receive_window": draw(st.none() | st.integers(needed, needed + 2)),
-        "cores": draw(st.none() | st.integers(1, 2)),
-        "devices": draw(st.none() | st.lists(st.integers(0, 1), min_size=ranks, max_size=ranks)),
-        "sharing": draw(st.sampled_from(sharing)),
-        "sharing_efficiency": 1.0,
-        "reduction": draw(st.none() | st.just(Reduction(replicas=2, latency_s=0.5, bytes_per_s=4.0))),
-    }
-    if chosen["sharing"] == "fair" and not chosen["cores"] is chosen["devices"] is None:
-        chosen["sharing_efficiency"] = draw(st.sampled_from([1.0, 0.75]))
-    if draw(st.booleans()):
-        del chosen["cores"], chosen["devices"], chosen["sharing"], chosen["sharing_efficiency"]
-        chosen["engine"] = "compiled"
-    return chosen
-
-
-@st.composite
 def refined(
-    draw: st.DrawFn, *, sharing: tuple[str, ...] = ("turns", "fair"), free: bool = False
+    draw: st.DrawFn, *, sharing: tuple[str | None, ...] = (None, "turns", "fair"), free: bool = False
 ) -> tuple[Trace, list[StageCost]]:
-    """A step with refinements, and the costs it was made from."""
+    """A step with refinements, and the costs it was made from. free: messages and dispatch take no time."""
     schedule = draw(strategies.schedules())
     costs = draw(strategies.stage_costs(schedule.stages))
     network = FREE if free else draw(strategies.networks(schedule.ranks))
-    return simulate(schedule, costs, network=network, **draw(options(schedule, sharing=sharing))), costs
+    conditions = draw(strategies.conditions(schedule, sharing=sharing))
+    if free:
+        conditions = replace(conditions, dispatch_s=0.0, send_s=0.0)
+    engine = (
+        "simpy"
+        if conditions.cores or conditions.devices or conditions.speeds
+        else draw(st.sampled_from(["simpy", "compiled"]))
+    )
+    return simulate(schedule, costs, network=network, engine=engine, conditions=conditions), costs
 
 
 def without_slow_ranks(trace: Trace, costs: list[StageCost]) -> npt.NDArray[np.float64]:
     """What each rank should compute for."""
-    asked = {name: trace.details[name] for name in ("overlap", "scale") if name in trace.details}
+    asked = {name: getattr(trace.conditions, name) for name in ("overlap", "scale")}
     return simulate(trace.schedule, costs, engine="compiled", **asked).compute_s
 
 
@@ -79,7 +55,7 @@ def test_parts_add_up_whatever_was_asked_for(step: tuple[Trace, list[StageCost]]
     assert (stretched_s >= trace.compute_s - without_slow_ranks(trace, costs) - 1e-9 * trace.makespan_s).all()
 
 
-@given(refined(sharing=("turns",)))
+@given(refined(sharing=(None, "turns")))
 def test_waits_are_what_is_seen_at_each_moment_whatever_was_asked_for(step: tuple[Trace, list[StageCost]]) -> None:
     check_waits(step[0])
 
@@ -110,7 +86,7 @@ def test_differences_that_options_make_are_explained_to_the_last(data: st.DataOb
             schedule,
             data.draw(strategies.stage_costs(schedule.stages)),
             network=data.draw(strategies.networks(schedule.ranks)),
-            **data.draw(options(schedule)),
+            conditions=data.draw(strategies.conditions(schedule)),
         )
         for _ in range(2)
     )
@@ -120,10 +96,9 @@ def test_differences_that_options_make_are_explained_to_the_last(data: st.DataOb
     assert abs(found.residual_s) <= 1e-9 * size
 
 
-@given(refined(sharing=("turns",), free=True))
+@given(refined(sharing=(None,), free=True))
 def test_without_shared_cores_or_dispatch_nobody_waits_for_a_device(step: tuple[Trace, list[StageCost]]) -> None:
     trace, _ = step
-    assume(not {"dispatch_s", "send_s", "sharing"} & set(trace.details))
     found = attribute(trace)
     assert not found.device_s.any()
     assert not found.warm_up_of_s["device"].any()

@@ -11,7 +11,7 @@ from hypothesis import strategies as st
 
 from ppsim import Network, StageCost, Trace, attribute, build_schedule, critical_path, simulate
 from ppsim.simulation.engines.by_name import run_engine
-from ppsim.simulation.simulate import load_of
+from ppsim.simulation.timed_program import TimedProgram
 from tests.support import strategies
 from tests.support.traces import measured, simulated
 
@@ -48,10 +48,10 @@ def test_slack_is_by_how_much_an_action_can_be_longer(data: st.DataObject) -> No
     row = data.draw(st.integers(0, len(slack) - 1))
 
     def makespan_with(longer_s: float) -> float:
-        load = load_of(trace.program, costs, network)
-        durations = load.duration_s.copy()
+        timed = TimedProgram.of(trace.program, costs, network)
+        durations = timed.duration_s.copy()
         durations[row] += longer_s
-        times = run_engine("simpy", dataclasses.replace(load, duration_s=durations))
+        times = run_engine("simpy", dataclasses.replace(timed, duration_s=durations))
         return float(times.end_s.max())
 
     # Numbers are multiples of powers of two, so these hold to the last bit.

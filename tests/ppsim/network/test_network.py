@@ -11,7 +11,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from ppsim import Link, LinkPiece, Network, build_schedule
-from ppsim.simulation.simulate import message_bytes
+from ppsim.simulation.timed_program import message_bytes
 from tests.support.evaluator import evaluate, spelled
 from tests.support.strategies import links, networks, schedules, stage_costs
 

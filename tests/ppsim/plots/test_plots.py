@@ -13,7 +13,7 @@ from ppsim.plots.memory_parts_figure import memory_parts
 from ppsim.plots.style import KIND_COLOURS, KIND_NAMES, ink_on, lighter
 from ppsim.plots.timeline_figure import timeline
 from ppsim.plots.units import bytes_text, bytes_unit, time_unit
-from ppsim.trace.memory import with_columns
+from ppsim.simulation.memory_columns import with_columns
 
 MIB = 1 << 20
 COST = StageCost(
@@ -211,11 +211,12 @@ class TestMemory:
         assert [note.text[:13] for note in figure.layout.annotations] == ["<b>rank 0</b>", "<b>rank 1</b>"]
         assert figure.layout.annotations[0].text.count(">192<") == 2
 
-    def test_pairs_take_effect_at_their_end(self):
+    def test_a_pair_holds_both_its_microbatches_while_it_runs(self):
         trace = of(PAIRS)
         line = next(data for data in memory({"pairs": trace}).data if data.mode == "lines")
-        end_ms = trace.end_s[3] * 1e3  # row 3 is the second part of rank 0's pair: +24 - 24
-        assert line.y[np.isclose(line.x, end_ms)].tolist() == [48, 48]
+        start_ms, end_ms = trace.start_s[2] * 1e3, trace.end_s[3] * 1e3  # rows 2 and 3 are rank 0's pair: +24, then -24
+        assert line.y[np.isclose(line.x, start_ms)].tolist() == [72]
+        assert line.y[np.isclose(line.x, end_ms)].tolist() == [48]
 
     def test_traces_of_different_sizes(self):
         figure = memory({"small": afab(ranks=2), "large": afab(ranks=3)})

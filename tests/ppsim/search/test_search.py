@@ -221,7 +221,7 @@ def optimum_s(problem) -> dict[str, float]:
     for rank in range(problem.ranks):
         spelled = orders_of(tuple(problem.stages_of(rank)), problem.microbatches)
         orders = [ppsim.Order.of(names) for names in spelled]
-        peaks = [peak_of_rank(problem.tables, each.kind, each.stage, each.joined, len(each)) for each in orders]
+        peaks = [peak_of_rank(problem.tables, each.kind, each.stage, len(each)) for each in orders]
         fits = [peak <= problem.limit_bytes[rank] for peak in peaks]
         per_rank.append(list(itertools.compress(orders, fits)))
     plan = Plan.empty(problem)

@@ -8,7 +8,8 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from ppsim import CostError, Schedule, StageCost, build_schedule, simulate
-from ppsim.simulation.memory_levels import activation_levels, peak_per_rank
+from ppsim.simulation.memory_levels import activation_levels
+from ppsim.trace.memory import peak_per_rank
 from tests.support.evaluator import evaluate, spelled
 from tests.support.strategies import schedules, stage_costs
 
@@ -30,10 +31,7 @@ def test_levels_and_peaks(data: st.DataObject) -> None:
     levels = activation_levels(program, costs)
     for rank in range(schedule.ranks):
         rows = list(program.rows_of(rank))
-        # Both rows of a pair have the level after the pair.
-        wanted = [
-            answer.levels[rank][k] for k, action in enumerate(spelled(schedule)[rank]) for _ in range(len(action))
-        ]
+        wanted = answer.levels[rank]
         assert levels[rows].tolist() == wanted
         assert wanted == [] or wanted[-1] == 0  # what was taken is given back
     assert peak_per_rank(program, levels).tolist() == answer.peaks
@@ -61,9 +59,30 @@ def test_a_split_backward_leaves_what_w_needs_even_if_it_is_more() -> None:
     assert peak_per_rank(schedule.program, activation_levels(schedule.program, _costs((10, 15)))).tolist() == [30]
 
 
-def test_a_pair_changes_memory_at_its_end() -> None:
+def test_a_pair_holds_both_microbatches_while_it_runs() -> None:
     schedule = Schedule.of([["0F0", "(0F1;0B0)OVERLAP_F_B", "0B1"]])
-    assert activation_levels(schedule.program, _costs((10, 0))).tolist() == [10, 10, 10, 0]
+    assert activation_levels(schedule.program, _costs((10, 0))).tolist() == [10, 20, 10, 0]
+
+
+def test_dualpipe_v_s_peak_by_hand() -> None:
+    """PP + 1 of DeepSeek-AI's table, whose PP stages are two on each of p ranks: 2p + 1 chunks.
+
+    Two ranks, four microbatches, chunks held after each computation as drawn at `dualpipe_v`:
+
+    rank 0  0F0 0F1 0F2 3F0 3I0 3W0 3F1 (0F3 3B1) (3F2 0B0) 3B2 (3F3 0B1) 3B3 0I2 0W2 0I3 0W3
+              1   2   3   4   4   3   4    5   4     5   4    3    4   3    2   2   1   1   0
+    rank 1  1F0 2F0 1F1 2F1 1F2 2B0 (2F2 1B0) (1F3 2B1) (2F3 1B1) 2B2 1B2 2I3 1I3 2W3 1W3
+              1   2   3   4   5   4    5   4     5   4     5   4    3   2   2   2   1   0
+    """
+    schedule = build_schedule("dualpipe-v", ranks=2, microbatches=4)
+    program = schedule.program
+    levels = activation_levels(program, _costs(*[(1, 1)] * 4))
+    by_hand = (
+        [1, 2, 3, 4, 4, 3, 4, 5, 4, 5, 4, 3, 4, 3, 2, 2, 1, 1, 0],
+        [1, 2, 3, 4, 5, 4, 5, 4, 5, 4, 5, 4, 3, 2, 2, 2, 1, 0],
+    )
+    assert [levels[list(program.rows_of(rank))].tolist() for rank in range(2)] == list(by_hand)
+    assert peak_per_rank(program, levels).tolist() == [2 * 2 + 1] * 2
 
 
 def test_sums_beyond_64_bits_are_refused() -> None:

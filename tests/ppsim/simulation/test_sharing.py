@@ -83,7 +83,6 @@ def test_a_share_that_loses_some_is_that_much_slower_where_cores_are_wanted() ->
     trace = simulate(schedule, [_COST] * 2, cores=1, sharing="fair", sharing_efficiency=0.5)
     assert trace.start_s.tolist() == [0, 2, 2, 6]
     assert trace.end_s.tolist() == [2, 6, 6, 8]
-    assert trace.details["sharing_efficiency"] == 0.5
 
 
 def test_a_rank_alone_loses_nothing_on_several_cores() -> None:
@@ -100,10 +99,9 @@ def test_a_fair_share_is_what_ever_thinner_time_slices_tend_to(works: list[tuple
     import simpy
 
     from ppsim.simulation.engines.shared_engine import FairShare
-    from ppsim.simulation.sharing import Devices
 
     environment = simpy.Environment()
-    share = FairShare(environment, Devices(of_rank=(), cores=cores, sharing="fair"))
+    share = FairShare(environment, [min(1.0, cores / count) for count in range(1, 7)])
     ended: dict[int, float] = {}
 
     def job(number: int, arrives: int, work: int):
@@ -138,3 +136,50 @@ def test_a_slow_link_and_a_window_hold_on_shared_cores_too() -> None:
     trace = simulate(schedule, [_COST] * 2, network=network, cores=1, receive_window=1)
     assert trace.message_start_s.tolist() == [1, 6]
     assert trace.start_s.tolist() == [0, 1, 6, 11]
+
+
+@pytest.mark.parametrize(("ranks", "microbatches"), [(1, 3), (2, 1), (2, 5), (3, 3), (4, 6)])
+def test_speeds_of_a_common_gpu_have_a_closed_form(ranks: int, microbatches: int) -> None:
+    """Forward in a pipeline of equal stages on one device: n ranks are at work in turn n, and each turn takes F / s_n.
+
+    As the pipeline fills and drains there are two turns with n ranks for every n below p, and m - p + 1 with p.
+    """
+    speeds, forward_s = [1.0, 0.625, 0.5], 3.0
+    cost = StageCost(forward_s=forward_s, backward_input_s=0.0, backward_weight_s=0.0)
+    schedule = build_schedule("afab", ranks=ranks, microbatches=max(microbatches, ranks)).forward_only()
+    trace = simulate(schedule, [cost] * ranks, sharing="fair", speeds=speeds)
+    turn_s = [forward_s / speeds[min(count, len(speeds)) - 1] for count in range(1, ranks + 1)]
+    expected_s = 2 * sum(turn_s[:-1]) + (schedule.microbatches - ranks + 1) * turn_s[-1]
+    assert trace.makespan_s == pytest.approx(expected_s)
+
+
+@given(data=st.data())
+def test_speeds_generalise_cores_and_their_efficiency(data: st.DataObject) -> None:
+    schedule = data.draw(schedules(least=2))
+    costs, network = data.draw(stage_costs(schedule.stages)), data.draw(networks(schedule.ranks))
+    cores, efficiency = data.draw(st.integers(1, 3)), data.draw(st.sampled_from([1.0, 0.75, 0.4]))
+    speeds = [min(1.0, efficiency * cores / count) for count in range(1, schedule.ranks + 1)]
+    by_cores, by_speeds = (
+        simulate(schedule, costs, network=network, sharing="fair", **how)
+        for how in ({"cores": cores, "sharing_efficiency": efficiency}, {"speeds": speeds})
+    )
+    assert by_cores.start_s.tolist() == by_speeds.start_s.tolist()
+    assert by_cores.end_s.tolist() == by_speeds.end_s.tolist()
+
+
+def test_speeds_hold_on_each_device_by_itself() -> None:
+    """Ranks 0 and 1 share a GPU, rank 2 has its own: 2F0 runs at full speed beside them."""
+    schedule = build_schedule("afab", ranks=3, microbatches=3).forward_only()
+    trace = simulate(schedule, [_COST] * 3, sharing="fair", devices=[0, 0, 1], speeds=[1.0, 0.5])
+    assert trace.start_s.tolist() == [0, 1, 3, 1, 3, 5, 3, 5, 6]
+    assert trace.end_s.tolist() == [1, 3, 5, 3, 5, 6, 4, 6, 7]
+
+
+def test_the_compiled_engine_refuses_shared_devices_only() -> None:
+    schedule = build_schedule("afab", ranks=2, microbatches=2)
+    for how in ({"cores": 1}, {"devices": [0, 0]}, {"sharing": "fair", "speeds": [1.0, 0.5]}):
+        with pytest.raises(ValueError, match=r"no shared devices .*: use engine='simpy'"):
+            simulate(schedule, [_COST] * 2, engine="compiled", **how)
+    alone_s = simulate(schedule, [_COST] * 2, engine="compiled").makespan_s
+    for how in ({"cores": 2}, {"devices": [0, 1]}, {"sharing": "fair", "speeds": [1.0, 1.0]}):
+        assert simulate(schedule, [_COST] * 2, engine="compiled", **how).makespan_s == alone_s

@@ -9,7 +9,18 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from ppsim import CostError, Link, Network, Schedule, ScheduleError, StageCost, Trace, build_schedule, simulate
+from ppsim import (
+    Conditions,
+    CostError,
+    Link,
+    Network,
+    Schedule,
+    ScheduleError,
+    StageCost,
+    Trace,
+    build_schedule,
+    simulate,
+)
 from ppsim.schedule.deadlock import smallest_receive_window
 from tests.support.evaluator import Answer, evaluate, spelled
 from tests.support.strategies import exact_seconds, networks, schedules, stage_costs
@@ -202,14 +213,14 @@ _COST = StageCost(forward_s=1, backward_input_s=1, backward_weight_s=1, output_b
         ([_COST] * 2, {"engine": "fast"}, "unknown engine 'fast': known are simpy"),
         ([_COST] * 2, {"engine": "compiled", "cores": 1}, "the compiled engine has no shared devices"),
         ([_COST] * 2, {"scale": [1.0, 2.0, 3.0]}, "scale has shape (3,): give one that broadcasts to (2, 2)"),
-        ([_COST] * 2, {"scale": -1.0}, "scale must hold factors, finite and >= 0"),
+        ([_COST] * 2, {"scale": -1.0}, "scale must be factors, finite and >= 0, got -1.0"),
         ([_COST] * 2, {"slow_ranks": {2: 2.0}}, "slow_ranks has rank 2, but there are 2 ranks"),
         ([_COST] * 2, {"slow_ranks": {1: 0.0}}, "slow_ranks[1] must be a finite factor > 0, got 0.0"),
         ([_COST] * 2, {"dispatch_s": -1.0}, "dispatch_s must be seconds, finite and >= 0, got -1.0"),
-        ([_COST] * 2, {"receive_window": 0}, "receive_window 0 is too small: this schedule needs 1 receives"),
+        ([_COST] * 2, {"receive_window": 0}, "receive_window must be a whole number of 1 or more, got 0"),
         ([_COST] * 2, {"cores": 0}, "cores must be a whole number of 1 or more, got 0"),
         ([_COST] * 2, {"devices": [0]}, "devices names 1 devices for 2 ranks"),
-        ([_COST] * 2, {"devices": [0, -1]}, "devices are numbered from 0, got [0, -1]"),
+        ([_COST] * 2, {"devices": [0, -1]}, "devices are counted from 0, got [0, -1]"),
         ([_COST] * 2, {"cores": 1, "sharing": "luck"}, "sharing must be one of turns, fair, got 'luck'"),
         (
             [_COST] * 2,
@@ -251,7 +262,8 @@ def test_the_trace_says_how_it_was_made() -> None:
     network = Network(latency_s=0.25, links={(0, 1): Link()})
     trace = simulate(build_schedule("afab", ranks=2, microbatches=2), [_COST] * 2, network=network, overlap=0.5)
     assert trace.clock == "simulated"
-    known = {"engine": "simpy", "overlap": 0.5, "latency_s": 0.25, "bytes_per_s": None, "links": 1}
+    assert trace.conditions == Conditions(overlap=0.5)
+    known = {"engine": "simpy", "latency_s": 0.25, "bytes_per_s": None, "links": 1}
     assert known.items() <= trace.details.items()
     assert np.isfinite(trace.end_s).all()
 
@@ -263,6 +275,6 @@ def test_dispatch_may_differ_from_action_to_action(engine: str) -> None:
     trace = simulate(schedule, [_COST], dispatch_s=dispatch_s, engine=engine)
     plain = simulate(schedule, [_COST], engine=engine)
     assert (trace.start_s - plain.start_s).tolist() == pytest.approx(np.cumsum(dispatch_s).tolist())
-    assert trace.details["dispatch_s"] == dispatch_s
+    assert np.array_equal(trace.conditions.dispatch_s, dispatch_s)
     with pytest.raises(ValueError, match=r"dispatch_s has shape \(3,\)"):
         simulate(schedule, [_COST], dispatch_s=[1, 2, 3], engine=engine)

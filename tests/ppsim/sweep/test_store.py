@@ -10,22 +10,22 @@ from pathlib import Path
 import pytest
 
 from ppsim import load_sweep, sweep
-from ppsim.sweep.store import Outcome, Store
+from ppsim.sweep.store import PointOutcome, Store
 from tests.support.sweeping import square
 
 
 def test_a_result_stays_and_a_failure_is_replaced(tmp_path: Path) -> None:
     with Store(tmp_path / "s.sqlite") as store:
         assert store.read(b"k") is None
-        store.write(b"k", "f", "{}", Outcome(error="first"))
+        store.write(b"k", "f", "{}", PointOutcome(error="first"))
         assert not store.has_result(b"k")
-        store.write(b"k", "f", "{}", Outcome(error="second"))
-        assert store.read(b"k") == Outcome(error="second")
-        store.write(b"k", "f", "{}", Outcome(result="1", took_s=0.5))
+        store.write(b"k", "f", "{}", PointOutcome(error="second"))
+        assert store.read(b"k") == PointOutcome(error="second")
+        store.write(b"k", "f", "{}", PointOutcome(result="1", took_s=0.5))
         assert store.has_result(b"k")
-        store.write(b"k", "f", "{}", Outcome(result="2"))
-        store.write(b"k", "f", "{}", Outcome(error="third"))
-        assert store.read(b"k") == Outcome(result="1", took_s=0.5)
+        store.write(b"k", "f", "{}", PointOutcome(result="2"))
+        store.write(b"k", "f", "{}", PointOutcome(error="third"))
+        assert store.read(b"k") == PointOutcome(result="1", took_s=0.5)
         assert len(list(store.rows())) == 1
 
 
@@ -33,15 +33,15 @@ def test_nothing_is_kept_without_a_path(tmp_path: Path, monkeypatch: pytest.Monk
     monkeypatch.chdir(tmp_path)
     for path in (None, ":memory:"):
         with Store(path) as store:
-            store.write(b"k", "f", "{}", Outcome(result="1"))
+            store.write(b"k", "f", "{}", PointOutcome(result="1"))
     assert list(tmp_path.iterdir()) == []
 
 
 def test_what_was_written_is_there_although_the_writer_was_killed(tmp_path: Path) -> None:
     path = tmp_path / "s.sqlite"
     script = (
-        "import os, signal, sys\nfrom ppsim.sweep.store import Outcome, Store\nstore = Store(sys.argv[1])\n"
-        "for n in range(50):\n    store.write(b'%d' % n, 'f', '{}', Outcome(result=str(n)))\n"
+        "import os, signal, sys\nfrom ppsim.sweep.store import PointOutcome, Store\nstore = Store(sys.argv[1])\n"
+        "for n in range(50):\n    store.write(b'%d' % n, 'f', '{}', PointOutcome(result=str(n)))\n"
         "os.kill(os.getpid(), signal.SIGKILL)\n"
     )
     subprocess.run([sys.executable, "-c", script, str(path)], check=False)
@@ -52,9 +52,9 @@ def test_what_was_written_is_there_although_the_writer_was_killed(tmp_path: Path
 def test_four_processes_open_and_write_one_new_file_at_once(tmp_path: Path) -> None:
     path = tmp_path / "s.sqlite"
     script = (
-        "import sys\nfrom ppsim.sweep.store import Outcome, Store\nsys.stdin.readline()\n"
+        "import sys\nfrom ppsim.sweep.store import PointOutcome, Store\nsys.stdin.readline()\n"
         "with Store(sys.argv[1]) as s:\n"
-        "    for n in range(100):\n        s.write(b'%d' % n, 'f', '{}', Outcome(result=sys.argv[2]))\n"
+        "    for n in range(100):\n        s.write(b'%d' % n, 'f', '{}', PointOutcome(result=sys.argv[2]))\n"
     )
     arguments = [sys.executable, "-c", script, str(path)]
     writers = [subprocess.Popen([*arguments, str(number)], stdin=subprocess.PIPE, text=True) for number in range(4)]

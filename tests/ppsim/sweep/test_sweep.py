@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import functools
 import math
 import os
 import signal
@@ -177,7 +178,7 @@ def test_the_bar_goes_to_standard_error_unless_told_not_to(capsys: pytest.Captur
         ({"workers": 0}, "workers must be at least 1, got 0"),
         ({"in_flight": 0}, "in_flight must be at least 1"),
         ({"grid": {"b": [1]}}, "cannot be called with b"),
-        ({"function": lambda a: a}, "a sweep over processes needs a function that can be imported"),
+        ({"function": functools.partial(max, threading.Lock())}, "the function cannot be sent to another process"),
         ({"grid": {"a": [threading.Lock()]}}, "no canonical form"),
     ],
 )
@@ -194,6 +195,11 @@ def test_a_lambda_may_run_on_threads_but_not_into_a_store(tmp_path: Path) -> Non
             _quiet(lambda a: a + 1, {"a": [1]}, executor, store=tmp_path / "s.sqlite")
         with pytest.raises(ValueError, match="the executor has its own"):
             _quiet(sweeping.square, {"a": [1]}, executor, workers=2)
+    with (
+        ProcessPoolExecutor(1, get_context("spawn")) as processes,
+        pytest.raises(ValueError, match="a process pool needs a function that can be imported"),
+    ):
+        _quiet(lambda a: a, {"a": [1]}, processes)
 
 
 _SCRIPT = """
@@ -273,23 +279,18 @@ def test_two_sweeps_share_a_store(tmp_path: Path) -> None:
     assert sorted(row.result["area"] for row in kept) == sorted(w * h for w in range(10) for h in range(6))
 
 
-def test_a_session_without_a_file_is_told_what_to_do() -> None:
-    script = "import ppsim\ndef f(a):\n    return a\nppsim.sweep(f, {'a': [1]}, progress=False)\n"
-    done = subprocess.run([sys.executable, "-"], input=script, capture_output=True, text=True, check=False, cwd=ROOT)
-    assert "interactive session" in done.stderr.splitlines()[-1]
-    assert "ThreadPoolExecutor" in done.stderr.splitlines()[-1]
-
-
-def test_a_function_defined_after_the_scripts_first_sweep_is_named(tmp_path: Path) -> None:
-    script = tmp_path / "two.py"
-    script.write_text(
+def test_what_a_session_or_script_defines_may_be_swept_at_any_point_of_it() -> None:
+    script = (
         "import ppsim\ndef f(a):\n    return a\nprint(ppsim.sweep(f, {'a': [1]}, progress=False)[0].result)\n"
-        "def g(a):\n    return a\nppsim.sweep(g, {'a': [1]}, progress=False)\n"
+        "def g(a):\n    return f(a) + 1\nprint(ppsim.sweep(g, {'a': [1]}, progress=False)[0].result)\n"
     )
-    environment = {**os.environ, "PYTHONPATH": str(ROOT)}
-    done = subprocess.run([sys.executable, script], capture_output=True, text=True, check=False, env=environment)
-    assert done.stdout == "1\n"
-    assert "above the script's first sweep" in done.stderr.splitlines()[-1]
+    done = subprocess.run([sys.executable, "-"], input=script, capture_output=True, text=True, check=False, cwd=ROOT)
+    assert (done.stdout, done.stderr) == ("1\n2\n", "")
+
+
+def test_a_lambda_may_run_in_processes() -> None:
+    offset = 10
+    assert [row.result for row in _quiet(lambda a: a + offset, {"a": [1, 2]}, workers=1)] == [11, 12]
 
 
 def test_the_library_itself_can_be_swept() -> None:

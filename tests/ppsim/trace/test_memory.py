@@ -11,9 +11,10 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from ppsim import Action, Kind, Network, Schedule, StageCost, Trace, build_schedule, simulate
+from ppsim.explain.memory_difference import first_difference
 from ppsim.schedule.deadlock import smallest_receive_window
+from ppsim.simulation.memory_columns import with_columns
 from ppsim.simulation.memory_levels import gradient_levels, optimizer_state_bytes, parameters_per_rank, receive_levels
-from ppsim.trace.memory import first_difference, held_at_peak, sending_levels, with_columns
 from tests.support.strategies import networks, schedules, stage_costs
 
 
@@ -86,7 +87,7 @@ def test_unfinished_sends_are_those_between_their_producers_end_and_leaving(data
     trace = simulate(schedule, data.draw(stage_costs(schedule.stages)), network=data.draw(networks(schedule.ranks)))
     program, messages = trace.program, trace.program.messages
     ends = trace.end_s[(program.action_start[1:] - 1)[program.row_action]]
-    found = sending_levels(trace)
+    found = trace.send_buffer_bytes
     for row in range(len(program.stage)):
         time_s = trace.effect_s[row]
         wanted = sum(
@@ -106,7 +107,7 @@ def test_parts_at_the_peak_add_up_to_the_total(data: st.DataObject) -> None:
     trace = simulate(schedule, data.draw(stage_costs(schedule.stages)), network=network)
     trace = with_columns(trace, receive_window=smallest_receive_window(trace.program) + 1, optimizer="adam")
     memory = trace.memory
-    parts = held_at_peak(trace)
+    parts = trace.held_at_peak()
     assert sum(parts.values(), np.zeros(trace.ranks, np.int64)).tolist() == memory.total_bytes.tolist()
     for name, part in parts.items():
         assert (part <= getattr(memory, name)).all()

@@ -102,10 +102,10 @@ def test_a_rank_without_actions_is_all_bubble() -> None:
     assert trace.peak_activation_bytes.tolist() == [5, 0]
 
 
-def test_memory_takes_effect_at_an_fs_start_and_at_the_end_of_all_else() -> None:
+def test_memory_takes_effect_at_the_start_of_f_and_at_the_end_of_all_else() -> None:
     trace = _trace(Schedule.of([["0F0", "(0F1;0B0)OVERLAP_F_B", "0I1", "0W1"]]))
     assert trace.start_s.tolist() == [0, 1, 2, 4, 5]
-    assert trace.effect_s.tolist() == [0, 4, 4, 5, 6]
+    assert trace.effect_s.tolist() == [0, 1, 4, 5, 6]
 
 
 @pytest.fixture
@@ -128,7 +128,7 @@ def _rewritten(path: Path, change: Callable[[dict], object]) -> Path:
 
 def test_another_schema_is_refused(saved: Path) -> None:
     path = _rewritten(saved, lambda parts: parts["header"].update(schema=99))
-    with pytest.raises(ValueError, match=r"bad\.trace has trace schema 99, this version reads 1"):
+    with pytest.raises(ValueError, match=r"bad\.trace has trace schema 99, this version reads 1 to 2"):
         Trace.load(path)
 
 

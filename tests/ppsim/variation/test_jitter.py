@@ -10,23 +10,22 @@ import math
 import numpy as np
 import pytest
 
-from ppsim import Jitter, Kind, Network, Schedule, StageCost, build_schedule
-from ppsim.simulation.simulate import load_of
-from ppsim.simulation.timed_program import Load
-from ppsim.variation.draws import Draws
+from ppsim import Conditions, Jitter, Kind, Network, Schedule, StageCost, build_schedule
+from ppsim.simulation.timed_program import TimedProgram
+from ppsim.variation.sample_times import SampleTimes
 
 COST = StageCost(forward_s=2.0, backward_input_s=1.0, backward_weight_s=1.0, output_bytes=8)
 NETWORK = Network(latency_s=0.5, bytes_per_s=16)
 
 
-def load(ranks: int = 4, microbatches: int = 25) -> Load:
+def load(ranks: int = 4, microbatches: int = 25) -> TimedProgram:
     schedule = build_schedule("1f1b", ranks=ranks, microbatches=microbatches)
-    return load_of(schedule.program, [COST] * ranks, NETWORK)
+    return TimedProgram.of(schedule.program, [COST] * ranks, NETWORK)
 
 
-def samples(draws: Draws, count: int) -> list[np.ndarray]:
+def samples(times: SampleTimes, count: int) -> list[np.ndarray]:
     """The first samples' durations, message times and dispatches."""
-    blocks = [draws.block(index) for index in range(-(-count // draws.block_size))]
+    blocks = [times.block(index) for index in range(-(-count // times.block_size))]
     durations_s, dispatch_s, occupied_s, latency_s = (
         np.concatenate(each)[:count] for each in zip(*blocks, strict=True)
     )
@@ -36,7 +35,7 @@ def samples(draws: Draws, count: int) -> list[np.ndarray]:
 def drawn(jitter: Jitter, count: int = 400, **calm: frozenset[int]) -> np.ndarray:
     """Factors on durations, shape (count, rows)."""
     base = load()
-    return samples(Draws(load=base, jitter=jitter, seed=3, **calm), count)[0] / base.duration_s
+    return samples(SampleTimes(timed=base, jitter=jitter, seed=3, **calm), count)[0] / base.duration_s
 
 
 @pytest.mark.parametrize("relative", [0.05, 0.3, 1.0])
@@ -78,7 +77,7 @@ def test_kinds_of_jitter_multiply_and_change_nothing_of_each_others_draws() -> N
 
 def test_messages_vary_in_all_they_take() -> None:
     base = load()
-    _, occupied_s, latency_s, _ = samples(Draws(load=base, jitter=Jitter(message=0.3), seed=0), 300)
+    _, occupied_s, latency_s, _ = samples(SampleTimes(timed=base, jitter=Jitter(message=0.3), seed=0), 300)
     assert occupied_s / base.occupied_s == pytest.approx(latency_s / base.latency_s)
     factors = occupied_s / base.occupied_s
     assert factors.mean() == pytest.approx(1, abs=5 * 0.3 / math.sqrt(factors.size))
@@ -87,7 +86,8 @@ def test_messages_vary_in_all_they_take() -> None:
 
 def test_hiccups_come_as_often_and_last_as_long_as_said() -> None:
     base = load()
-    durations_s = samples(Draws(load=base, jitter=Jitter(hiccup_probability=0.01, hiccup_s=3.0), seed=1), 1000)[0]
+    jitter = Jitter(hiccup_probability=0.01, hiccup_s=3.0)
+    durations_s = samples(SampleTimes(timed=base, jitter=jitter, seed=1), 1000)[0]
     pauses_s = (durations_s - base.duration_s).ravel()
     struck = pauses_s > 0
     error = math.sqrt(0.01 * 0.99 / struck.size)
@@ -99,12 +99,12 @@ def test_hiccups_come_as_often_and_last_as_long_as_said() -> None:
 
 def test_a_pair_is_one_action() -> None:
     schedule = Schedule.of([["0F0", "0F1", "(0F2;0B0)OVERLAP_F_B", "0B1", "0B2"]])
-    base = load_of(schedule.program, [COST], Network())
+    base = TimedProgram.of(schedule.program, [COST], Network())
     jitter = Jitter(action=0.2, hiccup_probability=1.0, hiccup_s=1.0)
-    factors = samples(Draws(load=base, jitter=Jitter(action=0.2), seed=0), 9)[0] / base.duration_s
+    factors = samples(SampleTimes(timed=base, jitter=Jitter(action=0.2), seed=0), 9)[0] / base.duration_s
     assert factors[:, 2].tolist() == pytest.approx(factors[:, 3].tolist())
     assert len(np.unique(factors[0].round(12))) == 5
-    pauses_s = samples(Draws(load=base, jitter=jitter, seed=0), 9)[0] - factors * base.duration_s
+    pauses_s = samples(SampleTimes(timed=base, jitter=jitter, seed=0), 9)[0] - factors * base.duration_s
     assert (pauses_s[:, 2] == 0).all()
     assert (np.delete(pauses_s, 2, axis=1) > 0).all()
 
@@ -112,9 +112,9 @@ def test_a_pair_is_one_action() -> None:
 def test_calm_ranks_and_links_keep_their_times_and_others_keep_their_draws() -> None:
     base = load()
     jitter = Jitter(action=0.1, rank=0.1, message=0.1, hiccup_probability=0.1, hiccup_s=1.0)
-    all_s = samples(Draws(load=base, jitter=jitter, seed=5), 20)
+    all_s = samples(SampleTimes(timed=base, jitter=jitter, seed=5), 20)
     some_s = samples(
-        Draws(load=base, jitter=jitter, seed=5, calm_ranks=frozenset({1, 2}), calm_links=frozenset({0})), 20
+        SampleTimes(timed=base, jitter=jitter, seed=5, calm_ranks=frozenset({1, 2}), calm_links=frozenset({0})), 20
     )
     calm = np.isin(base.program.rank, [1, 2])
     assert (some_s[0][:, calm] == base.duration_s[calm]).all()
@@ -128,25 +128,25 @@ def test_calm_ranks_and_links_keep_their_times_and_others_keep_their_draws() -> 
 def test_a_sample_is_the_same_alone_and_in_its_block(monkeypatch: pytest.MonkeyPatch) -> None:
     jitter = Jitter(action=0.1, rank=0.1, step=0.1, message=0.1, hiccup_probability=0.1, hiccup_s=1.0)
     base = load()
-    monkeypatch.setattr("ppsim.variation.draws._BLOCK_ROWS", 3 * len(base.duration_s))
-    draws = Draws(load=base, jitter=jitter, seed=9)
-    whole = samples(draws, 7)
-    assert draws.block_size == 3
+    monkeypatch.setattr("ppsim.variation.sample_times._BLOCK_ROWS", 3 * len(base.duration_s))
+    times = SampleTimes(timed=base, jitter=jitter, seed=9)
+    whole = samples(times, 7)
+    assert times.block_size == 3
     for index in range(7):
-        alone = draws.sample(index)
+        alone = times.sample(index)
         assert alone.duration_s.tolist() == whole[0][index].tolist()
         assert alone.occupied_s.tolist() == whole[1][index].tolist()
         assert alone.latency_s.tolist() == whole[2][index].tolist()
     assert len(np.unique(whole[0][:, 0])) == len(np.unique(whole[1][:, 0])) == 7
-    other = samples(Draws(load=base, jitter=jitter, seed=10), 7)
+    other = samples(SampleTimes(timed=base, jitter=jitter, seed=10), 7)
     assert not np.isin(other[0], whole[0]).any()
 
 
 def test_measured_lateness_prolongs_and_other_factors_are_of_dispatches_and_messages() -> None:
     schedule = build_schedule("1f1b", ranks=4, microbatches=25)
-    base = load_of(schedule.program, [COST] * 4, NETWORK, dispatch_s=0.5)
+    base = TimedProgram.of(schedule.program, [COST] * 4, NETWORK, Conditions(dispatch_s=0.5))
     jitter = Jitter(late_s=[0.0, 3.0], factors={"dispatch": np.array([0.5, 1.5]), "message": np.array([0.0, 2.0])})
-    durations_s, occupied_s, latency_s, dispatch_s = samples(Draws(load=base, jitter=jitter, seed=3), 300)
+    durations_s, occupied_s, latency_s, dispatch_s = samples(SampleTimes(timed=base, jitter=jitter, seed=3), 300)
     assert np.unique(durations_s - base.duration_s).tolist() == [0.0, 3.0]
     assert np.unique(dispatch_s).tolist() == [0.25, 0.75]
     assert np.unique(occupied_s).tolist() == [0.0, 1.0]
@@ -154,7 +154,7 @@ def test_measured_lateness_prolongs_and_other_factors_are_of_dispatches_and_mess
     for drawn, least, most in ((durations_s - base.duration_s, 0.0, 3.0), (dispatch_s, 0.25, 0.75), (occupied_s, 0, 1)):
         share = ((drawn - least) / (most - least)).mean()
         assert share == pytest.approx(0.5, abs=5 * 0.5 / math.sqrt(drawn.size))
-    calm = Draws(load=base, jitter=jitter, seed=3, calm_ranks=frozenset({1}), calm_links=frozenset({0}))
+    calm = SampleTimes(timed=base, jitter=jitter, seed=3, calm_ranks=frozenset({1}), calm_links=frozenset({0}))
     some_s = samples(calm, 300)
     is_calm, of_link = base.program.rank == 1, base.program.messages.link == 0
     assert (some_s[0][:, is_calm] == base.duration_s[is_calm]).all()

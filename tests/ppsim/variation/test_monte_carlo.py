@@ -6,6 +6,7 @@ Seeds are fixed, and statistical bounds are five standard errors, so nothing her
 from __future__ import annotations
 
 import math
+from dataclasses import replace
 from statistics import NormalDist
 
 import numpy as np
@@ -26,11 +27,15 @@ from ppsim import (
     monte_carlo,
     simulate,
 )
-from tests.support.strategies import networks, schedules, stage_costs
+from tests.support.strategies import conditions, networks, schedules, stage_costs
 
 COST = StageCost(forward_s=1.0, backward_input_s=1.0, backward_weight_s=0.5, output_bytes=8, parameter_bytes=64)
 NETWORK = Network(latency_s=0.25, bytes_per_s=64)
 ALL = Jitter(action=0.1, rank=0.05, step=0.02, message=0.3, hiccup_probability=0.05, hiccup_s=2.0)
+MEASURED = Jitter(
+    factors={"F": np.array([0.5, 1.5]), "dispatch": np.array([0.0, 2.0]), "message": np.array([0.5, 1.5])},
+    late_s=[0.0, 0.5],
+)
 ONE_F_ONE_B = build_schedule("1f1b", ranks=3, microbatches=5)
 
 
@@ -48,21 +53,50 @@ def test_both_engines_give_every_sample_the_same_bits_and_the_trace_has_them(dat
         "jitter": jitter,
         "samples": 3,
         "seed": data.draw(st.integers(0, 2**64)),
-        "overlap": data.draw(st.sampled_from([1.0, 0.7])),
-        "slow_ranks": {schedule.ranks - 1: 1.5},
-        "dispatch_s": data.draw(st.sampled_from([0.0, 0.1])),
-        "send_s": data.draw(st.sampled_from([0.0, 0.1])),
-        "scale": data.draw(st.sampled_from([1.0, 0.3])),
+        "conditions": data.draw(conditions(schedule, sharing=(None,))),
     }
     compiled, simpy = (monte_carlo(schedule, costs, engine=engine, **options) for engine in ("compiled", "simpy"))
     for name in ("makespan_s", "step_s", "rank_time_s", "compute_s", "bubble_fraction"):
         assert getattr(compiled, name).tolist() == getattr(simpy, name).tolist()
     for ensemble in (compiled, simpy):
-        trace = ensemble.trace(2)
-        assert trace.makespan_s == ensemble.makespan_s[2]
-        assert trace.rank_time_s.tolist() == ensemble.rank_time_s[2].tolist()
-        assert trace.compute_s.tolist() == ensemble.compute_s[2].tolist()
-        assert trace.bubble_fraction == ensemble.bubble_fraction[2]
+        check_samples(ensemble)
+
+
+def check_samples(ensemble: Ensemble) -> None:
+    """Every sample is what its own trace says, to the last bit."""
+    for sample in range(len(ensemble)):
+        trace = ensemble.trace(sample)
+        assert (trace.makespan_s, trace.step_s) == (ensemble.makespan_s[sample], ensemble.step_s[sample])
+        assert trace.rank_time_s.tolist() == ensemble.rank_time_s[sample].tolist()
+        assert trace.compute_s.tolist() == ensemble.compute_s[sample].tolist()
+        assert trace.bubble_fraction == ensemble.bubble_fraction[sample]
+        assert trace.conditions == ensemble.conditions
+
+
+@given(data=st.data())
+def test_every_sample_is_its_trace_under_any_conditions(data: st.DataObject) -> None:
+    """Cause of a bug: samples added up the gradients of all weights, traces those of the trained ones."""
+    schedule = data.draw(schedules())
+    costs = [
+        replace(cost, parameter_bytes=64, gradient_bytes=data.draw(st.sampled_from([None, 0, 16])))
+        for cost in data.draw(stage_costs(schedule.stages))
+    ]
+    ensemble = monte_carlo(
+        schedule,
+        costs,
+        network=data.draw(networks(schedule.ranks)),
+        jitter=data.draw(st.sampled_from([MEASURED, ALL, Jitter()])),
+        samples=3,
+        conditions=data.draw(conditions(schedule)),
+    )
+    check_samples(ensemble)
+
+
+def test_gradients_of_frozen_weights_are_not_added_up_in_samples_either() -> None:
+    frozen = replace(COST, parameter_bytes=1000, gradient_bytes=10)
+    options = {"reduction": Reduction(replicas=2, bytes_per_s=100.0)}
+    found = monte_carlo(ONE_F_ONE_B, [frozen] * 3, jitter=Jitter(), samples=1, **options)
+    assert found.step_s[0] == found.trace(0).step_s == simulate(ONE_F_ONE_B, [frozen] * 3, **options).step_s
 
 
 @given(data=st.data())
@@ -79,7 +113,7 @@ def test_without_jitter_every_sample_is_what_simulate_says(data: st.DataObject) 
 
 
 def test_samples_do_not_depend_on_their_number_or_on_threads(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("ppsim.variation.draws._BLOCK_ROWS", 4 * len(ONE_F_ONE_B.program.stage))  # 13 blocks
+    monkeypatch.setattr("ppsim.variation.sample_times._BLOCK_ROWS", 4 * len(ONE_F_ONE_B.program.stage))  # 13 blocks
     whole = of(ALL, threads=1)
     assert len(np.unique(whole.makespan_s)) == 50
     for samples in (1, 4, 5, 49):
@@ -171,12 +205,12 @@ def test_windows_and_reductions_hold_in_every_sample() -> None:
 
 def test_shared_devices_run_on_simpys_clock() -> None:
     shared = of(ALL, samples=5, cores=1)
-    assert shared.runner.engine == "simpy"
+    assert shared.sampler.engine == "simpy"
     assert (shared.makespan_s >= shared.compute_s.sum(axis=1) * (1 - 1e-12)).all()
     assert shared.trace(3).makespan_s == shared.makespan_s[3]
     enough = of(ALL, samples=5, cores=3)
     assert enough.makespan_s.tolist() == of(ALL, samples=5).makespan_s.tolist()
-    assert enough.runner.engine == "compiled"
+    assert enough.sampler.engine == "compiled"
     with pytest.raises(ValueError, match="use engine='simpy'"):
         of(ALL, samples=5, cores=1, engine="compiled")
 

@@ -9,11 +9,11 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from ppsim import Network, StageCost, build_schedule
+from ppsim import Conditions, Network, StageCost, build_schedule
 from ppsim.schedule.deadlock import smallest_receive_window
 from ppsim.simulation.engines.batched_engine import run_batched
 from ppsim.simulation.engines.by_name import run_engine
-from ppsim.simulation.simulate import load_of
+from ppsim.simulation.timed_program import TimedProgram
 from tests.support.strategies import networks, schedules, stage_costs
 
 
@@ -27,7 +27,8 @@ def test_every_sample_is_what_the_engine_says_of_it_alone(engine: str, data: st.
     if window is not None:
         window += max(smallest_receive_window(program), 1)
     costs = data.draw(stage_costs(schedule.stages))
-    load = load_of(program, costs, network, send_s=data.draw(st.sampled_from([0.0, 0.3])), receive_window=window)
+    conditions = Conditions(send_s=data.draw(st.sampled_from([0.0, 0.3])), receive_window=window)
+    timed = TimedProgram.of(program, costs, network, conditions)
     generator = np.random.default_rng(data.draw(st.integers(0, 2**32)))
     count = data.draw(st.integers(1, 4))
     duration_s = generator.random((count, len(program.stage)))
@@ -35,11 +36,11 @@ def test_every_sample_is_what_the_engine_says_of_it_alone(engine: str, data: st.
     occupied_s, latency_s = generator.random((2, journeys, len(program.messages)))
     watched = generator.integers(len(program.stage), size=3)
     dispatch_s = generator.random((count if data.draw(st.booleans()) else 1, program.actions))
-    found = run_batched(load, duration_s, dispatch_s, occupied_s, latency_s, watched=watched, with_starts=True)
+    found = run_batched(timed, duration_s, dispatch_s, occupied_s, latency_s, watched=watched, with_starts=True)
     for index in range(count):
         which = min(index, journeys - 1)
         alone = replace(
-            load,
+            timed,
             duration_s=duration_s[index],
             dispatch_s=dispatch_s[min(index, len(dispatch_s) - 1)],
             occupied_s=occupied_s[which],
@@ -62,14 +63,14 @@ def test_every_sample_is_what_the_engine_says_of_it_alone(engine: str, data: st.
 def test_starts_are_kept_only_if_asked_for() -> None:
     program = build_schedule("afab", ranks=2, microbatches=3).program
     cost = StageCost(forward_s=1, backward_input_s=1, backward_weight_s=1)
-    load = load_of(program, [cost] * 2, Network())
+    timed = TimedProgram.of(program, [cost] * 2, Network())
     none = np.zeros(0, np.int64)
     found = run_batched(
-        load,
-        np.tile(load.duration_s, (4, 1)),
-        load.dispatch_s[None],
-        load.occupied_s[None],
-        load.latency_s[None],
+        timed,
+        np.tile(timed.duration_s, (4, 1)),
+        timed.dispatch_s[None],
+        timed.occupied_s[None],
+        timed.latency_s[None],
         watched=none,
     )
     assert found.start_s.shape == (0, 12)
@@ -80,13 +81,13 @@ def test_starts_are_kept_only_if_asked_for() -> None:
 def test_shared_devices_are_refused() -> None:
     program = build_schedule("afab", ranks=2, microbatches=3).program
     cost = StageCost(forward_s=1, backward_input_s=1, backward_weight_s=1)
-    load = load_of(program, [cost] * 2, Network(), cores=1)
+    timed = TimedProgram.of(program, [cost] * 2, Network(), Conditions(cores=1))
     with pytest.raises(ValueError, match="use engine='simpy'"):
         run_batched(
-            load,
-            load.duration_s[None],
-            load.dispatch_s[None],
-            load.occupied_s[None],
-            load.latency_s[None],
+            timed,
+            timed.duration_s[None],
+            timed.dispatch_s[None],
+            timed.occupied_s[None],
+            timed.latency_s[None],
             watched=np.zeros(0, np.int64),
         )

@@ -1,0 +1,183 @@
+"""Conditions: how a step is run, as one value that every way to run a step shares."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, fields
+from types import MappingProxyType
+from typing import Any, Literal, get_args
+
+import numpy as np
+import numpy.typing as npt
+
+from ppsim.network.all_reduce import Reduction
+
+Sharing = Literal["turns", "fair"]
+
+
+@dataclass(frozen=True, kw_only=True, eq=False)
+class Conditions:
+    """How a step is run. The defaults are the plain model of `simulate`.
+
+    Parameters
+    ----------
+    overlap : float
+        An overlapped pair takes this share of the sum of its parts.
+    scale : float or array that broadcasts to (stages, microbatches)
+        Factor on the cost of each stage and microbatch, as for microbatches of different length.
+    durations_s : array of shape (rows,), or None
+        Seconds of each row of the program, as measured. They take the place of the stages' seconds.
+    slow_ranks : mapping from rank to factor, or None
+        Ranks that take longer for all they compute: stragglers.
+    dispatch_s : float or array of shape (actions,)
+        Seconds that a rank spends before each action, once it could start: on running the schedule and on taking
+        messages.
+    send_s : float or array of shape (actions,)
+        Seconds that a rank spends after an action on handing over its messages, which leave then. One number holds for
+        actions that send.
+    receive_window : int or None
+        Receives posted ahead on each link. A transfer waits for its receive (rendezvous). By default all are
+        posted.
+    cores : int or None
+        How many ranks a device runs at full speed at once. By default all, or 1 where `devices` is given.
+    devices : sequence of p ints, or None
+        The device of each rank, counted from 0. By default all ranks share one.
+    sharing : "turns" or "fair"
+        How ranks share a device. "turns": an action keeps its core to its end, others queue. "fair": all that are ready
+        run at once, each slower.
+    sharing_efficiency : float
+        With "fair", what the cores get done where more ranks want them, as a share of what they could.
+    speeds : sequence of floats, or None
+        With "fair", the speed of each rank when n ranks of its device are at work, as a share of its speed alone, at
+        index n - 1. The last value holds for more ranks. Takes the place of `cores` and `sharing_efficiency`.
+    reduction : Reduction or None
+        Adds up the gradients of each stage over data-parallel replicas.
+
+    Raises
+    ------
+    ValueError
+        For an option that cannot be, or two that contradict. What depends on the program (shapes, numbers of ranks, the
+        smallest window) is checked when a step is run.
+
+    Notes
+    -----
+    `dispatch_s` and `send_s` are the overhead o of LogP (Culler et al., PPoPP 1993), the receiver's and the sender's.
+    `speeds` describes one GPU whose multiprocessors are shared out while memory bandwidth, L2 and power stay common.
+
+    Examples
+    --------
+    >>> Conditions(slow_ranks={2: 1.5}, dispatch_s=1e-5).to_dict()
+    {'slow_ranks': {'2': 1.5}, 'dispatch_s': 1e-05}
+    """
+
+    overlap: float = 1.0
+    scale: npt.ArrayLike = 1.0
+    durations_s: npt.ArrayLike | None = None
+    slow_ranks: Mapping[int, float] | None = None
+    dispatch_s: npt.ArrayLike = 0.0
+    send_s: npt.ArrayLike = 0.0
+    receive_window: int | None = None
+    cores: int | None = None
+    devices: Sequence[int] | None = None
+    sharing: Sharing = "turns"
+    sharing_efficiency: float = 1.0
+    speeds: Sequence[float] | None = None
+    reduction: Reduction | None = None
+
+    def __post_init__(self) -> None:
+        if not (np.isfinite(self.overlap) and self.overlap > 0):
+            raise ValueError(f"overlap must be a finite number > 0, got {self.overlap!r}")
+        self._set("scale", _amounts("scale", self.scale, "factors"))
+        self._set("dispatch_s", _amounts("dispatch_s", self.dispatch_s, "seconds"))
+        self._set("send_s", _amounts("send_s", self.send_s, "seconds"))
+        if self.durations_s is not None:
+            self._set("durations_s", _amounts("durations_s", self.durations_s, "seconds"))
+            for name in ("scale", "overlap"):
+                if np.any(np.asarray(getattr(self, name)) != 1):
+                    raise ValueError(f"durations_s holds what each row takes: leave out {name} or durations_s")
+        self._set("slow_ranks", MappingProxyType(dict(self.slow_ranks)) if self.slow_ranks else None)
+        if self.slow_ranks is not None:
+            for rank, factor in self.slow_ranks.items():
+                if not (np.isfinite(factor) and factor > 0):
+                    raise ValueError(f"slow_ranks[{rank}] must be a finite factor > 0, got {factor!r}")
+        for name in ("receive_window", "cores"):
+            value = getattr(self, name)
+            if value is not None and (isinstance(value, bool) or not isinstance(value, int) or value < 1):
+                raise ValueError(f"{name} must be a whole number of 1 or more, got {value!r}")
+        self._check_sharing()
+
+    def _check_sharing(self) -> None:
+        if self.devices is not None:
+            self._set("devices", tuple(self.devices))
+            if any(isinstance(each, bool) or not isinstance(each, int) or each < 0 for each in self.devices):
+                raise ValueError(f"devices are counted from 0, got {list(self.devices)}")
+        if self.sharing not in get_args(Sharing):
+            raise ValueError(f"sharing must be one of {', '.join(get_args(Sharing))}, got {self.sharing!r}")
+        if not 0 < self.sharing_efficiency <= 1:
+            raise ValueError(f"sharing_efficiency must be above 0 and at most 1, got {self.sharing_efficiency!r}")
+        is_fair = self.sharing == "fair"
+        if self.speeds is not None:
+            self._set("speeds", tuple(self.speeds))
+            if not self.speeds or not all(0 < speed <= 1 for speed in self.speeds):
+                raise ValueError(f"speeds must be one or more numbers above 0 and at most 1, got {list(self.speeds)}")
+            if not is_fair:
+                raise ValueError("speeds are of ranks that compute at once: give them with sharing 'fair'")
+            for name in ("cores", "sharing_efficiency"):
+                if name in self.to_dict():
+                    raise ValueError(f"speeds say how fast ranks run together: leave out {name} or speeds")
+        elif self.cores is None and self.devices is None:
+            for name in ("sharing", "sharing_efficiency"):
+                if name in self.to_dict():
+                    raise ValueError(
+                        f"{name} {getattr(self, name)!r} is of ranks that share a device: give it with cores or devices"
+                    )
+        elif self.sharing_efficiency != 1 and not is_fair:
+            raise ValueError(
+                f"sharing_efficiency {self.sharing_efficiency!r} is of ranks that compute at once: give it with "
+                "sharing 'fair'"
+            )
+
+    def _set(self, name: str, value: Any) -> None:
+        object.__setattr__(self, name, value)
+
+    def __eq__(self, other: object) -> bool:
+        if not isinstance(other, Conditions):
+            return NotImplemented
+        return all(np.array_equal(getattr(self, each.name), getattr(other, each.name)) for each in fields(self))
+
+    def to_dict(self) -> dict[str, Any]:
+        """The options that differ from their defaults, as JSON values."""
+        given: dict[str, Any] = {}
+        for each in fields(self):
+            value, default = getattr(self, each.name), each.default
+            if not np.array_equal(value, default):  # type: ignore[arg-type]
+                given[each.name] = _plain(value)
+        return given
+
+    @classmethod
+    def from_dict(cls, given: Mapping[str, Any]) -> Conditions:
+        """The conditions that `to_dict` wrote. Raises ValueError or TypeError for other content."""
+        read = dict(given)
+        if read.get("slow_ranks") is not None:
+            read["slow_ranks"] = {int(rank): factor for rank, factor in read["slow_ranks"].items()}
+        if read.get("reduction") is not None:
+            read["reduction"] = Reduction.from_dict(read["reduction"])
+        return cls(**read)
+
+
+def _amounts(name: str, given: npt.ArrayLike, unit: str) -> float | npt.NDArray[np.float64]:
+    """A number, or an array that nobody can change."""
+    amounts = np.array(given, np.float64)
+    if not (np.isfinite(amounts).all() and (amounts >= 0).all()):
+        shown = f", got {given!r}" if amounts.ndim == 0 else ""
+        raise ValueError(f"{name} must be {unit}, finite and >= 0{shown}")
+    amounts.flags.writeable = False
+    return amounts if amounts.ndim else amounts.item()
+
+
+def _plain(value: Any) -> Any:
+    if isinstance(value, Reduction):
+        return value.to_dict()
+    if isinstance(value, Mapping):
+        return {str(rank): factor for rank, factor in value.items()}
+    return np.asarray(value).tolist()

@@ -1,0 +1,245 @@
+"""Lowering: the orders of all ranks become flat tables with derived messages, and are checked on the way."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+import numpy as np
+import numpy.typing as npt
+
+from ppsim.errors import ScheduleError
+from ppsim.schedule.action import Action, Kind
+from ppsim.schedule.order import Order
+from ppsim.schedule.tables import Integers, Messages, ProgramTables, row_actions
+
+_CELLS_AT_ONCE = 2**18  # so that no 64-bit index as large as the program is made
+_MOST_ROWS = 2**31 - 1  # the tables hold 32-bit numbers: half the memory, and half of what an engine must read
+
+
+def lower(orders: Sequence[Order], placement: Sequence[int], microbatches: int) -> ProgramTables:
+    """Join the orders to one table, find what each computation needs, and derive the messages.
+
+    Parameters
+    ----------
+    orders : sequence of p orders
+        What each rank computes, in sequence.
+    placement : sequence of stages ints
+        The rank of each stage.
+    microbatches : int
+        Number of microbatches, m.
+
+    Returns
+    -------
+    ProgramTables
+        The same computations in the same sequence, with the messages between ranks.
+
+    Raises
+    ------
+    ScheduleError
+        Unless every (stage, microbatch) has one F and either one B, or one I and one W (or nothing has a backward),
+        on the rank that holds the stage and after what it needs from that rank.
+
+    Notes
+    -----
+    Whether the ranks may wait for each other for ever is another question: see `deadlock`.
+    """
+    if not any(len(order) for order in orders):
+        raise ScheduleError("the schedule holds no action: give each rank its actions, as in 0F0 0B0")
+    parts = np.array([len(order.stage) for order in orders], np.int64)
+    if parts.sum() > _MOST_ROWS:
+        raise ScheduleError(f"the schedule has {parts.sum()} actions, more than {_MOST_ROWS}: take fewer microbatches")
+    stage, kind, microbatch = (
+        np.concatenate([getattr(order, name) for order in orders]) for name in ("stage", "kind", "microbatch")
+    )
+    actions = np.array([len(order) for order in orders], np.int64)
+    rank = np.repeat(np.arange(len(orders), dtype=np.int32), parts)
+    part_offset = np.cumsum(parts) - parts
+    starts = [order.starts + offset for order, offset in zip(orders, part_offset, strict=True)]
+    action_start = np.concatenate([*starts, [len(stage)]]).astype(np.int32)
+
+    _check_names(placement, microbatches, stage, microbatch, rank)
+    _check_enough(len(placement), microbatches, stage, kind, microbatch)
+    rows = _Rows((len(placement), microbatches), stage, kind, microbatch)
+    rows.check_complete()
+    rows.check_sequence(row_actions(action_start), rank)
+
+    needs = _needs(rows)
+    messages = _message_table(needs, rank)
+    message_in = np.full(len(stage), -1, np.int32)
+    message_out = np.full(len(stage), -1, np.int32)
+    message_in[messages.consumer] = message_out[messages.producer] = np.arange(len(messages), dtype=np.int32)
+    return ProgramTables(
+        stage=stage,
+        kind=kind,
+        microbatch=microbatch,
+        rank=rank,
+        action_start=action_start,
+        rank_actions=np.concatenate([[0], np.cumsum(actions)]),
+        needs=needs,
+        message_in=message_in,
+        message_out=message_out,
+        messages=messages,
+    )
+
+
+def next_stages(stages: int, microbatches: int) -> npt.NDArray[np.int32]:
+    """The stage that takes each stage's output, shape (stages, microbatches); -1 after the last.
+
+    Nothing else knows the route: a schedule in two directions would answer by microbatch here.
+    """
+    after = np.arange(1, stages + 1, dtype=np.int32)
+    after[-1] = -1
+    return np.broadcast_to(after[:, None], (stages, microbatches))
+
+
+class _Rows:
+    """The rows of each (stage, microbatch): its F, its backward toward the input (B or I) and its W; -1 for none."""
+
+    def __init__(self, shape: tuple[int, int], stage: Integers, kind: Integers, microbatch: Integers) -> None:
+        self.stage, self.kind, self.microbatch = stage, kind, microbatch
+        self.shape = shape  # (stages, microbatches)
+        self.forward = self._index(Kind.F)
+        self.weight = self._index(Kind.W)
+        self._full, self._split = self._index(Kind.B), self._index(Kind.I)
+        self.backward = np.where(self._full >= 0, self._full, self._split)
+        self.is_forward_only = bool((kind == Kind.F).all())
+
+    def _index(self, kind: Kind) -> Integers:
+        """The row of each (stage, microbatch) with an action of this kind."""
+        rows = np.flatnonzero(self.kind == kind)
+        # Fits 32 bits: there are no more cells than rows (`_check_enough`).
+        cell = self.stage[rows] * np.int32(self.shape[1]) + self.microbatch[rows]
+        counts = np.bincount(cell, minlength=self.shape[0] * self.shape[1])
+        if (counts > 1).any():
+            stage, microbatch = divmod(int(np.argmax(counts > 1)), self.shape[1])
+            raise ScheduleError(f"{Action(stage, kind, microbatch)} occurs {counts.max()} times: keep one")
+        index = np.full(self.shape[0] * self.shape[1], -1, np.int32)
+        index[cell] = rows
+        return index.reshape(self.shape)
+
+    def check_complete(self) -> None:
+        """Every (stage, microbatch) has one F and one way back, or nothing has a backward."""
+        self._demand(self.forward >= 0, "has no F: add {}F{}")
+        if self.is_forward_only:
+            return
+        has_full, has_split, has_weight = self._full >= 0, self._split >= 0, self.weight >= 0
+        self._demand(has_full | has_split | has_weight, "has no backward: add {0}B{1}, or {0}I{1} and {0}W{1}")
+        self._demand(
+            ~(has_full & (has_split | has_weight)),
+            "has a full backward B and a split one: keep {0}B{1}, or {0}I{1} and {0}W{1}",
+        )
+        self._demand(has_full | has_split, "has W without I: add {}I{}")
+        self._demand(has_full | has_weight, "has I without W: add {}W{}")
+
+    def _demand(self, holds: npt.NDArray[np.bool_], complaint: str) -> None:
+        if not holds.all():
+            stage, microbatch = divmod(int(np.argmax(~holds)), self.shape[1])
+            raise ScheduleError(f"stage {stage}, microbatch {microbatch} {complaint.format(stage, microbatch)}")
+
+    def check_sequence(self, row_action: Integers, rank: Integers) -> None:
+        """A backward comes after its F, and W after its I, in a later action of the rank."""
+        if self.is_forward_only:
+            return
+        for before, after in ((self.forward, self.backward), (self.backward, self.weight)):
+            # Also not in the same action: the F of a pair ends only with its B.
+            wrong = (after >= 0) & (row_action[after] <= row_action[before])
+            if wrong.any():
+                cell = int(np.argmax(wrong))
+                first, second = int(before.reshape(-1)[cell]), int(after.reshape(-1)[cell])
+                late, early = (
+                    Action(int(self.stage[row]), Kind(int(self.kind[row])), int(self.microbatch[row]))
+                    for row in (first, second)
+                )
+                raise ScheduleError(
+                    f"on rank {rank[first]} {early} comes before {late}, which it needs: put {early} after {late}"
+                )
+
+
+def _needs(rows: _Rows) -> Integers:
+    """The row whose result each row takes from another stage, shape (rows,); -1 for none."""
+    needs = np.full(len(rows.stage), -1, np.int32)
+    stages, microbatches = rows.shape
+    after = next_stages(stages, microbatches)
+    block = max(_CELLS_AT_ONCE // microbatches, 1)
+    for first in range(0, stages, block):
+        stage, microbatch = np.nonzero(after[first : first + block] >= 0)
+        stage += first
+        following = after[stage, microbatch]
+        needs[rows.forward[following, microbatch]] = rows.forward[stage, microbatch]
+        if not rows.is_forward_only:
+            needs[rows.backward[stage, microbatch]] = rows.backward[following, microbatch]
+    return needs
+
+
+def _message_table(needs: Integers, rank: Integers) -> Messages:
+    """The results that cross ranks, by link and then as their sender produces them."""
+    given_to = np.full(len(needs), -1, np.int32)  # the one row that needs each result; no result is needed twice
+    takers = np.flatnonzero(needs >= 0)
+    takers = takers[rank[needs[takers]] != rank[takers]]
+    given_to[needs[takers]] = takers
+    producer = np.flatnonzero(given_to >= 0).astype(np.int32)  # ascending, and so their ranks are
+    link = _link_numbers(rank[producer], rank[given_to[producer]], int(rank[-1]) + 1)
+    by_link = np.argsort(link, kind="stable")
+    producer = producer[by_link]
+    link = link[by_link].astype(np.int32)
+    consumer = given_to[producer]
+    per_link = np.bincount(link)
+    first = np.repeat(np.cumsum(per_link) - per_link, per_link)
+    return Messages(
+        producer=producer,
+        consumer=consumer,
+        source=rank[producer],
+        destination=rank[consumer],
+        link=link,
+        position=(np.arange(len(link)) - first).astype(np.int32),
+    )
+
+
+def _link_numbers(source: Integers, destination: Integers, ranks: int) -> Integers:
+    """Number the pairs that occur, ascending; in 16 bits where they fit, which NumPy sorts in linear time."""
+    pair = source.astype(np.int64) * ranks + destination
+    if ranks > 4096:  # a table of all pairs would be large
+        links, number = np.unique(pair, return_inverse=True)
+        return number if len(links) > 2**16 else number.astype(np.uint16)
+    occurs = np.zeros(ranks * ranks, bool)
+    occurs[pair] = True
+    links = np.flatnonzero(occurs)
+    numbers = np.zeros(ranks * ranks, np.int64 if len(links) > 2**16 else np.uint16)
+    numbers[links] = np.arange(len(links))
+    return numbers[pair]
+
+
+def _check_names(
+    placement: Sequence[int], microbatches: int, stage: Integers, microbatch: Integers, rank: Integers
+) -> None:
+    """Every stage and microbatch exists, and computes on the rank that holds it."""
+    stages = len(placement)
+    outside = (stage < 0) | (stage >= stages) | (microbatch < 0) | (microbatch >= microbatches)
+    if outside.any():
+        row = int(np.flatnonzero(outside)[0])
+        raise ScheduleError(
+            f"rank {rank[row]} computes stage {stage[row]}, microbatch {microbatch[row]}, but there are only "
+            f"{stages} stages and {microbatches} microbatches, counted from 0: leave it out or correct its numbers"
+        )
+    misplaced = np.asarray(placement)[stage] != rank
+    if misplaced.any():
+        row = int(np.flatnonzero(misplaced)[0])
+        raise ScheduleError(
+            f"stage {stage[row]} computes on rank {rank[row]} but is placed on rank {placement[stage[row]]}: "
+            "move its actions there"
+        )
+
+
+def _check_enough(stages: int, microbatches: int, stage: Integers, kind: Integers, microbatch: Integers) -> None:
+    """Name a missing F if there are fewer rows than (stage, microbatch) cells."""
+    # Before any table with an entry for each cell is made: one action with a mistyped microbatch, 0F2000000000, would
+    # make it gigabytes.
+    if stages * microbatches <= len(stage):
+        return
+    is_forward = kind == Kind.F
+    given = np.unique(np.stack([stage[is_forward], microbatch[is_forward]], axis=1), axis=0)
+    wanted = np.divmod(np.arange(len(given)), min(microbatches, 2**40))
+    differs = (given[:, 0] != wanted[0]) | (given[:, 1] != wanted[1])
+    missing = int(np.argmax(differs)) if differs.any() else len(given)
+    s, b = divmod(missing, microbatches)
+    raise ScheduleError(f"stage {s}, microbatch {b} has no F: add {s}F{b}")

@@ -1,0 +1,148 @@
+"""Program tables: a lowered schedule as flat arrays, with a row for each computation and for each message."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, field
+from functools import cached_property
+
+import numpy as np
+import numpy.typing as npt
+
+from ppsim.schedule.action import Action, Kind, OverlappedPair
+
+Integers = npt.NDArray[np.integer]
+
+
+@dataclass(frozen=True, kw_only=True)
+class Messages:
+    """The message table: one entry for each result that crosses ranks, ordered by link and then by position on it.
+
+    Parameters
+    ----------
+    producer, consumer : arrays of shape (messages,)
+        The rows that make and that need the result.
+    source, destination : arrays of shape (messages,)
+        The ranks of those rows. A link is such an ordered pair.
+    link : array of shape (messages,)
+        The number of the link in `ProgramTables.links()`.
+    position : array of shape (messages,)
+        0 for the first message of the link. A link carries messages in the order in which its sender produces them.
+    """
+
+    producer: Integers
+    consumer: Integers
+    source: Integers
+    destination: Integers
+    link: Integers
+    position: Integers
+
+    def __len__(self) -> int:
+        return len(self.producer)
+
+
+@dataclass(frozen=True, kw_only=True, eq=False)
+class ProgramTables:
+    """All orders as one table, rank after rank, and the message table.
+
+    A row is one computation: an action, or one of the two parts of an overlapped pair.
+
+    Parameters
+    ----------
+    stage, kind, microbatch, rank : arrays of shape (rows,)
+        What each row computes, and where.
+    action_start : array of shape (actions + 1,)
+        Action k has the rows action_start[k] to action_start[k + 1]: two for an overlapped pair, else one.
+    rank_actions : array of shape (p + 1,)
+        Rank r has the actions rank_actions[r] to rank_actions[r + 1].
+    needs : array of shape (rows,)
+        The row of another stage whose result this row waits for; -1 for none.
+    message_in, message_out : arrays of shape (rows,)
+        The message that brings what the row needs, and the one that takes its result away; -1 where none crosses ranks.
+    messages : Messages
+        The message table.
+    """
+
+    stage: Integers
+    kind: Integers
+    microbatch: Integers
+    rank: Integers
+    action_start: Integers
+    rank_actions: Integers
+    needs: Integers
+    message_in: Integers
+    message_out: Integers
+    messages: Messages = field(repr=False)
+
+    @property
+    def ranks(self) -> int:
+        """Number of ranks, p."""
+        return len(self.rank_actions) - 1
+
+    @property
+    def actions(self) -> int:
+        """Number of actions; an overlapped pair counts once."""
+        return len(self.action_start) - 1
+
+    @property
+    def has_pairs(self) -> bool:
+        """Whether some action is an overlapped pair. Without one, row k is action k."""
+        return self.actions < len(self.stage)
+
+    @cached_property
+    def row_action(self) -> Integers:
+        """The action that each row belongs to, shape (rows,)."""
+        return row_actions(self.action_start)
+
+    def action_of(self, row: int) -> Action:
+        """The row as an Action (one part of a pair)."""
+        return Action(int(self.stage[row]), Kind(int(self.kind[row])), int(self.microbatch[row]))
+
+    def rows_of(self, rank: int) -> range:
+        """The rows of a rank, in its order."""
+        first, last = self.rank_actions[rank], self.rank_actions[rank + 1]
+        return range(int(self.action_start[first]), int(self.action_start[last]))
+
+    def links(self) -> list[tuple[int, int]]:
+        """The directed links (source rank, destination rank) that carry at least one message, ascending."""
+        first = np.flatnonzero(self.messages.position == 0)  # the table is ordered by link
+        return list(zip(self.messages.source[first].tolist(), self.messages.destination[first].tolist(), strict=True))
+
+    def message_action(self, message: int, *, sending: bool) -> Action:
+        """A message as PyTorch spells it: `0SEND_F3` at its producer, `1RECV_F3` at its consumer."""
+        row = int(self.messages.producer[message] if sending else self.messages.consumer[message])
+        is_forward = self.kind[row] == Kind.F
+        kind = (Kind.SEND_F if is_forward else Kind.SEND_B) if sending else (Kind.RECV_F if is_forward else Kind.RECV_B)
+        return Action(int(self.stage[row]), kind, int(self.microbatch[row]))
+
+    def order_with_messages(self, rank: int) -> list[Action | OverlappedPair]:
+        """A rank's actions, each with its receives before it and its sends after it.
+
+        The receives of a link stand in the order of its sends, as they must where messages carry no names. A message
+        that is used after a later one of its link is therefore received before that one, earlier than it is used.
+        """
+        first, last = int(self.rank_actions[rank]), int(self.rank_actions[rank + 1])
+        written: dict[int, int] = {}  # source rank -> how many receives of its link stand in the result
+        result: list[Action | OverlappedPair] = []
+        for action in range(first, last):
+            rows = range(int(self.action_start[action]), int(self.action_start[action + 1]))
+            for message in (int(self.message_in[row]) for row in rows if self.message_in[row] >= 0):
+                source, position = int(self.messages.source[message]), int(self.messages.position[message])
+                # The messages of a link stand side by side in the table, so the next one to receive is this:
+                begin = message - position + written.get(source, 0)
+                result += [self.message_action(at, sending=False) for at in range(begin, message + 1)]
+                written[source] = max(written.get(source, 0), position + 1)
+            parts = [self.action_of(row) for row in rows]
+            result.append(OverlappedPair(*parts) if len(parts) == 2 else parts[0])
+            result += [
+                self.message_action(int(self.message_out[row]), sending=True)
+                for row in rows
+                if self.message_out[row] >= 0
+            ]
+        return result
+
+
+def row_actions(action_start: Integers) -> Integers:
+    """The action that each row belongs to, shape (rows,), from the first row of each action."""
+    rows, actions = int(action_start[-1]), len(action_start) - 1
+    index = np.arange(actions, dtype=np.int32)
+    return index if rows == actions else np.repeat(index, np.diff(action_start))

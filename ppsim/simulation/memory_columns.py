@@ -1,0 +1,46 @@
+"""Memory columns: what a predicted trace holds beyond what its costs say."""
+
+from __future__ import annotations
+
+from dataclasses import replace
+from typing import Any
+
+import numpy as np
+
+from ppsim.simulation.memory_levels import optimizer_state_bytes, receive_levels
+from ppsim.trace.trace import Trace
+
+
+def with_columns(trace: Trace, *, receive_window: int | None = None, optimizer: str | None = None) -> Trace:
+    """The trace with columns of receive buffers and of the optimizer's state.
+
+    Parameters
+    ----------
+    trace : Trace
+        A predicted step.
+    receive_window : int, optional
+        Receives posted ahead on each link.
+    optimizer : str, optional
+        See `memory_levels.optimizer_state_bytes`. Step counters, 4 bytes for each parameter tensor, are left out, since
+        costs do not say how many tensors there are.
+
+    Returns
+    -------
+    Trace
+
+    Raises
+    ------
+    ValueError
+        For a window below 1, an unknown optimizer, or an optimizer without known gradients.
+    """
+    changes: dict[str, Any] = {}
+    if receive_window is not None:
+        changes["receive_buffer_bytes"] = receive_levels(trace.program, trace.message_bytes, receive_window)
+    if optimizer is not None:
+        trained = trace.memory.gradient_bytes
+        if trained is None:
+            raise ValueError("an optimizer's state follows the gradients, and this trace does not know them")
+        changes["optimizer_bytes"] = np.array(
+            [optimizer_state_bytes(optimizer, int(each)) for each in trained], np.int64
+        )
+    return replace(trace, **changes)

@@ -1,0 +1,50 @@
+"""Trace files: a zip of arrays with a JSON header that holds the schema's version."""
+
+from __future__ import annotations
+
+import io
+import json
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import numpy.typing as npt
+
+Array = npt.NDArray[Any]
+
+SCHEMA_VERSION = 2  # 1 held the conditions among the details
+
+
+def write_file(path: str | Path, header: Mapping[str, Any], arrays: Mapping[str, Array]) -> None:
+    """Write a header of JSON values, to which the schema's version is added, and named arrays."""
+    encoded = np.frombuffer(json.dumps({"schema": SCHEMA_VERSION, **header}).encode(), np.uint8)
+    with open(path, "wb") as file:
+        np.savez_compressed(file, header=encoded, **arrays)
+
+
+def read_file(path: str | Path) -> tuple[dict[str, Any], dict[str, Array]]:
+    """Read the header, with the schema's version under "schema", and the arrays.
+
+    Raises
+    ------
+    ValueError
+        If the file is of another kind, or of a schema that this version does not read.
+    OSError
+        If the file cannot be read.
+    """
+    data = Path(path).read_bytes()
+    # A file of another kind or a damaged one fails in a dozen ways (zlib.error, struct.error, TypeError, ...), so
+    # everything that is raised here means the same.
+    try:
+        with np.load(io.BytesIO(data), allow_pickle=False) as archive:
+            arrays = {name: archive[name] for name in archive.files}
+        header = dict(json.loads(arrays.pop("header").tobytes()))
+    except Exception:
+        raise ValueError(f"{path} is not a saved trace: write one with Trace.save") from None
+    if header.get("schema") not in range(1, SCHEMA_VERSION + 1):
+        raise ValueError(
+            f"{path} has trace schema {header.get('schema')!r}, this version reads 1 to {SCHEMA_VERSION}: "
+            "load it with the version that wrote it"
+        )
+    return header, arrays
