@@ -20,8 +20,9 @@ from ppexec.calibrate.tasks import run_known
 from ppexec.config.config import RunConfig
 from ppexec.machine.environment import describe_environment, is_crowded
 from ppexec.machine.mesh import WORLD_BACKENDS
-from ppexec.machine.nccl import share_gpu
+from ppexec.machine.nccl import prepare_process
 from ppexec.measure import tasks
+from ppexec.measure.allocator import AllocatorPeak
 from ppexec.measure.assemble import RankMemory, assemble_trace
 from ppexec.measure.ping import PingSample
 from ppexec.measure.profile import Profile, summarise
@@ -137,6 +138,10 @@ class Session:
         The optimizer's state is known once there is one: after `train` or `load_checkpoint`.
         """
         return self._by_rank(tasks.count_memory)
+
+    def device_peaks(self) -> list[AllocatorPeak]:
+        """Per process of the first replica what a step takes of the GPU's memory (see `ppexec.measure.allocator`)."""
+        return self._workers.call(tasks.device_peak)[: self.config.ranks * self.config.tp : self.config.tp]
 
     def _by_rank(self, task: Callable[..., list[_Answer]], **arguments: Any) -> list[_Answer]:
         """Of the ranks' answers in all processes those of the first replica, of the first rank of tp in each."""
@@ -302,8 +307,8 @@ class _TorchrunWorkers:
 
     def __init__(self, config: RunConfig, costs: Sequence[StageCost] | None) -> None:
         if not dist.is_initialized():
-            if config.devices == "shared":
-                share_gpu(int(os.environ["RANK"]))
+            if config.device == "cuda":
+                prepare_process(int(os.environ["RANK"]), shares_gpu=config.devices == "shared")
             dist.init_process_group(WORLD_BACKENDS[config.backend])
             atexit.register(_leave_world)  # a process that ends with its groups' threads running may abort
         self._worker = Worker(config, costs)

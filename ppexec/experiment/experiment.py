@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import contextlib
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass, field, replace
+from dataclasses import dataclass, field, fields, replace
 from typing import Any
 
 import numpy as np
@@ -39,7 +39,7 @@ class Outcome:
     None if it was not asked for. calibration: what dispatch, sending and network were taken from. likely: samples of
     the step, as costs vary in the calibration; the predicted one is their median. disturbed: steps during which others
     used the machine, which count nowhere else. reduction: the ring that adds up gradients over replicas, as probed;
-    None without.
+    None without. speeds: see `ppexec.experiment.turns.Measured`.
     """
 
     config: RunConfig
@@ -54,6 +54,7 @@ class Outcome:
     likely: ppsim.Ensemble
     disturbed: list[Trace] = field(default_factory=list)
     reduction: Reduction | None = None
+    speeds: tuple[float, ...] | None = None
 
     @property
     def step_times_s(self) -> np.ndarray:
@@ -157,8 +158,10 @@ def predict_and_measure(
         )
     if calibration is None:
         calibration = calibrated(found.known_steps)
-    stages, program = found.stages, config.pipeline.program
-    is_shared = found.profile is not None and is_crowded(config)
+    stages, program, speeds = found.stages, config.pipeline.program, found.speeds
+    if speeds is not None:  # profiled with all ranks at work
+        stages = [scaled(stage, speeds[-1]) for stage in stages]
+    is_shared = found.profile is not None and config.device == "cpu" and is_crowded(config)
     options = calibration.options(program, message_bytes(program, stages))
     likely = ppsim.monte_carlo(
         config.pipeline,
@@ -166,7 +169,8 @@ def predict_and_measure(
         jitter=calibration.jitter(timed=found.profile is None),
         samples=_SAMPLES,
         cores=usable_cores() if is_shared else None,
-        sharing="fair" if is_shared else "turns",
+        sharing="fair" if is_shared or speeds else "turns",
+        speeds=speeds,
         sharing_efficiency=calibration.sharing_efficiency if is_shared else 1.0,
         reduction=found.reduction,
         **options,
@@ -187,7 +191,18 @@ def predict_and_measure(
         likely=likely,
         disturbed=[replace(trace, details=details) for trace in disturbed],
         reduction=found.reduction,
+        speeds=found.speeds,
     )
+
+
+def scaled(stage: StageCost, factor: float) -> StageCost:
+    """A stage whose actions all take this much longer."""
+    seconds = {
+        each.name: value * factor
+        for each in fields(stage)
+        if each.name.endswith("_s") and (value := getattr(stage, each.name)) is not None
+    }
+    return replace(stage, **seconds)
 
 
 def experiment_length(config: RunConfig) -> int:

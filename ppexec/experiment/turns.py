@@ -71,7 +71,7 @@ def measure_in_turn(
         known = _KnownRuns(session, is_timed) if calibrates else None
         advance("calibration")
         rounds: list[list[Any]] = []
-        beside = _Beside(session) if config.device == "cuda" and config.is_local and not is_timed else None
+        beside = _Beside(session) if config.device != "cpu" and config.is_local and not is_timed else None
         traces: list[Trace] = []
         disturbed: list[Trace] = []
         while len(traces) < config.steps and len(disturbed) <= _MOST_DISTURBED * config.steps:
@@ -141,15 +141,13 @@ class _Beside:
         """From these and the rounds of all ranks: the geometric mean over stages and kinds of action."""
         together: dict[tuple[str, int], list[float]] = {}
         _note(together, rounds)
-        alone = {key: float(np.median(found)) for key, found in self._seconds.get(1, together).items()}
-        return tuple(
-            float(
-                np.exp(
-                    np.mean([np.log(alone[key] / np.median(found)) for key, found in seconds.items() if key in alone])
-                )
-            )
-            for seconds in (*self._seconds.values(), together)
-        )
+        every = [*self._seconds.values(), together]
+        alone = {key: np.log(np.median(found)) for key, found in every[0].items()}
+        found = [
+            np.mean([alone[key] - np.log(np.median(seconds)) for key, seconds in each.items() if key in alone])
+            for each in every
+        ]
+        return tuple(float(min(np.exp(speed), 1.0)) for speed in found)
 
 
 def _note(seconds: dict[tuple[str, int], list[float]], rounds: list[list[Any]]) -> None:

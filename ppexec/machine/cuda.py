@@ -18,13 +18,13 @@ _LAUNCH_S = 2.8e-6  # of a waiting kernel, between two events, beside its cycles
 class _CudaStream:
     """A stream of the GPU; submitted work launches its kernels at once, and they run when their turn comes."""
 
-    def __init__(self, stream: torch.cuda.Stream) -> None:
-        self.stream = stream
+    def __init__(self, stream: torch.cuda.Stream, device: CudaDevice) -> None:
+        self.stream, self._device = stream, device
 
     def submit(self, work: Callable[[], None], label: str = "") -> None:
         try:
-            with torch.cuda.stream(self.stream):
-                work()
+            self._device.switch_to(self.stream)
+            work()
         except Exception as error:
             if label:
                 error.add_note(f"in {label}")
@@ -65,11 +65,19 @@ class CudaDevice:
         self._groups: dict[int, SMGroups] = {}
         self._zero: tuple[torch.cuda.Event, int] | None = None
         self._cycles_per_s: float | None = None
+        self._current: torch.cuda.Stream | None = None
+        self._default = torch.cuda.default_stream(self.torch_device)
+
+    def switch_to(self, stream: torch.cuda.Stream) -> None:
+        """Make a stream the current one, until other work is submitted: switching takes as long as a launch."""
+        if self._current is not stream:
+            torch.cuda.set_stream(stream)
+            self._current = stream
 
     def stream(self, name: str) -> Stream:
         """The stream of this name."""
         if name not in self._streams:
-            self._streams[name] = _CudaStream(torch.cuda.Stream(self.torch_device))
+            self._streams[name] = _CudaStream(torch.cuda.Stream(self.torch_device), self)
         return self._streams[name]
 
     def compute_stream(self, part: int = 0, parts: int = 1) -> Stream:
@@ -80,7 +88,7 @@ class CudaDevice:
                 return self.stream(name)
             if parts not in self._groups:
                 self._groups[parts] = SMGroups(self.torch_device, parts)
-            self._streams[name] = _CudaStream(self._groups[parts].streams[part])
+            self._streams[name] = _CudaStream(self._groups[parts].streams[part], self)
         return self._streams[name]
 
     def share_of(self, parts: int) -> dict[str, Any]:
@@ -92,7 +100,7 @@ class CudaDevice:
 
         The closest of some readings counts; the error is half the time between its looks.
         """
-        torch.cuda.synchronize(self.torch_device)
+        self.synchronize()
         readings: list[tuple[int, int, torch.cuda.Event]] = []
         for _ in range(_ALIGNMENTS):
             event = torch.cuda.Event(enable_timing=True)
@@ -125,8 +133,9 @@ class CudaDevice:
         return [zero_ns + round(zero.elapsed_time(mark) * 1e6) for mark in marks]
 
     def synchronize(self) -> None:
-        """Wait for the GPU."""
+        """Wait for the GPU; what comes next, outside of submitted work, is on the default stream."""
         torch.cuda.synchronize(self.torch_device)
+        self.switch_to(self._default)
 
     def close(self) -> None:
         """Give the streams and the groups of multiprocessors back."""

@@ -28,9 +28,22 @@ _SHARED_GPU = {
 """NCCL refuses two ranks on one GPU of one host. With a host id each they pass for two hosts and talk over sockets."""
 
 
-def share_gpu(rank: int) -> None:
-    """Let this process's NCCL work beside others on the same GPU; to be called before NCCL starts."""
-    os.environ.update(_SHARED_GPU, NCCL_HOSTID=f"rank{rank}")
+_SPINNING = {"CUDA_MODULE_LOADING": "EAGER", "CUDA_DEVICE_MAX_CONNECTIONS": "32"}
+"""A receive that is posted ahead spins on the GPU until its message comes. Meanwhile no kernel may be loaded for its
+first launch, which waits for the GPU to be idle (CUDA programming guide, "Lazy Loading"), and no computation may stand
+behind the receive in one hardware queue."""
+
+
+def prepare_process(rank: int, *, shares_gpu: bool) -> None:
+    """Set what CUDA and NCCL read when they start in this process, unless the user has set it.
+
+    shares_gpu: whether other ranks are on the same GPU.
+    """
+    wanted = {**_SPINNING, **({**_SHARED_GPU, "NCCL_HOSTID": f"rank{rank}"} if shares_gpu else {})}
+    for name, value in wanted.items():
+        os.environ.setdefault(name, value)
+    if shares_gpu:
+        os.environ["NCCL_HOSTID"] = f"rank{rank}"  # another rank than in the run before
 
 
 class LinkGroups:

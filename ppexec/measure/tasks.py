@@ -14,6 +14,7 @@ import torch
 from ppexec.machine.clock import now_ns
 from ppexec.machine.environment import ALLOCATOR, is_crowded
 from ppexec.machine.mesh import meet
+from ppexec.measure.allocator import AllocatorPeak, allocator_peak
 from ppexec.measure.assemble import RankMemory
 from ppexec.measure.link_probe import LinkSample, probe_links, probe_sizes
 from ppexec.measure.ping import PingSample
@@ -160,6 +161,11 @@ def allocator(worker: Worker) -> dict[str, str | None]:
     return {name: os.environ.get(name) for name in ALLOCATOR}
 
 
+def device_peak(worker: Worker) -> AllocatorPeak:
+    """What a step takes of the GPU's memory, and what its actions need while they run."""
+    return allocator_peak(worker)
+
+
 def clock_error_s(worker: Worker) -> float:
     """How far the device's clock may be off the host's."""
     return worker.device.clock_error_s
@@ -177,6 +183,6 @@ def time_steps(worker: Worker, *, executor: str | None, steps: int) -> list[list
     times = []
     for batch in worker.undisturbed_batches(0, steps):
         began = now_ns()
-        worker.step(batch)
+        worker.step(batch, is_timed=False)
         times.append((began + worker.offset_ns, now_ns() + worker.offset_ns))
     return [times]

@@ -79,7 +79,10 @@ def time_peer(worker: Worker, name: str, steps: int) -> list[tuple[int, int]]:
 
 
 def time_compute(worker: Worker, rounds: int) -> list[dict[str, float]]:
-    """Seconds of F and B of this rank's one stage, mean over a round's microbatches: the computation alone."""
+    """Seconds of F and B of this rank's one stage, mean over a round's microbatches, and of the whole plain loop.
+
+    On a GPU F and B are what launching takes; the whole loop ends when the GPU is done.
+    """
     (stage,) = (stage for stage in worker.stages.values() if isinstance(stage, Stage))
     module = _plain(stage)
     rows = [(Kind(int(worker.program.kind[row])), int(worker.program.microbatch[row]))
@@ -87,11 +90,13 @@ def time_compute(worker: Worker, rounds: int) -> list[dict[str, float]]:
     received = worker.boundaries[stage.first_layer].empty(worker.device.torch_device).normal_()
     gradient = worker.boundaries[stage.first_layer + len(stage.layers)].empty(worker.device.torch_device).normal_()
     return [
-        _one_round(stage, module, rows, batch, received, gradient) for batch in worker.undisturbed_batches(0, rounds)
+        _one_round(worker, stage, module, rows, batch, received, gradient)
+        for batch in worker.undisturbed_batches(0, rounds)
     ]
 
 
 def _one_round(
+    worker: Worker,
     stage: Stage,
     module: nn.Module,
     rows: Sequence[tuple[Kind, int]],
@@ -101,6 +106,7 @@ def _one_round(
 ) -> dict[str, float]:
     roots: dict[int, torch.Tensor] = {}
     spent = {Kind.F: 0, Kind.B: 0}
+    first = now_ns()
     for kind, microbatch in rows:
         value = batch.inputs[microbatch] if stage.is_first else received.detach().requires_grad_()
         began = now_ns()
@@ -113,4 +119,9 @@ def _one_round(
             torch.autograd.backward(roots.pop(microbatch), None if stage.loss is not None else gradient)
         spent[kind] += now_ns() - began
     count = len(rows) / 2
-    return {"forward_s": spent[Kind.F] / count / 1e9, "backward_s": spent[Kind.B] / count / 1e9}
+    worker.device.synchronize()
+    return {
+        "forward_s": spent[Kind.F] / count / 1e9,
+        "backward_s": spent[Kind.B] / count / 1e9,
+        "whole_s": (now_ns() - first) / 1e9,
+    }

@@ -24,7 +24,7 @@ def initialize_layer(layer: nn.Module, *, index: int, seed: int, device: torch.d
             "that would fill it: add one to the module that owns it, or build the layer on the CPU"
         )
     on_meta = any(parameter.is_meta for parameter in layer.parameters())
-    layer = layer.to_empty(device=device) if on_meta else layer.to(device)
+    layer = layer.to_empty(device="cpu") if on_meta else layer.to("cpu")  # a GPU draws other numbers
     drawn: dict[str, torch.Tensor] = {}
     with torch.random.fork_rng(devices=[]):
         for name, parameter in layer.named_parameters():
@@ -37,7 +37,7 @@ def initialize_layer(layer: nn.Module, *, index: int, seed: int, device: torch.d
         for name, parameter in layer.named_parameters():
             if name in drawn:
                 parameter.copy_(drawn[name])
-    return layer
+    return layer.to(device)
 
 
 def _owner(layer: nn.Module, name: str) -> nn.Module | None:

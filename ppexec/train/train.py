@@ -61,7 +61,7 @@ class Trainer:
         worker, config = self._worker, self._worker.config
         batch = worker.load(self.next_step)
         worker.clear()
-        worker.step(batch)
+        worker.step(batch, is_timed=False)
         for parameter in self._parameters.values():
             if local_gradient(parameter) is None:
                 parameter.grad = torch.zeros_like(parameter)

@@ -260,14 +260,14 @@ def _set_up(
     directory: str,
 ) -> Any:
     from ppexec.machine.mesh import join_world
-    from ppexec.machine.nccl import share_gpu
+    from ppexec.machine.nccl import prepare_process
     from ppexec.workers.worker import Worker
 
     # The caller's, as they are now: they may have changed since this process started.
     sys.path[:] = path
     os.chdir(directory)
-    if config.devices == "shared":
-        share_gpu(rank)
+    if config.device == "cuda":
+        prepare_process(rank, shares_gpu=config.devices == "shared")
     store = dist.TCPStore("127.0.0.1", port, is_master=False)
     join_world(
         rank=rank,

@@ -22,7 +22,8 @@ from ppexec.transport.transport import Transport
 from ppsim import Kind, Program
 
 RUN_AHEAD = 8
-"""How many actions the host may be ahead of an asynchronous device, which so has work and bounded memory."""
+"""How many actions the host may be ahead of an asynchronous device at least, and at most half as many more: so the
+device has work, and what is allocated stays bounded."""
 
 
 class _Row(NamedTuple):
@@ -80,6 +81,8 @@ class _Step:
     batch: Batch
     ledgers: Mapping[int, Ledger] | None
     keeps_outputs: bool
+    is_timed: bool = True
+    submitted: int = 0
     record: StepRecord = field(default_factory=StepRecord)
     start: list[Mark] = field(default_factory=list)
     end: list[Mark] = field(default_factory=list)
@@ -135,10 +138,20 @@ class Runtime:
         self._device.synchronize()
         return self.record()
 
-    def begin(self, batch: Batch, *, ledgers: Mapping[int, Ledger] | None = None, keep_outputs: bool = False) -> None:
-        """Make ready for a step; its actions follow one by one, then `end`, and `record` when the device is done."""
+    def begin(
+        self,
+        batch: Batch,
+        *,
+        ledgers: Mapping[int, Ledger] | None = None,
+        keep_outputs: bool = False,
+        is_timed: bool = True,
+    ) -> None:
+        """Make ready for a step; its actions follow one by one, then `end`, and `record` when the device is done.
+
+        is_timed: False for a step whose record has no times, which saves the device the events.
+        """
         own = None if ledgers is None else {index: ledgers[index] for index in self.stages}
-        self._under_way = _Step(batch=batch, ledgers=own, keeps_outputs=keep_outputs)
+        self._under_way = _Step(batch=batch, ledgers=own, keeps_outputs=keep_outputs, is_timed=is_timed)
         for stage in self.stages.values():
             stage.ledger = own[stage.index] if own else None
             stage.begin(batch)
@@ -159,14 +172,15 @@ class Runtime:
                 self._reduce(row.stage, self._replicas, step)
         if step.ledgers is not None:
             step.record.posted.extend([self._transport.posted_bytes] * len(rows))
-        if self._device.is_asynchronous:
+        step.submitted += 1
+        if self._device.is_asynchronous and step.submitted % (RUN_AHEAD // 2) == 0:
             step.ahead.append(compute.record())
-            if len(step.ahead) > RUN_AHEAD:
+            if len(step.ahead) > 2:
                 step.ahead.popleft().synchronize()
 
     def _run(self, rows: Sequence[_Row], inputs: list[Pending], outputs: list[Pending], step: _Step) -> None:
         """Compute an action; what its stream does."""
-        mark = self._device.mark
+        mark = self._device.mark if step.is_timed else _no_mark
         for row, given, output in zip(rows, inputs, outputs, strict=True):
             value = given.take()
             step.start.append(mark())
@@ -220,6 +234,8 @@ class Runtime:
         step, times_ns = self._under_way, self._device.times_ns
         self._under_way = _Step(batch=Batch(), ledgers=None, keeps_outputs=False)
         record = step.record
+        if not step.is_timed:
+            return record
         record.start_ns, record.end_ns = times_ns(step.start), times_ns(step.end)
         for found, marks in ((record.sent_ns, self._transport.sent), (record.received_ns, self._transport.received)):
             found.update(zip(marks, times_ns(list(marks.values())), strict=True))
@@ -237,6 +253,10 @@ class Runtime:
         if row.local_input >= 0:
             return step.results.pop(row.local_input)
         return Pending(step.batch.inputs[row.microbatch] if row.kind == Kind.F and step.batch.inputs else None)
+
+
+def _no_mark() -> None:
+    """In a step that nobody times."""
 
 
 def _spelled(rows: Sequence[_Row]) -> str:

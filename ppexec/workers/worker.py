@@ -7,11 +7,13 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
+from functools import partial
 from typing import Any, TypeVar, cast
 
 import numpy as np
 import torch
 import torch.distributed as dist
+from torch.distributed.device_mesh import DeviceMesh
 
 import ppsim
 from ppexec.config.config import RunConfig
@@ -27,14 +29,14 @@ from ppexec.models.model import Model
 from ppexec.models.shapes import TensorSpec, agree_on_boundaries, first_overwriting
 from ppexec.stage.build import build_stage
 from ppexec.stage.ledger import Ledger
-from ppexec.stage.stage import Stage
+from ppexec.stage.stage import Stage, act
 from ppexec.stage.tensor_parallel import check_plan
 from ppexec.stage.tied import TiedGradients
 from ppexec.stage.timed import TimedStage, message_specs, timed_stages
 from ppexec.transport.choice import TransportChoice
 from ppexec.transport.transport import Transport
 from ppexec.workers.runtime import Runtime, StepRecord
-from ppsim import Program, StageCost
+from ppsim import Kind, Program, StageCost
 from ppsim.costs.partition import bounds
 
 _Kept = TypeVar("_Kept")
@@ -66,7 +68,7 @@ class Worker:
         set_apart_what_stays()
         self.config, self.costs = config, costs
         self.device: Device = make_device(config)
-        self.mesh = None if config.backend == "local" else build_mesh(dp=config.dp, pp=config.ranks, tp=config.tp)
+        self.mesh = None if config.backend == "local" else self._build_mesh()
         self.group: dist.ProcessGroup | None = None if self.mesh is None else self.mesh.get_group("pp")
         self.rank = 0 if self.mesh is None else self.mesh.get_local_rank("pp")
         self.dp_rank = 0 if self.mesh is None else self.mesh.get_local_rank("dp")
@@ -109,6 +111,33 @@ class Worker:
         )
         self.sequence = sequence_of(self.program, held)
         self.offset_ns = 0 if self.group is None else offset_to_first_ns(self.group)
+        if self.device.is_asynchronous and self.group is not None and costs is None:
+            self._warm_up()
+
+    def _warm_up(self) -> None:
+        """Do every kind of action once before anything is received.
+
+        On a GPU libraries, kernels and communicators start when first used, and wait then until the GPU is idle. In a
+        step it may not be: receives that are posted ahead spin on it.
+        """
+        if self.replicas is not None:
+            number = torch.ones(1, device=self.device.torch_device)
+            self.replicas.allreduce([number]).wait()
+            self.replicas.allreduce_coalesced([number]).wait()
+        batch = self.load(0)
+        for rank in self.ranks:
+            for stage in (stage for stage in rank.stages.values() if isinstance(stage, Stage)):
+                stage.begin(batch)
+                actions = self.sample_actions(stage, batch)
+                is_split = any(kind == Kind.W for kind, _ in actions)
+                for kind, value in actions * 2:  # gradients are made, then added to
+                    rank.compute.submit(partial(_act, stage, kind, value, batch, is_split), "warming up")
+        self.device.synchronize()
+        self.clear()
+
+    def _build_mesh(self) -> DeviceMesh:
+        config = self.config
+        return build_mesh(dp=config.dp, pp=config.ranks, tp=config.tp, device_type=self.device.torch_device.type)
 
     @property
     def pipeline_group(self) -> dist.ProcessGroup:
@@ -210,6 +239,23 @@ class Worker:
         lower = np.minimum(program.stage[messages.producer], program.stage[messages.consumer]).tolist()
         return [self.boundaries[self.layer_bounds[stage][1]] for stage in lower]
 
+    def sample_actions(self, stage: Stage, batch: Batch) -> list[tuple[Kind, torch.Tensor | None]]:
+        """Each kind of action that the program has for a stage, with a tensor such as it is given; in sequence."""
+        rows = np.flatnonzero(self.program.stage == stage.index)
+        first, last = stage.first_layer, stage.first_layer + len(stage.layers)
+        device = self.device.torch_device
+
+        def given(kind: Kind) -> torch.Tensor | None:
+            if kind == Kind.W or (kind != Kind.F and stage.loss is not None):
+                return None
+            if kind == Kind.F and stage.is_first:
+                return batch.inputs[0]
+            spec = self.boundaries[first if kind == Kind.F else last]
+            return torch.zeros(spec.shape, dtype=spec.dtype, device=device)
+
+        kinds = [Kind(kind) for kind in dict.fromkeys(self.program.kind[rows].tolist())]
+        return [(kind, given(kind)) for kind in kinds]
+
     def load(self, step: int) -> Batch:
         """This process's microbatches of a step; none where compute is timed."""
         if self.costs is not None:
@@ -241,10 +287,23 @@ class Worker:
                 yield batch
 
     def step(
-        self, batch: Batch, *, ledgers: Mapping[int, Ledger] | None = None, keep_outputs: bool = False
+        self,
+        batch: Batch,
+        *,
+        ledgers: Mapping[int, Ledger] | None = None,
+        keep_outputs: bool = False,
+        is_timed: bool = True,
     ) -> list[StepRecord]:
         """One step; the record of each rank held here, on the first rank's clock."""
-        records = run_step(self.device, self.ranks, self.sequence, batch, ledgers=ledgers, keep_outputs=keep_outputs)
+        records = run_step(
+            self.device,
+            self.ranks,
+            self.sequence,
+            batch,
+            ledgers=ledgers,
+            keep_outputs=keep_outputs,
+            is_timed=is_timed,
+        )
         for record in records:
             record.shift(self.offset_ns)
         return records
@@ -265,6 +324,10 @@ class Worker:
         self.device.close()
 
 
+def _act(stage: Stage, kind: Kind, value: torch.Tensor | None, batch: Batch, is_split: bool) -> None:
+    act(stage, kind, 0, value, batch, split=is_split)
+
+
 def run_step(
     device: Device,
     ranks: Sequence[Rank],
@@ -273,11 +336,13 @@ def run_step(
     *,
     ledgers: Mapping[int, Ledger] | None = None,
     keep_outputs: bool = False,
+    is_timed: bool = True,
 ) -> list[StepRecord]:
     """Submit the actions of all ranks held here, in sequence, and wait until the device has done them."""
-    device.begin()
+    if is_timed:
+        device.begin()
     for rank in ranks:
-        rank.runtime.begin(batch, ledgers=ledgers, keep_outputs=keep_outputs)
+        rank.runtime.begin(batch, ledgers=ledgers, keep_outputs=keep_outputs, is_timed=is_timed)
     acts = [rank.runtime.act for rank in ranks]
     for held, action in sequence:
         acts[held](action)

@@ -87,7 +87,7 @@ BAD = [
     ("--threads 100000", "at most 1024"),
     ("--receive-window -1", "receive_window must be"),
     ("--backend mpi", "mpi"),
-    ("--backend nccl", "not built yet: use gloo"),
+    ("--backend nccl", "needs an NVIDIA GPU"),
     ("--compute fast", "fast"),
     ("--preset huge", "huge"),
     ("--costs missing.json", "cannot open 'missing.json'"),

@@ -126,7 +126,7 @@ def test_a_timeout_is_a_time(timeout_s: float) -> None:
 @pytest.mark.parametrize(
     ("changes", "message"),
     [
-        ({"backend": "nccl"}, "nccl.*not built yet: use gloo"),
+        ({"backend": "nccl"}, "nccl.*needs an NVIDIA GPU.*take --backend gloo"),
         ({"schedule": "afap"}, "unknown schedule 'afap': did you mean 'afab'"),
         ({"stages_per_rank": 3}, "afab has 1 stage"),
     ],

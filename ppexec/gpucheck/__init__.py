@@ -1,0 +1,1 @@
+"""GPU check: everything that only a GPU can show, in one command: `python -m ppexec.gpucheck`."""

@@ -1,0 +1,141 @@
+"""`python -m ppexec.gpucheck [--json] [--out FILE] [--only PART ...]`: the GPU check on the command line."""
+
+from __future__ import annotations
+
+import json
+import subprocess
+import sys
+import time
+import traceback
+import warnings
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import torch
+
+from ppexec.cli import run_command, show_warning
+from ppexec.gpucheck.parts import PARTS, Part
+from ppexec.machine.environment import describe_environment
+from ppexec.workers.pool import WorkerPool
+from ppsim.cli import command
+
+
+@dataclass(frozen=True, kw_only=True)
+class GpuCheck:
+    """Check on this machine's GPUs what only a GPU can show: equality, NCCL, memory, overhead, step times."""
+
+    json: bool = False
+    """Print one JSON object and nothing else on standard output."""
+    out: Path | None = None
+    """File for the JSON object."""
+    only: tuple[str, ...] = ()
+    """Parts to run, by name; all unless given."""
+
+    def execute(self) -> int:
+        """Run the parts; 0 if all passed, 1 if some did not. Raises ValueError without a GPU."""
+        if not torch.cuda.is_available():
+            raise ValueError(
+                f"PyTorch {torch.__version__} sees no NVIDIA GPU: run this where there is one, with a PyTorch for CUDA"
+            )
+        known = [part.name for part in PARTS]
+        for name in self.only:
+            if name not in known:
+                raise ValueError(f"unknown part {name!r}: known are {', '.join(known)}")
+        document: dict[str, Any] = {"machine": describe_machine(), "parts": {}}
+        for part in PARTS:
+            if not self.only or part.name in self.only:
+                document["parts"][part.name] = run_part(part)
+                if self.out:  # after every part: a check that is cut off leaves what it knows
+                    self.out.write_text(json.dumps(document, indent=1, default=str) + "\n", encoding="utf-8")
+        if self.json:
+            command.print_json(document)
+        else:
+            print("\n".join(table(document)))
+        return 0 if all(part["passed"] for part in document["parts"].values()) else 1
+
+
+def describe_machine() -> dict[str, Any]:
+    """The machine, its GPUs, and the versions that matter."""
+    gpus = [torch.cuda.get_device_properties(index) for index in range(torch.cuda.device_count())]
+    try:
+        query = ["nvidia-smi", "--query-gpu=driver_version", "--format=csv,noheader"]
+        driver = subprocess.run(query, capture_output=True, text=True, timeout=20, check=True).stdout.split("\n")[0]
+    except (OSError, subprocess.SubprocessError):
+        driver = "unknown"
+    return describe_environment(
+        gpus=[
+            {"name": g.name, "memory_bytes": g.total_memory, "multiprocessors": g.multi_processor_count} for g in gpus
+        ],
+        driver=driver,
+        cuda=torch.version.cuda,
+        nccl=".".join(map(str, torch.cuda.nccl.version())),
+    )
+
+
+def run_part(part: Part) -> dict[str, Any]:
+    """A part's rows; what it raised if it could not go on."""
+    print(f"{part.name}: {part.question}", file=sys.stderr, flush=True)
+    rows: list[dict[str, Any]] = []
+    began, error = time.monotonic(), None
+    try:
+        with WorkerPool() as pool:
+            for row in part.rows(pool):
+                rows.append(row)
+                print(f"  {_line(row)}", file=sys.stderr, flush=True)
+    except Exception as failure:
+        error = f"{type(failure).__name__}: {failure}"
+        print(f"  stopped: {traceback.format_exc()}", file=sys.stderr, flush=True)
+    return {
+        "question": part.question,
+        "passed": error is None and all(row["passed"] is not False for row in rows),
+        "rows": rows,
+        "error": error,
+        "seconds": time.monotonic() - began,
+    }
+
+
+def table(document: dict[str, Any]) -> list[str]:
+    """What was found, a line for each row."""
+    machine = document["machine"]
+    gpus = ", ".join(gpu["name"] for gpu in machine["gpus"])
+    lines = [
+        f"{gpus}; driver {machine['driver']}, CUDA {machine['cuda']}, NCCL {machine['nccl']}, torch {machine['torch']}"
+    ]
+    for name, part in document["parts"].items():
+        lines += ["", f"{name}: {part['question']}  {'yes' if part['passed'] else 'NO'} ({part['seconds']:.0f} s)"]
+        lines += [f"  {_line(row)}" for row in part["rows"]]
+        if part["error"]:
+            lines.append(f"  stopped: {part['error']}")
+    return lines
+
+
+def _line(row: dict[str, Any]) -> str:
+    verdict = {True: "yes", False: "NO", None: "-"}[row["passed"]]
+    shown = [f"{key} {_text(value)}" for key, value in row.items() if key not in ("what", "passed", "calibration")]
+    return f"{verdict:<4}{row['what']:<28}" + ", ".join(shown)
+
+
+def _text(value: Any) -> str:
+    if isinstance(value, float):
+        return f"{value:.4g}"
+    if isinstance(value, tuple | list):
+        return "[" + " ".join(_text(each) for each in value) + "]"
+    return str(value)
+
+
+def main(args: Sequence[str] | None = None) -> int:
+    """Run the check with the given words, or those of the command line; the exit code."""
+
+    def work() -> None:
+        warnings.showwarning = show_warning
+        check = command.parse(GpuCheck, prog="ppexec.gpucheck", description=GpuCheck.__doc__ or "", args=args)
+        if check.execute():
+            raise SystemExit(1)
+
+    return run_command(work, prog="ppexec.gpucheck")
+
+
+if __name__ == "__main__":
+    sys.exit(main())
