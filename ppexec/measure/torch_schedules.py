@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
+from functools import partial
 from typing import Any
 
 import torch
@@ -70,9 +71,10 @@ def time_peer(worker: Worker, name: str, steps: int) -> list[tuple[int, int]]:
     """When this rank began and ended each step, in nanoseconds on the first rank's clock."""
     step = worker.keep(name, lambda: peer_step(worker, name))
     times = []
+    compute = worker.ranks[0].compute  # gradients that another stream made would cost an event each
     for batch in worker.undisturbed_batches(0, steps):
         began = now_ns()
-        step(batch)
+        compute.submit(partial(step, batch))
         worker.device.synchronize()
         times.append((began + worker.offset_ns, now_ns() + worker.offset_ns))
     return times
@@ -89,24 +91,28 @@ def time_compute(worker: Worker, rounds: int) -> list[dict[str, float]]:
             for row in worker.program.rows_of(worker.rank)]  # fmt: skip
     received = worker.boundaries[stage.first_layer].empty(worker.device.torch_device).normal_()
     gradient = worker.boundaries[stage.first_layer + len(stage.layers)].empty(worker.device.torch_device).normal_()
-    return [
-        _one_round(worker, stage, module, rows, batch, received, gradient)
-        for batch in worker.undisturbed_batches(0, rounds)
-    ]
+    found: list[dict[str, float]] = []
+    for batch in worker.undisturbed_batches(0, rounds):
+        spent: dict[str, float] = {}
+        began = now_ns()
+        worker.ranks[0].compute.submit(partial(_run_plain, stage, module, rows, batch, received, gradient, spent))
+        worker.device.synchronize()
+        found.append({**spent, "whole_s": (now_ns() - began) / 1e9})
+    return found
 
 
-def _one_round(
-    worker: Worker,
+def _run_plain(
     stage: Stage,
     module: nn.Module,
     rows: Sequence[tuple[Kind, int]],
     batch: Batch,
     received: torch.Tensor,
     gradient: torch.Tensor,
-) -> dict[str, float]:
+    spent: dict[str, float],
+) -> None:
+    """Forwards and backwards in the order of `rows`, as one writes them without a pipeline."""
     roots: dict[int, torch.Tensor] = {}
-    spent = {Kind.F: 0, Kind.B: 0}
-    first = now_ns()
+    spent_ns = {Kind.F: 0, Kind.B: 0}
     for kind, microbatch in rows:
         value = batch.inputs[microbatch] if stage.is_first else received.detach().requires_grad_()
         began = now_ns()
@@ -117,11 +123,6 @@ def _one_round(
             roots[microbatch] = root
         else:
             torch.autograd.backward(roots.pop(microbatch), None if stage.loss is not None else gradient)
-        spent[kind] += now_ns() - began
+        spent_ns[kind] += now_ns() - began
     count = len(rows) / 2
-    worker.device.synchronize()
-    return {
-        "forward_s": spent[Kind.F] / count / 1e9,
-        "backward_s": spent[Kind.B] / count / 1e9,
-        "whole_s": (now_ns() - first) / 1e9,
-    }
+    spent.update(forward_s=spent_ns[Kind.F] / count / 1e9, backward_s=spent_ns[Kind.B] / count / 1e9)

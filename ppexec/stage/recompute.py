@@ -109,7 +109,7 @@ class RecomputingStage(Stage):
                 root = self._run(position, again, target, units)
                 reached = root.requires_grad
                 if reached:
-                    torch.autograd.backward(root, gradient)
+                    torch.autograd.backward(root, self._loss_share(root) if gradient is None else gradient)
                 del root
                 gradient = next(iter(taken), None) if position else again.grad
                 reached = reached and gradient is not None
@@ -135,7 +135,7 @@ class RecomputingStage(Stage):
         with saving, cutting as found:
             root = self.layers[position](self._given(position, value))
             if position == len(self.layers) - 1 and self.loss is not None and target is not None:
-                root = self.loss(root, target) / self.microbatches
+                root = self.loss(root, target)
         if units is not None:
             units[:0] = found  # as a forward through all layers would have listed them
         return root

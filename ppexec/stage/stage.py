@@ -64,6 +64,7 @@ class Stage:
         self._batch = Batch()
         self._held: dict[int, _Held] = {}
         self._units: dict[int, list[Unit]] = {}
+        self._share: torch.Tensor | None = None
         self.losses: dict[int, torch.Tensor] = {}
 
     @property
@@ -107,9 +108,8 @@ class Stage:
         with self.ledger.saving() if self.ledger else nullcontext(), cutting as units:
             output = root = self._chain(inputs)
             if self.loss is not None and target is not None:
-                loss = self.loss(output, target)
-                self.losses[microbatch] = loss.detach()
-                root = loss / self.microbatches
+                root = self.loss(output, target)
+                self.losses[microbatch] = root.detach()
         # The runtime holds input and output until the backward ends, whether or not autograd saved them.
         self._held[microbatch] = _Held(inputs, output, root)
         self._units[microbatch] = units
@@ -144,7 +144,7 @@ class Stage:
     def _backward(self, microbatch: int, gradient: torch.Tensor | None) -> torch.Tensor | None:
         inputs, output, root = self._held.pop(microbatch)
         if root.requires_grad:
-            torch.autograd.backward(root, gradient)
+            torch.autograd.backward(root, self._loss_share(root) if gradient is None else gradient)
         input_gradient = None
         if not self.is_first:
             # An output that does not depend on its input, or an input that has no gradient, sends zeros.
@@ -155,6 +155,18 @@ class Stage:
             self.ledger.drop(inputs)
             self.ledger.drop(output)
         return input_gradient
+
+    def _loss_share(self, loss: torch.Tensor) -> torch.Tensor:
+        """The gradient of a microbatch's loss, 1 / microbatches. Made once: to divide each loss takes three kernels.
+
+        Raises ValueError for a loss that is not one number.
+        """
+        if loss.numel() != 1:
+            raise ValueError(f"the loss has shape {tuple(loss.shape)}: give one number, such as its mean")
+        share = self._share
+        if share is None or (share.shape, share.dtype) != (loss.shape, loss.dtype):
+            share = self._share = torch.full_like(loss, 1.0) / self.microbatches
+        return share
 
     def reduce_gradients(self, group: dist.ProcessGroup) -> Reduction:
         """Start adding up the gradients of all replicas, each rank of tp its own slices."""

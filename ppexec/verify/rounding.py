@@ -59,4 +59,4 @@ def nudged(parameter: torch.Tensor, seed: int, *key: int | str) -> torch.Tensor:
     """A full parameter with every element one rounding (2 u) up or down, by (seed, key) alone."""
     stream = torch.Generator().manual_seed(derive(seed, "nudge", *key))
     signs = torch.randint(0, 2, parameter.shape, generator=stream) * 2 - 1
-    return parameter * (1 + signs.to(parameter.dtype) * torch.finfo(parameter.dtype).eps)
+    return parameter * (1 + signs.to(parameter.device, parameter.dtype) * torch.finfo(parameter.dtype).eps)
