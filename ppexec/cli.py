@@ -1,4 +1,4 @@
-"""The command line `ppexec`: a thin face of run, verify, profile and train."""
+"""The command line `ppexec`: run, verify, profile and train."""
 
 from __future__ import annotations
 
@@ -25,7 +25,7 @@ _DESCRIPTION = "Run a pipeline schedule for real, measure it, and prove its grad
 
 @dataclass(frozen=True, kw_only=True)
 class Output:
-    """Where the answer goes."""
+    """Flags of what a command writes and prints."""
 
     out: OptionalFile = None
     """File to write. run: the trace, .json or .json.gz for Perfetto, .csv as a table, else for ppsim.Trace.load;
@@ -46,7 +46,7 @@ class Run(RunConfig, Output):
             raise ValueError(f"cannot write {self.out}: it is a directory; give the path of a file")
 
     def execute(self) -> None:
-        """Print and write what `ppexec.run` gives."""
+        """Run, then write and print the trace."""
         trace = ppexec.run(self)
         if not _speaks():
             return
@@ -93,10 +93,10 @@ class Run(RunConfig, Output):
 
 @dataclass(frozen=True, kw_only=True)
 class Verify(Run):
-    """Compare outputs and gradients with one process that has no pipeline; exit code 1 if they differ."""
+    """Compare outputs and gradients with one process without a pipeline; exit code 1 if they differ."""
 
     def execute(self) -> None:
-        """Print and write what `ppexec.verify` gives."""
+        """Verify, then write and print the report. Raises SystemExit(1) if it is not passed."""
         report = ppexec.verify(self)
         if _speaks():
             if self.out:
@@ -127,7 +127,7 @@ class Profile(Run):
             raise ValueError(f"cannot write {self.out}: cost files end in .json or .csv")
 
     def execute(self) -> None:
-        """Print and write what `ppexec.profile` gives."""
+        """Profile, then write and print the costs."""
         with ppexec.Session(self) as session:
             session.profile_rounds(max(self.warmup, 1))
             profile = session.profile(self.steps)
@@ -164,7 +164,7 @@ class Train(Run):
     """Checkpoint to go on from, saved on any mesh."""
 
     def execute(self) -> None:
-        """Print and write what `ppexec.train` gives."""
+        """Train, then write and print the losses."""
         report = ppexec.train(self, save=self.save, resume=self.resume)
         if not _speaks():
             return
@@ -176,7 +176,7 @@ class Train(Run):
 
 
 def _speaks() -> bool:
-    """Under torchrun the first process alone prints and writes."""
+    """Whether this process writes and prints: under torchrun only the first does."""
     if not under_torchrun():
         return True
     import torch.distributed as dist
@@ -185,7 +185,7 @@ def _speaks() -> bool:
 
 
 def show_warning(message: Warning | str, *_: Any, **__: Any) -> None:
-    """A warning as one line on standard error."""
+    """Print a warning as one line on standard error; takes the place of `warnings.showwarning`."""
     print(f"warning: {message}", file=sys.stderr)
 
 
@@ -198,7 +198,18 @@ Command = (
 
 
 def main(args: Sequence[str] | None = None) -> int:
-    """Run `ppexec` with the given words, or those of the command line; the exit code."""
+    """Run `ppexec`.
+
+    Parameters
+    ----------
+    args : sequence of str, optional
+        Words of the command line; those of this process unless given.
+
+    Returns
+    -------
+    int
+        The exit code: 0, 1 if gradients differ or a worker died, 2 for bad input.
+    """
 
     def work() -> None:
         warnings.showwarning = show_warning
@@ -208,7 +219,20 @@ def main(args: Sequence[str] | None = None) -> int:
 
 
 def run_command(work: Callable[[], None], *, prog: str = "ppexec") -> int:
-    """As `ppsim.cli.command.run`; a worker that died or failed is exit code 1 with its message."""
+    """Do the work of a command, and give its exit code.
+
+    Parameters
+    ----------
+    work : callable
+        May raise SystemExit.
+    prog : str
+        Name of the command, for messages.
+
+    Returns
+    -------
+    int
+        As of `ppsim.cli.command.run`; 1 with a message if a worker failed or died.
+    """
 
     def guarded() -> None:
         try:
