@@ -76,7 +76,7 @@ def profiled_for_timed(config: RunConfig, pool: WorkerPool | None) -> list[Stage
     """
     if config.compute == "real" or config.costs is not None:
         return None
-    return _profile(replace(config, compute="real"), pool).stages
+    return profile_with_stages(replace(config, compute="real"), pool=pool).stages
 
 
 def verify(config: RunConfig, *, pool: WorkerPool | None = None) -> VerifyReport:
@@ -181,10 +181,11 @@ def profile(config: RunConfig, *, pool: WorkerPool | None = None) -> list[LayerC
     ValueError, WorkerError
         As for `run`.
     """
-    return _profile(config, pool).layers
+    return profile_with_stages(config, pool=pool).layers
 
 
-def _profile(config: RunConfig, pool: WorkerPool | None) -> Profile:
+def profile_with_stages(config: RunConfig, *, pool: WorkerPool | None = None) -> Profile:
+    """Measure as `profile` does; the costs of layers and stages, and the environment."""
     with Session(config, pool=pool) as session:
         session.profile_rounds(max(config.warmup, 1))
         return session.profile(config.steps)

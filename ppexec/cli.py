@@ -12,6 +12,7 @@ from typing import Annotated, Any
 import tyro
 
 import ppexec
+from ppexec.api import profile_with_stages
 from ppexec.config.config import RunConfig
 from ppexec.session import under_torchrun
 from ppsim import save_costs
@@ -84,6 +85,10 @@ class Run(RunConfig, Output):
         ]
         self._print(document, lines)
 
+    def _write_json(self, document: dict[str, Any]) -> None:
+        if self.out:
+            self.out.write_text(json.dumps(document, indent=1) + "\n", encoding="utf-8")
+
     def _print(self, document: dict[str, Any], lines: Sequence[str]) -> None:
         if self.json:
             command.print_json(document)
@@ -99,8 +104,7 @@ class Verify(Run):
         """Verify, then write and print the report. Raises SystemExit(1) if it is not passed."""
         report = ppexec.verify(self)
         if _speaks():
-            if self.out:
-                self.out.write_text(json.dumps(report.to_dict(), indent=1) + "\n", encoding="utf-8")
+            self._write_json(report.to_dict())
             verdict = "bit-equal" if report.gradients_bit_equal else "equal" if report.gradients_equal else "DIFFERENT"
             outputs = "bit-equal" if report.outputs_bit_equal else f"different by {report.max_output_diff:.3e}"
             self._print(
@@ -128,9 +132,7 @@ class Profile(Run):
 
     def execute(self) -> None:
         """Profile, then write and print the costs."""
-        with ppexec.Session(self) as session:
-            session.profile_rounds(max(self.warmup, 1))
-            profile = session.profile(self.steps)
+        profile = profile_with_stages(self)
         if not _speaks():
             return
         if self.out:
@@ -168,8 +170,7 @@ class Train(Run):
         report = ppexec.train(self, save=self.save, resume=self.resume)
         if not _speaks():
             return
-        if self.out:
-            self.out.write_text(json.dumps(report.to_dict(), indent=1) + "\n", encoding="utf-8")
+        self._write_json(report.to_dict())
         losses = zip(report.steps, report.losses, strict=True)
         lines = [text_table([{"step": str(step), "loss": f"{loss:.6f}"} for step, loss in losses])]
         self._print(report.to_dict(), [*lines, *([f"saved to {report.checkpoint}"] if report.checkpoint else [])])

@@ -7,7 +7,7 @@ from dataclasses import dataclass, field
 import torch
 
 from ppexec.models.model import Sample
-from ppexec.models.seeds import microbatch_order
+from ppexec.models.seeds import microbatch_order, samples_of
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -70,8 +70,7 @@ def load_batch(
         If a microbatch is not a pair of tensors.
     """
     order = microbatch_order(seed, step=step, microbatches=microbatches, dp=dp, dp_rank=dp_rank).tolist()
-    size = micro_batch_size
-    batch = Batch(step=step, samples=[range(index * size, (index + 1) * size) for index in order])
+    batch = Batch(step=step, samples=[samples_of(index, micro_batch_size) for index in order])
     if not (has_first or has_last):
         return batch
     storages: set[int] = set()

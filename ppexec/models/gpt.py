@@ -17,6 +17,7 @@ from torch.nn import functional
 
 from ppexec.models.dropout import Randomness, SeededDropout
 from ppexec.models.model import Model
+from ppexec.models.seeds import samples_of
 from ppexec.models.text import load_text, window
 
 if TYPE_CHECKING:
@@ -178,11 +179,10 @@ def gpt(config: RunConfig) -> Model:
     text = load_text(config.text)
 
     def sample(microbatch: int) -> tuple[torch.Tensor, torch.Tensor]:
-        size = config.micro_batch_size
         windows = torch.stack(
             [
                 window(text, config.seq, seed=config.seed, sample=index)
-                for index in range(microbatch * size, (microbatch + 1) * size)
+                for index in samples_of(microbatch, config.micro_batch_size)
             ]
         )
         return windows[:, :-1].contiguous(), windows[:, 1:].contiguous()

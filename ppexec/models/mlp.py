@@ -9,7 +9,7 @@ from torch import nn
 from torch.nn import functional
 
 from ppexec.models.model import Model
-from ppexec.models.seeds import sample_generator
+from ppexec.models.seeds import sample_generator, samples_of
 
 if TYPE_CHECKING:
     from torch.distributed.tensor.parallel import ParallelStyle
@@ -47,10 +47,9 @@ def mlp(config: RunConfig) -> Model:
         layers = [MLPBlock(config.hidden, config.intermediate, dtype=config.torch_dtype) for _ in range(config.layers)]
 
     def sample(microbatch: int) -> tuple[torch.Tensor, torch.Tensor]:
-        size = config.micro_batch_size
         samples = [
             torch.randn(2, config.seq, config.hidden, generator=sample_generator(config.seed, sample=index))
-            for index in range(microbatch * size, (microbatch + 1) * size)
+            for index in samples_of(microbatch, config.micro_batch_size)
         ]
         inputs, targets = torch.stack(samples, dim=1).to(config.torch_dtype)
         return inputs, targets
