@@ -2,6 +2,7 @@
 
 from ppexec.api import profile, run, train, verify
 from ppexec.config.config import RunConfig
+from ppexec.experiment.experiment import Outcome, predict_and_measure
 from ppexec.models.model import Model
 from ppexec.session import Session
 from ppexec.train.train import TrainReport
@@ -10,12 +11,14 @@ from ppexec.workers.pool import WorkerError, WorkerPool
 
 __all__ = [
     "Model",
+    "Outcome",
     "RunConfig",
     "Session",
     "TrainReport",
     "VerifyReport",
     "WorkerError",
     "WorkerPool",
+    "predict_and_measure",
     "profile",
     "run",
     "train",

@@ -1,4 +1,4 @@
-"""The things one does with a configuration: run it, verify it, profile it, train with it."""
+"""API: run a configuration, verify it, profile it, or train with it."""
 
 from __future__ import annotations
 
@@ -16,10 +16,35 @@ from ppsim import LayerCost, StageCost, Trace
 
 
 def run(config: RunConfig, *, pool: WorkerPool | None = None) -> Trace:
-    """Run the configuration's schedule for real; the trace of the median step, with activation bytes.
+    """Run a schedule for real, and time it.
 
-    `details` holds step_times_s (makespan of every measured step), config and environment. Raises ValueError for what
-    cannot run, WorkerError if a worker dies.
+    Parameters
+    ----------
+    config : RunConfig
+        What to run. `config.steps` steps are measured after `config.warmup` others.
+    pool : WorkerPool, optional
+        Processes to use again. Without one the run starts its own, and ends them.
+
+    Returns
+    -------
+    Trace
+        The step of the median makespan, with the bytes counted in an untimed step. Its `details` have `step_times_s`
+        (the makespan of every measured step), `config` and `environment`.
+
+    Raises
+    ------
+    ValueError
+        For a run that cannot be.
+    WorkerError
+        If a worker fails or dies.
+
+    Examples
+    --------
+    It starts a process for each rank. A script needs no `if __name__ == "__main__"` for that:
+
+    >>> config = RunConfig(schedule="1f1b", ranks=2, microbatches=4, hidden=64, seq=8)
+    >>> trace = run(config)  # doctest: +SKIP
+    >>> trace.bubble_fraction, trace.peak_activation_bytes  # doctest: +SKIP
     """
     with Session(config, pool=pool, costs=profiled_for_timed(config, pool)) as session:
         if config.warmup:
@@ -35,17 +60,49 @@ def run(config: RunConfig, *, pool: WorkerPool | None = None) -> Trace:
 
 
 def profiled_for_timed(config: RunConfig, pool: WorkerPool | None) -> list[StageCost] | None:
-    """Timed compute takes its durations from the cost file, else from a profile made first: that one's stage costs.
+    """The stage costs that timed compute takes its durations from, where there is no cost file.
 
-    None if no such profile is needed.
+    Parameters
+    ----------
+    config : RunConfig
+        It is profiled with real compute.
+    pool : WorkerPool or None
+        As for `run`.
+
+    Returns
+    -------
+    list of StageCost or None
+        None for real compute, or with a cost file.
     """
     if config.compute == "real" or config.costs is not None:
         return None
-    return _profile(replace(config, compute="real"), pool).stages
+    return profile_with_stages(replace(config, compute="real"), pool=pool).stages
 
 
 def verify(config: RunConfig, *, pool: WorkerPool | None = None) -> VerifyReport:
-    """Run one step and compare outputs and gradients with one process without a pipeline, bit by bit."""
+    """Run one step, and compare outputs and gradients with one process without a pipeline.
+
+    Parameters
+    ----------
+    config, pool
+        As for `run`.
+
+    Returns
+    -------
+    VerifyReport
+        `passed` says whether all are equal.
+
+    Raises
+    ------
+    ValueError, WorkerError
+        As for `run`.
+
+    Examples
+    --------
+    >>> report = verify(RunConfig(schedule="zb-h1", ranks=2, hidden=64, seq=8))  # doctest: +SKIP
+    >>> report.outputs_bit_equal, report.gradients_bit_equal  # doctest: +SKIP
+    (True, True)
+    """
     with Session(config, pool=pool) as session:
         return session.verify()
 
@@ -58,10 +115,40 @@ def train(
     resume: Path | None = None,
     pool: WorkerPool | None = None,
 ) -> TrainReport:
-    """Train by `steps` optimizer steps (AdamW; `config.steps` unless given) and say each one's loss.
+    """Train with AdamW.
 
-    resume: a checkpoint to go on from, of any mesh; its data goes on too. save: a directory for one, after the last
-    step. Raises ValueError for what cannot run and for a checkpoint of another model, WorkerError if a worker dies.
+    Parameters
+    ----------
+    config : RunConfig
+        Has the learning rate and the weight decay.
+    steps : int, optional
+        Number of optimizer steps; `config.steps` unless given.
+    save : Path, optional
+        Directory for a checkpoint after the last step.
+    resume : Path, optional
+        Checkpoint to go on from, saved on any mesh. The data goes on where it stopped.
+    pool : WorkerPool, optional
+        As for `run`.
+
+    Returns
+    -------
+    TrainReport
+        With the loss of each step.
+
+    Raises
+    ------
+    ValueError
+        For a run that cannot be, or a checkpoint of another model.
+    WorkerError
+        If a worker fails or dies.
+
+    Examples
+    --------
+    >>> config = RunConfig(model="gpt", layers=2, ranks=2, hidden=64, seq=32)
+    >>> first = train(config, steps=10, save=Path("checkpoints"))  # doctest: +SKIP
+    >>> second = train(config, steps=10, resume=Path("checkpoints"))  # doctest: +SKIP
+    >>> second.steps[0]  # doctest: +SKIP
+    10
     """
     with Session(config, pool=pool) as session:
         first = session.load_checkpoint(resume) if resume else 0
@@ -77,11 +164,28 @@ def train(
 
 
 def profile(config: RunConfig, *, pool: WorkerPool | None = None) -> list[LayerCost]:
-    """Measure every layer's cost for one microbatch, with as many processes as the run has."""
-    return _profile(config, pool).layers
+    """Measure what every layer costs for one microbatch, on as many processes as the run has.
+
+    Parameters
+    ----------
+    config, pool
+        As for `run`. `config.steps` rounds are measured.
+
+    Returns
+    -------
+    list of LayerCost
+        As `ppsim.partition` and `ppsim.save_costs` take them.
+
+    Raises
+    ------
+    ValueError, WorkerError
+        As for `run`.
+    """
+    return profile_with_stages(config, pool=pool).layers
 
 
-def _profile(config: RunConfig, pool: WorkerPool | None) -> Profile:
+def profile_with_stages(config: RunConfig, *, pool: WorkerPool | None = None) -> Profile:
+    """Measure as `profile` does; the costs of layers and stages, and the environment."""
     with Session(config, pool=pool) as session:
         session.profile_rounds(max(config.warmup, 1))
         return session.profile(config.steps)

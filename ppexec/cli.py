@@ -1,4 +1,4 @@
-"""The command line `ppexec`: a thin face of run, verify, profile and train."""
+"""The command line `ppexec`: run, verify, profile and train."""
 
 from __future__ import annotations
 
@@ -12,6 +12,7 @@ from typing import Annotated, Any
 import tyro
 
 import ppexec
+from ppexec.api import profile_with_stages
 from ppexec.config.config import RunConfig
 from ppexec.session import under_torchrun
 from ppsim import save_costs
@@ -25,7 +26,7 @@ _DESCRIPTION = "Run a pipeline schedule for real, measure it, and prove its grad
 
 @dataclass(frozen=True, kw_only=True)
 class Output:
-    """Where the answer goes."""
+    """Flags of what a command writes and prints."""
 
     out: OptionalFile = None
     """File to write. run: the trace, .json or .json.gz for Perfetto, .csv as a table, else for ppsim.Trace.load;
@@ -46,7 +47,7 @@ class Run(RunConfig, Output):
             raise ValueError(f"cannot write {self.out}: it is a directory; give the path of a file")
 
     def execute(self) -> None:
-        """Print and write what `ppexec.run` gives."""
+        """Run, then write and print the trace."""
         trace = ppexec.run(self)
         if not _speaks():
             return
@@ -84,6 +85,10 @@ class Run(RunConfig, Output):
         ]
         self._print(document, lines)
 
+    def _write_json(self, document: dict[str, Any]) -> None:
+        if self.out:
+            self.out.write_text(json.dumps(document, indent=1) + "\n", encoding="utf-8")
+
     def _print(self, document: dict[str, Any], lines: Sequence[str]) -> None:
         if self.json:
             command.print_json(document)
@@ -93,14 +98,13 @@ class Run(RunConfig, Output):
 
 @dataclass(frozen=True, kw_only=True)
 class Verify(Run):
-    """Compare outputs and gradients with one process that has no pipeline; exit code 1 if they differ."""
+    """Compare outputs and gradients with one process without a pipeline; exit code 1 if they differ."""
 
     def execute(self) -> None:
-        """Print and write what `ppexec.verify` gives."""
+        """Verify, then write and print the report. Raises SystemExit(1) if it is not passed."""
         report = ppexec.verify(self)
         if _speaks():
-            if self.out:
-                self.out.write_text(json.dumps(report.to_dict(), indent=1) + "\n", encoding="utf-8")
+            self._write_json(report.to_dict())
             verdict = "bit-equal" if report.gradients_bit_equal else "equal" if report.gradients_equal else "DIFFERENT"
             outputs = "bit-equal" if report.outputs_bit_equal else f"different by {report.max_output_diff:.3e}"
             self._print(
@@ -127,10 +131,8 @@ class Profile(Run):
             raise ValueError(f"cannot write {self.out}: cost files end in .json or .csv")
 
     def execute(self) -> None:
-        """Print and write what `ppexec.profile` gives."""
-        with ppexec.Session(self) as session:
-            session.profile_rounds(max(self.warmup, 1))
-            profile = session.profile(self.steps)
+        """Profile, then write and print the costs."""
+        profile = profile_with_stages(self)
         if not _speaks():
             return
         if self.out:
@@ -164,19 +166,18 @@ class Train(Run):
     """Checkpoint to go on from, saved on any mesh."""
 
     def execute(self) -> None:
-        """Print and write what `ppexec.train` gives."""
+        """Train, then write and print the losses."""
         report = ppexec.train(self, save=self.save, resume=self.resume)
         if not _speaks():
             return
-        if self.out:
-            self.out.write_text(json.dumps(report.to_dict(), indent=1) + "\n", encoding="utf-8")
+        self._write_json(report.to_dict())
         losses = zip(report.steps, report.losses, strict=True)
         lines = [text_table([{"step": str(step), "loss": f"{loss:.6f}"} for step, loss in losses])]
         self._print(report.to_dict(), [*lines, *([f"saved to {report.checkpoint}"] if report.checkpoint else [])])
 
 
 def _speaks() -> bool:
-    """Under torchrun the first process alone prints and writes."""
+    """Whether this process writes and prints: under torchrun only the first does."""
     if not under_torchrun():
         return True
     import torch.distributed as dist
@@ -185,7 +186,7 @@ def _speaks() -> bool:
 
 
 def show_warning(message: Warning | str, *_: Any, **__: Any) -> None:
-    """A warning as one line on standard error."""
+    """Print a warning as one line on standard error; takes the place of `warnings.showwarning`."""
     print(f"warning: {message}", file=sys.stderr)
 
 
@@ -198,7 +199,18 @@ Command = (
 
 
 def main(args: Sequence[str] | None = None) -> int:
-    """Run `ppexec` with the given words, or those of the command line; the exit code."""
+    """Run `ppexec`.
+
+    Parameters
+    ----------
+    args : sequence of str, optional
+        Words of the command line; those of this process unless given.
+
+    Returns
+    -------
+    int
+        The exit code: 0, 1 if gradients differ or a worker died, 2 for bad input.
+    """
 
     def work() -> None:
         warnings.showwarning = show_warning
@@ -208,7 +220,20 @@ def main(args: Sequence[str] | None = None) -> int:
 
 
 def run_command(work: Callable[[], None], *, prog: str = "ppexec") -> int:
-    """As `ppsim.cli.command.run`; a worker that died or failed is exit code 1 with its message."""
+    """Do the work of a command, and give its exit code.
+
+    Parameters
+    ----------
+    work : callable
+        May raise SystemExit.
+    prog : str
+        Name of the command, for messages.
+
+    Returns
+    -------
+    int
+        As of `ppsim.cli.command.run`; 1 with a message if a worker failed or died.
+    """
 
     def guarded() -> None:
         try:

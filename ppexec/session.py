@@ -1,4 +1,4 @@
-"""Session: a configuration set up on workers, to be measured, profiled and verified as often as wanted."""
+"""Session: a configuration set up on workers, to measure, profile, verify and train with as often as needed."""
 
 from __future__ import annotations
 
@@ -46,13 +46,31 @@ class _Workers(Protocol):
 
 
 class Session:
-    """Use as a context manager: `with Session(config) as session: session.measure(10)`.
+    """A configuration set up on workers. Use it as a context manager.
 
-    Under torchrun the processes that exist are the workers and every one of them must make the same calls; otherwise
-    `pool`'s are used, or those of a pool of its own.
+    Parameters
+    ----------
+    config : RunConfig
+        What is run.
+    pool : WorkerPool, optional
+        Whose processes are the workers; those of a pool of its own unless given. Under torchrun the processes that
+        exist are the workers, and each of them must make the same calls.
+    costs : sequence of StageCost, optional
+        Of each stage. The ranks then wait instead of computing, as with `compute="timed"`, which takes the costs from
+        the configuration's cost file.
 
-    costs: of each stage; the ranks then wait instead of computing (`compute="timed"`, which takes them from the
-    configuration's cost file otherwise).
+    Raises
+    ------
+    ValueError
+        For a run that cannot be.
+    WorkerError
+        If a worker fails or dies; so do all methods.
+
+    Examples
+    --------
+    >>> with Session(RunConfig(ranks=2)) as session:  # doctest: +SKIP
+    ...     traces = session.measure(10)
+    ...     stages = session.profile(3).stages
     """
 
     def __init__(
@@ -92,9 +110,19 @@ class Session:
             self._own_pool.close()
 
     def measure(self, steps: int, *, first_step: int = 0) -> list[Trace]:
-        """Run and time `steps` steps; a trace of each, without activation bytes (see `count_memory`).
+        """Run and time steps.
 
-        With several replicas the trace is the first one's, and with tp that of the first rank of each tp group.
+        Parameters
+        ----------
+        steps : int
+            How many.
+        first_step : int
+            Number of the first; it decides which data is read.
+
+        Returns
+        -------
+        list of Trace
+            One for each step, of the first replica and the first rank of tp, without activation bytes (see `memory`).
         """
         by_rank = self._by_rank(tasks.measure, steps=steps, first_step=first_step)
         program, specs = self.config.pipeline.program, self.message_bytes
@@ -108,10 +136,17 @@ class Session:
         )
 
     def calibrate(self, message_bytes: Sequence[int], *, action_s: float, rounds: int = 3) -> Calibration:
-        """What running a schedule costs on these ranks beside its computations (see `calibration.fit`, `step_fit`).
+        """Measure what running a schedule costs on these ranks beside its computations.
 
-        message_bytes: the sizes to know. action_s: how long a known run's forward takes; about as long as what is to be
-        predicted, since caches grow cold meanwhile. rounds: how often each known run is run, and counted.
+        Parameters
+        ----------
+        message_bytes : sequence of int
+            Sizes of the messages to predict.
+        action_s : float
+            Seconds of a known run's forward. It should be as long as that of the run to predict, since caches grow cold
+            meanwhile.
+        rounds : int
+            How often each known run is measured.
         """
         every = self.known_runs(message_bytes, action_s)
         for each in every:
@@ -119,7 +154,7 @@ class Session:
         return calibrated([(self.run_known(each), each) for _ in range(rounds) for each in every])
 
     def known_runs(self, message_bytes: Sequence[int], action_s: float) -> list[KnownRun]:
-        """What calibrates these ranks; some keep cores busy if ranks that compute outnumber them."""
+        """The known runs that calibrate these ranks. Some keep cores busy if computing ranks outnumber the cores."""
         return known_runs(
             self.config.ranks,
             message_bytes,
@@ -129,42 +164,55 @@ class Session:
         )
 
     def count_memory(self) -> list[list[int]]:
-        """Per rank (of the first replica) the activation bytes after each row's action, from one untimed step."""
+        """For each rank of the first replica, the activation bytes after each row, from one untimed step."""
         return [rank.activation_bytes for rank in self.memory()]
 
     def memory(self) -> list[RankMemory]:
-        """Per rank (of the first replica) all that was counted in one untimed step; see `measure.with_memory`.
+        """For each rank of the first replica, all bytes that are counted in one untimed step.
 
-        The optimizer's state is known once there is one: after `train` or `load_checkpoint`.
+        Those of the optimizer are counted after `train` or `load_checkpoint`, which make it.
         """
         return self._by_rank(tasks.count_memory)
 
     def device_peaks(self) -> list[AllocatorPeak]:
-        """Per process of the first replica what a step takes of the GPU's memory (see `ppexec.measure.allocator`)."""
+        """For each process of the first replica, what a step takes of its GPU's memory."""
         return self._workers.call(tasks.device_peak)[: self.config.ranks * self.config.tp : self.config.tp]
 
     def _by_rank(self, task: Callable[..., list[_Answer]], **arguments: Any) -> list[_Answer]:
-        """Of the ranks' answers in all processes those of the first replica, of the first rank of tp in each."""
+        """The answers of the first replica's ranks, each from its first rank of tp."""
         every = self._workers.call(task, **arguments)
         shown = every[: self.config.ranks * self.config.tp : self.config.tp]
         return [answer for of_process in shown for answer in of_process]
 
     @cached_property
     def receive_window(self) -> int | None:
-        """How many receives every rank posts ahead on each of its links; None where none are posted."""
+        """Receives that each rank posts ahead on each link; None where none are posted."""
         return self._by_rank(tasks.receive_window)[0]
 
     def profile(self, rounds: int) -> Profile:
-        """Layer costs, and stage costs of this cut, from `rounds` rounds on all ranks at once."""
+        """Measure layer costs, and stage costs of this cut, in `rounds` rounds on all ranks at once."""
         return self.summarise(self.profile_rounds(rounds))
 
     def profile_rounds(
         self, rounds: int, *, first_step: int = 0, by_layer: bool = True, ranks: Sequence[int] | None = None
     ) -> list[Any]:
-        """The rounds themselves, by rank, to be gathered over several calls and then summarised.
+        """Measure rounds of a profile, to be gathered over several calls for `summarise`.
 
-        by_layer: False for rounds of stages alone, which take half as long; one round at least must have layers.
-        ranks: where ranks share a process, those to profile side by side; all unless given.
+        Parameters
+        ----------
+        rounds : int
+            How many.
+        first_step : int
+            Number of the step whose data the first round reads.
+        by_layer : bool
+            False times stages only, which takes half as long. At least one round must time layers.
+        ranks : sequence of int, optional
+            Where ranks share a process, those to profile at the same time; all unless given.
+
+        Returns
+        -------
+        list
+            For each rank its rounds.
         """
         self._refuse_timed("profile")
         every = self._workers.call(tasks.profile, rounds=rounds, first_step=first_step, by_layer=by_layer, ranks=ranks)
@@ -175,19 +223,25 @@ class Session:
             raise ValueError(f"timed compute has nothing to {what}: use compute='real'")
 
     def summarise(self, rounds_by_rank: list[Any]) -> Profile:
-        """Layer costs from rounds by rank."""
+        """Sum up rounds by rank, from one or more calls of `profile_rounds`."""
         return summarise(rounds_by_rank, self.config.layer_names, self.environment(), self.config.layer_sizes)
 
     def probe_network(self) -> Network:
-        """The links as measured at their own message sizes, waking the receiver up included; all of it is latency."""
+        """Measure each link of the program at the size of its messages.
+
+        All of the time, which includes waking up the receiver, is taken as latency.
+        """
         samples = [sample for rank in self._by_rank(tasks.probe) for sample in rank]
         return Network(links={(s.source, s.destination): Link(latency_s=s.one_way_s) for s in samples})
 
     def probe_reduction(self) -> Reduction | None:
-        """The ring that explains what adding up the stages' gradients over the replicas takes; None without replicas.
+        """Measure what it takes to add up gradients over the replicas.
 
-        Each stage's gradients, half and a quarter of them are added up alone, nothing else under way, as a step does
-        it. None too for an evaluation, or where no stage has gradients.
+        Returns
+        -------
+        Reduction or None
+            Fitted to the times of each stage's gradients, half of them and a quarter, each added up while nothing else
+            runs. None without replicas, in an evaluation, or if no stage has gradients.
         """
         samples = [sample for process in self._workers.call(tasks.probe_reductions) for sample in process]
         if not samples:
@@ -195,18 +249,38 @@ class Session:
         return Reduction.fitted(self.config.dp, [s.size_bytes for s in samples], [s.seconds for s in samples])
 
     def probe_sizes(self, size_bytes: Sequence[int], *, rounds: int) -> list[PingSample]:
-        """What messages of these sizes cost on every directed link between two ranks, by size and then by link."""
+        """Measure messages of these sizes on every directed link between two ranks; sorted by size, then by link."""
         by_rank = self._by_rank(tasks.probe_by_size, size_bytes=list(size_bytes), rounds=rounds)
         samples = [sample for rank in by_rank for sample in rank]
         return sorted(samples, key=lambda sample: (sample.size_bytes, sample.source, sample.destination))
 
     def time_compute(self, rounds: int) -> list[list[dict[str, float]]]:
-        """By rank, each round's seconds of F and B in a plain loop without messages; one stage per rank."""
+        """Measure F and B in a plain loop without messages; it takes one stage on each rank.
+
+        Returns
+        -------
+        list of list of dict
+            For each rank and round: mean seconds `forward_s` and `backward_s` of a microbatch, and `whole_s` of the
+            loop.
+        """
         self._refuse_timed("compute")
         return self._by_rank(tasks.time_plain, rounds=rounds)
 
     def time_steps(self, executor: str | None, steps: int) -> list[float]:
-        """Seconds of whole steps, first begin to last end, of this runtime (None) or one of `peer.PEERS`."""
+        """Measure whole steps, from the first rank's start to the last rank's end.
+
+        Parameters
+        ----------
+        executor : str or None
+            One of `ppexec.measure.torch_schedules.PEERS`, or None for this runtime.
+        steps : int
+            How many.
+
+        Returns
+        -------
+        list of float
+            Seconds of each.
+        """
         self._refuse_timed("compare")
         by_rank = self._by_rank(tasks.time_steps, executor=executor, steps=steps)
         return [
@@ -215,49 +289,78 @@ class Session:
         ]
 
     def verify(self) -> VerifyReport:
-        """Outputs and gradients against one process without a pipeline."""
+        """Compare outputs and gradients of a step with one process without a pipeline."""
         self._refuse_timed("verify")
         comparisons = [comparison for process in self._workers.call(verify_step) for comparison in process]
         return VerifyReport.of(self.config, comparisons)
 
     def train(self, steps: int) -> list[float]:
-        """Go on with the training by `steps` optimizer steps (AdamW); the loss of each, before its update.
+        """Go on with the training by optimizer steps (AdamW).
 
-        The loss is the mean over the global batch. The first call starts at step 0, or where a checkpoint left off.
+        Parameters
+        ----------
+        steps : int
+            How many. The first call starts at step 0, or after the loaded checkpoint.
+
+        Returns
+        -------
+        list of float
+            By step, the mean loss over the global batch before the update.
         """
         self._refuse_timed("train")
         if self.config.forward_only:
-            raise ValueError("a run with forward_only has no gradients to train with: leave it out")
+            raise ValueError("a run with forward_only has no gradients to train with: leave forward_only out")
         return mean_losses(self.config, self._workers.call(train_steps, steps=steps))
 
     @property
     def next_step(self) -> int:
-        """The number of the training's next step."""
+        """Number of the training's next step."""
         return self._workers.call(next_step)[0]
 
     def save_checkpoint(self, directory: Path) -> Path:
-        """Write parameters and optimizer state into a folder of this step's under `directory`; the folder.
+        """Write parameters and optimizer state.
 
-        Another mesh, schedule or partition of the same model can load it. All processes must share the directory.
+        Parameters
+        ----------
+        directory : Path
+            On a file system that all processes share.
+
+        Returns
+        -------
+        Path
+            The folder of this step under it. Any mesh, schedule and partition of the same model can load it.
         """
         self._refuse_timed("save")
         return self._workers.call(save_checkpoint, directory=directory.absolute())[0]
 
     def load_checkpoint(self, directory: Path) -> int:
-        """Go on from a checkpoint's folder, or the newest under a directory; the number of the next step.
+        """Go on from a checkpoint.
 
-        Raises ValueError if there is none or it is of another model.
+        Parameters
+        ----------
+        directory : Path
+            Its folder, or a directory whose newest checkpoint is taken.
+
+        Returns
+        -------
+        int
+            Number of the next step.
+
+        Raises
+        ------
+        ValueError
+            If there is no checkpoint, or it is of another model.
         """
         self._refuse_timed("load")
         checkpoint.newest(directory)
         return self._workers.call(load_checkpoint, directory=directory.absolute())[0]
 
     def nudge(self) -> None:
-        """Move every parameter by one rounding, up or down: a control for how far rounding leads a training."""
+        """Move every parameter by one rounding, to see how much rounding alone changes a training."""
         self._workers.call(nudge)
 
     def environment(self) -> dict[str, Any]:
-        """This machine, the versions, and how the ranks ran."""
+        """This machine, the versions of its software, and how the ranks ran."""
         config = self.config
         return describe_environment(
             ranks=config.ranks,
@@ -269,12 +372,12 @@ class Session:
 
     @cached_property
     def message_bytes(self) -> list[int]:
-        """The size of every message of the program."""
+        """Size of each message of the program."""
         return self._workers.call(tasks.message_bytes)[0]
 
 
 def _stage_costs(config: RunConfig, costs: Sequence[StageCost] | None) -> Sequence[StageCost] | None:
-    """What each stage takes where compute is timed; None where it is real."""
+    """The cost of each stage where compute is timed; None where it is real."""
     if costs is None and config.compute == "timed":
         if config.layer_costs is None:
             raise ValueError("timed compute needs costs: give a cost file, or profile the model first")

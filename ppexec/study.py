@@ -1,4 +1,4 @@
-"""Study: what every study shares: the flags of its output, its files, its progress bar and its exit code."""
+"""Study: what all studies share: output flags, files, progress bar and exit code."""
 
 from __future__ import annotations
 
@@ -45,7 +45,7 @@ class Findings:
 
 @dataclass(frozen=True, kw_only=True)
 class StudyCommand:
-    """A study as a command. A study derives from it, adds its flags as fields, and answers in `findings`."""
+    """A study as a command. Each study derives from it, adds its flags as fields, and implements `findings`."""
 
     out: Path | None = None
     """Directory for report.html and summary.json; nothing is written without one."""
@@ -53,11 +53,11 @@ class StudyCommand:
     """Print summary.json's object and nothing else on standard output."""
 
     def findings(self, directory: Path | None) -> Findings:
-        """Do the study. directory: of --out; it exists."""
+        """Do the study. The directory is that of --out, and exists."""
         raise NotImplementedError(f"{type(self).__name__} has no findings")
 
     def execute(self) -> None:
-        """Do the study, write its files and print its text; SystemExit(1) where the findings do not hold."""
+        """Do the study, write its files and print its text. Raises SystemExit(1) if the findings do not hold."""
         directory = None if self.out is None else _existing_directory(self.out)
         found = self.findings(directory)
         if directory is not None:
@@ -105,7 +105,7 @@ def progress(items: Iterable[Any] | None = None, **options: Any) -> Any:
 
 @contextlib.contextmanager
 def without_advice() -> Iterator[None]:
-    """Keep quiet about few microbatches, which every run of a study would say again."""
+    """A context without warnings of few microbatches, which every run of a study would repeat."""
     with warnings.catch_warnings():
         warnings.simplefilter("ignore")
         yield

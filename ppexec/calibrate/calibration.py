@@ -1,4 +1,4 @@
-"""Calibrate: what running a schedule costs beside its computations, as found in known runs beside it."""
+"""Calibration: what running a schedule costs beside its computations, fitted from known runs."""
 
 from __future__ import annotations
 
@@ -12,28 +12,48 @@ import numpy.typing as npt
 from ppsim import Conditions, Jitter, Link, Network, Program, StageCost, Trace
 from ppsim.simulation.timed_program import row_durations
 
-_THERE_S = 300e-6  # a message handed over so long before is there
+# A message sent so long before has arrived: several times what one takes between processes of a machine.
+_THERE_S = 300e-6
 _PERCENTILES = (10, 50, 90, 99)
 
 Seconds = npt.NDArray[np.float64]
 Step = tuple[Trace, Sequence[StageCost]]
-"""A measured step, and what its stages were to take."""
+"""A measured step of timed compute, and the stated costs of its stages."""
 _NONE = np.zeros(0)
 
 
 @dataclass(frozen=True, kw_only=True)
 class Calibration:
-    """What a rank spends between its actions, and what messages take, all in seconds; means, and how they vary.
+    """What ranks spend between their actions and what messages take: means, and how they vary.
 
-    action_s: before an action without a message. receive_s: more before one that takes a message that is there, by its
-    size. send_s: after an action that sends one, by its size, until it sets off. one_way_s: size -> from there until a
-    consumer that had waited for it can go on. A size between two measured ones is interpolated.
+    Parameters
+    ----------
+    action_s : float
+        Mean seconds before an action that takes no message.
+    receive_s : mapping of int to float
+        Message size in bytes to further mean seconds before an action that takes a message which has arrived.
+    send_s : mapping of int to float
+        Message size to mean seconds from the end of an action until the message that it sends starts.
+    one_way_s : mapping of int to float
+        Message size to mean seconds from the start of a message until a consumer that waits for it can start.
+    late_s : array of shape (actions,)
+        Seconds by which each timed action ended late.
+    dispatch_factors : array
+        Time spent before each action, over its mean.
+    message_factors : array
+        Time that each message took, over the mean of its size.
+    independent_share : float
+        From 0 to 1: the share of these deviations that each action and message has by itself. The rest makes all ranks
+        late at the same time, so only its mean counts.
+    step_std : float
+        Relative standard deviation of whole steps that all of the above does not explain.
+    sharing_efficiency : float
+        Efficiency of cores that are shared by more ranks than there are cores (see `ppsim.simulation.sharing`).
 
-    late_s: how late timed actions end, one number for each. dispatch_factors, message_factors: what single ones took,
-    of what is spent before actions and of one_way_s, over their mean. independence: how much of all these differs from
-    its mean for each action and message by itself; what is left makes all late alike, so that its mean is all that
-    counts. common: relative deviation of whole steps beside all that. sharing_efficiency: of ranks that outnumber the
-    cores, see `ppsim.simulation.sharing`. The last three are found in whole steps (see `step_fit`).
+    Notes
+    -----
+    Sizes between two measured ones are interpolated. The last three are fitted to whole steps (see `step_fit`), the
+    others to single actions (see `fit`).
     """
 
     action_s: float = 0.0
@@ -43,8 +63,8 @@ class Calibration:
     late_s: Seconds = field(default_factory=lambda: _NONE)
     dispatch_factors: Seconds = field(default_factory=lambda: _NONE)
     message_factors: Seconds = field(default_factory=lambda: _NONE)
-    independence: float = 1.0
-    common: float = 0.0
+    independent_share: float = 1.0
+    step_std: float = 0.0
     sharing_efficiency: float = 1.0
 
     def options(self, program: Program, message_bytes: npt.NDArray[np.int64]) -> dict[str, Any]:
@@ -76,20 +96,26 @@ class Calibration:
         return {"network": Network(links=links), "conditions": Conditions(dispatch_s=dispatch_s, send_s=send_s)}
 
     def jitter(self, *, timed: bool) -> Jitter:
-        """How it varies, from action to action and from message to message; lateness is of timed actions alone."""
+        """How times vary, as `ppsim.monte_carlo` takes it.
+
+        Parameters
+        ----------
+        timed : bool
+            Whether what is predicted is timed compute. Only timed actions end late.
+        """
         factors = {"dispatch": self.dispatch_factors, "message": self.message_factors}
         return Jitter(
             factors={name: self._independent(each) for name, each in factors.items() if len(each)},
             late_s=self._independent(self.late_s) if timed and len(self.late_s) else (),
-            step=self.common,
+            step=self.step_std,
         )
 
     def _independent(self, amounts: Seconds) -> Seconds:
         mean = float(amounts.mean())
-        return mean + self.independence * (amounts - mean)
+        return mean + self.independent_share * (amounts - mean)
 
     def to_dict(self) -> dict[str, Any]:
-        """As JSON values; of what varies the mean and some percentiles."""
+        """The calibration as JSON values, with mean and percentiles of each array."""
         return {
             "action_s": self.action_s,
             **{
@@ -97,8 +123,8 @@ class Calibration:
                 for name in ("receive_s", "send_s", "one_way_s")
             },
             **{name: _described(getattr(self, name)) for name in ("late_s", "dispatch_factors", "message_factors")},
-            "independence": self.independence,
-            "common": self.common,
+            "independent_share": self.independent_share,
+            "step_std": self.step_std,
             "sharing_efficiency": self.sharing_efficiency,
         }
 
@@ -115,12 +141,29 @@ def _described(amounts: Seconds) -> dict[str, float]:
 
 
 def fit(steps: Sequence[Step]) -> Calibration:
-    """What measured steps of timed compute say, each with what its stages were to take. Raises ValueError for pairs.
+    """Fit a calibration to measured steps of timed compute.
 
-    All messages of a step have one size; different steps may have different ones. What is spent between two actions is
-    taken as action_s + send_s where the first sends + receive_s where the second takes a message that is there, by
-    least squares over all of them; so these are means, as a step takes the sum of its actions. Of the steps of one
-    schedule the slowest and the fastest quarter count nothing, since others may have used the machine in them.
+    Parameters
+    ----------
+    steps : sequence of (Trace, stage costs)
+        All messages of a step have one size. Different steps may have different sizes.
+
+    Returns
+    -------
+    Calibration
+        With the defaults of what is fitted to whole steps (see `step_fit`).
+
+    Raises
+    ------
+    ValueError
+        For a schedule with overlapped pairs.
+
+    Notes
+    -----
+    The time between two actions is action_s, plus send_s if the first sends a message, plus receive_s if the second
+    takes a message that has arrived; least squares over all such times. So they are means, since a step takes the sum
+    of its actions. Of the steps of one known run the slowest and the fastest quarter are left out, since other programs
+    may have used the machine during them.
     """
     seen = [_look(trace, stages) for trace, stages in _middle(steps)]
     sizes = sorted({one.size_bytes for one in seen})
@@ -150,7 +193,7 @@ def fit(steps: Sequence[Step]) -> Calibration:
 
 
 def by_known_run(steps: Sequence[Step]) -> list[list[Step]]:
-    """The steps of each known run: those of one program and the same stages, in their order."""
+    """Group steps by known run: those with the same program and stages, in their order."""
     alike: dict[tuple[int, int], list[Step]] = {}
     for trace, stages in steps:
         alike.setdefault((id(trace.program), id(stages)), []).append((trace, stages))
@@ -158,7 +201,7 @@ def by_known_run(steps: Sequence[Step]) -> list[list[Step]]:
 
 
 def _middle(steps: Sequence[Step]) -> list[Step]:
-    """Of the steps of each known run, by their length, all but the first and the last quarter."""
+    """The steps of each known run without the fastest and the slowest quarter."""
     kept = []
     for same in by_known_run(steps):
         same.sort(key=lambda step: step[0].makespan_s)
@@ -170,9 +213,9 @@ def _middle(steps: Sequence[Step]) -> list[Step]:
 class _Seen:
     """What a step shows.
 
-    gap_s: between the ends of actions and the starts of the next, where all was there; sends, takes: whether the first
-    of the two sends a message and the second takes one, shape (gaps,). journey_s: from an action's end to the start of
-    one that had waited for its message. late_s: how late each row ended. size_bytes: of its messages.
+    gap_s: from the end of an action to the start of the next where no message was missing. sends, takes: whether the
+    first of the two sends a message, and the second takes one, shape (gaps,). journey_s: from the end of an action to
+    the start of one that waited for its message. late_s: how late each row ended. size_bytes: of each message.
     """
 
     size_bytes: int
@@ -186,7 +229,10 @@ class _Seen:
 def _look(trace: Trace, stages: Sequence[StageCost]) -> _Seen:
     program = trace.program
     if program.has_pairs:
-        raise ValueError("a calibration is fitted from a schedule without overlapped pairs: take 1f1b")
+        raise ValueError(
+            f"schedule {program.schedule.name!r} has overlapped pairs, between whose parts there is no gap: fit a "
+            "calibration to a schedule without overlapped pairs, such as 1f1b"
+        )
     first = np.zeros(len(program.stage), bool)
     first[program.rank_actions[:-1]] = True  # without pairs, rows are actions
     free_s = np.roll(trace.end_s, 1)
@@ -207,7 +253,7 @@ def _look(trace: Trace, stages: Sequence[StageCost]) -> _Seen:
 
 
 def _factors(amounts: Seconds, expected: npt.ArrayLike) -> Seconds:
-    """Single amounts over what is expected of each, with mean 1; none where nothing is expected."""
+    """Amounts over what was expected of each, scaled to mean 1; without those where nothing was expected."""
     expected = np.broadcast_to(expected, amounts.shape)
     factors = amounts[expected > 0] / expected[expected > 0]
     return factors / factors.mean() if len(factors) and factors.mean() > 0 else _NONE

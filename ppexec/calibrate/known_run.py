@@ -1,6 +1,6 @@
-"""Known run: a schedule whose actions take a known time, run beside what is to be predicted.
+"""Known runs: schedules whose actions take a known time, run beside what is to be predicted.
 
-What such a step takes beyond its known times is what running a schedule costs.
+What their steps take beyond the known times is what running a schedule costs.
 """
 
 from __future__ import annotations
@@ -19,8 +19,18 @@ _MOST_SIZES = 3
 class KnownRun:
     """One schedule with equal stages.
 
-    action_s: seconds of a stage's forward, and of each half of its backward. size_bytes: of each message. is_busy:
-    whether its actions keep a core at work for so long, instead of waiting.
+    Parameters
+    ----------
+    schedule_name : str
+        As `ppsim.build_schedule` takes it.
+    ranks, stages_per_rank : int
+        Its size.
+    size_bytes : int
+        Of each message.
+    action_s : float
+        Seconds of a stage's forward, and of each half of its backward.
+    is_busy : bool
+        Whether an action keeps a core busy for that time, instead of waiting.
     """
 
     schedule_name: str
@@ -32,7 +42,7 @@ class KnownRun:
 
     @cached_property
     def schedule(self) -> Schedule:
-        """Its schedule; as many microbatches as ranks, or a few times as many."""
+        """Its schedule, with 8 microbatches or more, a multiple of the ranks."""
         return build_schedule(
             self.schedule_name,
             ranks=self.ranks,
@@ -42,7 +52,7 @@ class KnownRun:
 
     @cached_property
     def stages(self) -> list[StageCost]:
-        """What its stages take."""
+        """The cost of each stage."""
         cost = StageCost(
             forward_s=self.action_s,
             backward_input_s=self.action_s,
@@ -57,12 +67,28 @@ class KnownRun:
 def known_runs(
     ranks: int, message_bytes: Sequence[int], action_s: float, *, stages_per_rank: int = 1, with_busy: bool = False
 ) -> list[KnownRun]:
-    """Known runs, to be run in turn: two schedules with messages of every size, or of three sizes if there are more.
+    """The known runs that calibrate a run of these ranks.
 
-    In 1F1B all ranks act at the same time and wait for one another's messages; where backwards are split they act at
-    different times, and most messages are there before they are needed. What is predicted is of both kinds. Ranks that
-    hold several stages do so here too: they have less to do at a time, and disturb one another less. with_busy: each
-    also with ranks that keep cores at work, to see what sharing these costs.
+    Parameters
+    ----------
+    ranks, stages_per_rank : int
+        Of the run to predict.
+    message_bytes : sequence of int
+        Sizes of its messages. Of more than three sizes the smallest, the middle and the largest are taken.
+    action_s : float
+        Seconds of each action.
+    with_busy : bool
+        Add each known run with actions that keep cores busy, which shows what sharing cores costs.
+
+    Returns
+    -------
+    list of KnownRun
+        Two schedules for each size; one schedule for a single rank.
+
+    Notes
+    -----
+    In 1F1B all ranks act at the same time and wait for each other's messages. In a schedule with split backwards they
+    act at different times, and most messages arrive before they are needed. A run to predict has both.
     """
     sizes = sorted(set(message_bytes)) if ranks > 1 else [0]
     if len(sizes) > _MOST_SIZES:

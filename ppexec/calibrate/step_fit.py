@@ -1,4 +1,4 @@
-"""Whole steps: what the length of known runs says of a machine that the gaps between their actions do not."""
+"""Step fit: what the length of whole known steps shows of a machine, beyond the gaps between their actions."""
 
 from __future__ import annotations
 
@@ -21,30 +21,50 @@ _QUARTILES = 1.349  # between those of the standard normal distribution
 
 
 def calibrated(known_steps: Sequence[tuple[Trace, KnownRun]]) -> Calibration:
-    """What measured steps of known runs say: of sharing cores those that kept them busy, of all else the others."""
+    """Fit a whole calibration to measured steps of known runs.
+
+    Parameters
+    ----------
+    known_steps : sequence of (Trace, KnownRun)
+        Steps that kept cores busy give the `sharing_efficiency`. All others give the rest.
+    """
     calm, busy = (
         [(trace, each.stages) for trace, each in known_steps if each.is_busy == is_busy] for is_busy in (False, True)
     )
-    return with_sharing(with_independence(fit(calm), calm), busy, cores=usable_cores())
+    return with_sharing(with_step_variation(fit(calm), calm), busy, cores=usable_cores())
 
 
-def with_independence(calibration: Calibration, steps: Sequence[Step]) -> Calibration:
-    """The calibration with `independence` and `common`, whose samples are as long, and vary as much, as these steps.
+def with_step_variation(calibration: Calibration, steps: Sequence[Step]) -> Calibration:
+    """Fit `independent_share` and `step_std` to whole steps.
 
-    steps: of known runs that waited. Where ranks wait for one another, the latest counts, so what varies costs more
-    than its mean, and most if it varies for each rank alone. But what makes one rank late, another's work on the same
-    core or a machine that pauses, often makes all late. How much of either there is shows only in whole steps.
+    Parameters
+    ----------
+    calibration : Calibration
+        With all that is fitted to single actions.
+    steps : sequence of (Trace, stage costs)
+        Of known runs that waited.
+
+    Returns
+    -------
+    Calibration
+        Its samples have the median length and the deviation of these steps.
+
+    Notes
+    -----
+    Where ranks wait for each other, the latest one counts. So variation costs more than its mean, and most if it is
+    independent for each rank. But what makes one rank late (another program on its core, a pause of the machine) often
+    makes all ranks late. Only whole steps show the share of each.
     """
 
     def median_s(level: float, step: Step) -> float:
-        return float(np.median(_samples_s(replace(calibration, independence=level), step)))
+        return float(np.median(_samples_s(replace(calibration, independent_share=level), step)))
 
-    found = replace(calibration, independence=_level(steps, 0.0, 1.0, median_s))
+    found = replace(calibration, independent_share=_level(steps, 0.0, 1.0, median_s))
     unexplained = [
         _deviation([trace.makespan_s for trace, _ in same]) ** 2 - _deviation(_samples_s(found, same[0])) ** 2
         for same in by_known_run(steps)
     ]
-    return replace(found, common=max(float(np.mean(unexplained)), 0.0) ** 0.5)
+    return replace(found, step_std=max(float(np.mean(unexplained)), 0.0) ** 0.5)
 
 
 def _samples_s(calibration: Calibration, step: Step) -> npt.NDArray[np.float64]:
@@ -59,16 +79,26 @@ def _samples_s(calibration: Calibration, step: Step) -> npt.NDArray[np.float64]:
 
 
 def _deviation(seconds: npt.ArrayLike) -> float:
-    """Relative, from the quartiles as if normal: steps that others disturbed are far out."""
+    """The relative standard deviation, from the quartiles as if normal, since disturbed steps are outliers."""
     return float(np.subtract(*np.quantile(np.log(seconds), [0.75, 0.25]))) / _QUARTILES
 
 
 def with_sharing(calibration: Calibration, steps: Sequence[Step], *, cores: int) -> Calibration:
-    """The calibration with the `sharing_efficiency` that lets `simulate` say of these steps what they took.
+    """Fit the `sharing_efficiency` with which `ppsim.simulate` predicts the length of these steps.
 
-    steps: of known runs whose actions kept a core at work for their CPU time; without any the efficiency is 1. So it
-    holds what cores stand idle for while ranks queue for another one, and switching, with actions as long as these, and
-    what other replicas take of the cores; what caches lose is in the CPU time of the actions themselves.
+    Parameters
+    ----------
+    calibration : Calibration
+        With all else.
+    steps : sequence of (Trace, stage costs)
+        Of known runs whose actions kept a core busy for their CPU time. Without any the efficiency is 1.
+    cores : int
+        Cores of this machine.
+
+    Notes
+    -----
+    The efficiency covers idle cores while ranks queue for another core, switching between ranks, and the cores that
+    other replicas take. What caches lose is in the CPU time of the actions.
     """
 
     def step_s(lost: float, step: Step) -> float:
@@ -86,9 +116,10 @@ def with_sharing(calibration: Calibration, steps: Sequence[Step], *, cores: int)
 
 
 def _level(steps: Sequence[Step], low: float, high: float, predict: Callable[[float, Step], float]) -> float:
-    """Where predictions, longer the higher the level, are as long as the steps, in the mean of the ratios' logarithms.
+    """Find, by bisection, the level at which predictions are as long as the measured steps.
 
-    Of the steps of one known run the median counts. Either end, if nothing between them is long or short enough.
+    Predictions grow with the level. The mean of the logarithms of predicted over measured is 0 there, with the median
+    of each known run's steps. It is one of the ends if none between them fits.
     """
     taken = [(same[0], float(np.median([trace.makespan_s for trace, _ in same]))) for same in by_known_run(steps)]
     measured = np.log([measured_s for _, measured_s in taken])

@@ -1,4 +1,4 @@
-"""Tasks: known runs on a worker's ranks."""
+"""Tasks: what a worker is asked to do for a calibration."""
 
 from __future__ import annotations
 
@@ -22,7 +22,20 @@ class _Built(NamedTuple):
 
 
 def run_known(worker: Worker, *, known: KnownRun) -> list[StepRecord]:
-    """Run and time one step of a known run on the worker's ranks; the records by rank, on the first rank's clock."""
+    """Run and time one step of a known run on the worker's ranks.
+
+    Parameters
+    ----------
+    worker : Worker
+        Keeps the ranks of the known run for the next call.
+    known : KnownRun
+        What is run.
+
+    Returns
+    -------
+    list of StepRecord
+        By rank, with times on the first rank's clock.
+    """
     built = worker.keep(known, lambda: _build(worker, known))
     with undisturbed(worker.mesh):
         records = run_step(worker.device, built.ranks, built.sequence, Batch())
@@ -32,7 +45,7 @@ def run_known(worker: Worker, *, known: KnownRun) -> list[StepRecord]:
 
 
 def _build(worker: Worker, known: KnownRun) -> _Built:
-    """Its ranks, with as many receives posted ahead as in the worker's own run, or more where it needs them."""
+    """Its ranks, which post as many receives ahead as in the worker's own run, or more if they need more."""
     sharpen_sleep()
     program = known.schedule.program
     window = worker.config.receive_window

@@ -1,4 +1,4 @@
-"""Warn: what a configuration costs that its user may not have meant."""
+"""Bubble warning: too few microbatches for the number of ranks."""
 
 from __future__ import annotations
 
@@ -6,10 +6,27 @@ import ppsim
 
 
 def bubble_warning(schedule: ppsim.Schedule) -> list[str]:
-    """A warning if there are fewer than 2 p microbatches: the bubble fraction to expect and the m that would halve it.
+    """Warn of fewer than 2 p microbatches.
 
-    Expected for equal stages with I, W as long as F and free messages, by simulation; for AFAB and 1F1B that is
-    (p - 1) / (m + p - 1).
+    Parameters
+    ----------
+    schedule : Schedule
+        With p ranks and m microbatches.
+
+    Returns
+    -------
+    list of str
+        Empty, or one sentence with the bubble fraction to expect and the m that would halve it.
+
+    Notes
+    -----
+    The fraction is simulated for equal stages, with I and W as long as F, and without communication. For AFAB and 1F1B
+    it is (p - 1) / (m + p - 1).
+
+    Examples
+    --------
+    >>> bubble_warning(ppsim.build_schedule("1f1b", ranks=2, microbatches=3))[0].partition(": ")[2]
+    'expect a bubble fraction of 0.250; 7 microbatches would halve it'
     """
     if schedule.ranks == 1 or schedule.microbatches >= 2 * schedule.ranks or schedule.name == "custom":
         return []

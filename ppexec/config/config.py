@@ -19,13 +19,33 @@ _PRESETS: dict[str, dict[str, int]] = {
     "small": {"hidden": 512, "seq": 64, "micro_batch_size": 2},
     "assignment": {"hidden": 4096, "seq": 8192, "micro_batch_size": 2},
 }
-# More is a typing error rather than a run: every rank is a process, and every action passes through Python.
+# Larger values are likely typing errors: every rank is a process, and every action passes through Python.
 _MOST = {"ranks": 256, "microbatches": 100_000, "layers": 100_000, "threads": 1024, "steps": 1_000_000}
 
 
 @dataclass(frozen=True, kw_only=True)
 class RunConfig:
-    """What to run, where, and how often. Raises ValueError with value and remedy for what cannot run."""
+    """What to run, where, and how often. The fields are the flags of the command line.
+
+    Raises
+    ------
+    ValueError
+        For a run that cannot be, with the value and the remedy.
+
+    Examples
+    --------
+    Numbers that are 0 are filled in:
+
+    >>> config = RunConfig(schedule="1f1b", ranks=4, microbatches=8, layers=8, dp=2)
+    >>> config.layer_sizes, config.hidden, config.global_batch_size, config.world_size
+    ([2, 2, 2, 2], 512, 32, 8)
+
+    Values that do not fit are refused before a process starts:
+
+    >>> RunConfig(layers=3, ranks=2)
+    Traceback (most recent call last):
+    ValueError: 3 layers do not divide evenly over 2 stages: take 2 or 4 layers, or 1 or 3 stages, ...
+    """
 
     model: str = "mlp"
     """Built-in model ("mlp", "gpt") or your own, package.module:factory."""
@@ -59,8 +79,8 @@ class RunConfig:
     heads: int = 0
     """Attention heads of a GPT; 0 takes heads of 64, or in a small model 4 smaller ones."""
     vocabulary: int = 0
-    """Rows of a GPT's embedding and head; 0 takes 256, one for each byte. More are never read, but cost what they cost
-    in a model of words."""
+    """Rows of a GPT's embedding and head; 0 takes 256, one for each byte. More rows are never read, but take the time
+    and memory of a larger vocabulary."""
     text: Path | None = None
     """Text whose bytes a GPT learns; this toolkit's own sources unless given."""
     dropout: float = 0.0
@@ -68,11 +88,11 @@ class RunConfig:
     tied: bool = False
     """Let a GPT's embedding and head share one weight."""
     recompute: bool = False
-    """Keep each layer's input alone and compute the layer anew for its backward (costs in a file stand as they are)."""
+    """Keep only each layer's input, and compute the layer again for its backward (costs in a file stay as they are)."""
     dp: int = 1
     """Data-parallel replicas."""
     tp: int = 1
-    """Tensor-parallel ranks: each layer's weights are sharded over them, as the model plans."""
+    """Tensor-parallel ranks, over which each layer's weights are sharded as the model plans."""
     steps: int = 10
     """Measured steps."""
     warmup: int = 2
@@ -82,29 +102,31 @@ class RunConfig:
     weight_decay: float = 0.01
     """AdamW's decay in a training."""
     forward_only: bool = False
-    """Evaluation: forwards alone, no gradients."""
+    """Evaluation: forwards only, no gradients."""
     seed: int = 0
     """The number from which every random stream is derived."""
     dtype: Literal["float32", "float64", "bfloat16"] = "float32"
     """Type of parameters and activations."""
     threads: int = 0
-    """Threads of each rank; 0 shares this machine's cores out among its ranks."""
+    """Threads of each rank; 0 divides this machine's cores among its ranks."""
     receive_window: int = 0
-    """Receives posted ahead on each link; 0 takes the smallest that suffices plus 2, or what 16 MiB hold if more."""
+    """Receives posted ahead on each link; 0 takes the smallest number that suffices plus 2, or what fits in 16 MiB if
+    that is more."""
     backend: Literal["gloo", "nccl", "local"] = "gloo"
-    """What carries messages: gloo or nccl between processes, one for each rank; local: copies within one process that
+    """What carries messages. gloo, nccl: between processes, one for each rank. local: copies within one process that
     has all ranks, each on a stream of its own."""
     device: Literal["auto", "cpu", "cuda", "threads"] = "auto"
-    """Where ranks compute. auto: on GPUs with nccl, or with local where there is one; else on the CPU. threads: on the
-    CPU, but asynchronously, as on a GPU: each stream is a thread."""
+    """Where ranks compute. auto: on GPUs with nccl, or with local where there is a GPU; else on the CPU. threads: on
+    the CPU, but asynchronously as on a GPU, where each stream is a thread."""
     devices: Literal["own", "shared"] = "own"
-    """GPUs of a run with nccl: one for each rank, or (shared) fewer: for proofs and memory, not for timings."""
+    """GPUs of a run with nccl. own: one for each rank. shared: fewer, which is enough to verify and to count memory,
+    but not to measure times."""
     compute: Literal["real", "timed"] = "real"
-    """Real computation, or waits of the costs' length with real messages."""
+    """real: ranks compute. timed: ranks wait for as long as the costs say, and send real messages."""
     costs: Path | None = None
-    """Layer costs, JSON or CSV."""
+    """File of layer costs, JSON or CSV."""
     timeout_s: float = 600.0
-    """Seconds after which a message that does not come is an error."""
+    """Seconds after which a missing message is an error."""
 
     def __post_init__(self) -> None:
         for name in ("layers", "dp", "tp", "steps"):
@@ -147,7 +169,7 @@ class RunConfig:
             object.__setattr__(self, name, value)
 
     def _settle_model(self) -> None:
-        """What concerns one kind of model alone."""
+        """Check and fill in the fields of one kind of model."""
         self._at_least("heads", 0)
         self._at_least("vocabulary", 0)
         if isinstance(self.dropout, bool) or not 0 <= self.dropout < 1:
@@ -168,10 +190,10 @@ class RunConfig:
                 by, count = ("heads", self.heads) if what == "hidden" else ("tp", self.tp)
                 if value % count:
                     fitting = next(n for n in range(count, 0, -1) if value % n == 0)
-                    raise ValueError(f"{what} {value} does not divide by {by} {count}: take {by} {fitting}, say")
+                    raise ValueError(f"{what} {value} does not divide by {by} {count}: take {by} {fitting} for example")
 
     def _settle_device(self) -> None:
-        """Where ranks compute fits what carries their messages, or the error says what would."""
+        """Choose where ranks compute, and refuse a device that does not fit the backend."""
         if self.device == "auto":
             on_gpu = self.backend == "nccl" or (self.backend == "local" and torch.cuda.is_available())
             fitting = "cuda" if on_gpu else "threads" if self.backend == "local" else "cpu"
@@ -185,7 +207,10 @@ class RunConfig:
                 f"PyTorch {torch.__version__} sees none: take --backend gloo, or --backend local --device threads"
             )
         if self.devices == "shared" and self.backend != "nccl":
-            raise ValueError("devices='shared' is of processes with nccl: with --backend local ranks always share one")
+            raise ValueError(
+                f"devices='shared' needs backend 'nccl', got {self.backend!r}: leave it out (with local, ranks always "
+                "share one device)"
+            )
         if self.is_local and (self.dp > 1 or self.tp > 1):
             raise ValueError(
                 f"backend 'local' has one process, so dp and tp must be 1, got dp={self.dp} and tp={self.tp}: take "
@@ -193,18 +218,18 @@ class RunConfig:
             )
 
     def _check_gpus(self) -> None:
-        """As many GPUs on this machine as processes, unless they are to share them."""
+        """Refuse more processes on this machine than it has GPUs, unless they are to share them."""
         if self.backend != "nccl" or self.devices == "shared":
             return
         here, gpus = int(os.environ.get("LOCAL_WORLD_SIZE", self.world_size)), torch.cuda.device_count()
         if here > gpus:
             raise ValueError(
-                f"{here} processes on this machine need a GPU each, and there are {gpus}: take --devices shared (for "
-                "proofs and memory), --backend local (all ranks on one GPU), or more machines with torchrun"
+                f"{here} processes on this machine need a GPU each, and there are {gpus}: take --devices shared (to "
+                "verify and to count memory), --backend local (all ranks on one GPU), or more machines with torchrun"
             )
 
     def _settle_batch(self) -> None:
-        """The three batch numbers agree, or the error has both numbers and the nearest that work."""
+        """Refuse batch numbers that do not agree; the error has the nearest that do."""
         if not self.global_batch_size:
             return
         per_round = self.micro_batch_size * self.dp
@@ -229,13 +254,13 @@ class RunConfig:
         needed = smallest_receive_window(self.pipeline.program) if self.receive_window else 0
         if self.receive_window < needed:
             raise ValueError(
-                f"receive_window {self.receive_window} is too small: a rank of this schedule needs {needed} receives "
-                f"posted at once on a link, or it waits for ever; take {needed} or more, or 0"
+                f"receive_window {self.receive_window} is too small: a rank of this schedule waits for ever unless "
+                f"{needed} receives are posted at once on a link; take {needed} or more, or 0"
             )
 
     @property
     def world_size(self) -> int:
-        """Processes in all: dp x ranks x tp, or with backend "local" one."""
+        """Number of processes: dp x ranks x tp, or 1 with backend "local"."""
         return 1 if self.is_local else self.dp * self.ranks * self.tp
 
     @property
@@ -251,7 +276,7 @@ class RunConfig:
 
     @cached_property
     def pipeline(self) -> ppsim.Schedule:
-        """The schedule, checked; without its backwards if `forward_only`."""
+        """The checked schedule, without its backwards if `forward_only`."""
         if self.from_csv is None:
             schedule = ppsim.build_schedule(
                 self.schedule,
@@ -289,17 +314,17 @@ class RunConfig:
 
     @property
     def _ends(self) -> tuple[int, int]:
-        """Layers of the chain that `layers` does not count, before and after those that it does."""
+        """Layers of the chain that `layers` does not count: before, and after those that it counts."""
         return (1, 1) if self.model == "gpt" else (0, 0)
 
     @property
     def chain_length(self) -> int:
-        """Layers of the model in all: `layers`, and a GPT's embedding and head."""
+        """Number of layers of the model: `layers`, and a GPT's embedding and head."""
         return self.layers + sum(self._ends)
 
     @property
     def layer_names(self) -> list[str]:
-        """What each layer of the chain is called in profiles."""
+        """The name of each layer of the chain in profiles."""
         before, after = self._ends
         inner = [f"{self.model} {layer}" for layer in range(self.layers)]
         return [f"{self.model} embedding"] * before + inner + [f"{self.model} head"] * after
@@ -325,11 +350,11 @@ class RunConfig:
         return ppsim.partition_sizes(self.chain_length, stages=stages, method=sizes)
 
     def warnings(self) -> list[str]:
-        """What may run, but not as one might hope."""
+        """What the user may want to know before a run that is possible."""
         return bubble_warning(self.pipeline)
 
     def plain(self) -> RunConfig:
-        """This configuration without what a subclass (a command, a study) adds; what workers are given."""
+        """This configuration without the fields of a subclass (a command or study), as workers are given it."""
         return RunConfig(**{field.name: getattr(self, field.name) for field in fields(RunConfig)})
 
     def to_dict(self) -> dict[str, Any]:

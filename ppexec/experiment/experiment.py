@@ -137,7 +137,7 @@ def predict_and_measure(
     verify: bool = True,
     calibration: Calibration | None = None,
     watch: OutsideLoad | None = None,
-    advance: Callable[[str], None] = lambda done: None,
+    advance: Callable[[str], None] | None = None,
 ) -> Outcome:
     """Profile, predict, run and verify a configuration.
 
@@ -154,7 +154,13 @@ def predict_and_measure(
             pool = owned.enter_context(WorkerPool())
         costs = profiled_for_timed(config, pool) if costs is None else costs
         found = measure_in_turn(
-            config, pool, costs, verify=verify, calibrates=calibration is None, watch=watch, advance=advance
+            config,
+            pool,
+            costs,
+            verify=verify,
+            calibrates=calibration is None,
+            watch=watch,
+            advance=advance or (lambda done: None),
         )
     if calibration is None:
         calibration = calibrated(found.known_steps)

@@ -7,15 +7,23 @@ from dataclasses import dataclass, field
 import torch
 
 from ppexec.models.model import Sample
-from ppexec.models.seeds import microbatch_order
+from ppexec.models.seeds import microbatch_order, samples_of
 
 
 @dataclass(frozen=True, kw_only=True)
 class Batch:
-    """A step's microbatches on one rank: `inputs[b]` on the first stage's, `targets[b]` on the last's, else empty.
+    """A step's microbatches on one rank.
 
-    step: its number. samples: on every rank, the global indices of each microbatch's samples, from which dropout is
-    keyed.
+    Parameters
+    ----------
+    inputs : list of Tensor
+        By microbatch, on the rank of the first stage; empty on others.
+    targets : list of Tensor
+        By microbatch, on the rank of the last stage; empty on others.
+    step : int
+        Number of the step.
+    samples : list of range
+        By microbatch, on every rank, the global indices of its samples. Dropout is keyed by them.
     """
 
     inputs: list[torch.Tensor] = field(default_factory=list)
@@ -37,13 +45,32 @@ def load_batch(
     has_last: bool,
     device: torch.device,
 ) -> Batch:
-    """Read a replica's microbatches of a step in the order of (seed, step), keeping the half that this rank needs.
+    """Read a replica's microbatches of a step, in the order of (seed, step).
 
-    micro_batch_size: samples of a microbatch. Raises ValueError if a microbatch is not a pair of tensors.
+    Parameters
+    ----------
+    sample : callable
+        The model's: global microbatch index to (inputs, targets).
+    seed, step : int
+        What the order of the data depends on.
+    microbatches : int
+        Of the step, per replica.
+    micro_batch_size : int
+        Samples of a microbatch.
+    dp, dp_rank : int
+        Number of replicas, and which of them reads.
+    has_first, has_last : bool
+        Whether the rank holds the first stage, which needs inputs, and the last, which needs targets.
+    device : torch.device
+        Where they are put.
+
+    Raises
+    ------
+    ValueError
+        If a microbatch is not a pair of tensors.
     """
     order = microbatch_order(seed, step=step, microbatches=microbatches, dp=dp, dp_rank=dp_rank).tolist()
-    size = micro_batch_size
-    batch = Batch(step=step, samples=[range(index * size, (index + 1) * size) for index in order])
+    batch = Batch(step=step, samples=[samples_of(index, micro_batch_size) for index in order])
     if not (has_first or has_last):
         return batch
     storages: set[int] = set()
@@ -57,7 +84,7 @@ def load_batch(
 
 
 def read_sample(sample: Sample, index: int) -> tuple[torch.Tensor, torch.Tensor]:
-    """One microbatch by its global index; raises ValueError if it is not a pair of tensors."""
+    """Read the microbatch of a global index. Raises ValueError if it is not a pair of tensors."""
     pair = sample(index)
     if not (isinstance(pair, tuple) and len(pair) == 2 and all(isinstance(part, torch.Tensor) for part in pair)):
         raise ValueError(f"sample({index}) must give (inputs, targets), two tensors, got {type(pair).__name__}")
@@ -65,7 +92,7 @@ def read_sample(sample: Sample, index: int) -> tuple[torch.Tensor, torch.Tensor]
 
 
 def _own(tensor: torch.Tensor, taken: set[int]) -> torch.Tensor:
-    """A tensor whose storage no other of the batch has: a microbatch's input counts as its own, whoever else has it."""
+    """A tensor whose storage no other tensor of the batch has, so that each counts its own bytes."""
     tensor = fitted(tensor)
     if tensor.untyped_storage()._cdata in taken:
         tensor = tensor.clone()
@@ -74,5 +101,5 @@ def _own(tensor: torch.Tensor, taken: set[int]) -> torch.Tensor:
 
 
 def fitted(tensor: torch.Tensor) -> torch.Tensor:
-    """A tensor whose storage holds nothing else: a slice of a data set would hold all of it as an activation."""
+    """The tensor, copied if its storage holds more: a slice of a data set would keep all of it as an activation."""
     return tensor.clone() if tensor.untyped_storage().nbytes() > tensor.nbytes else tensor

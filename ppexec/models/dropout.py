@@ -11,10 +11,17 @@ from ppexec.models.seeds import dropout_mask
 
 
 class Randomness:
-    """Which step and which samples the forward under way is of; a model's dropout modules share one.
+    """The step and the samples of the forward under way. All dropout modules of a model share one.
 
-    Whoever runs a forward says so first, with `at`; a layer that is computed anew for its backward is told the same
-    again, and so drops the same. Until then, and after `off`, nothing is dropped, as in an evaluation.
+    Parameters
+    ----------
+    seed : int
+        The run's.
+
+    Notes
+    -----
+    A stage calls `at` before each forward. A layer that is recomputed for its backward is told the same step and
+    samples again, so it drops the same elements. Before the first `at`, and after `off`, nothing is dropped.
     """
 
     def __init__(self, seed: int) -> None:
@@ -23,20 +30,32 @@ class Randomness:
         self.samples: Sequence[int] | None = None
 
     def at(self, step: int, samples: Sequence[int]) -> None:
-        """What is computed next is of this step and these global samples, one for each row of the batch."""
+        """Say what is computed next: the step, and the global index of each sample of the microbatch."""
         self.step, self.samples = step, samples
 
     def off(self) -> None:
-        """Drop nothing."""
+        """Drop nothing from now on, as in an evaluation."""
         self.samples = None
 
 
 class SeededDropout(nn.Module):
-    """Dropout keyed by (seed, step, global sample, layer, site); what stays is scaled by 1 / (1 - drop).
+    """Dropout keyed by (seed, step, global sample, layer, site); elements that stay are scaled by 1 / (1 - drop).
 
-    drop: probability that an element is dropped, 0 <= drop < 1. layer: position in the model's chain. site: which of
-    the layer's dropouts this is. The first dimension of what it is given counts samples. Under tensor parallelism it
-    belongs where activations are whole on every rank: all of them then draw the same mask.
+    Parameters
+    ----------
+    drop : float
+        Probability that an element is dropped, 0 <= drop < 1.
+    layer : int
+        Position in the model's chain.
+    site : str
+        Which of the layer's dropouts this is.
+    randomness : Randomness
+        The model's.
+
+    Notes
+    -----
+    The first dimension of its input counts samples. Under tensor parallelism it belongs where activations are whole on
+    every rank: all ranks of tp then draw the same mask.
     """
 
     def __init__(self, drop: float, *, layer: int, site: str, randomness: Randomness) -> None:
@@ -49,7 +68,7 @@ class SeededDropout(nn.Module):
         return f"drop={self.drop}, layer={self.layer}, site={self.site!r}"
 
     def forward(self, inputs: torch.Tensor) -> torch.Tensor:
-        """(samples, ...) -> (samples, ...). Raises ValueError if the samples are not as many as were announced."""
+        """(samples, ...) -> (samples, ...). Raises ValueError for another number of samples than was announced."""
         samples = self.randomness.samples
         if not self.drop or samples is None or inputs.is_meta:
             return inputs

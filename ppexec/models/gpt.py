@@ -1,8 +1,10 @@
 """The built-in GPT: a decoder of bytes with learned positions and pre-norm blocks (Radford et al., 2019).
 
+The chain that is cut into stages:
+
     embedding | block 0 | block 1 | ... | block layers-1 | final norm and head
 
-is the chain that is cut into stages. `--layers` counts blocks; the embedding comes before them, the head after.
+`--layers` counts blocks. The embedding goes with the first stage, and the head with the last.
 """
 
 from __future__ import annotations
@@ -15,6 +17,7 @@ from torch.nn import functional
 
 from ppexec.models.dropout import Randomness, SeededDropout
 from ppexec.models.model import Model
+from ppexec.models.seeds import samples_of
 from ppexec.models.text import load_text, window
 
 if TYPE_CHECKING:
@@ -26,7 +29,7 @@ _STD = 0.02
 
 
 class Linear(nn.Linear):
-    """A linear layer that starts normal with standard deviation `std`, its bias at zero."""
+    """A linear layer whose weights start normal with standard deviation `std`, and its bias at zero."""
 
     def __init__(self, width: int, out: int, *, std: float = _STD, bias: bool = True, dtype: torch.dtype) -> None:
         self.std = std  # before the parent draws its weights
@@ -48,7 +51,7 @@ class Table(nn.Embedding):
 
 
 class Positions(Table):
-    """A vector for each position; nothing is looked up, so no indices are kept."""
+    """A vector for each position. It takes a length instead of indices, so autograd saves no indices."""
 
     def forward(self, seq: int) -> torch.Tensor:  # type: ignore[override]
         """The first `seq` positions, (seq, hidden)."""
@@ -56,7 +59,7 @@ class Positions(Table):
 
 
 class Embedding(nn.Module):
-    """Tokens and their positions: (batch, seq) of int64 -> (batch, seq, hidden)."""
+    """The sum of token and position vectors: (batch, seq) of int64 -> (batch, seq, hidden)."""
 
     def __init__(self, vocabulary: int, hidden: int, seq: int, *, dropout: nn.Module, dtype: torch.dtype) -> None:
         super().__init__()
@@ -70,7 +73,7 @@ class Embedding(nn.Module):
 
 
 class Attention(nn.Module):
-    """Causal self-attention; heads stand side by side in the columns of q, k and v, so that tp takes whole heads."""
+    """Causal self-attention. Heads stand side by side in the columns of q, k and v, so each tp rank has whole heads."""
 
     def __init__(self, hidden: int, heads: int, *, residual_std: float, dtype: torch.dtype) -> None:
         super().__init__()
@@ -91,7 +94,7 @@ class Attention(nn.Module):
 
 
 class Block(nn.Module):
-    """Pre-norm attention and MLP, each on a residual branch; (batch, seq, hidden) in and out."""
+    """Pre-norm attention and MLP, each on a residual branch: (batch, seq, hidden) -> (batch, seq, hidden)."""
 
     def __init__(
         self,
@@ -132,12 +135,22 @@ class Head(nn.Module):
 
 
 def gpt(config: RunConfig) -> Model:
-    """`config.layers` blocks between embedding and head; windows of a text, cross entropy of each next byte.
+    """Build the built-in GPT: `config.layers` blocks between embedding and head, trained on a text's bytes.
 
-    Weights start normal (0.02), those that end a residual branch smaller by sqrt(2 layers). Dropout acts on the
-    embedding's sum and on the residual branches, where activations are whole on every tensor-parallel rank. Attention
-    probabilities are not dropped: the fused kernel draws its own numbers, which no key could make the same on another
-    mesh. Raises ValueError if the text is shorter than a window.
+    Inputs and targets are int64 of shape (micro_batch_size, seq): windows of the text, and the same moved on by one
+    byte. The loss is the cross entropy of each next byte.
+
+    Raises
+    ------
+    ValueError
+        If the text cannot be read. `sample` raises it for a text that is shorter than a window.
+
+    Notes
+    -----
+    Weights start normal with standard deviation 0.02. Those that end a residual branch are divided by
+    sqrt(2 layers) (Radford et al., 2019). Dropout acts on the sum in the embedding and on the residual branches, where
+    activations are whole on every rank of tp. Attention probabilities are not dropped, since the fused kernel draws
+    random numbers that differ from mesh to mesh.
     """
     randomness = Randomness(config.seed) if config.dropout else None
 
@@ -166,11 +179,10 @@ def gpt(config: RunConfig) -> Model:
     text = load_text(config.text)
 
     def sample(microbatch: int) -> tuple[torch.Tensor, torch.Tensor]:
-        size = config.micro_batch_size
         windows = torch.stack(
             [
                 window(text, config.seq, seed=config.seed, sample=index)
-                for index in range(microbatch * size, (microbatch + 1) * size)
+                for index in samples_of(microbatch, config.micro_batch_size)
             ]
         )
         return windows[:, :-1].contiguous(), windows[:, 1:].contiguous()
@@ -180,12 +192,15 @@ def gpt(config: RunConfig) -> Model:
 
 
 def next_byte_loss(output: torch.Tensor, target: torch.Tensor) -> torch.Tensor:
-    """Cross entropy of (batch, seq, vocabulary) logits against (batch, seq) bytes, mean over all positions."""
+    """The cross entropy of logits (batch, seq, vocabulary) against bytes (batch, seq), mean over all positions."""
     return functional.cross_entropy(output.flatten(0, -2), target.flatten())
 
 
 def shard(layer: nn.Module) -> dict[str, ParallelStyle]:
-    """A block's heads and MLP columns over tp (Shoeybi et al., 2019); embedding, norms and head are replicated."""
+    """The parallel styles of a layer's modules, for tensor parallelism (Shoeybi et al., 2019).
+
+    A block's heads and the hidden features of its MLP are cut over tp. Embedding, norms and head are replicated.
+    """
     from torch.distributed.tensor.parallel import ColwiseParallel, RowwiseParallel
 
     if not isinstance(layer, Block):

@@ -9,11 +9,34 @@ from ppexec.models.seeds import parameter_seed
 
 
 def initialize_layer(layer: nn.Module, *, index: int, seed: int, device: torch.device) -> nn.Module:
-    """Make the layer real on `device` and give every parameter its own stream; returns the layer.
+    """Make a layer real on a device, with every parameter drawn from a random stream of its own.
 
+    Parameters
+    ----------
+    layer : Module
+        On the meta device, or real already.
+    index : int
+        Its position in the model's chain.
+    seed : int
+        The run's.
+    device : torch.device
+        Where it goes. Values are drawn on the CPU, since a GPU draws others.
+
+    Returns
+    -------
+    Module
+        The same layer.
+
+    Raises
+    ------
+    ValueError
+        For a parameter or buffer on the meta device that no module can fill.
+
+    Notes
+    -----
     A parameter is drawn by the outermost module around it that has `reset_parameters()`, seeded by (seed, layer,
-    name), and only that parameter is kept of the draw. One that no such module owns keeps what the factory gave it,
-    the same on every rank. Raises ValueError for such a one on the meta device, which holds nothing.
+    name). Only that parameter is kept of the draw. A parameter without such a module keeps the value from the factory,
+    which is the same on every rank.
     """
     owners = {name: _owner(layer, name) for name, _ in layer.named_parameters()}
     stateless = [name for name, parameter in layer.named_parameters() if parameter.is_meta and owners[name] is None]
@@ -24,7 +47,7 @@ def initialize_layer(layer: nn.Module, *, index: int, seed: int, device: torch.d
             "that would fill it: add one to the module that owns it, or build the layer on the CPU"
         )
     on_meta = any(parameter.is_meta for parameter in layer.parameters())
-    layer = layer.to_empty(device="cpu") if on_meta else layer.to("cpu")  # a GPU draws other numbers
+    layer = layer.to_empty(device="cpu") if on_meta else layer.to("cpu")
     drawn: dict[str, torch.Tensor] = {}
     with torch.random.fork_rng(devices=[]):
         for name, parameter in layer.named_parameters():

@@ -23,9 +23,17 @@ _BUILT_IN: dict[str, Callable[[RunConfig], Model]] = {"gpt": gpt, "mlp": mlp}
 
 
 def resolve_factory(name: str) -> Callable[[RunConfig], Model]:
-    """The factory behind "mlp" or "package.module:factory" (found from the working directory too).
+    """The function that builds a model.
 
-    Raises ValueError that says which part was not found.
+    Parameters
+    ----------
+    name : str
+        "mlp", "gpt" or "package.module:factory". Modules in the working directory are found too.
+
+    Raises
+    ------
+    ValueError
+        If it is not found, with the part that is missing.
     """
     if name in _BUILT_IN:
         return _BUILT_IN[name]
@@ -40,16 +48,22 @@ def resolve_factory(name: str) -> Callable[[RunConfig], Model]:
         raise ValueError(
             f"model {name!r}: cannot import {module_name!r} ({error}); run where it can be found"
         ) from error
-    factory = getattr(module, attribute, None)
+    factory: Callable[[RunConfig], Model] | None = getattr(module, attribute, None)
     if not callable(factory):
-        raise ValueError(f"model {name!r}: {module_name!r} has no function {attribute!r}")
+        raise ValueError(f"model {name!r}: {module_name!r} has no function {attribute!r}: give the name of one")
     return factory
 
 
 def load_model(config: RunConfig) -> Model:
-    """Build the model that the configuration names, alike on every rank. Raises ValueError for a factory's mistake."""
+    """Build the model that the configuration names, the same on every rank.
+
+    Raises
+    ------
+    ValueError
+        If the factory gives no Model, or one with another number of layers than the configuration.
+    """
     with torch.random.fork_rng(devices=[]):
-        # Layers that draw their weights while being built draw the same ones on every rank.
+        # Layers that draw their weights while they are built draw the same weights on every rank.
         torch.manual_seed(derive(config.seed, "model"))
         model = resolve_factory(config.model)(config)
     if not isinstance(model, Model):
@@ -63,7 +77,7 @@ def load_model(config: RunConfig) -> Model:
 
 
 def refuse_what_does_not_fit(model: Model, config: RunConfig) -> None:
-    """Parameters and gradients beyond the machine's memory would end in a killed process instead of a message."""
+    """Raise ValueError if parameters and gradients exceed the machine's memory, before a process is killed for it."""
     parameters = sum(parameter.nbytes for layer in model.layers for parameter in layer.parameters())
     needed, there = parameters * (1 if config.forward_only else 2), memory_bytes()
     if needed > there:

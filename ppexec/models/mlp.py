@@ -9,7 +9,7 @@ from torch import nn
 from torch.nn import functional
 
 from ppexec.models.model import Model
-from ppexec.models.seeds import sample_generator
+from ppexec.models.seeds import sample_generator, samples_of
 
 if TYPE_CHECKING:
     from torch.distributed.tensor.parallel import ParallelStyle
@@ -18,7 +18,7 @@ if TYPE_CHECKING:
 
 
 class MLPBlock(nn.Module):
-    """fc1, GELU, fc2; (..., hidden) in and out."""
+    """A linear layer, GELU and a linear layer: (..., hidden) -> (..., intermediate) -> (..., hidden)."""
 
     def __init__(self, hidden: int, intermediate: int, *, dtype: torch.dtype = torch.float32) -> None:
         super().__init__()
@@ -32,22 +32,24 @@ class MLPBlock(nn.Module):
 
 
 def _plan(layer: nn.Module) -> dict[str, ParallelStyle]:
-    """Each rank of tp computes its share of the intermediate features; one sum at the end (Shoeybi et al., 2019)."""
+    """Each rank of tp computes its share of the intermediate features, summed up in fc2 (Shoeybi et al., 2019)."""
     from torch.distributed.tensor.parallel import ColwiseParallel, RowwiseParallel
 
     return {"fc1": ColwiseParallel(), "fc2": RowwiseParallel()}
 
 
 def mlp(config: RunConfig) -> Model:
-    """`config.layers` blocks; normal samples and targets (micro_batch_size, seq, hidden); mean squared error."""
+    """Build the built-in MLP: a chain of `config.layers` blocks.
+
+    Inputs and targets are normal, of shape (micro_batch_size, seq, hidden). The loss is the mean squared error.
+    """
     with torch.device("meta"):
         layers = [MLPBlock(config.hidden, config.intermediate, dtype=config.torch_dtype) for _ in range(config.layers)]
 
     def sample(microbatch: int) -> tuple[torch.Tensor, torch.Tensor]:
-        size = config.micro_batch_size
         samples = [
             torch.randn(2, config.seq, config.hidden, generator=sample_generator(config.seed, sample=index))
-            for index in range(microbatch * size, (microbatch + 1) * size)
+            for index in samples_of(microbatch, config.micro_batch_size)
         ]
         inputs, targets = torch.stack(samples, dim=1).to(config.torch_dtype)
         return inputs, targets

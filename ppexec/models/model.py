@@ -21,15 +21,40 @@ Place = tuple[int, str]
 
 @dataclass(frozen=True, kw_only=True)
 class Model:
-    """A chain of layers with its data and loss.
+    """A chain of layers with its data and its loss.
 
-    layers: modules of one tensor in, one tensor out; each takes the one before's output. They may live on the meta
-    device; then every rank makes only its own, and each module that owns a parameter needs `reset_parameters()`.
-    sample: global microbatch index -> (inputs, targets). loss: (output, target) -> scalar, of one microbatch.
-    plan: how one layer is sharded over tp, for parallelize_module; None or an empty dict: replicated.
-    randomness: what the layers' dropout asks which step and samples it is in; None where nothing is dropped.
-    tied: pairs of (layer, parameter name) that are one weight: the second starts as the first, and each gets the sum of
-    both gradients.
+    Parameters
+    ----------
+    layers : sequence of Module
+        Each takes the output of the layer before it, one tensor, and gives one tensor. They may be on the meta device:
+        then every rank makes only its own layers real, and each module that owns a parameter needs
+        `reset_parameters()`.
+    sample : callable
+        Global microbatch index to (inputs, targets), two tensors.
+    loss : callable
+        (output, target) of one microbatch to a scalar tensor.
+    plan : callable, optional
+        How a layer is sharded over tp: the layer to the parallel styles of its modules by name, as
+        `torch.distributed.tensor.parallel.parallelize_module` takes them. A layer with none is replicated.
+    randomness : Randomness, optional
+        Tells the layers' dropout which step and samples it computes.
+    tied : sequence of pairs
+        Pairs of (layer, parameter name) that are one weight. The second starts with the value of the first, and each
+        gets the sum of both gradients.
+
+    Examples
+    --------
+    A factory for `--model module:factory`:
+
+    >>> from ppexec import RunConfig
+    >>> def factory(config):
+    ...     layers = [nn.Linear(config.hidden, config.hidden) for _ in range(config.layers)]
+    ...     def sample(microbatch):
+    ...         inputs = torch.full((config.micro_batch_size, config.hidden), float(microbatch))
+    ...         return inputs, inputs
+    ...     return Model(layers=layers, sample=sample, loss=nn.functional.mse_loss)
+    >>> len(factory(RunConfig(layers=4, hidden=8)).layers)
+    4
     """
 
     layers: Sequence[nn.Module]

@@ -1,8 +1,8 @@
-"""Seeds: every random stream of a run, derived from one number by what it is for, never by who computes it.
+"""Seeds: every random stream of a run, derived from one number by its purpose, never by the rank that draws it.
 
-A full parameter depends on (seed, layer, parameter name) alone and a shard is its slice; dropout on (seed, step, global
-sample, layer), sliced over tp; the order of the data on (seed, step), split over dp. So the same run starts, masks and
-reads alike on every mesh, schedule and placement.
+A full parameter depends on (seed, layer, parameter name) alone, and a shard is its slice. Dropout depends on (seed,
+step, global sample, layer) and is sliced over tp. The order of the data depends on (seed, step) and is split over dp.
+So a run has the same start, masks and data on every mesh, schedule and placement.
 """
 
 from __future__ import annotations
@@ -16,20 +16,39 @@ import torch
 
 
 def derive(seed: int, *key: int | str) -> int:
-    """A number of 63 bits that depends on the seed and the key alone (SHA-256; Python's hash() changes by process)."""
+    """A number of 63 bits that depends on the seed and the key alone.
+
+    Notes
+    -----
+    From SHA-256, since Python's hash() differs from process to process.
+
+    Examples
+    --------
+    >>> derive(0, "sample", 3) == derive(0, "sample", 3)
+    True
+    >>> derive(0, "sample", 3) == derive(0, "sample", "3")
+    False
+    """
     text = "\x1f".join([str(seed), *(f"{type(part).__name__}:{part}" for part in key)])
     return int.from_bytes(hashlib.sha256(text.encode()).digest()[:8], "little") >> 1
 
 
 def parameter_seed(seed: int, *, layer: int, name: str) -> int:
-    """The seed of one full parameter tensor; `name` is its name inside its layer, e.g. "fc1.weight"."""
+    """The seed of one full parameter tensor, by its name inside its layer, such as "fc1.weight"."""
     return derive(seed, "parameter", layer, name)
 
 
 def dropout_seed(seed: int, *, step: int, sample: int, layer: int, site: str = "") -> int:
-    """The seed of one sample's dropout in one layer; `sample` counts over the whole global batch.
+    """The seed of one sample's dropout in one layer.
 
-    site: which of the layer's dropouts, where it has several.
+    Parameters
+    ----------
+    seed, step, layer : int
+        The run's seed, the step, and the layer's position in the chain.
+    sample : int
+        Global index of the sample.
+    site : str
+        Which of the layer's dropouts, where it has several.
     """
     return derive(seed, "dropout", step, sample, layer, *([site] if site else []))
 
@@ -46,10 +65,30 @@ def dropout_mask(
     tp: int = 1,
     tp_rank: int = 0,
 ) -> torch.Tensor:
-    """Which elements stay: bool, shape (len(samples), *shape) with the last dimension cut to this tp rank's slice.
+    """The elements that stay, as a tensor of bool.
 
-    drop: probability that an element is dropped, 0 <= drop < 1. shape: one full sample's. site: which of the layer's
-    dropouts. Raises ValueError if the last dimension does not divide by tp.
+    Parameters
+    ----------
+    seed, step, layer, site
+        As for `dropout_seed`.
+    samples : sequence of int
+        Global indices.
+    shape : tuple of int
+        Of one full sample.
+    drop : float
+        Probability that an element is dropped, 0 <= drop < 1.
+    tp, tp_rank : int
+        Number of slices of the last dimension, and which of them is wanted.
+
+    Returns
+    -------
+    Tensor of shape (samples, *shape)
+        The last dimension is divided by tp.
+
+    Raises
+    ------
+    ValueError
+        For another probability, or a last dimension that does not divide by tp.
     """
     if not 0 <= drop < 1:
         raise ValueError(f"drop must be a probability, 0 <= drop < 1, got {drop}")
@@ -68,16 +107,43 @@ def dropout_mask(
 def microbatch_order(
     seed: int, *, step: int, microbatches: int, dp: int = 1, dp_rank: int = 0
 ) -> npt.NDArray[np.int64]:
-    """The global indices of the microbatches that a replica reads in a step, shape (microbatches,), in its order.
+    """The global indices of the microbatches that a replica reads in a step, in its order.
 
-    microbatches: m, per replica. Step t reads the indices t * dp * m to (t + 1) * dp * m, shuffled by (seed, step); the
-    replicas take consecutive runs of that order, so the global batch of a step is the same for dp * m in any split.
+    Parameters
+    ----------
+    seed, step : int
+        What the order depends on.
+    microbatches : int
+        m, per replica.
+    dp, dp_rank : int
+        Number of replicas, and which of them reads.
+
+    Returns
+    -------
+    array of shape (microbatches,)
+
+    Notes
+    -----
+    Step t reads the indices from t dp m to (t + 1) dp m, in random order. Each replica takes its part of that order, so
+    the global batch is the same for every dp with the same dp m.
+
+    Examples
+    --------
+    >>> whole = microbatch_order(0, step=0, microbatches=4)
+    >>> halves = [microbatch_order(0, step=0, microbatches=2, dp=2, dp_rank=rank) for rank in range(2)]
+    >>> bool((np.concatenate(halves) == whole).all())
+    True
     """
     total = microbatches * dp
     order = np.random.Generator(np.random.Philox(derive(seed, "order", step))).permutation(total)
     return step * total + order[dp_rank * microbatches : (dp_rank + 1) * microbatches]
 
 
+def samples_of(microbatch: int, micro_batch_size: int) -> range:
+    """The global indices of a microbatch's samples, by its own global index."""
+    return range(microbatch * micro_batch_size, (microbatch + 1) * micro_batch_size)
+
+
 def sample_generator(seed: int, *, sample: int) -> torch.Generator:
-    """The generator of one made-up sample's values."""
+    """The generator of the values of one random sample, by its global index."""
     return torch.Generator().manual_seed(derive(seed, "sample", sample))

@@ -34,10 +34,33 @@ class TensorSpec:
 
 
 def infer_boundaries(layers: Sequence[nn.Module], inputs: TensorSpec) -> list[TensorSpec]:
-    """The spec before each layer and after the last, shape (layers + 1,), by running the chain on the meta device.
+    """The specs of what crosses the boundaries between layers, by running the chain on the meta device.
 
-    Nothing is computed and no parameter is touched; the layers may differ in shape and dtype. Raises ValueError that
-    names the first layer that cannot take what it is given, or gives anything but one tensor.
+    Nothing is computed and no parameter is touched. The layers may differ in shape and dtype.
+
+    Parameters
+    ----------
+    layers : sequence of Module
+        The chain.
+    inputs : TensorSpec
+        Of one microbatch's input.
+
+    Returns
+    -------
+    list of TensorSpec, shape (layers + 1,)
+        Before each layer, and after the last.
+
+    Raises
+    ------
+    ValueError
+        For the first layer that cannot take what it is given, or does not give one tensor.
+
+    Examples
+    --------
+    >>> chain = [nn.Linear(4, 16), nn.GELU(), nn.Linear(16, 2)]
+    >>> specs = infer_boundaries(chain, TensorSpec(shape=(3, 4), dtype=torch.float32))
+    >>> [spec.shape for spec in specs]
+    [(3, 4), (3, 16), (3, 16), (3, 2)]
     """
     specs = [inputs]
     value = inputs.empty("meta")
@@ -94,15 +117,25 @@ def agree_on_boundaries(
 
 
 def first_overwriting(layers: Sequence[nn.Module], inputs: TensorSpec) -> list[int]:
-    """Per layer the first one, itself or a later one, that works in place on what this layer is given.
+    """For each layer the first one, itself or a later one, that works in place on this layer's input.
 
-    The number of layers where none does. inputs: of the first layer. The chain must have passed `infer_boundaries`.
+    Parameters
+    ----------
+    layers : sequence of Module
+        A chain that `infer_boundaries` has accepted.
+    inputs : TensorSpec
+        Of the first layer.
+
+    Returns
+    -------
+    list of int, shape (layers,)
+        The number of layers where none does.
     """
     value = inputs.empty("meta")
     given: list[tuple[int, torch.Tensor, int]] = []
     found = [len(layers)] * len(layers)
     for index, layer in enumerate(layers):
-        given.append((index, value, value._version))  # a tensor and its views count their changes together
+        given.append((index, value, value._version))  # a tensor and its views share one version counter
         storage = value.untyped_storage()._cdata
         value = _on_meta(layer, value)
         for before, tensor, version in given:

@@ -12,9 +12,17 @@ from ppexec.models.seeds import derive
 
 
 def load_text(path: Path | None) -> torch.Tensor:
-    """The bytes of a file, uint8; without one, of this toolkit's own Python sources in the order of their paths.
+    """The bytes of a text, uint8 of shape (bytes,).
 
-    Raises ValueError if the file cannot be read.
+    Parameters
+    ----------
+    path : Path or None
+        The file. None takes this toolkit's own Python sources, in the order of their paths.
+
+    Raises
+    ------
+    ValueError
+        If the file cannot be read.
     """
     if path is None:
         roots = [Path(__file__).parents[1], Path(ppsim.__file__).parent]
@@ -29,9 +37,18 @@ def load_text(path: Path | None) -> torch.Tensor:
 
 
 def window(text: torch.Tensor, seq: int, *, seed: int, sample: int) -> torch.Tensor:
-    """The seq + 1 bytes of one global sample, int64, from a position that (seed, sample) alone decides.
+    """The bytes of one global sample, int64 of shape (seq + 1,), from a position given by (seed, sample) alone.
 
-    Raises ValueError if the text has fewer bytes.
+    Raises
+    ------
+    ValueError
+        If the text has fewer bytes.
+
+    Examples
+    --------
+    >>> text = torch.arange(10, dtype=torch.uint8)
+    >>> window(text, 3, seed=0, sample=7).tolist()
+    [1, 2, 3, 4]
     """
     if len(text) <= seq:
         raise ValueError(f"a text of {len(text)} bytes has no window of seq + 1 = {seq + 1}: take a longer text")

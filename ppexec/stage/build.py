@@ -1,4 +1,4 @@
-"""Build: a stage with its own layers made real, initialised and sharded."""
+"""Build: a stage with its layers made real, initialised and sharded."""
 
 from __future__ import annotations
 
@@ -8,7 +8,7 @@ import torch
 
 from ppexec.models.initialize import initialize_layer
 from ppexec.models.model import Model
-from ppexec.stage.recompute import RecomputingStage
+from ppexec.stage.recomputing_stage import RecomputingStage
 from ppexec.stage.stage import Stage
 from ppexec.stage.tensor_parallel import shard_layer
 from ppexec.stage.tied import start_tied
@@ -31,10 +31,32 @@ def build_stage(
     copies_input: bool = False,
     mesh: DeviceMesh | None = None,
 ) -> Stage:
-    """A stage with its own layers made real and initialised; the model's other layers stay as they are.
+    """Build a stage. Its own layers are made real; the model's other layers stay as they are.
 
-    recompute: whether it keeps its layers' inputs alone (see `stage.recompute`). mesh: of the tp dimension, over which
-    each layer is sharded as soon as it is real; None keeps layers whole.
+    Parameters
+    ----------
+    index : int
+        Stage number.
+    model : Model
+        The whole chain.
+    layers : range
+        The layers of this stage.
+    is_last : bool
+        Whether it computes the loss.
+    microbatches : int
+        Of the step over all replicas.
+    trains : bool
+        False for an evaluation.
+    recompute : bool
+        Whether it keeps only its layers' inputs (see `RecomputingStage`).
+    seed : int
+        The run's.
+    device : torch.device
+        Where its layers go.
+    copies_input : bool
+        Whether a layer works in place on the stage's input.
+    mesh : DeviceMesh, optional
+        Of the tp dimension. Each layer is sharded over it as soon as it is real, so only one is ever whole.
     """
     modules = []
     for layer in layers:

@@ -1,4 +1,4 @@
-"""Reduction: a stage's gradients added up over the replicas, while the pipeline goes on."""
+"""Gradient sum: a stage's gradients added up over the replicas, while the pipeline goes on."""
 
 from __future__ import annotations
 
@@ -15,17 +15,26 @@ from ppexec.machine.clock import now_ns
 from ppexec.machine.device import Device
 
 _ALONE_BYTES = 2 << 20
-"""Tensors of this size and more travel alone. Of smaller ones each costs more than its bytes (16 of 0.1 to 1 MB took
-20 to 28 ms on gloo, together 2 to 11 ms), while to copy large ones together costs more than it saves (16 of up to 4 MB:
-31 ms alone, 64 ms together)."""
+"""Tensors of this size and more are sent alone, and smaller ones together. Measured on gloo: 16 tensors of 0.1 to 1 MB
+took 20 to 28 ms alone and 2 to 11 ms together, 16 of up to 4 MB took 31 ms alone and 64 ms together."""
 _WARMUP, _ROUNDS = 2, 9
 
 
 class Reduction:
-    """REDUCE_GRAD of one stage, under way from the moment it is made. All replicas must make theirs in the same order.
+    """REDUCE_GRAD of one stage. It starts when it is made. All replicas must make theirs in the same order.
 
-    gradients: what is added up, in place: it is there once `finish` has returned. Small ones go together as one flat
-    message for each dtype. size_bytes: of all of them.
+    Parameters
+    ----------
+    gradients : sequence of Tensor
+        Added up in place; the sums are there after `wait` or `finish`. Small ones are sent together, as one flat
+        message for each dtype.
+    group : ProcessGroup
+        The ranks that hold the same stage in all replicas.
+
+    Attributes
+    ----------
+    size_bytes : int
+        Of all gradients together.
     """
 
     def __init__(self, gradients: Sequence[torch.Tensor], group: dist.ProcessGroup) -> None:
@@ -42,26 +51,26 @@ class Reduction:
                 together[gradient.dtype].append(gradient)
         works += [group.allreduce_coalesced(tensors) for tensors in together.values()]
         self._works = works
-        # Noted by the transport's thread as each ends: this rank's is busy with other stages until the step is over.
+        # The transport's thread notes when each ends, since this thread computes other stages until the step is over.
         is_on_host = all(gradient.device.type == "cpu" for gradient in gradients)
         self._ends = [work.get_future().then(lambda _: now_ns()) for work in works] if is_on_host else []
 
     def wait(self) -> None:
-        """Let the current stream go on, or on the host this thread, when the sums are there."""
+        """Make the current stream, or on the host this thread, wait for the sums."""
         for work in self._works:
             work.wait()
         for gradient, dense in self._strided:
             gradient.copy_(dense)
 
     def finish(self) -> tuple[int, int]:
-        """Wait until the sums are there; on the host, when it began and when the last was there, in nanoseconds."""
+        """Wait for the sums; on the host, the times of its start and of the last sum's end, in nanoseconds."""
         self.wait()
         return self._start_ns, max([self._start_ns, *(ended.wait() for ended in self._ends)])
 
 
 @dataclass(frozen=True, kw_only=True)
 class ReductionSample:
-    """Adding up gradients of `size_bytes` over the replicas takes `seconds`."""
+    """The time that adding up gradients of this size over the replicas takes."""
 
     size_bytes: int
     seconds: float
@@ -70,11 +79,22 @@ class ReductionSample:
 def probe_reduction(
     gradients: Sequence[torch.Tensor], group: dist.ProcessGroup, device: Device | None = None
 ) -> list[ReductionSample]:
-    """What `Reduction` takes for a stage's gradients, half of them and a quarter: medians of what this rank saw.
+    """Measure what a `Reduction` takes for a stage's gradients, for half of them and for a quarter. Collective.
 
-    gradients: zeros as large as those of the stage; a single tensor is cut, of several some are left out, so that each
-    message is one that a step sends, or a part of one. The replicas begin together, with nothing else to do. device:
-    where the gradients are, the host unless given. Collective over the group.
+    Parameters
+    ----------
+    gradients : sequence of Tensor
+        Zeros as large as the stage's gradients. Half of them: a single tensor is cut, of several some are left out, so
+        that each message is one of a real step, or a part of one.
+    group : ProcessGroup
+        The replicas, which start each measurement together and do nothing else.
+    device : Device, optional
+        Where the gradients are; the host unless given.
+
+    Returns
+    -------
+    list of ReductionSample
+        For each size the median of this rank's times.
     """
     samples = []
     for tensors in _parts(gradients):
@@ -92,7 +112,7 @@ def probe_reduction(
 
 
 def _parts(gradients: Sequence[torch.Tensor]) -> list[list[torch.Tensor]]:
-    """All of them, half and a quarter, of those that hold anything; no part twice."""
+    """All, half and a quarter of the gradients that are not empty, each size once."""
     held = [gradient for gradient in gradients if gradient.numel()]
     parts: list[list[torch.Tensor]] = []
     for share in (1, 2, 4):

@@ -1,4 +1,4 @@
-"""Ledger: the activation bytes of a stage, counted on what autograd really keeps."""
+"""Ledger: the activation bytes of a stage, counted on the storages that autograd saves."""
 
 from __future__ import annotations
 
@@ -14,13 +14,24 @@ from ppexec.stage.tensor_parallel import local
 
 
 class Ledger:
-    """Counts every storage that autograd saved or the runtime holds, each once, while it is kept.
+    """Counts every storage that autograd saved or the runtime holds, each once, for as long as it is kept.
 
-    Left out is what is older than the step: parameters, buffers and other tensors of the modules, targets. The bytes
-    are those of whole storages, since a view keeps all of its storage alive. A ledger is one stage's: where two stages
-    of a rank share the tensor that they hand over, each of them counts it, as each needs it.
+    Parameters
+    ----------
+    older : iterable of Tensor or UntypedStorage
+        What is older than the step and not counted: parameters, buffers and other tensors of the modules, and targets.
+    remembers : bool
+        Keep track of all that was ever counted, for `survivors`.
 
-    remembers: keep track of all that was ever saved, for `survivors`.
+    Attributes
+    ----------
+    level_bytes : int
+        What is held now.
+
+    Notes
+    -----
+    Bytes are those of whole storages, since a view keeps all of its storage alive. Each stage has a ledger of its own:
+    where two stages of a rank share the tensor that they hand over, both count it.
     """
 
     def __init__(self, older: Iterable[torch.Tensor | torch.UntypedStorage], *, remembers: bool = False) -> None:
@@ -32,15 +43,15 @@ class Ledger:
         self.level_bytes = 0
 
     def saving(self) -> AbstractContextManager[None]:
-        """Inside, what autograd saves is counted until autograd lets go of it."""
+        """A context in which what autograd saves is counted until autograd releases it."""
         return torch.autograd.graph.saved_tensors_hooks(self._pack, _unpack)
 
     def _pack(self, tensor: torch.Tensor) -> torch.Tensor | _Saved:
-        # Detached, since an output that a node saved of itself would keep its own graph alive.
+        # Detached, since a node that saves its own output would keep its graph alive.
         return tensor if _key(tensor) in self._older else _Saved(self, tensor.detach())
 
     def hold(self, tensor: torch.Tensor) -> None:
-        """Count a tensor's storage until it is dropped."""
+        """Count a tensor's storage until `drop`."""
         storage = _storage(tensor)
         key = storage._cdata
         if key not in self._users:
@@ -51,7 +62,7 @@ class Ledger:
         self._users[key] = self._users.get(key, 0) + 1
 
     def add(self, size_bytes: int) -> None:
-        """Count bytes that are stated, not allocated (negative: given back)."""
+        """Count bytes that are stated instead of allocated; negative numbers give them back."""
         self.level_bytes += size_bytes
 
     def drop(self, tensor: torch.Tensor) -> None:
@@ -63,13 +74,13 @@ class Ledger:
             self.level_bytes -= self._bytes.pop(key)
 
     def survivors(self) -> list[torch.UntypedStorage]:
-        """What was counted once and is still there: if its microbatch is over, a cache that is older than any step."""
+        """Storages that were counted and still exist. After its microbatch such a storage is a layer's own cache."""
         alive = [reference for reference in (self._remembered or {}).values() if not reference.expired()]
         return [torch.UntypedStorage._new_with_weak_ptr(reference.cdata) for reference in alive]
 
 
 class _Saved:
-    """A saved tensor; it dies when autograd releases it."""
+    """A saved tensor, which is deleted when autograd releases it."""
 
     __slots__ = ("ledger", "tensor")
 
@@ -96,7 +107,7 @@ def _key(tensor: torch.Tensor) -> int:
 
 
 def tensors_of(layers: Iterable[nn.Module]) -> list[torch.Tensor]:
-    """Parameters, buffers and plain tensor attributes of modules: what is older than any step."""
+    """Parameters, buffers and tensor attributes of modules, all of which are older than any step."""
     found: list[torch.Tensor] = []
     for layer in layers:
         found += [*layer.parameters(), *layer.buffers()]
@@ -106,18 +117,18 @@ def tensors_of(layers: Iterable[nn.Module]) -> list[torch.Tensor]:
 
 
 def parameter_bytes(layers: Iterable[nn.Module]) -> int:
-    """The layers' parameters on this rank, each once."""
+    """Bytes of the layers' parameters on this rank, each counted once."""
     return _sum_bytes(parameter for layer in layers for parameter in layer.parameters())
 
 
 def gradient_bytes(layers: Iterable[nn.Module]) -> int:
-    """The gradients that the layers' parameters have by now, each once."""
+    """Bytes of the gradients that the layers' parameters have now, each counted once."""
     gradients = [parameter.grad for layer in layers for parameter in layer.parameters()]
     return _sum_bytes(gradient for gradient in gradients if gradient is not None)
 
 
 def optimizer_bytes(optimizer: torch.optim.Optimizer) -> int:
-    """What an optimizer keeps from step to step: moments and step counters; 0 before its first step."""
+    """Bytes of an optimizer's moments and step counters; 0 before its first step."""
     states: Sequence[dict[str, Any]] = list(optimizer.state.values())
     return _sum_bytes(value for state in states for value in state.values() if isinstance(value, torch.Tensor))
 

@@ -1,13 +1,14 @@
-"""Split: a backward in two halves, the gradient for the input first and those for the weights later.
+"""Split backward: first the gradient for the input (I), later those for the weights (W).
 
-Every module that owns parameters is a unit. In the forward its part of the graph is cut off and kept for itself: the
-graph around it sees one node, whose backward asks the unit for the gradient of its input alone and keeps the gradient
-of its output. So when the first half is over, everything that autograd had saved around the units is free, and for
-each unit there is left what the second half needs: what it saved itself (the input, for a linear layer) and the
-gradient of its output; this is the memory that the zero-bubble papers count on (Qi et al., 2024, section 2). The
-kernels are those of the whole backward, each run once, so gradients have the same bits. A unit that computes with more
-than its weights keeps all of its own graph and walks it twice: correct, but not smaller; and if it uses its input in
-several places, that input's gradient is added up in another order, a rounding off.
+Every module that owns parameters is a unit. In the forward its part of the graph is cut off. The graph around it has
+one node instead. In I this node asks the unit for the gradient of its input only, and the unit keeps the gradient of
+its output. After I all that autograd saved outside the units is free, and each unit holds what W needs: what it saved
+itself (for a linear layer the input) and the gradient of its output. This is the memory that zero-bubble schedules
+count on (Qi et al., 2024, section 2).
+
+The kernels are those of a whole backward, each run once, so gradients have the same bits. A unit that computes with
+more than its weights keeps all of its graph and walks it twice, which is correct but saves no memory. If it also uses
+its input in several places, the input's gradient is added up in another order and may differ by a rounding.
 """
 
 from __future__ import annotations
@@ -26,7 +27,7 @@ from ppexec.stage.ledger import Ledger
 
 
 class Unit:
-    """One call of a module that owns parameters: its own graph, cut off from the one around it."""
+    """One call of a module that owns parameters, with its graph, which is cut off from the graph around it."""
 
     def __init__(self, module: nn.Module) -> None:
         self.module = module
@@ -37,7 +38,7 @@ class Unit:
         self.ledger: Ledger | None = None
 
     def input_gradients(self, gradients: Sequence[torch.Tensor | None]) -> list[torch.Tensor | None]:
-        """The gradients of the inputs; those of the outputs are kept for the weights."""
+        """The gradients of the inputs, from those of the outputs, which are kept for the weights."""
         self.gradients = list(gradients)
         if self.ledger:
             for gradient in self._given():
@@ -63,11 +64,11 @@ class Unit:
 
 
 class _Cut(torch.autograd.Function):
-    """The node that stands for a unit in the graph around it."""
+    """The node that takes a unit's place in the graph around it."""
 
     @staticmethod
     def forward(ctx: Any, unit: Unit, anchor: torch.Tensor, outputs: list[torch.Tensor], *inputs: torch.Tensor) -> Any:
-        """The unit's outputs; the anchor makes them differentiable where no input is, as on the first stage."""
+        """The unit's outputs; the anchor makes them differentiable even if no input is, as on the first stage."""
         ctx.unit = unit
         ctx.set_materialize_grads(False)
         return tuple(output.detach() for output in outputs)
@@ -79,7 +80,13 @@ class _Cut(torch.autograd.Function):
 
 
 class SplitBackward:
-    """Cuts the units of some layers off while `recording`, and computes their weights' gradients when told to."""
+    """Cuts off the units of some layers while `recording`, for `add_weight_gradients` to compute later.
+
+    Parameters
+    ----------
+    layers : sequence of Module
+        They get hooks, which `close` removes.
+    """
 
     def __init__(self, layers: Sequence[nn.Module]) -> None:
         self._recorded: list[Unit] | None = None
@@ -89,19 +96,19 @@ class SplitBackward:
         self._hooks: list[RemovableHandle] = []
         for layer in layers:
             for module in owners(layer):
-                # First and last of all hooks, so that what others do (DTensors in and out) is inside the unit.
+                # The first and the last hook, so that what others do (DTensors in and out) is inside the unit.
                 self._hooks.append(module.register_forward_pre_hook(self._enter, with_kwargs=True, prepend=True))
                 self._hooks.append(module.register_forward_hook(self._leave, with_kwargs=True))
 
     def close(self) -> None:
-        """Leave the layers as they were."""
+        """Remove the hooks from the layers."""
         for hook in self._hooks:
             hook.remove()
         self._hooks.clear()
 
     @contextlib.contextmanager
     def recording(self, ledger: Ledger | None) -> Iterator[list[Unit]]:
-        """Inside, a forward cuts its units off; gives the list they are put in."""
+        """A context in which forwards cut off their units; it gives the list that they are put in."""
         self._recorded, self._ledger = [], ledger
         try:
             yield self._recorded
@@ -115,7 +122,7 @@ class SplitBackward:
         unit = Unit(module)
         unit.ledger = self._ledger
         self._open.append(unit)
-        inner_of: dict[int, torch.Tensor] = {}  # one for one: attention computes otherwise where query is not key
+        inner_of: dict[int, torch.Tensor] = {}  # one for each tensor: attention asks whether query is key
 
         def cut(value: Any) -> Any:
             if not isinstance(value, torch.Tensor) or not value.requires_grad:
@@ -146,14 +153,14 @@ class SplitBackward:
 
 
 def owners(module: nn.Module) -> list[nn.Module]:
-    """The outermost modules that own parameters directly; everything inside one belongs to it."""
+    """The outermost modules that own parameters directly, with everything inside them."""
     if any(True for _ in module.parameters(recurse=False)):
         return [module]
     return [owner for child in module.children() for owner in owners(child)]
 
 
 def add_weight_gradients(units: Sequence[Unit]) -> None:
-    """The second half: add the gradients of all units' parameters, in one call of autograd; then forget the units."""
+    """Compute W: add the gradients of all units' parameters, in one call of autograd, and release the units."""
     edges: list[GradientEdge] = []
     gradients: list[torch.Tensor] = []
     parameters: dict[int, nn.Parameter] = {}

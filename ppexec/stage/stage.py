@@ -1,4 +1,4 @@
-"""Stage: a run of consecutive layers, with the microbatches whose backward is still to come."""
+"""Stage: consecutive layers, and the microbatches whose backward is still to come."""
 
 from __future__ import annotations
 
@@ -23,7 +23,7 @@ from ppsim import Kind
 
 
 class _Held(NamedTuple):
-    """What the runtime keeps of a microbatch until its backward: input, output, and where the backward starts."""
+    """What is kept of a microbatch until its backward. The backward starts at the root: the output, or the loss."""
 
     inputs: torch.Tensor
     output: torch.Tensor
@@ -31,13 +31,34 @@ class _Held(NamedTuple):
 
 
 class Stage:
-    """Runs F, B, I and W of its layers, one microbatch at a time.
+    """Computes F, B, I and W of its layers, one microbatch at a time.
 
-    index: stage number. layers: its modules, real. loss: None unless it is the last stage. microbatches: of the step
-    over all replicas; each one's loss counts 1 / microbatches, so that the step's loss is their mean. trains: False for
-    an evaluation, which keeps nothing. copies_input: True where a layer works in place on the stage's input, which
-    autograd forbids and which the stage before may still need. randomness: what its layers' dropout asks where it is;
-    None without dropout. ledger: where it writes what it holds; None counts nothing.
+    Parameters
+    ----------
+    index : int
+        Stage number.
+    layers : sequence of Module
+        Its modules, real.
+    first_layer : int
+        Position of the first of them in the model's chain.
+    loss : callable or None
+        The model's on the last stage, None on others.
+    microbatches : int
+        Of the step over all replicas. Each loss counts 1 / microbatches, so the step's loss is their mean.
+    trains : bool
+        False for an evaluation, which keeps nothing.
+    copies_input : bool
+        Whether a layer works in place on the stage's input. Autograd forbids that, and the stage before may still need
+        the tensor, so a copy is computed with.
+    randomness : Randomness, optional
+        The model's, if it has dropout.
+
+    Attributes
+    ----------
+    ledger : Ledger or None
+        Counts what the stage holds. None counts nothing.
+    losses : dict of int to Tensor
+        On the last stage, the loss of each microbatch.
     """
 
     def __init__(
@@ -69,32 +90,46 @@ class Stage:
 
     @property
     def is_first(self) -> bool:
-        """Whether it takes data instead of another stage's output."""
+        """Whether its input is data instead of another stage's output."""
         return self.index == 0
 
     @cached_property
     def _split(self) -> SplitBackward:
-        """Made when first needed: its hooks cost every forward a little."""
+        """Made when it is first needed, since its hooks slow every forward down."""
         return SplitBackward(self.layers)
 
     def begin(self, batch: Batch) -> None:
-        """What comes next is of this batch."""
+        """Start a step with this batch."""
         self._batch = batch
 
     def _announce(self, microbatch: int) -> None:
-        """Tell the layers' dropout what they compute next."""
+        """Tell the layers' dropout which microbatch is computed next."""
         if self.randomness is not None:
             self.randomness.at(self._batch.step, self._batch.samples[microbatch])
 
     def forward(
         self, microbatch: int, inputs: torch.Tensor | None, target: torch.Tensor | None, *, split: bool = False
     ) -> torch.Tensor:
-        """F: the output for this microbatch, detached and dense, as messages are; the last stage computes its loss too.
+        """Compute F, and on the last stage the loss.
 
-        split: whether its backward will come as I and W instead of B.
+        Parameters
+        ----------
+        microbatch : int
+            Its number in the step.
+        inputs : Tensor
+            Data, or the output of the stage before.
+        target : Tensor or None
+            On the last stage.
+        split : bool
+            Whether its backward will be I and W instead of B.
+
+        Returns
+        -------
+        Tensor
+            The output, detached and contiguous, as a message is.
         """
         if inputs is None:
-            raise ValueError(f"stage {self.index} has no input for microbatch {microbatch}")
+            raise ValueError(f"stage {self.index} has no input for microbatch {microbatch}: give its data or message")
         if not self.trains:
             with torch.no_grad():
                 output = self._chain(inputs)
@@ -119,26 +154,38 @@ class Stage:
         return output.detach().contiguous()
 
     def _chain(self, value: torch.Tensor) -> torch.Tensor:
-        if self.copies_input:
-            value = value.clone()
-        for layer in self.layers:
-            value = layer(value)
+        for position in range(len(self.layers)):
+            value = self._layer(position, value)
         return value
 
-    def backward(self, microbatch: int, gradient: torch.Tensor | None) -> torch.Tensor | None:
-        """B: adds to the parameters' gradients; the gradient for the input, None on the first stage.
+    def _layer(self, position: int, value: torch.Tensor) -> torch.Tensor:
+        """A layer's output."""
+        return self.layers[position](value.clone() if self.copies_input and position == 0 else value)
 
-        gradient: that of the output, None on the last stage.
+    def backward(self, microbatch: int, gradient: torch.Tensor | None) -> torch.Tensor | None:
+        """Compute B, which adds to the parameters' gradients.
+
+        Parameters
+        ----------
+        microbatch : int
+            Its number in the step.
+        gradient : Tensor or None
+            Gradient of the output; None on the last stage.
+
+        Returns
+        -------
+        Tensor or None
+            Gradient of the input; None on the first stage.
         """
         del self._units[microbatch]
         return self._backward(microbatch, gradient)
 
     def backward_input(self, microbatch: int, gradient: torch.Tensor | None) -> torch.Tensor | None:
-        """I: as B, but leaves the parameters' gradients, and what they need, to `backward_weight`."""
+        """Compute I: as B, but without the parameters' gradients. What these need is kept for `backward_weight`."""
         return self._backward(microbatch, gradient)
 
     def backward_weight(self, microbatch: int) -> None:
-        """W: adds to the parameters' gradients."""
+        """Compute W, which adds to the parameters' gradients."""
         add_weight_gradients(self._units.pop(microbatch))
 
     def _backward(self, microbatch: int, gradient: torch.Tensor | None) -> torch.Tensor | None:
@@ -147,7 +194,7 @@ class Stage:
             torch.autograd.backward(root, self._loss_share(root) if gradient is None else gradient)
         input_gradient = None
         if not self.is_first:
-            # An output that does not depend on its input, or an input that has no gradient, sends zeros.
+            # The stage before waits for a gradient even if the output does not depend on the input.
             input_gradient = inputs.grad if inputs.grad is not None else torch.zeros_like(inputs)
             inputs.grad = None
         if self.ledger:
@@ -169,7 +216,7 @@ class Stage:
         return share
 
     def reduce_gradients(self, group: dist.ProcessGroup) -> Reduction:
-        """Start adding up the gradients of all replicas, each rank of tp its own slices."""
+        """Start to add up the gradients of all replicas, each rank of tp its own slices."""
         gradients = []
         for layer in self.layers:
             for parameter in layer.parameters():
@@ -182,12 +229,12 @@ class Stage:
         return Reduction(gradients, group)
 
     def blank_gradients(self) -> list[torch.Tensor]:
-        """Zeros in place of this rank's part of each gradient that `reduce_gradients` adds up."""
+        """Zeros of the shape of each gradient that `reduce_gradients` adds up, on this rank."""
         parameters = [parameter for layer in self.layers for parameter in layer.parameters()]
         return [torch.zeros_like(local(p)) for p in parameters if p.requires_grad]
 
     def part(self, begin: int, end: int, *, copies_input: bool) -> Stage:
-        """Some of its layers as a stage of their own, with the data and loss that are theirs; nothing under way."""
+        """A new stage of the layers from `begin` to `end` - 1, with their data and loss."""
         part = type(self)(
             self.index if begin == 0 else -1,
             self.layers[begin:end],
@@ -202,14 +249,14 @@ class Stage:
         return part
 
     def close(self) -> None:
-        """Leave its layers as they were before it ran."""
+        """Remove its hooks from the layers, and forget all."""
         self.clear()
         if "_split" in vars(self):
             self._split.close()
             del self._split
 
     def clear(self) -> None:
-        """Forget gradients, losses and microbatches under way."""
+        """Forget gradients, losses and all microbatches."""
         if self.randomness is not None:
             self.randomness.off()
         self._held.clear()
@@ -222,9 +269,27 @@ class Stage:
 def act(
     stage: Stage | TimedStage, kind: Kind, microbatch: int, value: torch.Tensor | None, batch: Batch, *, split: bool
 ) -> torch.Tensor | None:
-    """Do one action of a stage; its output, if it has one.
+    """Compute one action of a stage.
 
-    value: the input of F, or the gradient of the output for B and I. split: whether an F's backward comes as I and W.
+    Parameters
+    ----------
+    stage : Stage or TimedStage
+        Whose action it is.
+    kind : Kind
+        F, B, I or W.
+    microbatch : int
+        Its number in the step.
+    value : Tensor or None
+        The input for F, the gradient of the output for B and I.
+    batch : Batch
+        Has the targets.
+    split : bool
+        Whether the backward of an F will be I and W.
+
+    Returns
+    -------
+    Tensor or None
+        The output of F, the gradient of the input for B and I.
     """
     if kind == Kind.F:
         target = batch.targets[microbatch] if stage.loss is not None else None

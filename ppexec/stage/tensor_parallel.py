@@ -1,15 +1,15 @@
-"""Tensor parallelism: a layer sharded over the ranks of tp by PyTorch's own DTensor, following its model's plan.
+"""Tensor parallelism: layers sharded over the ranks of tp by PyTorch's DTensor, as their model plans.
 
-Every tp rank draws the full parameters of one layer at a time, from (seed, layer, name) alone, and keeps its slices: no
-communication, and any tp starts from the same model. Between layers activations are plain tensors, alike on all ranks
-of tp, so a pipeline's messages go from a tp rank to the same tp rank. Inside, the styles' hooks turn tensors into
-DTensors and back; what they exchange in a forward is waited for there, and what they exchange in a backward is part of
-the gradient for the input: a backward split in I and W communicates in I alone.
+Every rank of tp draws the full parameters of one layer at a time, from (seed, layer, name) alone, and keeps its slices.
+That needs no communication, and any tp starts from the same model. Between layers activations are plain tensors, the
+same on all ranks of tp, so a pipeline's messages go from each rank of tp to the same rank of tp. Inside a layer the
+styles' hooks turn tensors into DTensors and back. Their communication in a forward is waited for there. In a backward
+it belongs to the gradient of the input, so a backward that is split communicates in I only.
 """
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterator, Mapping
 from fnmatch import fnmatchcase
 from typing import TYPE_CHECKING, Any
 
@@ -17,23 +17,26 @@ import torch
 from torch import nn
 from torch.utils import _pytree as pytree
 
-if TYPE_CHECKING:  # imported where needed: it takes half a second
+if TYPE_CHECKING:  # else imported where needed: DTensor takes half a second
     from torch.distributed.device_mesh import DeviceMesh
     from torch.distributed.tensor.parallel import ParallelStyle
 
     from ppexec.models.model import Model
 
-_SIZES = {  # what a style cuts: (name of the size, column-wise), (name of the size, row-wise)
+_SIZES = {  # name of the size that the column-wise, and that the row-wise style cuts
     nn.Linear: ("out_features", "in_features"),
     nn.Embedding: ("embedding_dim", "num_embeddings"),
 }
 
 
 def check_plan(model: Model, tp: int) -> None:
-    """Refuse what cannot be sharded over tp ranks; the layers may be on the meta device.
+    """Check that a model can be sharded over tp ranks. Its layers may be on the meta device.
 
-    Raises ValueError: a plan for what a layer does not have, a module that the style does not know, a size that does
-    not divide by tp.
+    Raises
+    ------
+    ValueError
+        For a plan that names a module which the layer does not have, a module that the style cannot shard, or a size
+        that does not divide by tp.
     """
     if tp > 1 and model.plan is not None:
         for index, layer in enumerate(model.layers):
@@ -42,7 +45,7 @@ def check_plan(model: Model, tp: int) -> None:
 
 
 def planned_modules(model: Model) -> list[nn.Module]:
-    """Every module for which the model's plan has a style, layer by layer."""
+    """The modules for which the model's plan has a style, layer by layer."""
     if model.plan is None:
         return []
     return [m for i, layer in enumerate(model.layers) for _, m, _ in _styled(layer, model.plan(layer), i)]
@@ -51,7 +54,7 @@ def planned_modules(model: Model) -> list[nn.Module]:
 def _styled(
     layer: nn.Module, plan: Mapping[str, ParallelStyle], index: int
 ) -> Iterator[tuple[str, nn.Module, ParallelStyle]]:
-    """Each module that the plan names, with its style; `*` stands for any part of a name, "" for the layer itself."""
+    """Each module that the plan names, with its style; `*` is any part of a name, "" the layer itself."""
     for pattern, style in plan.items():
         parts = pattern.split(".")
         found = [
@@ -75,7 +78,8 @@ def _check_style(where: str, module: nn.Module, style: ParallelStyle, tp: int) -
     sizes = next((sizes for kind, sizes in _SIZES.items() if isinstance(module, kind)), None)
     if sizes is None:
         raise ValueError(
-            f"{where} is a {type(module).__name__}: {type(style).__name__} shards nn.Linear and nn.Embedding alone"
+            f"{where} is a {type(module).__name__}, but {type(style).__name__} shards only nn.Linear and nn.Embedding: "
+            "leave it out of the plan"
         )
     name = sizes[isinstance(style, RowwiseParallel)]
     size = getattr(module, name)
@@ -84,9 +88,23 @@ def _check_style(where: str, module: nn.Module, style: ParallelStyle, tp: int) -
 
 
 def shard_layer(layer: nn.Module, model: Model, mesh: DeviceMesh | None, *, index: int) -> nn.Module:
-    """Keep this rank's slices of a layer's full parameters, as its model plans; returns the layer.
+    """Keep only this rank's slices of a layer's full parameters, as its model plans, without communication.
 
-    mesh: of the tp dimension alone; None, or one of a single rank, leaves the layer as it is. No communication.
+    Parameters
+    ----------
+    layer : Module
+        Real and whole.
+    model : Model
+        Has the plan.
+    mesh : DeviceMesh or None
+        Of the tp dimension. None, or a mesh of one rank, leaves the layer as it is.
+    index : int
+        The layer's position in the chain, for errors.
+
+    Returns
+    -------
+    Module
+        The same layer.
     """
     if mesh is None or mesh.size() == 1 or model.plan is None:
         return layer
@@ -99,11 +117,11 @@ def shard_layer(layer: nn.Module, model: Model, mesh: DeviceMesh | None, *, inde
 
 
 class _Wait(torch.autograd.Function):
-    """A tensor that a collective is still filling, once it is full."""
+    """Waits for a tensor that a collective is still filling."""
 
     @staticmethod
     def forward(ctx: Any, pending: Any) -> torch.Tensor:
-        """The tensor itself."""
+        """The tensor, once it is complete."""
         full = pending.wait()
         return full.view_as(full)
 
@@ -114,14 +132,14 @@ class _Wait(torch.autograd.Function):
 
 
 def _wait_for_output(module: nn.Module, arguments: tuple[Any, ...], output: Any) -> Any:
-    """Styles give results that are still under way; messages, ledgers and kernels here take tensors that are there."""
+    """Wait for the results of styles, since messages, ledgers and kernels take tensors that are complete."""
     from torch.distributed._functional_collectives import AsyncCollectiveTensor
 
     return pytree.tree_map(lambda leaf: _Wait.apply(leaf) if isinstance(leaf, AsyncCollectiveTensor) else leaf, output)
 
 
 def local(tensor: torch.Tensor) -> torch.Tensor:
-    """What this rank holds of a tensor: its slice if it is sharded over tp, else the tensor itself. Shares memory."""
+    """This rank's slice of a tensor that is sharded over tp, else the tensor itself. It shares the memory."""
     if type(tensor) in (torch.Tensor, nn.Parameter):
         return tensor
     from torch.distributed._functional_collectives import AsyncCollectiveTensor
@@ -134,10 +152,12 @@ def local(tensor: torch.Tensor) -> torch.Tensor:
 
 
 def local_gradient(parameter: torch.Tensor) -> torch.Tensor | None:
-    """This rank's slice of a parameter's gradient, which is cut as the parameter is; None if there is none.
+    """This rank's slice of a parameter's gradient, or None without one. Collective over tp.
 
-    A parameter alike on all ranks of tp whose ranks saw parts of the data (sequence parallelism) has a gradient that is
-    still to be added up over them: the sum takes the gradient's place. So this is a collective of tp.
+    Notes
+    -----
+    Under sequence parallelism the ranks of tp see parts of the data. The gradient of a replicated parameter is then
+    still to be added up over them. It is replaced by that sum.
     """
     gradient = parameter.grad
     if gradient is None:
@@ -149,14 +169,9 @@ def local_gradient(parameter: torch.Tensor) -> torch.Tensor | None:
 
 
 def slice_like(parameter: torch.Tensor, full: torch.Tensor) -> torch.Tensor:
-    """The part of a full tensor that lies where this rank's part of a parameter lies."""
+    """This rank's slice of a full tensor, cut as the parameter is."""
     from torch.distributed.tensor import DTensor, distribute_tensor
 
     if not isinstance(parameter, DTensor):
         return full
     return local(distribute_tensor(full, parameter.device_mesh, parameter.placements, src_data_rank=None))
-
-
-def is_sharded(layers: Sequence[nn.Module]) -> bool:
-    """Whether any parameter is a DTensor."""
-    return any(hasattr(parameter, "placements") for layer in layers for parameter in layer.parameters())

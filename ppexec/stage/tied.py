@@ -1,8 +1,9 @@
 """Tied: one weight in two places of the chain, such as a GPT's embedding and head.
 
-In a pipeline each place has its own copy. Both start as the first would, and once a step's gradients are there each
-copy gets the sum of both, so that they stay equal. A process without a pipeline has one parameter, whose two uses
-autograd adds up microbatch by microbatch: the same terms in another order, so equality is within rounding there.
+In a pipeline each place has its own copy. Both start with the value of the first. At the end of a step each copy gets
+the sum of both gradients, so they stay equal. One process without a pipeline has a single parameter, and autograd adds
+up the gradients of its two uses microbatch by microbatch. The terms are the same in another order, so the sums are
+equal within rounding.
 """
 
 from __future__ import annotations
@@ -22,9 +23,23 @@ from ppexec.stage.tensor_parallel import local
 
 
 def start_tied(layer: nn.Module, model: Model, *, index: int, seed: int, device: torch.device) -> None:
-    """Where a layer, real and whole, has the second of a tied pair: give it the value with which the first starts.
+    """Give the second parameter of each tied pair in a layer the value with which the first one starts.
 
-    Raises ValueError if two tied parameters differ in shape or dtype.
+    Parameters
+    ----------
+    layer : Module
+        Real and whole.
+    model : Model
+        Has the pairs.
+    index : int
+        The layer's position in the chain.
+    seed, device
+        As for `initialize_layer`.
+
+    Raises
+    ------
+    ValueError
+        If two tied parameters differ in shape or dtype.
     """
     for (first, name), (second, other) in model.tied:
         if second != index:
@@ -42,10 +57,20 @@ def start_tied(layer: nn.Module, model: Model, *, index: int, seed: int, device:
 
 
 class TiedGradients:
-    """Adds up the gradients of tied copies; built by all processes at once, since they form groups.
+    """Adds up the gradients of tied copies. All processes must build it together, since it forms groups.
 
-    tied: as in Model. stage_of: layer -> stage. placement: stage -> rank. modules: the layers held here, by number.
-    mesh: None if this process holds all.
+    Parameters
+    ----------
+    tied : sequence of pairs
+        As in Model.
+    stage_of : sequence of int, shape (layers,)
+        The stage of each layer.
+    placement : sequence of int, shape (stages,)
+        The rank of each stage.
+    modules : mapping from layer to Module
+        The layers that this process holds.
+    mesh : DeviceMesh or None
+        None if this process holds all ranks.
     """
 
     def __init__(
@@ -71,7 +96,7 @@ class TiedGradients:
                 self._sums.append((held, group))
 
     def add(self) -> None:
-        """Replace each copy's gradient by the sum of both."""
+        """Replace each copy's gradient by the sum of both. Collective where the copies are in two processes."""
         for parameters, group in self._sums:
             if not parameters[0].requires_grad:
                 continue
@@ -84,7 +109,15 @@ class TiedGradients:
 
 
 class SharedWeights:
-    """Makes tied places of a whole chain one parameter, and notes how large the terms of its gradient are."""
+    """Makes the tied places of a whole chain one parameter, and records the magnitudes of its gradient's terms.
+
+    Parameters
+    ----------
+    layers : sequence of Module
+        The whole chain. The second place of each pair loses its own parameter.
+    tied : sequence of pairs
+        As in Model.
+    """
 
     def __init__(self, layers: Sequence[nn.Module], tied: Sequence[tuple[Place, Place]]) -> None:
         self._first: dict[Place, Place] = {}
@@ -101,15 +134,15 @@ class SharedWeights:
                 self._note(parameter, parameter, 1)
 
     def place(self, layer: int, name: str) -> Place:
-        """Where the parameter of a place is really held."""
+        """The place that holds the parameter: the first of a tied pair, else the same place."""
         return self._first.get((layer, name), (layer, name))
 
     def is_tied(self, layer: int, name: str) -> bool:
-        """Whether it has a second use."""
+        """Whether the parameter has two uses."""
         return (layer, name) in self._first
 
     def renew(self) -> None:
-        """Before each forward: the second place uses the first's parameter, as a view of it."""
+        """Give the second places a new view of the first's parameters, as each forward needs."""
         for parameter, module, name in self._uses:
             view = parameter.view_as(parameter)
             if view.requires_grad:
@@ -117,9 +150,9 @@ class SharedWeights:
             setattr(module, name, view)
 
     def _note(self, use: torch.Tensor, parameter: nn.Parameter, times: int) -> None:
-        """Count a gradient's magnitude.
+        """Add up the magnitudes of a gradient's terms.
 
-        Of a microbatch's two terms a + b the sum is known and b: |a| + |b| <= |a + b| + 2 |b|.
+        Of a microbatch's two terms a and b only a + b and b are seen, so |a| + |b| is bounded by |a + b| + 2 |b|.
         """
 
         def hook(gradient: torch.Tensor) -> None:
@@ -129,10 +162,10 @@ class SharedWeights:
         use.register_hook(hook)
 
     def magnitude(self, parameter: nn.Parameter) -> torch.Tensor:
-        """The sum of the magnitudes of all terms since `clear`, in float64, element by element."""
+        """The sum of the magnitudes of all terms since `clear`, in float64, for each element."""
         blank = torch.zeros(parameter.shape, dtype=torch.float64, device=parameter.device)
         return self._terms.get(parameter, blank)
 
     def clear(self) -> None:
-        """Start anew."""
+        """Forget the terms so far."""
         self._terms.clear()

@@ -18,14 +18,32 @@ from ppsim import Program, StageCost
 
 
 class TimedStage:
-    """Stands in for a Stage: every action waits, all but asleep, until its stated time has passed.
+    """Takes the place of a Stage: each action waits until its stated time has passed.
 
-    Messages are real, of `output_bytes` each. Activations are not allocated; the ledger is told the stated bytes, so
-    that it follows the runtime's own order. So the bubbles of more ranks than there are cores can be measured.
+    Messages are real, of `output_bytes` each. Activations are not allocated; the ledger is told their stated bytes. So
+    the bubbles of more ranks than there are cores can be measured.
 
-    index: stage number. cost: of this stage. before: of the stage before, whose output is this one's input; None on the
-    first. is_last: the last stage sends nothing on. trains: False for an evaluation. spend: takes an action's seconds.
-    device: where its messages are.
+    Parameters
+    ----------
+    index : int
+        Stage number.
+    cost : StageCost
+        Of this stage.
+    before : StageCost or None
+        Of the stage before, whose output is this one's input; None on the first stage.
+    is_last : bool
+        The last stage sends no output.
+    trains : bool
+        False for an evaluation.
+    spend : callable
+        Takes the seconds of an action, and as long.
+    device : torch.device
+        Where its messages are.
+
+    Attributes
+    ----------
+    ledger : Ledger or None
+        Is told what the stage holds.
     """
 
     def __init__(
@@ -47,65 +65,79 @@ class TimedStage:
         self.ledger: Ledger | None = None
         self._cost = cost
         self._output = None if is_last else torch.zeros(cost.output_bytes, dtype=torch.uint8, device=device)
-        self._gradients: list[torch.Tensor] | None = None  # of the parameters, made when replicas add them up
+        self._gradients: list[torch.Tensor] | None = None  # of the parameters, made when they are first added up
         self._gradient = None if before is None else torch.zeros(before.output_bytes, dtype=torch.uint8, device=device)
 
     @property
     def is_first(self) -> bool:
-        """Whether it takes no other stage's output."""
+        """Whether no other stage sends it inputs."""
         return self.index == 0
 
     def begin(self, batch: Batch) -> None:
-        """No data is looked at."""
+        """Do nothing: no data is needed."""
 
     def forward(
         self, microbatch: int, inputs: torch.Tensor | None, target: torch.Tensor | None, *, split: bool = False
     ) -> torch.Tensor | None:
-        """Wait for F; a message of the output's size."""
+        """Wait for the time of F, and give a message of the output's size."""
         if self.ledger and self.trains:
             self.ledger.add(self._cost.activation_bytes)
         self._spend_s(self._cost.forward_s)
         return self._output
 
     def backward(self, microbatch: int, gradient: torch.Tensor | None) -> torch.Tensor | None:
-        """Wait for B; a message of the input's size."""
+        """Wait for the time of B, and give a message of the input's size."""
         self._spend_s(self._cost.full_backward_s)
         if self.ledger:
             self.ledger.add(-self._cost.activation_bytes)
         return self._gradient
 
     def backward_input(self, microbatch: int, gradient: torch.Tensor | None) -> torch.Tensor | None:
-        """Wait for I; a message of the input's size."""
+        """Wait for the time of I, and give a message of the input's size."""
         self._spend_s(self._cost.backward_input_s)
         if self.ledger:
             self.ledger.add(self._cost.weight_activation_bytes - self._cost.activation_bytes)
         return self._gradient
 
     def backward_weight(self, microbatch: int) -> None:
-        """Wait for W."""
+        """Wait for the time of W."""
         self._spend_s(self._cost.backward_weight_s)
         if self.ledger:
             self.ledger.add(-self._cost.weight_activation_bytes)
 
     def reduce_gradients(self, group: dist.ProcessGroup) -> Reduction:
-        """As many bytes as the trained parameters have, added up for real."""
+        """Start to add up as many bytes as the trained parameters have."""
         if self._gradients is None:
             self._gradients = self.blank_gradients()
         return Reduction(self._gradients, group)
 
     def blank_gradients(self) -> list[torch.Tensor]:
-        """One tensor of zeros as large as all gradients, down to whole floats; none if there are none."""
+        """One tensor of zeros as large as all gradients, rounded down to whole floats; empty without gradients."""
         count = self._cost.trained_bytes // 4
         return [torch.zeros(count, device=self._device)] if count else []
 
     def clear(self) -> None:
-        """Nothing is kept from one step to the next."""
+        """Do nothing: nothing is kept from one step to the next."""
 
 
 def timed_stages(
     held: Sequence[int], costs: Sequence[StageCost], *, trains: bool, device: Device, busy: bool = False
 ) -> dict[int, TimedStage]:
-    """The stages of one rank, which take their time without computing; busy: and keep a core at work meanwhile."""
+    """The timed stages of one rank.
+
+    Parameters
+    ----------
+    held : sequence of int
+        Its stages.
+    costs : sequence of StageCost
+        Of all stages.
+    trains : bool
+        False for an evaluation.
+    device : Device
+        Which waits.
+    busy : bool
+        Keep a core busy during each action, instead of waiting.
+    """
     return {
         stage: TimedStage(
             stage,
@@ -121,7 +153,7 @@ def timed_stages(
 
 
 def message_specs(program: Program, costs: Sequence[StageCost]) -> list[TensorSpec]:
-    """What timed stages send: bytes, as many as stated."""
+    """The spec of each message between timed stages: as many bytes as their costs state."""
     messages = program.messages
     lower = np.minimum(program.stage[messages.producer], program.stage[messages.consumer]).tolist()
     return [TensorSpec(shape=(costs[stage].output_bytes,), dtype=torch.uint8) for stage in lower]

@@ -1,8 +1,8 @@
-"""Checkpoint: parameters and optimizer state by their global names, so that any mesh can load what any other saved.
+"""Checkpoint: parameters and optimizer state by their global names, so that any mesh can load what another has saved.
 
-PyTorch's distributed checkpoint writes each slice once, from whichever rank holds it, and fills each rank's slices from
-whatever files hold them: a stage that moved, or a tensor that is sharded otherwise, is found by name and offset. Every
-step has a folder of its own, complete once its metadata is there, so a kill while saving spoils nothing older.
+PyTorch's distributed checkpoint writes each slice once and finds slices by name and offset, so stages may move and
+tensors may be sharded in another way. Each step has a folder of its own. It is complete once its metadata is written,
+so a kill while saving leaves older checkpoints intact.
 """
 
 from __future__ import annotations
@@ -18,12 +18,12 @@ _METADATA = ".metadata"
 
 
 def parameter_key(layer: int, name: str) -> str:
-    """The global name of a parameter: it depends on no stage, rank or mesh."""
+    """The global name of a parameter, which does not depend on stage, rank or mesh."""
     return f"layers.{layer}.{name}"
 
 
 def state_of(parameters: Mapping[str, nn.Parameter], optimizer: torch.optim.Optimizer) -> dict[str, Any]:
-    """What a checkpoint holds of these parameters: themselves and their optimizer state, sharing memory."""
+    """Parameters and their optimizer state by name in the checkpoint. They share memory with the given ones."""
     state: dict[str, Any] = {}
     for key, parameter in parameters.items():
         state[f"model.{key}"] = parameter.detach()
@@ -33,7 +33,22 @@ def state_of(parameters: Mapping[str, nn.Parameter], optimizer: torch.optim.Opti
 
 
 def save(directory: Path, step: int, state: Mapping[str, Any]) -> Path:
-    """Write the state before `step` under `directory`, which all processes must share; the folder. Collective."""
+    """Write a checkpoint. Collective.
+
+    Parameters
+    ----------
+    directory : Path
+        On a file system that all processes share.
+    step : int
+        The step that comes next.
+    state : mapping
+        From `state_of`.
+
+    Returns
+    -------
+    Path
+        The folder of this step.
+    """
     import torch.distributed.checkpoint as dcp
 
     folder = directory / f"step-{step:08d}"
@@ -42,9 +57,24 @@ def save(directory: Path, step: int, state: Mapping[str, Any]) -> Path:
 
 
 def load(directory: Path, state: dict[str, Any]) -> int:
-    """Fill the state from the newest complete checkpoint under `directory`; the step that comes next. Collective.
+    """Fill a state from the newest complete checkpoint. Collective.
 
-    Raises ValueError if there is none, or if it is of another model.
+    Parameters
+    ----------
+    directory : Path
+        Has checkpoints, or is one.
+    state : dict
+        From `state_of`; its tensors are overwritten.
+
+    Returns
+    -------
+    int
+        The step that comes next.
+
+    Raises
+    ------
+    ValueError
+        If there is no checkpoint, or it is of another model.
     """
     import torch.distributed.checkpoint as dcp
 
@@ -64,7 +94,7 @@ def load(directory: Path, state: dict[str, Any]) -> int:
 
 
 def newest(directory: Path) -> Path:
-    """The newest complete checkpoint in a directory, or the directory if it is one itself; ValueError if none."""
+    """The newest complete checkpoint in a directory, or the directory if it is one. Raises ValueError without any."""
     if (directory / _METADATA).is_file():
         return directory
     complete = sorted(path.parent for path in directory.glob(f"step-*/{_METADATA}"))

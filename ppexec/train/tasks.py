@@ -1,4 +1,4 @@
-"""Tasks: a training on a worker's ranks, made when first asked for and gone on with from call to call."""
+"""Tasks: what a worker is asked to do in a training, which goes on from call to call."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ def _trainer(worker: Worker) -> Trainer:
 
 
 def train(worker: Worker, *, steps: int) -> list[dict[int, float]]:
-    """Optimizer steps; of each the losses that this worker saw, by global microbatch."""
+    """Go on by `steps` optimizer steps; for each the losses of this worker, by global microbatch."""
     return _trainer(worker).steps(steps)
 
 
@@ -23,15 +23,15 @@ def next_step(worker: Worker) -> int:
 
 
 def save_checkpoint(worker: Worker, *, directory: Path) -> Path:
-    """Write parameters and optimizer state; the folder."""
+    """Write a checkpoint; its folder."""
     return _trainer(worker).save(directory)
 
 
 def load_checkpoint(worker: Worker, *, directory: Path) -> int:
-    """Read them back; the number of the next step."""
+    """Go on from a checkpoint; the number of the next step."""
     return _trainer(worker).load(directory)
 
 
 def nudge(worker: Worker) -> None:
-    """Move every parameter by one rounding (see `Trainer.nudge`)."""
+    """Move every parameter by one rounding."""
     _trainer(worker).nudge()

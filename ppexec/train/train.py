@@ -1,4 +1,4 @@
-"""Train: optimizer steps on any mesh, each rank its own stages, shards and states."""
+"""Train: optimizer steps on any mesh, where each rank updates the parameters that it holds."""
 
 from __future__ import annotations
 
@@ -18,10 +18,13 @@ from ppexec.workers.worker import OPTIMIZER, Worker
 
 
 class Trainer:
-    """One rank's part of a training: AdamW (Loshchilov and Hutter, 2019) on the parameters that it holds.
+    """A worker's part of a training: AdamW (Loshchilov and Hutter, 2019) on the parameters that it holds.
 
-    Decay and moments are elementwise, so a shard's update is the shard of the whole update, and replicas that start
-    alike and add up their gradients stay alike. A parameter that no gradient reached has gradient zero, on every mesh.
+    Notes
+    -----
+    Decay and moments are elementwise, so the update of a shard is the shard of the whole update. Replicas start equal
+    and add up their gradients, so they stay equal. A parameter that no gradient reached has a gradient of zero on every
+    mesh.
     """
 
     def __init__(self, worker: Worker) -> None:
@@ -35,7 +38,7 @@ class Trainer:
             if parameter.requires_grad
         }
         config = worker.config
-        # One by one (not foreach): that takes plain and sharded parameters alike.
+        # Not foreach, which does not take plain and sharded parameters together.
         self._optimizer = worker.keep(
             OPTIMIZER,
             lambda: torch.optim.AdamW(
@@ -46,7 +49,7 @@ class Trainer:
             ),
         )
         for parameter in self._parameters.values():
-            # What AdamW would make in its first step; here so that there is something to load into.
+            # As AdamW makes it in its first step; made here so that a checkpoint can be loaded into it.
             self._optimizer.state[parameter] = {
                 "step": torch.zeros(()),
                 "exp_avg": torch.zeros_like(parameter, memory_format=torch.preserve_format),
@@ -54,7 +57,7 @@ class Trainer:
             }
 
     def steps(self, count: int) -> list[dict[int, float]]:
-        """Go on by `count` steps; of each the losses that this rank saw, by global microbatch."""
+        """Go on by `count` steps; for each the losses of this worker, by global microbatch."""
         return [self._step() for _ in range(count)]
 
     def _step(self) -> dict[int, float]:
@@ -77,13 +80,15 @@ class Trainer:
         return checkpoint.save(directory, self.next_step, checkpoint.state_of(self._parameters, self._optimizer))
 
     def load(self, directory: Path) -> int:
-        """Go on from a checkpoint; the next step. Collective."""
+        """Go on from a checkpoint; the number of the next step. Collective."""
         self.next_step = checkpoint.load(directory, checkpoint.state_of(self._parameters, self._optimizer))
         return self.next_step
 
     def nudge(self) -> None:
-        """Move every parameter by one rounding, up or down by (seed, name): how far a training then strays is how far
-        rounding alone leads it."""
+        """Move every parameter by one rounding, up or down by (seed, name).
+
+        The difference that this makes to a training is the difference that rounding alone can make.
+        """
         for key, parameter in self._parameters.items():
             whole = torch.ones(parameter.shape, dtype=parameter.dtype)
             local(parameter).detach().mul_(slice_like(parameter, nudged(whole, self._worker.config.seed, key)))
@@ -91,9 +96,18 @@ class Trainer:
 
 @dataclass(frozen=True, kw_only=True)
 class TrainReport:
-    """Loss of each step, the mean over the global batch, before that step's update.
+    """The losses of a training.
 
-    steps: their numbers. losses: of each. checkpoint: where the state after the last was saved, if it was.
+    Parameters
+    ----------
+    steps : list of int
+        Numbers of the steps.
+    losses : list of float
+        By step, before its update: the mean over the global batch.
+    checkpoint : str or None
+        Folder of the checkpoint after the last step.
+    config : dict
+        The run's.
     """
 
     steps: list[int]
@@ -107,8 +121,25 @@ class TrainReport:
 
 
 def mean_losses(config: RunConfig, by_process: Sequence[Sequence[Mapping[int, float]]]) -> list[float]:
-    """Each step's loss from what every process saw: the mean over the global batch, added up by global index, so that
-    it depends on no mesh."""
+    """The loss of each step: the mean over the global batch.
+
+    Parameters
+    ----------
+    config : RunConfig
+        Of the run.
+    by_process : sequence
+        For each process and step the losses by global microbatch.
+
+    Returns
+    -------
+    list of float
+        Summed up by global index, so the sum does not depend on the mesh.
+
+    Raises
+    ------
+    ValueError
+        If a microbatch's loss is missing.
+    """
     losses = []
     for step in zip(*by_process, strict=True):
         every = {index: loss for seen in step for index, loss in seen.items()}

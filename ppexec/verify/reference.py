@@ -1,4 +1,4 @@
-"""Reference: the same step in one process without a pipeline, and what differs from it."""
+"""Reference: the same step in one process without a pipeline, and what a pipeline's tensors differ from it by."""
 
 from __future__ import annotations
 
@@ -25,11 +25,27 @@ from ppsim.costs.partition import bounds
 
 @dataclass(frozen=True, kw_only=True)
 class Comparison:
-    """One tensor of the pipeline against the reference's: "output" by microbatch, or "gradient" by layer and name.
+    """One tensor of the pipeline compared with the reference's.
 
-    tolerance: the largest difference that rounding alone can make, over the tensor's elements; 0 where the same
-    operations run in the same order. within: no element differs by more than its own tolerance. largest: magnitude of
-    the reference's largest element.
+    Parameters
+    ----------
+    what : str
+        "output" or "gradient".
+    layer : int
+        Of a gradient; -1 for an output.
+    name : str
+        Of the parameter, or the number of the microbatch.
+    bit_equal : bool
+        Whether all elements have the same bits.
+    within : bool
+        Whether no element differs by more than its own tolerance.
+    max_abs_diff : float
+        The largest difference.
+    tolerance : float
+        The largest tolerance of an element: the difference that rounding alone can make. 0 where the same operations
+        run in the same order.
+    largest : float
+        Magnitude of the reference's largest element.
     """
 
     what: str
@@ -43,7 +59,7 @@ class Comparison:
 
 
 def accumulation_orders(program: Program) -> list[tuple[int, ...]]:
-    """Per stage the microbatches in the sequence in which its weights' gradients are added up (its B, or its W)."""
+    """For each stage the microbatches in the order in which its gradients are added up: that of its B, or its W."""
     orders: list[list[int]] = [[] for _ in range(program.schedule.stages)]
     for row in range(len(program.stage)):
         if program.kind[row] in (Kind.B, Kind.W):
@@ -52,7 +68,22 @@ def accumulation_orders(program: Program) -> list[tuple[int, ...]]:
 
 
 class Reference:
-    """The whole model in this process, from the same seeds, over the batches of all replicas."""
+    """The whole model in this process, from the same seeds, with the batches of all replicas.
+
+    Parameters
+    ----------
+    config : RunConfig
+        Of the run.
+    device : torch.device
+        Where it computes.
+
+    Attributes
+    ----------
+    layers : list of Module
+        With the step's gradients, after `run`.
+    outputs : list of dict
+        By replica, each microbatch's output, after `run`.
+    """
 
     def __init__(self, config: RunConfig, device: torch.device) -> None:
         self._model = load_model(config)
@@ -85,10 +116,17 @@ class Reference:
         )
 
     def run(self, order: Sequence[int]) -> None:
-        """Forward and backward of each microbatch in turn, replica after replica; gradients add up in the layers.
+        """Compute a step: forward and backward of each microbatch, one replica after the other.
 
-        The loss of the step is the mean over all microbatches, so each counts 1 / (dp m). With tp the step is taken
-        again, with every parameter moved by a rounding, to see what that moves.
+        Parameters
+        ----------
+        order : sequence of int
+            Sequence of a replica's microbatches.
+
+        Notes
+        -----
+        The loss of the step is the mean over all microbatches, so each counts 1 / (dp m). With tp the step is computed
+        again with every parameter moved by one rounding, to measure how much that changes outputs and gradients.
         """
         self._step(order)
         if not self._roundings:
@@ -118,7 +156,7 @@ class Reference:
         self._moved[what] = max(self._moved.get(what, 0.0), largest)
 
     def output_rounding(self, dp_rank: int, microbatch: int) -> torch.Tensor:
-        """By how much sums over tp may change an output, one number in float64 (see `rounding.allowed`)."""
+        """The difference that sums over tp may make to an output (see `allowed`), float64 of shape (1,)."""
         output = self.outputs[dp_rank][microbatch]
         largest = float(output.abs().max()) if output.numel() else 0.0
         moved = self._moved.get((dp_rank, microbatch), 0.0)
@@ -165,18 +203,33 @@ class Reference:
             parameter.grad = term if total is None else total if term is None else total.add_(term)
 
     def gradient(self, layer: int, name: str) -> torch.Tensor:
-        """A parameter's gradient; zeros where nothing reached it, which is what an optimizer would see."""
+        """A parameter's gradient, or zeros if no gradient reached it."""
         layer, name = self._shared.place(layer, name)
         return gradient_of(self.layers[layer].get_parameter(name))
 
     def rounding(self, layer: int, name: str) -> torch.Tensor:
-        """By how much other orders of adding up can change each element of a gradient, in float64.
+        """The difference that another order of adding up can make to each element of a gradient.
 
-        Over dp: n terms g added in floating point, in any order, are off by at most (n - 1) u / (1 - (n - 1) u) times
-        the sum of |g| (Higham, Accuracy and Stability of Numerical Algorithms, equation 4.4); here both sums are. A
-        tied weight has two terms for each microbatch, one of each use. Over tp: `rounding.allowed` for the layer's
-        gradients taken as one vector, since a gradient that is zero but for rounding (of a key's bias in attention) has
-        no size of its own.
+        Parameters
+        ----------
+        layer : int
+            Position in the chain.
+        name : str
+            Of the parameter in its layer.
+
+        Returns
+        -------
+        Tensor of the parameter's shape
+            In float64.
+
+        Notes
+        -----
+        Over dp: the sum of n terms g in floating point, in any order, is off by at most (n - 1) u / (1 - (n - 1) u)
+        times the sum of |g| (Higham, Accuracy and Stability of Numerical Algorithms, equation 4.4). Both sums are, the
+        pipeline's and this one's. A tied weight has two terms for each microbatch, one of each use.
+
+        Over tp: `allowed` for all gradients of the layer as one vector. A gradient that is zero except for rounding,
+        such as that of a key's bias in attention, has no magnitude of its own.
         """
         is_tied = self._shared.is_tied(layer, name)
         layer, name = self._shared.place(layer, name)
@@ -193,17 +246,31 @@ class Reference:
 
 
 def gradient_of(parameter: torch.Tensor) -> torch.Tensor:
-    """This rank's part of a parameter's gradient, zeros if it has none."""
+    """This rank's slice of a parameter's gradient, or zeros if it has none."""
     gradient = local_gradient(parameter)
     return torch.zeros_like(local(parameter)) if gradient is None else gradient.detach()
 
 
 def compare_with_reference(worker: Worker, outputs: dict[int, torch.Tensor]) -> list[Comparison]:
-    """What this rank's outputs and gradients differ from the reference's, tensor by tensor.
+    """Compare the outputs and gradients of this worker's ranks with the reference's. Collective over a pipeline.
 
-    The first rank of each pipeline (one for each replica and rank of tp) computes the reference with its own thread
-    count and sends each tensor to the rank that has its counterpart, or a slice of it. Where stages add their
-    microbatches up in different sequences, the reference runs once for each sequence, and a stage is held to its own.
+    Parameters
+    ----------
+    worker : Worker
+        After a step, with its gradients.
+    outputs : dict of int to Tensor
+        The last stage's, by microbatch; empty elsewhere.
+
+    Returns
+    -------
+    list of Comparison
+        Of the tensors that this worker holds.
+
+    Notes
+    -----
+    The first rank of each pipeline computes the reference, with its own thread count, and sends each tensor to the rank
+    that holds the pipeline's. Where stages add up their microbatches in different orders, the reference runs once for
+    each order, and a stage is compared with the one of its order.
     """
     config, schedule = worker.config, worker.config.pipeline
     every = tuple(range(config.microbatches))
@@ -212,7 +279,7 @@ def compare_with_reference(worker: Worker, outputs: dict[int, torch.Tensor]) -> 
     result: list[Comparison] = []
     for number, order in enumerate(dict.fromkeys(orders)):
         if reference is not None:
-            # On the stream of the first rank: kernels are chosen by what a stream may use of the device.
+            # On the first rank's stream, since kernels are chosen by the part of the device that a stream may use.
             worker.ranks[0].compute.submit(partial(reference.run, order), "the reference")
             worker.device.synchronize()
         if number == 0:
@@ -263,7 +330,7 @@ def _compare_gradients(worker: Worker, stage: int, reference: Reference | None) 
 def _bring(
     worker: Worker, holder: int, reference: torch.Tensor | None, counterpart: torch.Tensor | None
 ) -> torch.Tensor | None:
-    """The reference's tensor, from the first rank to the holder of its counterpart; None on every other rank."""
+    """Send the reference's tensor from the first rank to the holder; the tensor there, None on every other rank."""
     if holder == 0 or worker.mesh is None:
         return reference if holder in {rank.number for rank in worker.ranks} else None
     if worker.rank == 0 and reference is not None:
@@ -294,5 +361,5 @@ def _compare(
 
 
 def _same_bits(first: torch.Tensor, second: torch.Tensor) -> bool:
-    """Equal as bits, so that -0.0 is not 0.0 and a NaN equals itself."""
+    """Whether all bits are equal: -0.0 is not 0.0, and a NaN equals itself."""
     return torch.equal(first.reshape(-1).view(torch.uint8), second.reshape(-1).view(torch.uint8))

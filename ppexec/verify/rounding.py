@@ -1,4 +1,4 @@
-"""Rounding: how far a step over tp ranks may be from one process's, stated before it is run."""
+"""Rounding: how much a step over tp ranks may differ from one process's."""
 
 from __future__ import annotations
 
@@ -11,22 +11,37 @@ from ppexec.models.model import Model
 from ppexec.models.seeds import derive
 from ppexec.stage.tensor_parallel import planned_modules
 
-NUDGES = 2  # controls: one alone may leave a tensor of a few elements unchanged by chance
+NUDGES = 2
+"""How many steps with moved parameters are computed. One may leave a tensor of few elements unchanged by chance."""
 
 
 def sharded_roundings(model: Model, config: RunConfig) -> float:
-    """By how many roundings a tensor of a run over tp ranks may differ from one process's; 0 for tp = 1.
+    """The number of roundings by which a tensor of a run over tp ranks may differ from one process's.
 
-    A module cut by rows adds up the tp parts of its output, one cut by columns those of its input's gradient, where one
-    process takes one sum; no other module sums anything in parts. A sum of n terms in any order is off by about sqrt(n)
-    u times their size, not by n u, as roundings are independent (Higham and Mary, SIAM J. Sci. Comput. 41, 2019,
-    theorem 2.4); both sums are, and the tp parts and the two results are rounded besides. All that comes after such a
-    sum differs as well, so the differences of all sums add up, at worst in full:
+    Parameters
+    ----------
+    model : Model
+        Its plan says which modules are cut.
+    config : RunConfig
+        Its tp and dtype count.
+
+    Returns
+    -------
+    float
+        0 for tp = 1.
+
+    Notes
+    -----
+    A module cut by rows adds up its output in tp parts, and one cut by columns the gradient of its input. One process
+    computes each of these as one sum. A sum of n terms in any order is off by about sqrt(n) u times their magnitude
+    instead of n u, since roundings are independent (Higham and Mary, SIAM J. Sci. Comput. 41, 2019, theorem 2.4). Both
+    sums are off by that, and the tp parts and both results are rounded once more. The differences of all such sums add
+    up, at worst in full:
 
         sum over the cut modules of (2 sqrt(n) u_accumulate / u + tp + 1)
 
-    with n the longest side of a module's own weights: its other products may be blocked otherwise too, once they are
-    narrower. u_accumulate is that of float32 for shorter types, which kernels add up in it.
+    Here n is the longest side of a module's weights, since narrower products may be computed in other blocks too.
+    u_accumulate is the unit rounding of float32 for shorter types, which kernels add up in float32.
     """
     if config.tp == 1:
         return 0.0
@@ -40,23 +55,42 @@ def sharded_roundings(model: Model, config: RunConfig) -> float:
 
 
 def allowed(roundings: float, dtype: torch.dtype, *, largest: float, moved: float) -> float:
-    """The difference that so many roundings may make to a tensor; in float64 at least 1e-12 of its largest element.
+    """The difference that a number of roundings may make to a tensor.
 
-    largest: magnitude of the tensor's largest element. moved: by how much it moves when every parameter moves by one
-    rounding: what one rounding somewhere in the chain really does to it, where the chain or the loss amplifies. Each of
-    the roundings counts as the larger of the two.
+    Parameters
+    ----------
+    roundings : float
+        From `sharded_roundings`.
+    dtype : torch.dtype
+        Of the tensor.
+    largest : float
+        Magnitude of its largest element.
+    moved : float
+        Its largest change when every parameter is moved by one rounding. It shows how much the chain and the loss
+        amplify a rounding.
+
+    Returns
+    -------
+    float
+        Each rounding counts as u largest or as moved, whichever is larger. In float64 at least 1e-12 largest.
     """
     difference = roundings * max(unit_rounding(dtype) * largest, moved)
     return max(difference, 1e-12 * largest) if dtype == torch.float64 and roundings else difference
 
 
 def unit_rounding(dtype: torch.dtype) -> float:
-    """u: the largest relative error of one rounding to nearest."""
+    """The unit rounding u: the largest relative error of rounding to the nearest number of this type.
+
+    Examples
+    --------
+    >>> unit_rounding(torch.float32) == 2.0**-24
+    True
+    """
     return torch.finfo(dtype).eps / 2
 
 
 def nudged(parameter: torch.Tensor, seed: int, *key: int | str) -> torch.Tensor:
-    """A full parameter with every element one rounding (2 u) up or down, by (seed, key) alone."""
+    """A full parameter with every element moved by one rounding (2 u), up or down by (seed, key) alone."""
     stream = torch.Generator().manual_seed(derive(seed, "nudge", *key))
     signs = torch.randint(0, 2, parameter.shape, generator=stream) * 2 - 1
     return parameter * (1 + signs.to(parameter.device, parameter.dtype) * torch.finfo(parameter.dtype).eps)

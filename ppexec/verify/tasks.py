@@ -8,7 +8,7 @@ from ppexec.workers.worker import Worker
 
 
 def verify(worker: Worker) -> list[Comparison]:
-    """Run a step and compare this worker's outputs and gradients with one process that has no pipeline."""
+    """Run a step, and compare this worker's outputs and gradients with one process without a pipeline."""
     batch = worker.load(0)
     worker.clear()
     meet(worker.mesh)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Sequence
 from dataclasses import asdict, dataclass
 from typing import Any
@@ -14,14 +15,30 @@ from ppexec.verify.reference import Comparison
 
 @dataclass(frozen=True, kw_only=True)
 class VerifyReport:
-    """Outputs on the last stage and every parameter's gradient against the reference.
+    """The last stage's outputs and all gradients, compared with one process without a pipeline.
 
-    tolerance: by how much any gradient may differ; 0 where bits must be equal (dp = tp = 1 on the CPU), since the same
-    operations run in the same order. With replicas the microbatches are added up in another order, with tp the features
-    within a layer; every element is held to the bound of that (see `Reference.rounding`), of which this is the largest.
-    output_tolerance: the same for outputs, 0 without tp. outputs_equal: bit-equal without tp, else within it.
-    first_difference: the first tensor that is not bit-equal, and by how much; None if all are. compared: number of
-    tensors, where each rank of tp compares its outputs and its slices of gradients.
+    Parameters
+    ----------
+    outputs_bit_equal, gradients_bit_equal : bool
+        Whether all outputs, and all gradients, have the same bits.
+    gradients_equal : bool
+        Whether every element of every gradient is within its tolerance.
+    max_output_diff, max_gradient_diff : float
+        The largest differences.
+    tolerance : float
+        The largest tolerance of an element of a gradient. 0 for dp = tp = 1, where the same operations run in the same
+        order; only a tied weight has one there. With dp the microbatches are added up in another order, and with tp the
+        features within a layer (see `Reference.rounding`).
+    compared : int
+        Number of tensors. Each rank of tp compares its outputs and its slices of gradients.
+    first_difference : str or None
+        The first tensor that is not bit-equal, with its difference. None if all are.
+    config : dict
+        The run's.
+    outputs_equal : bool
+        With tp, whether outputs are within their tolerance; else whether they are bit-equal.
+    output_tolerance : float
+        The largest tolerance of an output; 0 without tp.
     """
 
     outputs_bit_equal: bool
@@ -38,7 +55,7 @@ class VerifyReport:
 
     @classmethod
     def of(cls, config: RunConfig, comparisons: Sequence[Comparison]) -> VerifyReport:
-        """A report from all ranks' comparisons. Raises ValueError unless every tensor was compared."""
+        """Sum up the comparisons of all workers. Raises ValueError if an output is missing."""
         expected = config.microbatches * config.dp * config.tp
         outputs = [c for c in comparisons if c.what == "output"]
         gradients = [c for c in comparisons if c.what == "gradient"]
@@ -61,7 +78,7 @@ class VerifyReport:
 
     @property
     def passed(self) -> bool:
-        """Outputs and gradients agree."""
+        """Whether outputs and gradients are equal, within their tolerances."""
         return self.outputs_equal and self.gradients_equal
 
     def to_dict(self) -> dict[str, Any]:
@@ -70,11 +87,9 @@ class VerifyReport:
 
 
 def _largest(comparisons: Sequence[Comparison]) -> float:
-    """The largest difference; a NaN, which no comparison would find, counts as infinite."""
-    values = [
-        float("inf") if c.max_abs_diff != c.max_abs_diff and not c.bit_equal else c.max_abs_diff for c in comparisons
-    ]
-    return max((value for value in values if value == value), default=0.0)
+    """The largest difference. A NaN on one side only counts as infinite."""
+    differences = [c.max_abs_diff for c in comparisons if not c.bit_equal]
+    return max((math.inf if math.isnan(difference) else difference for difference in differences), default=0.0)
 
 
 def _describe(comparison: Comparison) -> str:

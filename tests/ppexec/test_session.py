@@ -35,6 +35,17 @@ def test_a_run_is_the_median_step_with_its_bytes_and_where_it_was_made(pool: Wor
     assert np.array_equal(loaded.start_s, trace.start_s)
 
 
+def test_an_experiment_predicts_what_it_measures() -> None:
+    outcome = ppexec.predict_and_measure(tiny(steps=2))
+    assert isinstance(outcome, ppexec.Outcome)
+    assert len(outcome.measured) == 2
+    assert outcome.predicted.makespan_s > 0
+    assert outcome.predicted.peak_activation_bytes.tolist() == outcome.median.peak_activation_bytes.tolist()
+    assert outcome.verified is not None
+    assert outcome.verified.passed
+    assert json.loads(json.dumps(outcome.summary()))["memory"]["equal_at_every_action"]
+
+
 def test_a_measured_trace_has_the_rows_of_a_simulated_one(pool: WorkerPool) -> None:
     measured = ppexec.run(tiny(), pool=pool).to_frame()
     cost = ppsim.StageCost(forward_s=1, backward_input_s=1, backward_weight_s=1)

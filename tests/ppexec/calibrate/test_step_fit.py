@@ -11,7 +11,7 @@ import pytest
 import ppsim
 from ppexec.calibrate.calibration import Calibration, Step, fit
 from ppexec.calibrate.known_run import KnownRun, known_runs
-from ppexec.calibrate.step_fit import calibrated, with_independence, with_sharing
+from ppexec.calibrate.step_fit import calibrated, with_sharing, with_step_variation
 from ppexec.stage.timed import burn_s
 from ppsim import Trace
 
@@ -34,31 +34,31 @@ def steps_of(calibration: Calibration, *, ranks: int = 4) -> list[Step]:
     ]
 
 
-@pytest.mark.parametrize("independence", [0.0, 0.5, 1.0])
-def test_how_much_varies_for_each_rank_alone_is_found(independence: float) -> None:
+@pytest.mark.parametrize("share", [0.0, 0.5, 1.0])
+def test_how_much_varies_for_each_rank_alone_is_found(share: float) -> None:
     """Late for a tenth of all actions, by 2 ms or by the mean of that."""
-    steps = steps_of(replace(VARYING, independence=independence))
-    assert with_independence(VARYING, steps).independence == pytest.approx(independence, abs=0.1)
+    steps = steps_of(replace(VARYING, independent_share=share))
+    assert with_step_variation(VARYING, steps).independent_share == pytest.approx(share, abs=0.1)
 
 
 def test_ranks_that_are_late_alone_make_a_longer_step_than_the_mean_of_it() -> None:
     """Else there would be nothing to find."""
     first = known_runs(4, [64], 5e-3)[0]
-    alone, alike = (made(first, replace(VARYING, independence=level), count=60) for level in (1.0, 0.0))
+    alone, alike = (made(first, replace(VARYING, independent_share=level), count=60) for level in (1.0, 0.0))
     assert np.median([trace.makespan_s for trace in alone]) > 1.01 * alike[0].makespan_s
 
 
 def test_what_steps_vary_by_together_is_found() -> None:
     calm = replace(VARYING, late_s=np.zeros(1))
-    steps = steps_of(replace(calm, common=0.03))
-    found = with_independence(calm, steps)
-    assert found.common == pytest.approx(0.03, rel=0.3)
-    assert with_independence(calm, steps_of(calm)).common == 0.0
+    steps = steps_of(replace(calm, step_std=0.03))
+    found = with_step_variation(calm, steps)
+    assert found.step_std == pytest.approx(0.03, rel=0.3)
+    assert with_step_variation(calm, steps_of(calm)).step_std == 0.0
 
 
 def test_a_step_shorter_than_all_that_is_known_has_nothing_independent() -> None:
     steps = steps_of(replace(VARYING, late_s=np.zeros(1)))
-    assert with_independence(VARYING, steps).independence == 0.0
+    assert with_step_variation(VARYING, steps).independent_share == 0.0
 
 
 @pytest.mark.parametrize("efficiency", [1.0, 0.9, 0.6])

@@ -209,7 +209,7 @@ def model_of(layer: nn.Module, plan: dict[str, Any]) -> Model:
         (
             MLPBlock(4, 6),
             {"activation": ColwiseParallel()},
-            "activation is a GELU: ColwiseParallel shards nn.Linear and",
+            "activation is a GELU, but ColwiseParallel shards only nn.Linear and",
         ),
         (MLPBlock(4, 6), {"fc*": RowwiseParallel()}, "fc2: in_features 6 does not divide by tp=4"),
         (nn.Linear(4, 6), {"": ColwiseParallel()}, r"layer 0 \(Linear\): out_features 6 does not divide by tp=4"),

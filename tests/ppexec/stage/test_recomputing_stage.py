@@ -19,7 +19,7 @@ from ppexec.models.batch import Batch
 from ppexec.models.dropout import Randomness, SeededDropout
 from ppexec.models.mlp import MLPBlock
 from ppexec.stage.ledger import Ledger, tensors_of
-from ppexec.stage.recompute import RecomputingStage
+from ppexec.stage.recomputing_stage import RecomputingStage
 from ppexec.stage.stage import Stage
 from ppsim.simulation.memory_levels import activation_levels
 from tests.support.chains import Case, cases
@@ -138,7 +138,7 @@ def test_between_actions_it_holds_the_inputs_and_the_output_and_after_i_what_w_n
 def test_a_layer_that_changes_its_input_is_refused() -> None:
     """What is kept would not be what it was given, and the gradients wrong without a word."""
     stage = stage_of(RecomputingStage, [nn.Linear(WIDTH, WIDTH), nn.ReLU(inplace=True)])
-    with pytest.raises(ValueError, match="ReLU changes its input in place, so it cannot be computed anew"):
+    with pytest.raises(ValueError, match=r"layer 1 \(ReLU\) changes its input in place, so it cannot be recomputed"):
         stage.forward(0, torch.randn(2, WIDTH), None)
 
 
@@ -163,7 +163,7 @@ def works_in_place(case: Case) -> bool:
 def test_every_run_is_bit_equal_to_one_process_that_computes_nothing_anew(
     case: Case, pool: WorkerPool, tmp_path: Path
 ) -> None:
-    assume(not works_in_place(case))  # refused: what is overwritten cannot be computed anew
+    assume(not works_in_place(case))  # refused: an overwritten input cannot be used again
     case.values["recompute"] = True
     report = ppexec.verify(case.config(tmp_path), pool=pool)
     assert report.first_difference is None

@@ -1,11 +1,4 @@
-"""Recompute: a stage that keeps its layers' inputs alone and computes each layer anew for its backward.
-
-The second forward happens in B, or in I where the backward is split; then what the weights still need is kept until W
-as it is without recomputation (see `split_backward`), so no layer is computed a third time. Every layer is one piece:
-its saved tensors live while its own backward runs, between actions there are the layers' inputs and the stage's output.
-Kernels and their order are those of the stage as a whole, so gradients have the same bits; dropout is keyed, so it is
-the same the second time (Chen et al., 2016, "Training Deep Nets with Sublinear Memory Cost").
-"""
+"""Recomputing stage: it keeps only its layers' inputs and computes each layer again for its backward."""
 
 from __future__ import annotations
 
@@ -14,12 +7,12 @@ from typing import Any, NamedTuple
 
 import torch
 
-from ppexec.stage.split_backward import Unit, add_weight_gradients
+from ppexec.stage.split_backward import Unit
 from ppexec.stage.stage import Stage
 
 
 class _Kept(NamedTuple):
-    """What there is of a microbatch between its F and its backward."""
+    """What is kept of a microbatch between its F and its backward; the inputs are those of all layers."""
 
     inputs: list[torch.Tensor]
     output: torch.Tensor
@@ -27,26 +20,35 @@ class _Kept(NamedTuple):
 
 
 class _Entry(torch.autograd.Function):
-    """Where a layer begins that the same stage has another before: hands its input's gradient over as it is.
+    """The start of a layer's graph. It keeps the gradient of the layer's input with its memory layout.
 
-    A leaf would put it in memory in its own way, and kernels may add up otherwise where the layout is another.
+    A leaf would change the layout, and kernels may add up in another order where the layout differs.
     """
 
     @staticmethod
     def forward(ctx: Any, taken: list[torch.Tensor], anchor: torch.Tensor, value: torch.Tensor) -> torch.Tensor:
-        """The value; the anchor makes it differentiable."""
+        """The value itself; the anchor makes it differentiable."""
         ctx.taken = taken
         return value.detach()
 
     @staticmethod
     def backward(ctx: Any, *gradients: torch.Tensor) -> Any:
-        """Ends here."""
+        """Put the gradient into the list `taken`, and end."""
         ctx.taken.extend(gradients)
         return None, None, None
 
 
 class RecomputingStage(Stage):
-    """A Stage with less memory and a longer backward; everything else is as there."""
+    """A Stage with less memory and a longer backward.
+
+    Notes
+    -----
+    Each layer is recomputed on its own (Chen et al., 2016, "Training Deep Nets with Sublinear Memory Cost"). Its saved
+    tensors live while its own backward runs; between actions the layers' inputs and the stage's output are held.
+    Layers are recomputed in B, or in I where the backward is split. What W needs is then kept as it is without
+    recomputation (see `SplitBackward`), so no layer is computed a third time. Kernels and their order are those of a
+    Stage and dropout is keyed, so gradients have the same bits.
+    """
 
     def __init__(self, *arguments: object, **named: object) -> None:
         super().__init__(*arguments, **named)  # type: ignore[arg-type]
@@ -56,19 +58,19 @@ class RecomputingStage(Stage):
     def forward(
         self, microbatch: int, inputs: torch.Tensor | None, target: torch.Tensor | None, *, split: bool = False
     ) -> torch.Tensor:
-        """F: as in Stage. Raises ValueError if a layer changes its input, from which it could not be computed anew."""
+        """Compute F as a Stage does. Raises ValueError if a layer changes its input, which is needed once more."""
         if not self.trains or inputs is None:
             return super().forward(microbatch, inputs, target, split=split)
         self._announce(microbatch)
         kept, value = _Kept([], inputs, target), inputs
         with torch.no_grad():
-            for layer in self.layers:
+            for position, layer in enumerate(self.layers):
                 kept.inputs.append(value)
-                version, value = value._version, layer(self._given(len(kept.inputs) - 1, value))
+                version, value = value._version, self._layer(position, value)
                 if kept.inputs[-1]._version != version:
                     raise ValueError(
-                        f"{type(layer).__name__} changes its input in place, so it cannot be computed anew: take it "
-                        "without inplace=True, or do not recompute"
+                        f"layer {self.first_layer + position} ({type(layer).__name__}) changes its input in place, so "
+                        "it cannot be recomputed: take it without inplace=True, or do not recompute"
                     )
             if self.loss is not None and target is not None:
                 self.losses[microbatch] = self.loss(value, target)
@@ -79,18 +81,14 @@ class RecomputingStage(Stage):
         return value.contiguous()
 
     def backward(self, microbatch: int, gradient: torch.Tensor | None) -> torch.Tensor | None:
-        """B: computes each layer anew, from the last to the first, with its backward right after."""
+        """Compute B: each layer again, from the last to the first, with its backward right after."""
         return self._anew(microbatch, gradient, None)
 
     def backward_input(self, microbatch: int, gradient: torch.Tensor | None) -> torch.Tensor | None:
-        """I: as B, keeping what W needs."""
+        """Compute I as B, but keep what W needs."""
         units: list[Unit] = []
         self._units[microbatch] = units
         return self._anew(microbatch, gradient, units)
-
-    def backward_weight(self, microbatch: int) -> None:
-        """W: adds to the parameters' gradients; computes nothing anew."""
-        add_weight_gradients(self._units.pop(microbatch))
 
     def _anew(self, microbatch: int, gradient: torch.Tensor | None, units: list[Unit] | None) -> torch.Tensor | None:
         inputs, output, target = self._kept.pop(microbatch)
@@ -121,26 +119,23 @@ class RecomputingStage(Stage):
             return None
         return gradient if reached else torch.zeros_like(stage_input)
 
-    def _given(self, position: int, value: torch.Tensor) -> torch.Tensor:
-        return value.clone() if self.copies_input and position == 0 else value
-
     def _run(
         self, position: int, value: torch.Tensor, target: torch.Tensor | None, units: list[Unit] | None
     ) -> torch.Tensor:
-        """A layer's forward with its graph, and with the loss where the stage has one."""
+        """A layer's forward with its graph, followed by the loss if it is the model's last layer."""
         saving = self.ledger.saving() if self.ledger and units is not None else nullcontext()
         cutting: AbstractContextManager[list[Unit]] = nullcontext([])
         if units is not None:
             cutting = self._split.recording(self.ledger)
         with saving, cutting as found:
-            root = self.layers[position](self._given(position, value))
+            root = self._layer(position, value)
             if position == len(self.layers) - 1 and self.loss is not None and target is not None:
                 root = self.loss(root, target)
         if units is not None:
-            units[:0] = found  # as a forward through all layers would have listed them
+            units[:0] = found  # in the order of the layers, though they are recomputed from the last
         return root
 
     def clear(self) -> None:
-        """Forget gradients, losses and microbatches under way."""
+        """Forget gradients, losses and all microbatches."""
         super().clear()
         self._kept.clear()
