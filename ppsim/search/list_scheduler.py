@@ -79,7 +79,13 @@ def schedule_greedily(tables, policy, plan, begin_s, free_s):
     -----
     The event loop of list scheduling: the rank that is free first decides what to run, until nothing is left.
     `_runnable` admits an F only if the oldest unfinished microbatch could still be completed on this rank within the
-    limit. So the limit is never exceeded, and the oldest microbatch can always go on: there is no deadlock by memory.
+    limit. So the limit is never exceeded.
+
+    With one stage per rank the oldest microbatch can therefore always go on. With several stages a policy can get
+    stuck, because the rule looks no further than the oldest microbatch. Example: two stages hold 4 and 9 bytes and the
+    limit is 13. Once microbatch 0 has run its backward on the second stage, the first may run F of 1 and of 2. That
+    leaves 5 bytes for microbatch 1 on the second stage, for ever. Where every cap is 1 this cannot happen: a stage then
+    holds at most one microbatch, and one on every stage of a rank fits any limit that a `Problem` may have.
     """
     return _run(tables, policy, _start(tables, plan, free_s), plan, begin_s, free_s)
 
