@@ -59,7 +59,7 @@ class Plan(NamedTuple):
 
     def copy(self) -> Plan:
         """The same orders in new arrays."""
-        return Plan(*(column.copy() for column in self))
+        return Plan._make(column.copy() for column in self)
 
     def schedule(self, problem: Problem, name: str) -> Schedule:
         """The plan as a schedule of that name."""
