@@ -120,10 +120,13 @@ class Store:
 
     def _version(self) -> int | None:
         """The schema's version; None for an empty file. Raises ValueError where the database is another's."""
+        # The tables are counted first: another process that makes the store commits table and number together. Read the
+        # other way round, a store that appears in between would look like another's database.
+        tables = self._number("SELECT count(*) FROM sqlite_master")
         application_id = self._number("PRAGMA application_id")
         if application_id == _APPLICATION_ID:
             return self._number("PRAGMA user_version")
-        if application_id != 0 or self._number("SELECT count(*) FROM sqlite_master") != 0:
+        if application_id != 0 or tables != 0:
             raise ValueError(f"{self._path} is a database, but not a store of sweeps: give another path")
         return None
 
