@@ -108,7 +108,20 @@ class Chains:
         self.busy = np.maximum(m * (forward + least) - least, self.round_trip + (m - 1) * np.maximum(forward, least))
 
     def by_stage(self, first: int, *, to_any_end: bool = False) -> float:
-        """From the first F on stage `first` to its last end (or to any stage's), by way of the slowest later stage."""
+        """The least time from the first F on a stage to the last end, by way of the slowest stage from there on.
+
+        Parameters
+        ----------
+        first : int
+            The stage.
+        to_any_end : bool
+            Whether the last end is that of any stage, not of stage `first`.
+
+        Returns
+        -------
+        float
+            Seconds.
+        """
         after = self.work - self.back
         last = np.maximum.accumulate(after)[first:] if to_any_end else after[first]
         return float((self.ahead[first:] - self.ahead[first] + self.busy[first:] + self.back[first:] + last).max())

@@ -89,9 +89,13 @@ def run_plan(tables: Tables, plan: Plan, start_s: Floats, end_s: Floats) -> bool
 
 @kernel
 def first_arrivals(stages: int, microbatches: int) -> Floats:
-    """When inputs are there before anything has run, (2, S, m): 0 for F of stage 0 and backwards of the last, else inf.
+    """When inputs are there before anything has run, in seconds.
 
-    Row 0 holds the inputs of F, row 1 those of B and I: the directions of messages.
+    Returns
+    -------
+    array of shape (2, S, m)
+        Row 0 holds the inputs of F, row 1 those of B and I: the directions of messages. 0 for F of the first stage and
+        backwards of the last, else inf.
     """
     arrival_s = np.full((2, stages, microbatches), np.inf)
     arrival_s[0, 0, :] = 0.0
@@ -120,8 +124,19 @@ def arrival(tables: Tables, link_free_s: Floats, direction: int, s: int, sent_s:
 
 @kernel
 def peak_of_rank(tables: Tables, kind: npt.NDArray[np.int8], stage: npt.NDArray[np.int32], length: int) -> int:
-    """The most activation bytes that one rank holds at a time; kind, stage: its row of the plan, 1-d.
+    """The most activation bytes that one rank holds at a time.
 
+    Parameters
+    ----------
+    tables : Tables
+        The problem.
+    kind, stage : (A,)
+        The rank's row of the plan.
+    length : int
+        How many entries of the row count.
+
+    Notes
+    -----
     An overlapped pair needs no care: its F comes first, and while both parts are under way both hold their bytes.
     """
     level, peak = 0, 0
@@ -141,7 +156,20 @@ def peak_of_rank(tables: Tables, kind: npt.NDArray[np.int8], stage: npt.NDArray[
 
 @kernel
 def objective_of(begin_s: Floats, end_s: Floats, by_rank_time: bool) -> tuple[float, float]:
-    """The objective, and the cost that the search compares, in seconds, from ranks' first starts and last ends (p,)."""
+    """The objective of a step, and the cost that the search compares.
+
+    Parameters
+    ----------
+    begin_s, end_s : (p,)
+        Each rank's first start and last end.
+    by_rank_time : bool
+        Whether the objective is the longest rank's time, not the makespan.
+
+    Returns
+    -------
+    objective_s, cost_s : float
+        The cost adds a small share of the ranks' mean time to the objective.
+    """
     times_s = end_s - begin_s
     objective_s = times_s.max() if by_rank_time else end_s.max() - begin_s.min()
     return objective_s, objective_s + _TIE * times_s.mean()

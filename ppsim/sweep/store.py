@@ -28,7 +28,17 @@ CREATE TABLE results (
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class PointOutcome:
-    """What came of a point: its result as JSON, or the error (one line) and the traceback; and the seconds it took."""
+    """What came of a point.
+
+    Parameters
+    ----------
+    result : str or None
+        What the function returned, as JSON. None where it failed.
+    error, traceback : str or None
+        One line where it failed, and all of it where the function raised.
+    took_s : float or None
+        Seconds in the function. None where its process was lost.
+    """
 
     result: str | None = None
     error: str | None = None
@@ -37,10 +47,21 @@ class PointOutcome:
 
 
 class Store:
-    """Results by key. One writer per sweep; several sweeps may use one file at a time, of this machine.
+    """Results by key, in one SQLite file. Several sweeps of one machine may use it at a time.
 
-    path: a file, made where there is none; ":memory:" or None keeps nothing. read_only: the file must exist.
-    Raises ValueError for a file that is no store of this version; FileNotFoundError, PermissionError as `open` does.
+    Parameters
+    ----------
+    path : path or None
+        The file, which is made where there is none. ":memory:" and None keep nothing.
+    read_only : bool
+        Whether the file must exist.
+
+    Raises
+    ------
+    ValueError
+        If the file is no store of this version.
+    OSError
+        As `open` raises it, if the file cannot be opened.
     """
 
     def __init__(self, path: str | Path | None, *, read_only: bool = False) -> None:
@@ -68,12 +89,22 @@ class Store:
         self._connection.close()
 
     def has_result(self, key: bytes) -> bool:
-        """Whether the point has been computed; a failure does not count, it is tried again."""
+        """Whether the point has been computed. A failure does not count: it is tried again."""
         found = self._use(self._all, "SELECT 1 FROM results WHERE key = ? AND error IS NULL", (key,))
         return bool(found)
 
     def write(self, key: bytes, function: str, configuration: str, outcome: PointOutcome) -> None:
-        """Keep an outcome, in a transaction of its own. A result that is there stays; a failure is replaced."""
+        """Keep an outcome, in a transaction of its own. A result that is there stays, a failure is replaced.
+
+        Parameters
+        ----------
+        key : bytes
+            As of `ppsim.sweep.key.digest`.
+        function, configuration : str
+            What the key was made of: "module.name" and canonical JSON.
+        outcome : PointOutcome
+            What came of the point.
+        """
         self._use(
             self._all,
             "INSERT INTO results VALUES (?, ?, ?, ?, ?, ?, ?) ON CONFLICT (key) DO UPDATE SET result = excluded.result,"

@@ -88,11 +88,29 @@ def run_pass(
     start: Seconds,
     journeys: Seconds,
 ) -> None:
-    """Find the longest path through the step. Writes `start` (rows,) and `journeys` (messages, 2): begun, arrived.
+    """Find the longest path through the step.
 
-    order: the actions, each after all that it needs. posts, posted: as of `TimedProgram.receives`. free (p,),
-    link_free (links,): zeros, overwritten. Each float is the sum that the SimPy engine computes. A link has one sender,
-    so another order of the actions gives the same floats.
+    Parameters
+    ----------
+    order : (actions,)
+        The actions, each after all that it needs.
+    action_start, rank_of, message_in, message_out, link_of
+        As `action_start`, `rank`, `message_in`, `message_out` of `Program` and `link` of its messages.
+    duration, dispatch, send, occupied, latency
+        Seconds, as of `TimedProgram`.
+    posts, posted
+        As of `TimedProgram.receives`. `posted` is overwritten.
+    free, link_free : (p,), (links,)
+        When each rank and link is free: zeros, overwritten.
+    start : (rows,)
+        Filled in: when each row starts.
+    journeys : (messages, 2)
+        Filled in: when each message's transfer begins, and when it arrives.
+
+    Notes
+    -----
+    Each float is the sum that the SimPy engine computes. A link has one sender, so another order of the actions gives
+    the same floats.
     """
     windowed = len(posted) > 0
     produced = np.full(len(posted), np.nan)
