@@ -12,15 +12,17 @@ import hashlib
 import os
 from collections.abc import Callable
 from pathlib import Path
-from typing import Any, Literal
+from typing import Any, Literal, TypeVar, cast
 
 import numba
 
 _CONFIG: Any = numba.config
 _ROOT = Path(__file__).parent
+_Function = TypeVar("_Function", bound=Callable[..., Any])
+_WITHOUT_COUNTING: dict[str, Any] = {"_nrt": False}  # an option that numba's annotations leave out
 
 
-def kernel(function: Callable[..., Any], *, inline: Literal["never", "always"] = "never") -> Callable[..., Any]:
+def kernel(function: _Function, *, inline: Literal["never", "always"] = "never") -> _Function:
     """Compile a function on its first call, or load what was compiled before for the same sources.
 
     Parameters
@@ -42,13 +44,13 @@ def kernel(function: Callable[..., Any], *, inline: Literal["never", "always"] =
     before = _CONFIG.CACHE_DIR
     _CONFIG.CACHE_DIR = str(_folder(before))
     try:
-        compiled: Callable[..., Any] = numba.njit(cache=True, nogil=True, inline=inline)(function)
-        return compiled
+        compiled: Any = numba.njit(cache=True, nogil=True, inline=inline)(function)
+        return cast(_Function, compiled)
     finally:
         _CONFIG.CACHE_DIR = before
 
 
-def kernel_part(function: Callable[..., Any]) -> Any:
+def kernel_part(function: _Function) -> _Function:
     """Compile a part of a kernel: a function that becomes part of its callers' code and makes no arrays.
 
     Parameters
@@ -67,7 +69,8 @@ def kernel_part(function: Callable[..., Any]) -> Any:
     of many arrays to small functions this took nine tenths of the time. A function that makes no arrays needs no
     counting, so it is switched off here, as numba does in its own string functions.
     """
-    return numba.njit(nogil=True, forceinline=True, _nrt=False)(function)
+    compiled: _Function = numba.njit(nogil=True, forceinline=True, **_WITHOUT_COUNTING)(function)
+    return compiled
 
 
 def hash_of_sources(root: Path) -> str:

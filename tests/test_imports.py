@@ -22,13 +22,13 @@ CONTRACTS = tomllib.loads((ROOT / "pyproject.toml").read_text(encoding="utf-8"))
 LAYERS = [contract for contract in CONTRACTS if contract["type"] == "layers"]
 
 
+# Imports that are being moved; this mark goes when they are gone.
+MOVING = pytest.mark.xfail(strict=False, reason="ppexec.study imports the command line")
+
+
 class Import(NamedTuple):
     importer: str
     imported: str
-
-
-# Imports that are being moved; this mark goes when they are gone.
-MOVING = pytest.mark.xfail(strict=False, reason="trace imports simulation; network and jitter import their own helpers")
 
 
 def _modules() -> dict[str, Path]:
@@ -140,8 +140,10 @@ def circles(arrows: Iterable[tuple[str, str]]) -> list[list[str]]:
     return found
 
 
-@MOVING
-@pytest.mark.parametrize("contract", LAYERS, ids=lambda contract: contract["id"])
+@pytest.mark.parametrize(
+    "contract",
+    [pytest.param(each, id=each["id"], marks=[MOVING] if each["id"] == "ppexec" else []) for each in LAYERS],
+)
 def test_imports_go_down(contract: Mapping[str, Any]) -> None:
     assert upward(read_imports(), contract) == []
 
@@ -154,12 +156,10 @@ def test_every_room_has_a_layer(contract: Mapping[str, Any]) -> None:
     assert rooms - set(places_of(contract)) == set()
 
 
-@MOVING
 def test_no_circle_of_modules() -> None:
     assert circles(read_imports()) == []
 
 
-@MOVING
 @pytest.mark.parametrize("package", ["ppsim", "ppexec"])
 def test_no_circle_of_rooms(package: str) -> None:
     rooms = [(room_of(importer, package), room_of(imported, package)) for importer, imported in read_imports()]

@@ -199,6 +199,7 @@ def _link_numbers(source: Integers, destination: Integers, ranks: int) -> Intege
     """Number the pairs that occur, ascending; in 16 bits where they fit, which NumPy sorts in linear time."""
     pair = source.astype(np.int64) * ranks + destination
     if ranks > 4096:  # a table of all pairs would be large
+        number: Integers
         links, number = np.unique(pair, return_inverse=True)
         return number if len(links) > 2**16 else number.astype(np.uint16)
     occurs = np.zeros(ranks * ranks, bool)
@@ -206,7 +207,8 @@ def _link_numbers(source: Integers, destination: Integers, ranks: int) -> Intege
     links = np.flatnonzero(occurs)
     numbers = np.zeros(ranks * ranks, np.int64 if len(links) > 2**16 else np.uint16)
     numbers[links] = np.arange(len(links))
-    return numbers[pair]
+    found: Integers = numbers[pair]
+    return found
 
 
 def _check_names(

@@ -6,6 +6,7 @@ An order is held as integer arrays and shown as Actions.
 from __future__ import annotations
 
 from collections.abc import Iterable, Iterator, Sequence
+from typing import Any, overload
 
 import numpy as np
 import numpy.typing as npt
@@ -129,7 +130,13 @@ class Order(Sequence[Action | OverlappedPair]):
         second = Action(int(self.stage[part + 1]), Kind(int(self.kind[part + 1])), int(self.microbatch[part + 1]))
         return OverlappedPair(first, second)
 
-    def __getitem__(self, index):
+    @overload
+    def __getitem__(self, index: int) -> Action | OverlappedPair: ...
+
+    @overload
+    def __getitem__(self, index: slice) -> list[Action | OverlappedPair]: ...
+
+    def __getitem__(self, index: int | slice) -> Action | OverlappedPair | list[Action | OverlappedPair]:
         if isinstance(index, slice):
             return [self._action_at(int(part)) for part in self.starts[index]]
         return self._action_at(int(self.starts[index]))
@@ -165,7 +172,7 @@ class Order(Sequence[Action | OverlappedPair]):
         return f"Order({shown}{' ...' if len(self) > 12 else ''})"
 
 
-def _narrowed(name: str, column: npt.NDArray, largest: int) -> npt.NDArray:
+def _narrowed(name: str, column: npt.NDArray[Any], largest: int) -> npt.NDArray[Any]:
     """The column, once its numbers are known to fit; a cast alone would wrap larger ones without a word."""
     if column.size and column.dtype.kind not in "iu":
         raise ScheduleError(f"an order's {name} must be whole numbers of 0 to {largest}, got {column.dtype}")

@@ -32,20 +32,28 @@ def search_at(problem: Problem) -> tuple[Plan, float]:
     plan : Plan
         The best plan found. It depends on the problem alone.
     objective_s : float
-        Its objective in seconds; inf if none was found.
+        Its objective in seconds.
 
     Notes
     -----
     A policy's schedule settles into a period. So with many microbatches policies are judged and tuned on fewer of them
     (three times the ranks), and only the best are run with all.
+
+    Under a tight limit every policy of the portfolio may get stuck where a rank has several stages. They are then tried
+    again with one microbatch per stage at a time, with which no policy gets stuck: see
+    `ppsim.search.list_scheduler.schedule_greedily`.
     """
     goal_s = lower_bound_s(problem) * SAME
     model = _shortened(problem)
     # Where full backwards pay the portfolio is seven times as large already.
     wide = model.actions <= _SMALL and not model.tables.full_backward_pays
-    chosen = _best_policies(model, portfolio(model, wide=wide))
+    policies = portfolio(model, wide=wide)
+    chosen = _best_policies(model, policies)
     best, best_s = _run(problem, chosen)
-    if best_s <= goal_s or best_s == np.inf:
+    if best_s == np.inf:
+        chosen = _best_policies(model, policies._replace(cap=np.ones_like(policies.cap)))
+        best, best_s = _run(problem, chosen)
+    if best_s <= goal_s:
         return best, best_s
     plan, found_s = _run(problem, _tuned(model, chosen))
     if found_s < best_s:
@@ -118,7 +126,7 @@ def _tuned(model: Problem, policies: Policy) -> Policy:
 
 
 def _run(problem: Problem, policies: Policy) -> tuple[Plan, float]:
-    """The best plan of these policies, and its objective in seconds."""
+    """The best plan of these policies, and its objective in seconds; inf if all of them get stuck."""
     best, best_s = Plan.empty(problem), np.inf
     begin_s, free_s = np.zeros(problem.ranks), np.zeros(problem.ranks)
     for policy in one_by_one(policies):

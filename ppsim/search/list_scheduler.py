@@ -7,6 +7,7 @@ from typing import NamedTuple
 import numpy as np
 
 from ppsim.kernel_cache import kernel, kernel_part
+from ppsim.search.plan import Plan
 from ppsim.search.plan_clock import B, F, I, W, arrival, first_arrivals, receiver
 from ppsim.search.policies import (
     ALTERNATE,
@@ -23,8 +24,9 @@ from ppsim.search.policies import (
     SPLIT_TAIL,
     WAIT_FORWARD,
     WAIT_WEIGHT,
+    Policy,
 )
-from ppsim.search.problem import Floats, Integers
+from ppsim.search.problem import Floats, Integers, Tables
 
 _NOTHING = -1  # in place of a kind or a stage
 
@@ -60,7 +62,7 @@ class _Runnable(NamedTuple):
 
 
 @kernel
-def schedule_greedily(tables, policy, plan, begin_s, free_s):
+def schedule_greedily(tables: Tables, policy: Policy, plan: Plan, begin_s: Floats, free_s: Floats) -> bool:
     """Write an order for every rank; False if the policy leads to no complete step.
 
     Parameters
@@ -79,13 +81,19 @@ def schedule_greedily(tables, policy, plan, begin_s, free_s):
     -----
     The event loop of list scheduling: the rank that is free first decides what to run, until nothing is left.
     `_runnable` admits an F only if the oldest unfinished microbatch could still be completed on this rank within the
-    limit. So the limit is never exceeded, and the oldest microbatch can always go on: there is no deadlock by memory.
+    limit. So the limit is never exceeded.
+
+    With one stage per rank the oldest microbatch can therefore always go on. With several stages a policy can get
+    stuck, because the rule looks no further than the oldest microbatch. Example: two stages hold 4 and 9 bytes and the
+    limit is 13. Once microbatch 0 has run its backward on the second stage, the first may run F of 1 and of 2. That
+    leaves 5 bytes for microbatch 1 on the second stage, for ever. Where every cap is 1 this cannot happen: a stage then
+    holds at most one microbatch, and one on every stage of a rank fits any limit that a `Problem` may have.
     """
     return _run(tables, policy, _start(tables, plan, free_s), plan, begin_s, free_s)
 
 
 @kernel_part
-def _run(tables, policy, state, plan, begin_s, free_s):
+def _run(tables: Tables, policy: Policy, state: _State, plan: Plan, begin_s: Floats, free_s: Floats) -> bool:
     """Let the ranks decide, event by event, until no rank knows of anything to do; True if the step is complete."""
     left = 2 * len(tables.rank) * tables.microbatches  # F and backwards still to run
     while True:
@@ -124,7 +132,7 @@ def _run(tables, policy, state, plan, begin_s, free_s):
 
 
 @kernel
-def _start(tables, plan, free_s):
+def _start(tables: Tables, plan: Plan, free_s: Floats) -> _State:
     """Nothing has run; the rank of stage 0 decides at time 0, all others when a message arrives."""
     stages, ranks, microbatches = len(tables.rank), len(free_s), tables.microbatches
     plan.length[:] = 0
@@ -156,18 +164,18 @@ def _start(tables, plan, free_s):
 
 
 @kernel_part
-def _earlier_child(tree, next_s, node):
+def _earlier_child(tree: Integers, next_s: Floats, node: int) -> int:
     """The rank that decides first below a node; the lower one of two.
 
     A tournament tree: leaf `leaves + r` is rank r, every other node holds the winner of its two children, node 1 the
     winner of all. So the next rank to decide is known at once, and a change costs log2(p) comparisons.
     """
     left, right = tree[2 * node], tree[2 * node + 1]
-    return left if next_s[left] <= next_s[right] else right
+    return int(left if next_s[left] <= next_s[right] else right)
 
 
 @kernel_part
-def _decide_at(state, rank, at_s):
+def _decide_at(state: _State, rank: int, at_s: float) -> None:
     """Let a rank decide at that time, and carry the change up the tree."""
     state.next_s[rank] = at_s
     node = (rank + len(state.next_s)) >> 1
@@ -177,7 +185,7 @@ def _decide_at(state, rank, at_s):
 
 
 @kernel_part
-def _runnable(tables, policy, state, rank, now):
+def _runnable(tables: Tables, policy: Policy, state: _State, rank: int, now: float) -> _Runnable:
     """The stages whose backward and F could run now, by the rules for deep stages, caps and memory."""
     microbatches, deep_backward = tables.microbatches, policy.rules[rank, DEEP_BACKWARD] > 0
     backward, next_backward_s, oldest = _NOTHING, np.inf, microbatches
@@ -218,7 +226,7 @@ def _runnable(tables, policy, state, rank, now):
 
 
 @kernel_part
-def _choose(tables, policy, state, runnable, rank, now):
+def _choose(tables: Tables, policy: Policy, state: _State, runnable: _Runnable, rank: int, now: float) -> int:
     """The kind to run now, or _NOTHING to wait for what comes next."""
     rule, defer = policy.rules[rank, RULE], policy.rules[rank, DEFER]
     last_kind, waiting = state.last_kind[rank], state.waiting[rank]
@@ -248,7 +256,7 @@ def _choose(tables, policy, state, runnable, rank, now):
 
 
 @kernel_part
-def _backward_kind(tables, policy, state, rank, s):
+def _backward_kind(tables: Tables, policy: Policy, state: _State, rank: int, s: int) -> int:
     """How to run a backward: as I, as B, or after a W that makes room for what I leaves behind."""
     waiting, fuse, b = state.waiting[rank], policy.fuse[s], state.backwards[s]
     if (
@@ -267,7 +275,7 @@ def _backward_kind(tables, policy, state, rank, s):
 
 
 @kernel_part
-def _oldest_waiting(tables, state, rank):
+def _oldest_waiting(tables: Tables, state: _State, rank: int) -> int:
     """The stage whose waiting W is of the oldest microbatch; of equal ones the highest stage."""
     found = _NOTHING
     for i in range(tables.first[rank], tables.first[rank + 1]):
@@ -280,22 +288,22 @@ def _oldest_waiting(tables, state, rank):
 
 
 @kernel_part
-def _take(tables, state, rank, k, s):
+def _take(tables: Tables, state: _State, rank: int, k: int, s: int) -> int:
     """Count an action as run, with the bytes that it takes or releases; returns its microbatch."""
     if k == W:
-        b = state.queue[s, state.queue_head[s]]
+        b = int(state.queue[s, state.queue_head[s]])
         state.queue_head[s] += 1
         state.waiting[rank] -= 1
         state.level_bytes[rank] -= tables.kept_bytes[s]
         return b
     state.last_kind[rank] = k
     if k == F:
-        b = state.forwards[s]
+        b = int(state.forwards[s])
         state.forwards[s] += 1
         state.level_bytes[rank] += tables.held_bytes[s]
         state.unqueued_bytes[rank] += tables.held_bytes[s]
         return b
-    b = state.backwards[s]
+    b = int(state.backwards[s])
     state.backwards[s] += 1
     state.level_bytes[rank] -= tables.held_bytes[s]
     state.unqueued_bytes[rank] -= tables.held_bytes[s]

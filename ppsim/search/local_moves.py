@@ -5,14 +5,16 @@ from __future__ import annotations
 import numpy as np
 
 from ppsim.kernel_cache import kernel, kernel_part
+from ppsim.search.plan import Plan
 from ppsim.search.plan_clock import B, F, I, W, objective_of, peak_of_rank, run_plan
+from ppsim.search.problem import Floats, Integers, Tables
 
 _REACH = 4  # chosen: the farthest that one move goes, in places of the order
 _FUSING = 0.3  # chosen: where full backwards pay: how often a move joins I and W, or parts a B
 
 
 @kernel
-def improve(tables, plan, tries, heat_s, goal_s, seed):
+def improve(tables: Tables, plan: Plan, tries: int, heat_s: float, goal_s: float, seed: int) -> float:
     """Change a plan in place for a smaller objective; returns it, in seconds.
 
     Parameters
@@ -96,7 +98,7 @@ def improve(tables, plan, tries, heat_s, goal_s, seed):
 
 
 @kernel
-def _objective(tables, plan, start_s, end_s):
+def _objective(tables: Tables, plan: Plan, start_s: Floats, end_s: Floats) -> tuple[float, float]:
     """The objective and the cost of a plan that has been run."""
     last_end_s = np.empty(len(plan.length))
     for r in range(len(plan.length)):
@@ -105,7 +107,7 @@ def _objective(tables, plan, start_s, end_s):
 
 
 @kernel_part
-def _note_places(plan, where, r):
+def _note_places(plan: Plan, where: Integers, r: int) -> None:
     """Note in `where` (2, S, m) at which place of rank r's order each F (row 0) and each B or I (row 1) stands."""
     for i in range(plan.length[r]):
         if plan.kind[r, i] != W:
@@ -113,7 +115,7 @@ def _note_places(plan, where, r):
 
 
 @kernel_part
-def _critical_path(tables, plan, where, start_s, end_s, path):
+def _critical_path(tables: Tables, plan: Plan, where: Integers, start_s: Floats, end_s: Floats, path: Integers) -> int:
     """Walk the critical path back from the end that makes the objective; returns its number of steps.
 
     Writes each step into `path` (3, steps): rank, place in its order, and 1 if it started when its rank was free, 0 if
@@ -141,7 +143,7 @@ def _critical_path(tables, plan, where, start_s, end_s, path):
 
 
 @kernel_part
-def _shift(plan, r, at, distance, earlier):
+def _shift(plan: Plan, r: int, at: int, distance: int, earlier: bool) -> tuple[int, int]:
     """Where a move goes, (from, to): the action at `at` comes earlier, or the one before it goes past it."""
     if earlier:
         target = at
@@ -155,7 +157,7 @@ def _shift(plan, r, at, distance, earlier):
 
 
 @kernel_part
-def _may_swap(plan, r, early, late):
+def _may_swap(plan: Plan, r: int, early: int, late: int) -> bool:
     """Whether the action at `late` may come before the one at `early`.
 
     On one stage neither may the actions of one microbatch change places, nor those of one kind (B and I are one here):
@@ -170,7 +172,7 @@ def _may_swap(plan, r, early, late):
 
 
 @kernel_part
-def _rotate(plan, where, r, source, target):
+def _rotate(plan: Plan, where: Integers, r: int, source: int, target: int) -> None:
     """Move the action at `source` to `target` and those between by one place."""
     k, s, b = plan.kind[r, source], plan.stage[r, source], plan.microbatch[r, source]
     step = 1 if target > source else -1
@@ -180,7 +182,7 @@ def _rotate(plan, where, r, source, target):
 
 
 @kernel_part
-def _put(plan, where, r, i, k, s, b):
+def _put(plan: Plan, where: Integers, r: int, i: int, k: int, s: int, b: int) -> None:
     """Write an action at place i of rank r's order, and note the place."""
     plan.kind[r, i], plan.stage[r, i], plan.microbatch[r, i] = k, s, b
     if k != W:
@@ -188,7 +190,7 @@ def _put(plan, where, r, i, k, s, b):
 
 
 @kernel_part
-def _fuse_or_split(plan, where, r, at, distance):
+def _fuse_or_split(plan: Plan, where: Integers, r: int, at: int, distance: int) -> bool:
     """Join the I at `at` and its W to a B, or part a B into I and a W up to `distance` later; False if neither."""
     k, s, b = plan.kind[r, at], plan.stage[r, at], plan.microbatch[r, at]
     if k == I:

@@ -7,7 +7,7 @@ import math
 import numpy as np
 
 from ppsim.schedule.action import Kind
-from ppsim.search.problem import Problem
+from ppsim.search.problem import Floats, Problem
 
 
 def lower_bound_s(problem: Problem) -> float:
@@ -108,10 +108,29 @@ class Chains:
         self.busy = np.maximum(m * (forward + least) - least, self.round_trip + (m - 1) * np.maximum(forward, least))
 
     def by_stage(self, first: int, *, to_any_end: bool = False) -> float:
-        """From the first F on stage `first` to its last end (or to any stage's), by way of the slowest later stage."""
+        """The least time from the first F on a stage to the last end, by way of the slowest stage from there on.
+
+        Parameters
+        ----------
+        first : int
+            The stage.
+        to_any_end : bool
+            Whether the last end is that of any stage, not of stage `first`.
+
+        Returns
+        -------
+        float
+            Seconds.
+        """
         after = self.work - self.back
         last = np.maximum.accumulate(after)[first:] if to_any_end else after[first]
         return float((self.ahead[first:] - self.ahead[first] + self.busy[first:] + self.back[first:] + last).max())
+
+
+def _numbers(array: Floats) -> list[float]:
+    """The array as Python's numbers, with which single sums are faster."""
+    numbers: list[float] = array.tolist()
+    return numbers
 
 
 class _Rank:
@@ -123,12 +142,13 @@ class _Rank:
         self.microbatches = problem.microbatches
         self.limit = int(problem.limit_bytes[rank])
         self.forward, self.full, self.input, self.weight = (
-            tables.duration_s[kind][index].tolist() for kind in (Kind.F, Kind.B, Kind.I, Kind.W)
+            _numbers(tables.duration_s[kind][index]) for kind in (Kind.F, Kind.B, Kind.I, Kind.W)
         )
-        self.least, self.work = chain.least[index].tolist(), chain.work[index].tolist()
-        self.held, self.kept = tables.held_bytes[index].tolist(), tables.kept_bytes[index].tolist()
-        self.round_trip = chain.round_trip[index].tolist()
-        self.first_trip = chain.turn - chain.ahead[index[0]] - chain.back[index[-1]]
+        self.least, self.work = _numbers(chain.least[index]), _numbers(chain.work[index])
+        self.held: list[int] = tables.held_bytes[index].tolist()
+        self.kept: list[int] = tables.kept_bytes[index].tolist()
+        self.round_trip = _numbers(chain.round_trip[index])
+        self.first_trip = float(chain.turn - chain.ahead[index[0]] - chain.back[index[-1]])
         work_s = self.microbatches * (math.fsum(self.forward) + math.fsum(self.work))
         idle_s = self._idle()
         last_trip_s = self._last_start_s() + self.round_trip[0]

@@ -36,7 +36,7 @@ class Plan(NamedTuple):
 
     @classmethod
     def empty(cls, problem: Problem) -> Plan:
-        """A plan without actions, with room for F, I and W of everything."""
+        """A plan without actions, with room for F, I and W of every stage and microbatch."""
         shape = (problem.ranks, 3 * problem.stages_per_rank * problem.microbatches)
         return cls(
             kind=np.zeros(shape, np.int8),
@@ -59,7 +59,7 @@ class Plan(NamedTuple):
 
     def copy(self) -> Plan:
         """The same orders in new arrays."""
-        return Plan(*(column.copy() for column in self))
+        return Plan._make(column.copy() for column in self)
 
     def schedule(self, problem: Problem, name: str) -> Schedule:
         """The plan as a schedule of that name."""

@@ -5,9 +5,17 @@ The kernels of this package take a `problem.Tables` and a `plan.Plan`.
 
 from __future__ import annotations
 
+from typing import TYPE_CHECKING
+
 import numpy as np
+import numpy.typing as npt
 
 from ppsim.kernel_cache import kernel, kernel_part
+from ppsim.search.problem import Floats, Tables
+
+if TYPE_CHECKING:
+    from ppsim.search.plan import Plan  # which imports this module
+
 
 F, B, I, W = 0, 1, 2, 3  # noqa: E741  (the kinds as plain numbers, which compiled code compares)
 # Weight of the ranks' mean time in a cost. Many orders have the same objective; of these the search prefers those whose
@@ -16,7 +24,7 @@ _TIE = 1e-3
 
 
 @kernel
-def run_plan(tables, plan, start_s, end_s):
+def run_plan(tables: Tables, plan: Plan, start_s: Floats, end_s: Floats) -> bool:
     """Find when every action of a plan starts and ends; False if the plan deadlocks.
 
     Parameters
@@ -41,7 +49,7 @@ def run_plan(tables, plan, start_s, end_s):
     # Ranks that can advance lie on a stack, rank 0 on top at first; each lies there once at most.
     stack = np.arange(ranks)[::-1].copy()
     on_stack = np.ones(ranks, np.bool_)
-    top, left = ranks, plan.length.sum()
+    top, left = ranks, int(plan.length.sum())
     while top > 0:
         top -= 1
         rank = stack[top]
@@ -80,10 +88,14 @@ def run_plan(tables, plan, start_s, end_s):
 
 
 @kernel
-def first_arrivals(stages, microbatches):
-    """When inputs are there before anything has run, (2, S, m): 0 for F of stage 0 and backwards of the last, else inf.
+def first_arrivals(stages: int, microbatches: int) -> Floats:
+    """When inputs are there before anything has run, in seconds.
 
-    Row 0 holds the inputs of F, row 1 those of B and I: the directions of messages.
+    Returns
+    -------
+    array of shape (2, S, m)
+        Row 0 holds the inputs of F, row 1 those of B and I: the directions of messages. 0 for F of the first stage and
+        backwards of the last, else inf.
     """
     arrival_s = np.full((2, stages, microbatches), np.inf)
     arrival_s[0, 0, :] = 0.0
@@ -92,7 +104,7 @@ def first_arrivals(stages, microbatches):
 
 
 @kernel_part
-def receiver(k, s, stages):
+def receiver(k: int, s: int, stages: int) -> tuple[int, int]:
     """Where the output of an action of kind k on stage s goes: (direction, stage); stage -1 for nowhere."""
     if k == F:
         return 0, (s + 1 if s + 1 < stages else -1)
@@ -100,23 +112,34 @@ def receiver(k, s, stages):
 
 
 @kernel_part
-def arrival(tables, link_free_s, direction, s, sent_s):
+def arrival(tables: Tables, link_free_s: Floats, direction: int, s: int, sent_s: float) -> float:
     """When a message that stage s sends arrives; occupies its link until it has left."""
     link = tables.link[direction, s]
     if link < 0:
         return sent_s
     left_s = max(sent_s, link_free_s[link]) + tables.occupied_s[direction, s]
     link_free_s[link] = left_s
-    return left_s + tables.latency_s[direction, s]
+    return float(left_s + tables.latency_s[direction, s])
 
 
 @kernel
-def peak_of_rank(tables, kind, stage, length):
-    """The most activation bytes that one rank holds at a time; kind, stage: its row of the plan, 1-d.
+def peak_of_rank(tables: Tables, kind: npt.NDArray[np.int8], stage: npt.NDArray[np.int32], length: int) -> int:
+    """The most activation bytes that one rank holds at a time.
 
+    Parameters
+    ----------
+    tables : Tables
+        The problem.
+    kind, stage : (A,)
+        The rank's row of the plan.
+    length : int
+        How many entries of the row count.
+
+    Notes
+    -----
     An overlapped pair needs no care: its F comes first, and while both parts are under way both hold their bytes.
     """
-    level, peak = np.int64(0), np.int64(0)
+    level, peak = 0, 0
     for i in range(length):
         s, k = stage[i], kind[i]
         if k == F:
@@ -132,8 +155,21 @@ def peak_of_rank(tables, kind, stage, length):
 
 
 @kernel
-def objective_of(begin_s, end_s, by_rank_time):
-    """The objective, and the cost that the search compares, in seconds, from ranks' first starts and last ends (p,)."""
+def objective_of(begin_s: Floats, end_s: Floats, by_rank_time: bool) -> tuple[float, float]:
+    """The objective of a step, and the cost that the search compares.
+
+    Parameters
+    ----------
+    begin_s, end_s : (p,)
+        Each rank's first start and last end.
+    by_rank_time : bool
+        Whether the objective is the longest rank's time, not the makespan.
+
+    Returns
+    -------
+    objective_s, cost_s : float
+        The cost adds a small share of the ranks' mean time to the objective.
+    """
     times_s = end_s - begin_s
     objective_s = times_s.max() if by_rank_time else end_s.max() - begin_s.min()
     return objective_s, objective_s + _TIE * times_s.mean()

@@ -85,7 +85,7 @@ def portfolio(problem: Problem, *, wide: bool) -> Policy:
     if problem.tables.full_backward_pays:
         fuses += [(FUSE_ALWAYS, none, none), (FUSE_AT_ONCE, none, none)]
         fuses += [(FUSE_MIDDLE, head, tail) for head in (none, rank) for tail in (rank, 2 * rank)]
-    found: list[tuple[object, ...]] = []
+    found: list[Policy] = []
     for rule, wait_forward, wait_weight, cap, (number, defer), (forward, backward), (
         fuse,
         head,
@@ -99,18 +99,18 @@ def portfolio(problem: Problem, *, wide: bool) -> Policy:
         row[:, DEFER] = defer
         row[:, DEEP_FORWARD], row[:, DEEP_BACKWARD] = forward, backward
         row[:, SPLIT_HEAD], row[:, SPLIT_TAIL] = head, tail
-        found.append((row, cap, np.full(stages, fuse, np.int64)))
-    return Policy(*(np.array(column) for column in zip(*found, strict=True)))
+        found.append(Policy(row, cap, np.full(stages, fuse, np.int64)))
+    return Policy._make(np.array(column) for column in zip(*found, strict=True))
 
 
 def take(policies: Policy, index: Sequence[int]) -> Policy:
     """Copies of the policies with these numbers."""
-    return Policy(*(column[list(index)] for column in policies))
+    return Policy._make(column[list(index)] for column in policies)
 
 
 def one_by_one(policies: Policy) -> list[Policy]:
     """Each policy as a view, without the leading axis."""
-    return [Policy(*each) for each in zip(*policies, strict=True)]
+    return [Policy._make(each) for each in zip(*policies, strict=True)]
 
 
 def _caps(problem: Problem, shares: Sequence[float]) -> list[Integers]:

@@ -9,6 +9,7 @@ import numpy as np
 
 from ppsim.kernel_cache import kernel, kernel_part
 from ppsim.search.list_scheduler import schedule_greedily
+from ppsim.search.plan import Plan
 from ppsim.search.plan_clock import objective_of
 from ppsim.search.policies import (
     DEEP_BACKWARD,
@@ -21,12 +22,13 @@ from ppsim.search.policies import (
     WAIT_WEIGHT,
     Policy,
 )
+from ppsim.search.problem import Floats, Tables
 
 _SEVERAL = 0.4  # chosen: how often a move changes a run of ranks or stages, not one
 
 
 @kernel
-def run_policies(tables, plan, policies):
+def run_policies(tables: Tables, plan: Plan, policies: Policy) -> Floats:
     """The cost in seconds of each of n policies, shape (n,); inf where one leads to no complete step.
 
     Parameters
@@ -47,7 +49,7 @@ def run_policies(tables, plan, policies):
 
 
 @kernel
-def tune(tables, plan, policy, tries, goal_s, seed):
+def tune(tables: Tables, plan: Plan, policy: Policy, tries: int, goal_s: float, seed: int) -> None:
     """Change a policy in place by random moves; a move stays unless the cost grows.
 
     Parameters
@@ -83,7 +85,7 @@ def tune(tables, plan, policy, tries, goal_s, seed):
 
 
 @kernel_part
-def _move(tables, policy):
+def _move(tables: Tables, policy: Policy) -> None:
     """Change one thing of a policy at random, on one rank or stage or on a run of them.
 
     The moves: three shares of the draws go to the caps, one each to when an F waits, when a W waits, and which action
@@ -129,7 +131,7 @@ def _move(tables, policy):
 
 
 @kernel_part
-def _small_step():
+def _small_step() -> int:
     """-2, -1, 1 or 2."""
     step = np.random.randint(4) - 2
     return step + 1 if step >= 0 else step

@@ -34,7 +34,16 @@ _HOPELESS = 5  # points given up before any was computed: then the points are no
 
 
 class GivenExecutor:
-    """The caller's executor; the caller closes it, and it is not replaced when it breaks."""
+    """The caller's executor. The caller closes it, and it is not replaced when it breaks.
+
+    Parameters
+    ----------
+    executor : Executor
+    function : callable
+        What is swept.
+    in_flight : int or None
+        How many calls may be under way; None for a number that fits the executor's workers.
+    """
 
     def __init__(self, executor: Executor, function: Callable[..., Any], in_flight: int | None) -> None:
         self._executor, self._function = executor, function
@@ -58,10 +67,27 @@ class GivenExecutor:
 
 
 class LocalProcesses:
-    """Worker processes of this machine, by loky; started anew when one of them dies.
+    """Worker processes of this machine, by loky. They are started anew when one of them dies.
 
-    loky starts each worker as a fresh interpreter (a fork of a process with numba's or torch's threads may hang) and
-    sends what `__main__` defines by value, so scripts need no __main__ guard and interactive sessions can sweep too.
+    Parameters
+    ----------
+    function : callable
+        What is swept.
+    in_flight : int or None
+        How many calls may be under way; None for a few per worker.
+    workers : int or None
+        How many processes; None for one per usable core.
+
+    Raises
+    ------
+    ValueError
+        If the function cannot be sent to another process.
+
+    Notes
+    -----
+    loky starts each worker as a fresh interpreter, because a fork of a process with numba's or torch's threads may
+    hang. It sends by value what `__main__` defines. So scripts need no `__main__` guard, and interactive sessions can
+    sweep, too.
     """
 
     def __init__(self, function: Callable[..., Any], in_flight: int | None, workers: int | None) -> None:
@@ -83,7 +109,7 @@ class LocalProcesses:
         return self._executor.submit(run_points_in_process, self._function, points)
 
     def restart(self, error: BaseException) -> None:
-        """End all processes; the next call starts new ones."""
+        """End all processes. The next call starts new ones."""
         self.close()
 
     def close(self) -> None:
@@ -95,7 +121,7 @@ class LocalProcesses:
 
 @dataclass(kw_only=True)
 class _Task:
-    """A point that is to be computed; losses: how often its worker died."""
+    """A point that is to be computed; `losses` counts how often its worker died."""
 
     index: int
     key: bytes
@@ -103,7 +129,19 @@ class _Task:
 
 
 class Dispatch:
-    """The points under way. Only the thread that calls `run` writes to the store."""
+    """The points under way. Only the thread that calls `run` writes to the store.
+
+    Parameters
+    ----------
+    name : str
+        The function's "module.name".
+    points : Product or Listed
+        All points of the sweep.
+    executor : GivenExecutor or LocalProcesses
+        Where points are computed.
+    store : Store
+        What has been computed, and where outcomes go.
+    """
 
     def __init__(
         self, name: str, points: Product | Listed, executor: GivenExecutor | LocalProcesses, store: Store
@@ -125,7 +163,13 @@ class Dispatch:
         self._bar: tqdm[Any] | None = None
 
     def run(self, progress: bool) -> None:
-        """Compute every point that the store lacks."""
+        """Compute every point that the store lacks, with a progress bar on standard error if wanted.
+
+        Raises
+        ------
+        RuntimeError
+            If the given executor is broken, or if the first points were all lost with their processes.
+        """
         from tqdm import tqdm
 
         with tqdm(total=len(self._points), file=sys.stderr, leave=False, disable=not progress, unit=" points") as bar:

@@ -13,7 +13,12 @@ Point = Mapping[str, Any]
 
 
 class Product(Sequence[Point]):
-    """All combinations of the axes' values; the last axis changes fastest."""
+    """All combinations of the axes' values. The last axis changes fastest.
+
+    Parameters
+    ----------
+    axes : mapping from name to values
+    """
 
     def __init__(self, axes: Mapping[str, Iterable[Any]]) -> None:
         self._names = list(axes)
@@ -61,7 +66,12 @@ class Product(Sequence[Point]):
 
 
 class Listed(Sequence[Point]):
-    """Points given one by one."""
+    """Points given one by one.
+
+    Parameters
+    ----------
+    points : iterable of mappings from name to value
+    """
 
     def __init__(self, points: Iterable[Point]) -> None:
         self._points: list[dict[str, Any]] = []
@@ -94,9 +104,22 @@ class Listed(Sequence[Point]):
 
 
 def points_of(grid: Mapping[str, Iterable[Any]] | Iterable[Point]) -> Product | Listed:
-    """The points of a grid: a mapping name -> values is their product, other iterables list points one by one.
+    """The points of a grid.
 
-    Raises ValueError for values without a canonical form, names that are no text and axes that are no lists.
+    Parameters
+    ----------
+    grid : mapping or iterable of mappings
+        As of `ppsim.sweep`: a mapping name -> values stands for all combinations, other iterables list the points.
+
+    Raises
+    ------
+    ValueError
+        For values without a canonical form, names that are no text and axes that are no lists.
+
+    Examples
+    --------
+    >>> list(points_of({"ranks": [2, 4], "microbatches": [8]}))
+    [{'ranks': 2, 'microbatches': 8}, {'ranks': 4, 'microbatches': 8}]
     """
     if isinstance(grid, Mapping):
         return Product(grid)

@@ -18,13 +18,29 @@ import numpy as np
 
 
 def canonical_json(value: Any) -> str:
-    """The one spelling of a value that is part of a configuration. Raises ValueError for what has none.
+    """The one spelling of a value that is part of a configuration.
 
-    None, booleans, numbers and text are spelled as in JSON; lists and tuples alike as arrays; mappings with their keys
-    sorted. What JSON lacks is an object whose one key begins with "$": `{"$float": "inf"}`, `{"$path": "a/b"}`,
-    `{"$enum": "module.Class.NAME"}`, `{"$type": "module.Class", "fields": {...}}` for a dataclass (its fields that
-    count in a comparison), and `{"$mapping": [[key, value], ...]}` where keys are no text or begin with "$".
-    1, 1.0 and True are three configurations, since a function can tell them apart; NumPy's numbers are Python's.
+    Raises
+    ------
+    ValueError
+        For a value that has none. The message names the remedy.
+
+    Notes
+    -----
+    None, booleans, numbers and text are spelled as in JSON, lists and tuples alike as arrays, mappings with their keys
+    sorted. What JSON lacks is an object whose first key begins with "$":
+
+    - `{"$float": "inf"}` and `{"$path": "a/b"}`
+    - `{"$enum": "module.Class.NAME"}`
+    - `{"$type": "module.Class", "fields": {...}}` for a dataclass, with the fields that count in a comparison
+    - `{"$mapping": [[key, value], ...]}` where keys are no text or begin with "$"
+
+    1, 1.0 and True are three configurations, since a function can tell them apart. NumPy's numbers are Python's.
+
+    Examples
+    --------
+    >>> print(canonical_json({"scale": float("inf"), "ranks": (2, 4)}))
+    {"ranks":[2,4],"scale":{"$float":"inf"}}
     """
     try:
         return _spelled(_plain(value))
@@ -104,10 +120,20 @@ def digest(function_name: str, configuration: str) -> bytes:
 
 
 def function_name(function: Callable[..., Any], *, why: str | None) -> str:
-    """What the function is called in keys: `module.name`; for a script's function the script's file name counts.
+    """What the function is called in keys: "module.name". Of a script the file's name counts.
 
-    why: what needs a function that can be found by that name; None where nothing does (then any callable will do).
-    Raises ValueError for a lambda, a function inside a function, a partial or a method of an object, with the remedy.
+    Parameters
+    ----------
+    function : callable
+        What is swept.
+    why : str or None
+        What needs a function that can be found by that name. None where nothing does; then any callable will do.
+
+    Raises
+    ------
+    ValueError
+        For a lambda, a function inside a function, a partial or a method of an object where `why` is given, and for
+        what cannot be called.
     """
     if not callable(function):
         raise ValueError(f"a sweep needs a function, got {function!r:.100}")

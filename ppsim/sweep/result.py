@@ -20,9 +20,18 @@ if TYPE_CHECKING:
 class SweepRow:
     """One point of a sweep.
 
-    configuration: name -> value. result: what the function returned, as JSON gives it back (tuples are lists, keys
-    text); None where it failed. error: one line then, else None; traceback: the whole of it. took_s: seconds in the
-    function; None where its process was lost.
+    Parameters
+    ----------
+    configuration : mapping
+        Name -> value.
+    result : Any
+        What the function returned, as JSON gives it back: tuples are lists, keys are text. None where it failed.
+    error : str or None
+        One line where it failed.
+    traceback : str or None
+        All of it where the function raised.
+    took_s : float or None
+        Seconds in the function. None where its process was lost.
     """
 
     configuration: Point
@@ -33,7 +42,15 @@ class SweepRow:
 
 
 class SweepResult(Sequence[SweepRow]):
-    """The rows of a sweep, in the order of its grid (of a store: in the order in which they came back)."""
+    """The rows of a sweep, a sequence of `SweepRow`.
+
+    Parameters
+    ----------
+    points : sequence of mappings
+        In the order of the grid, or, read from a store, in the order in which they came back.
+    outcomes : sequence of PointOutcome
+        One for each point.
+    """
 
     def __init__(self, points: Sequence[Point], outcomes: Sequence[PointOutcome]) -> None:
         self._points, self._outcomes = points, outcomes
@@ -62,12 +79,28 @@ class SweepResult(Sequence[SweepRow]):
 
     @property
     def failed(self) -> list[SweepRow]:
-        """The rows whose function raised, or whose process was lost every time; the next sweep tries them again."""
+        """The rows whose function raised or whose process was lost every time. The next sweep tries them again."""
         return [self[index] for index, outcome in enumerate(self._outcomes) if outcome.error is not None]
 
     def to_frame(self) -> pd.DataFrame:
-        """A row per point; columns are the configuration's names, the result's keys (`result` for what is no dict), and
-        `error`, None where there is none. A key of the result that is taken already is called `result.<key>`."""
+        """The rows as a table.
+
+        Returns
+        -------
+        pandas.DataFrame
+            A row per point. Columns are the configuration's names, the result's keys (`result` for what is no dict)
+            and `error`, which is None where there is none. A key of the result that a name has taken is
+            `result.<key>`.
+
+        Examples
+        --------
+        >>> points = [{"width": 2, "height": 3}, {"width": 2, "height": 4}]
+        >>> found = SweepResult(points, [PointOutcome(result='{"area": 6}'), PointOutcome(error="ValueError: no")])
+        >>> print(found.to_frame())
+           width  height  area           error
+        0      2       3   6.0            None
+        1      2       4   NaN  ValueError: no
+        """
         import pandas as pd
 
         rows = list(self)
@@ -85,10 +118,27 @@ class SweepResult(Sequence[SweepRow]):
 
 
 def load_sweep(path: str | Path, function: Callable[..., Any] | str | None = None) -> SweepResult:
-    """Everything that a store holds, or what a function (or its "module.name") left there; nothing is computed.
+    """Read what sweeps left in a store, while they are writing or later.
 
-    Values of configurations are as the store spells them: dataclasses are mappings of their fields, tuples lists. A
-    sweep may still be writing. Raises FileNotFoundError, and ValueError for a file that is no store.
+    Parameters
+    ----------
+    path : path
+        The store's file.
+    function : callable or str, optional
+        Read the results of this function, or of the one with this "module.name". Without it those of all.
+
+    Returns
+    -------
+    SweepResult
+        In the order in which the results came back. Values of configurations are as the store spells them: dataclasses
+        are mappings of their fields, tuples are lists.
+
+    Raises
+    ------
+    FileNotFoundError
+        If there is no such file.
+    ValueError
+        If the file is no store.
     """
     name = function_name(function, why=None) if callable(function) else function
     with Store(path, read_only=True) as store:

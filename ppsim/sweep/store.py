@@ -28,7 +28,17 @@ CREATE TABLE results (
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class PointOutcome:
-    """What came of a point: its result as JSON, or the error (one line) and the traceback; and the seconds it took."""
+    """What came of a point.
+
+    Parameters
+    ----------
+    result : str or None
+        What the function returned, as JSON. None where it failed.
+    error, traceback : str or None
+        One line where it failed, and all of it where the function raised.
+    took_s : float or None
+        Seconds in the function. None where its process was lost.
+    """
 
     result: str | None = None
     error: str | None = None
@@ -37,10 +47,21 @@ class PointOutcome:
 
 
 class Store:
-    """Results by key. One writer per sweep; several sweeps may use one file at a time, of this machine.
+    """Results by key, in one SQLite file. Several sweeps of one machine may use it at a time.
 
-    path: a file, made where there is none; ":memory:" or None keeps nothing. read_only: the file must exist.
-    Raises ValueError for a file that is no store of this version; FileNotFoundError, PermissionError as `open` does.
+    Parameters
+    ----------
+    path : path or None
+        The file, which is made where there is none. ":memory:" and None keep nothing.
+    read_only : bool
+        Whether the file must exist.
+
+    Raises
+    ------
+    ValueError
+        If the file is no store of this version.
+    OSError
+        As `open` raises it, if the file cannot be opened.
     """
 
     def __init__(self, path: str | Path | None, *, read_only: bool = False) -> None:
@@ -68,12 +89,22 @@ class Store:
         self._connection.close()
 
     def has_result(self, key: bytes) -> bool:
-        """Whether the point has been computed; a failure does not count, it is tried again."""
+        """Whether the point has been computed. A failure does not count: it is tried again."""
         found = self._use(self._all, "SELECT 1 FROM results WHERE key = ? AND error IS NULL", (key,))
         return bool(found)
 
     def write(self, key: bytes, function: str, configuration: str, outcome: PointOutcome) -> None:
-        """Keep an outcome, in a transaction of its own. A result that is there stays; a failure is replaced."""
+        """Keep an outcome, in a transaction of its own. A result that is there stays, a failure is replaced.
+
+        Parameters
+        ----------
+        key : bytes
+            As of `ppsim.sweep.key.digest`.
+        function, configuration : str
+            What the key was made of: "module.name" and canonical JSON.
+        outcome : PointOutcome
+            What came of the point.
+        """
         self._use(
             self._all,
             "INSERT INTO results VALUES (?, ?, ?, ?, ?, ?, ?) ON CONFLICT (key) DO UPDATE SET result = excluded.result,"
@@ -120,10 +151,13 @@ class Store:
 
     def _version(self) -> int | None:
         """The schema's version; None for an empty file. Raises ValueError where the database is another's."""
+        # The tables are counted first: another process that makes the store commits table and number together. Read the
+        # other way round, a store that appears in between would look like another's database.
+        tables = self._number("SELECT count(*) FROM sqlite_master")
         application_id = self._number("PRAGMA application_id")
         if application_id == _APPLICATION_ID:
             return self._number("PRAGMA user_version")
-        if application_id != 0 or self._number("SELECT count(*) FROM sqlite_master") != 0:
+        if application_id != 0 or tables != 0:
             raise ValueError(f"{self._path} is a database, but not a store of sweeps: give another path")
         return None
 

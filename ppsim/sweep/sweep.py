@@ -72,6 +72,18 @@ def sweep(
     ...     found = sweep(lambda a, b: a * b, {"a": [1, 2], "b": [10, 20]}, threads, progress=False)
     >>> [row.result for row in found]
     [10, 20, 20, 40]
+
+    The bubble of 1F1B by its number of microbatches:
+
+    >>> import ppsim
+    >>> def bubble(microbatches):
+    ...     cost = ppsim.StageCost(forward_s=1, backward_input_s=1, backward_weight_s=1)
+    ...     schedule = ppsim.build_schedule("1f1b", ranks=4, microbatches=microbatches)
+    ...     return {"bubble": ppsim.simulate(schedule, [cost] * 4).bubble_fraction}
+    >>> with ThreadPoolExecutor() as threads:
+    ...     found = sweep(bubble, {"microbatches": [4, 12]}, threads, progress=False)
+    >>> found.to_frame()["bubble"].round(3).tolist()
+    [0.429, 0.2]
     """
     from ppsim.sweep.dispatch import Dispatch, GivenExecutor, LocalProcesses  # loky takes 0.1 s to import
 

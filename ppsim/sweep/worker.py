@@ -20,7 +20,7 @@ _LOOK_AT_PARENT_S = 0.5
 
 
 def run_points(function: Callable[..., Any], points: Sequence[Point]) -> list[PointOutcome]:
-    """Call the function for each point; what it raises is an outcome, and the other points still run."""
+    """Call the function for each point. What it raises is an outcome, and the other points still run."""
     return [_run_point(function, point) for point in points]
 
 
@@ -38,7 +38,10 @@ def _unpickled(pickled_function: bytes) -> Callable[..., Any]:
 def set_up_process(parent: int) -> None:
     """Prepare a worker process: it ignores Ctrl-C, which its parent handles, and ends when its parent has ended.
 
-    parent: process id.
+    Parameters
+    ----------
+    parent : int
+        The process id of the parent.
     """
     signal.signal(signal.SIGINT, signal.SIG_IGN)
     threading.Thread(target=_end_with_parent, args=(parent,), daemon=True).start()

@@ -85,14 +85,40 @@ class Memory:
 
 
 def peak_per_rank(program: Program, levels: Bytes) -> Bytes:
-    """The largest of the levels, shape (rows,), on each rank, shape (p,); 0 for a rank without actions."""
+    """The largest level on each rank.
+
+    Parameters
+    ----------
+    program : Program
+        What ran.
+    levels : array of shape (rows,)
+        Bytes that the row's rank holds once the row has taken effect.
+
+    Returns
+    -------
+    array of shape (p,)
+        Bytes; 0 for a rank without actions.
+    """
     peak = np.zeros(program.ranks, np.int64)
     np.maximum.at(peak, program.rank, levels)
     return peak
 
 
 def levels_at_peak(program: Program, levels: Mapping[str, Bytes]) -> dict[str, Bytes]:
-    """Each kind, shape (p,), when its rank first holds the most of all kinds together. `levels`: as in `Memory.of`."""
+    """What each rank holds of each kind when it first holds the most of all kinds together.
+
+    Parameters
+    ----------
+    program : Program
+        What ran.
+    levels : mapping from a kind's name to an array of shape (rows,)
+        As in `Memory.of`.
+
+    Returns
+    -------
+    dict from a kind's name to an array of shape (p,)
+        Bytes.
+    """
     total = _sum(program, levels)
     found = {name: np.zeros(program.ranks, np.int64) for name in levels}
     for rank in range(program.ranks):

@@ -18,14 +18,11 @@ from ppsim.schedule.order import Order
 from ppsim.schedule.program import Program
 from ppsim.schedule.schedule import Schedule
 from ppsim.trace import table
-from ppsim.trace.memory import Memory, levels_at_peak, peak_per_rank, sending_levels
+from ppsim.trace.memory import Bytes, Memory, Seconds, levels_at_peak, peak_per_rank, sending_levels
 from ppsim.trace.trace_file import read_file, write_file
 
 if TYPE_CHECKING:
     import pandas
-
-Seconds = npt.NDArray[np.float64]
-Bytes = npt.NDArray[np.int64]
 
 
 @dataclass(frozen=True, kw_only=True, eq=False)
@@ -59,20 +56,30 @@ class Trace:
         What each rank holds all the time.
     conditions : Conditions
         How a simulated step was run.
+
+    Examples
+    --------
+    >>> import ppsim
+    >>> cost = ppsim.StageCost(forward_s=1, backward_input_s=1, backward_weight_s=1, activation_bytes=10)
+    >>> trace = ppsim.simulate(ppsim.build_schedule("1f1b", ranks=2, microbatches=4), [cost] * 2)
+    >>> trace.makespan_s, trace.bubble_fraction
+    (15.0, 0.2)
+    >>> trace.bubble_s.tolist(), trace.peak_activation_bytes.tolist()
+    ([3.0, 3.0], [20, 10])
     """
 
     program: Program
     clock: str
     start_s: Seconds
     end_s: Seconds
-    activation_bytes: npt.NDArray[np.int64]
-    message_bytes: npt.NDArray[np.int64]
+    activation_bytes: Bytes
+    message_bytes: Bytes
     message_start_s: Seconds
     message_left_s: Seconds
     message_arrival_s: Seconds
     reduce_start_s: Seconds | None = None
     reduce_end_s: Seconds | None = None
-    reduce_bytes: npt.NDArray[np.int64] | None = None
+    reduce_bytes: Bytes | None = None
     details: dict[str, Any] = field(default_factory=dict)
     receive_buffer_bytes: Bytes | None = None
     gradient_bytes: Bytes | None = None
@@ -200,6 +207,16 @@ class Trace:
             - SEND_F, RECV_F, SEND_B, RECV_B: messages and their size. Both ends begin with the transfer; a send lasts
               until the message has left the link, a receive until it has arrived.
             - REDUCE_GRAD: a stage's gradients added up over replicas, and their size; the microbatch is -1.
+
+        Examples
+        --------
+        >>> import ppsim
+        >>> cost = ppsim.StageCost(forward_s=1, backward_input_s=1, backward_weight_s=1, activation_bytes=10)
+        >>> trace = ppsim.simulate(ppsim.build_schedule("1f1b", ranks=1, microbatches=1), [cost])
+        >>> print(trace.to_frame().to_string(index=False))
+         rank  stage kind  microbatch  start_s  end_s  size_bytes
+            0      0    F           0      0.0    1.0          10
+            0      0    B           0      1.0    3.0           0
         """
         import pandas
 
@@ -216,7 +233,20 @@ class Trace:
         return frame.sort_values(["start_s", "rank"], kind="stable", ignore_index=True)
 
     def save(self, path: str | Path) -> None:
-        """Write the trace to one file, which `load` reads."""
+        """Write the trace to one file, which `load` reads.
+
+        Examples
+        --------
+        >>> import os, tempfile
+        >>> import ppsim
+        >>> cost = ppsim.StageCost(forward_s=1, backward_input_s=1, backward_weight_s=1)
+        >>> trace = ppsim.simulate(ppsim.build_schedule("1f1b", ranks=2, microbatches=4), [cost] * 2)
+        >>> with tempfile.TemporaryDirectory() as folder:
+        ...     path = os.path.join(folder, "step.trace")
+        ...     trace.save(path)
+        ...     Trace.load(path).makespan_s
+        15.0
+        """
         header = {
             "clock": self.clock,
             "details": self.details,

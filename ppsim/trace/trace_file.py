@@ -17,10 +17,21 @@ SCHEMA_VERSION = 2  # 1 held the conditions among the details
 
 
 def write_file(path: str | Path, header: Mapping[str, Any], arrays: Mapping[str, Array]) -> None:
-    """Write a header of JSON values, to which the schema's version is added, and named arrays."""
+    """Write a header and named arrays.
+
+    Parameters
+    ----------
+    path : path
+        The file.
+    header : mapping
+        JSON values. The schema's version is added.
+    arrays : mapping from a name to an array
+        Of numbers or booleans.
+    """
     encoded = np.frombuffer(json.dumps({"schema": SCHEMA_VERSION, **header}).encode(), np.uint8)
     with open(path, "wb") as file:
-        np.savez_compressed(file, header=encoded, **arrays)
+        # allow_pickle stands here because NumPy's annotations would take the arrays for it.
+        np.savez_compressed(file, allow_pickle=False, header=encoded, **arrays)
 
 
 def read_file(path: str | Path) -> tuple[dict[str, Any], dict[str, Array]]:

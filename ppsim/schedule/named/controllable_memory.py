@@ -116,7 +116,8 @@ def _repeat(block: Integers, microbatches: int, *, limit: int) -> list[Order]:
 
     def in_time(slot: Integers) -> npt.NDArray[np.bool_]:
         # Whether a pass of this slot may run now.
-        return (slot <= len(slots)) | (slot < stable) | (slot > cool_down)
+        runs: npt.NDArray[np.bool_] = (slot <= len(slots)) | (slot < stable) | (slot > cool_down)
+        return runs
 
     while (weights < total).any():
         stage_f, microbatch_f, slot_f = forward.at(forwards)

@@ -3,14 +3,12 @@
 from __future__ import annotations
 
 import numpy as np
-import numpy.typing as npt
 
 from ppsim.kernel_cache import kernel
+from ppsim.schedule.tables import Integers
 from ppsim.simulation.engines.compiled_engine import refuse_devices, run_pass
-from ppsim.simulation.engines.times import BatchTimes
+from ppsim.simulation.engines.times import BatchTimes, Seconds
 from ppsim.simulation.timed_program import TimedProgram
-
-Seconds = npt.NDArray[np.float64]
 
 
 def run_batched(
@@ -20,7 +18,7 @@ def run_batched(
     occupied_s: Seconds,
     latency_s: Seconds,
     *,
-    watched: npt.NDArray[np.integer],
+    watched: Integers,
     with_starts: bool = False,
 ) -> BatchTimes:
     """Run every sample.
@@ -90,28 +88,28 @@ def run_batched(
 
 @kernel
 def _run_samples(
-    order,
-    action_start,
-    rank_of,
-    message_in,
-    message_out,
-    durations,
-    dispatch,
-    send,
-    link_of,
-    occupied,
-    latency,
-    posts,
-    posted,
-    link_free,
-    rank_rows,
-    watched,
-    first_start,
-    last_end,
-    compute,
-    watched_end,
-    starts,
-):
+    order: Integers,
+    action_start: Integers,
+    rank_of: Integers,
+    message_in: Integers,
+    message_out: Integers,
+    durations: Seconds,
+    dispatch: Seconds,
+    send: Seconds,
+    link_of: Integers,
+    occupied: Seconds,
+    latency: Seconds,
+    posts: Integers,
+    posted: Seconds,
+    link_free: Seconds,
+    rank_rows: Integers,
+    watched: Integers,
+    first_start: Seconds,
+    last_end: Seconds,
+    compute: Seconds,
+    watched_end: Seconds,
+    starts: Seconds,
+) -> None:
     """Run the samples one after another in the same buffers. Writes the last five arrays."""
     ranks = len(rank_rows) - 1
     free = np.empty(ranks)

@@ -7,7 +7,8 @@ from functools import partial
 import numpy as np
 
 from ppsim.kernel_cache import kernel
-from ppsim.simulation.engines.times import StepTimes
+from ppsim.schedule.tables import Integers
+from ppsim.simulation.engines.times import Seconds, StepTimes
 from ppsim.simulation.timed_program import TimedProgram
 
 
@@ -69,29 +70,47 @@ def refuse_devices(timed: TimedProgram) -> None:
 
 @kernel
 def run_pass(
-    order,
-    action_start,
-    rank_of,
-    message_in,
-    message_out,
-    duration,
-    dispatch,
-    send,
-    link_of,
-    occupied,
-    latency,
-    posts,
-    posted,
-    free,
-    link_free,
-    start,
-    journeys,
-):
-    """Find the longest path through the step. Writes `start` (rows,) and `journeys` (messages, 2): begun, arrived.
+    order: Integers,
+    action_start: Integers,
+    rank_of: Integers,
+    message_in: Integers,
+    message_out: Integers,
+    duration: Seconds,
+    dispatch: Seconds,
+    send: Seconds,
+    link_of: Integers,
+    occupied: Seconds,
+    latency: Seconds,
+    posts: Integers,
+    posted: Seconds,
+    free: Seconds,
+    link_free: Seconds,
+    start: Seconds,
+    journeys: Seconds,
+) -> None:
+    """Find the longest path through the step.
 
-    order: the actions, each after all that it needs. posts, posted: as of `TimedProgram.receives`. free (p,),
-    link_free (links,): zeros, overwritten. Each float is the sum that the SimPy engine computes. A link has one sender,
-    so another order of the actions gives the same floats.
+    Parameters
+    ----------
+    order : (actions,)
+        The actions, each after all that it needs.
+    action_start, rank_of, message_in, message_out, link_of
+        As `action_start`, `rank`, `message_in`, `message_out` of `Program` and `link` of its messages.
+    duration, dispatch, send, occupied, latency
+        Seconds, as of `TimedProgram`.
+    posts, posted
+        As of `TimedProgram.receives`. `posted` is overwritten.
+    free, link_free : (p,), (links,)
+        When each rank and link is free: zeros, overwritten.
+    start : (rows,)
+        Filled in: when each row starts.
+    journeys : (messages, 2)
+        Filled in: when each message's transfer begins, and when it arrives.
+
+    Notes
+    -----
+    Each float is the sum that the SimPy engine computes. A link has one sender, so another order of the actions gives
+    the same floats.
     """
     windowed = len(posted) > 0
     produced = np.full(len(posted), np.nan)
@@ -132,7 +151,15 @@ def run_pass(
 
 
 @partial(kernel, inline="always")
-def _transfer(message, ready, link_of, occupied, latency, link_free, journeys):
+def _transfer(
+    message: int,
+    ready: float,
+    link_of: Integers,
+    occupied: Seconds,
+    latency: Seconds,
+    link_free: Seconds,
+    journeys: Seconds,
+) -> None:
     """Put a message on its link, which serves first in, first out."""
     link = link_of[message]
     begun = link_free[link]

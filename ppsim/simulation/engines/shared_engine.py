@@ -27,7 +27,7 @@ class SharedDevice(Protocol):
 
 
 class Turns:
-    """Cores that an action keeps from its start to its end; others queue, first come first served."""
+    """Cores that an action keeps from its start to its end. Others queue, first come first served."""
 
     def __init__(self, environment: simpy.Environment, cores: int) -> None:
         self._environment = environment

@@ -369,6 +369,36 @@ def test_limits_may_differ_between_ranks() -> None:
     assert result.trace.makespan_s < loose.trace.makespan_s
 
 
+@pytest.mark.parametrize(("most_microbatches", "is_complete"), [(3, False), (1, True)])
+def test_a_policy_gets_stuck_where_later_microbatches_take_the_room_of_an_earlier_one(
+    most_microbatches: int, is_complete: bool
+) -> None:
+    """Forwards first: 0F1 and 0F2 leave 5 of 13 bytes, and 1F1 needs 9. With one microbatch per stage all fit."""
+    from ppsim.search.list_scheduler import schedule_greedily
+    from ppsim.search.plan import Plan
+    from ppsim.search.policies import COLUMNS, DEFER, FORWARD_FIRST, RULE, Policy
+
+    stages = [*even_stages(1, activation_bytes=4), *even_stages(1, activation_bytes=9)]
+    problem = make_problem(stages, ranks=1, microbatches=3, network=None, memory_limit_bytes=13, stages_per_rank=2,
+                           placement="loop", objective="makespan")  # fmt: skip
+    rules = np.zeros((1, COLUMNS))
+    rules[0, RULE], rules[0, DEFER] = FORWARD_FIRST, 3
+    policy = Policy(rules=rules, cap=np.full(2, most_microbatches), fuse=np.zeros(2, np.int64))
+    plan = Plan.empty(problem)
+    assert schedule_greedily(problem.tables, policy, plan, np.zeros(1), np.zeros(1)) == is_complete
+    assert plan.peak_bytes(problem)[0] <= 13
+
+
+def test_where_every_policy_gets_stuck_microbatches_take_turns() -> None:
+    """The smallest limit, three ranks with two stages each: all policies of the portfolio get stuck."""
+    stages = random_stages(6, 73, fused=True)
+    assert [stage.activation_bytes for stage in stages] == [4, 12, 7, 11, 4, 7]
+    result = search(
+        stages, ranks=3, microbatches=3, network=Network(latency_s=1), memory_limit_bytes=16, stages_per_rank=2
+    )
+    assert_sound(result, 16)
+
+
 def test_enough_memory_and_no_communication_leave_no_bubble_on_a_rank() -> None:
     """ZB-H2's promise (Qi et al., ICLR 2024, section 2.2): with F = I = W every rank works without a pause."""
     result = search(even_stages(4), ranks=4, microbatches=12, objective="rank_time")

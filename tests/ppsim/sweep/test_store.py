@@ -49,6 +49,24 @@ def test_what_was_written_is_there_although_the_writer_was_killed(tmp_path: Path
         assert [outcome.result for _, _, outcome in store.rows()] == [str(n) for n in range(50)]
 
 
+def test_a_store_that_another_process_makes_between_two_looks_is_ours(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Cause of a bug: the mark was read before the tables, so the other's new store looked like a foreign database."""
+    path, look, made = tmp_path / "s.sqlite", Store._number, []
+
+    def look_while_another_makes_it(store: Store, query: str) -> int:
+        found = look(store, query)
+        if not made:
+            made.append(path)
+            Store(path).close()
+        return found
+
+    monkeypatch.setattr(Store, "_number", look_while_another_makes_it)
+    with Store(path) as store:
+        store.write(b"k", "f", "{}", PointOutcome(result="1"))
+
+
 def test_four_processes_open_and_write_one_new_file_at_once(tmp_path: Path) -> None:
     path = tmp_path / "s.sqlite"
     script = (
