@@ -14,7 +14,7 @@ from ppsim.estimate.transformer import Transformer
 from ppsim.estimate.work import Execution
 from ppsim.explain.attribution import Attribution, attribute, critical_path
 from ppsim.explain.comparison import Comparison, compare
-from ppsim.explain.critical_path import CriticalPath
+from ppsim.explain.path_and_slack import CriticalPath
 from ppsim.network.all_reduce import Reduction
 from ppsim.network.link import Link, LinkPiece
 from ppsim.network.network import Network

@@ -12,10 +12,10 @@ import numpy as np
 import numpy.typing as npt
 
 from ppsim.costs.stage_cost import StageCost
-from ppsim.explain.bubble_parts import Pieces, bubble_pieces
-from ppsim.explain.critical_path import CriticalPath, path_of, slack_of
+from ppsim.explain.bubble_parts import BubbleParts, split_bubbles
+from ppsim.explain.path_and_slack import CriticalPath, path_of, slack_of
 from ppsim.explain.step_graph import StepGraph, Wiring
-from ppsim.explain.usual_durations import excess_durations, usual_durations
+from ppsim.explain.usual_durations import excess_of_rows, usual_of_rows
 from ppsim.trace.trace import Trace
 
 if TYPE_CHECKING:
@@ -196,11 +196,11 @@ def attributed(trace: Trace, wiring: Wiring | None, expected: Sequence[StageCost
         )
     _check_times(trace)
     graph = StepGraph.of(trace, wiring)
-    usual = usual_durations(trace, expected)
-    found = _assembled(graph, bubble_pieces(graph, usual), usual)
+    usual = usual_of_rows(trace, expected)
+    found = _assembled(graph, split_bubbles(graph, usual), usual)
     if expected is None:
         return found
-    excess = excess_durations(trace, usual)
+    excess = excess_of_rows(trace, usual)
     return replace(found, stretched_s=np.bincount(trace.program.rank, excess, trace.ranks).astype(np.float64))
 
 
@@ -230,9 +230,9 @@ def _check_times(trace: Trace) -> None:
         )
 
 
-def _assembled(graph: StepGraph, pieces: Pieces, usual: Seconds) -> Attribution:
+def _assembled(graph: StepGraph, parts: BubbleParts, usual: Seconds) -> Attribution:
     of: dict[str, dict[str, Seconds]] = {}
-    for (part, cause), seconds in pieces.items():
+    for (part, cause), seconds in parts.items():
         of.setdefault(part, {})[cause] = seconds
     sums = {
         f"{part}_s": np.array([math.fsum(each) for each in zip(*causes.values(), strict=True)])

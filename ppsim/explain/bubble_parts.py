@@ -1,101 +1,190 @@
-"""Pieces: each rank's bubble by what was waited for and why: the step is replayed without one cause after another."""
+"""Bubble parts: each rank's bubble by what was waited for and why.
+
+What a rank waits for is read off the times, see `explain.waits`. Why computation came late is found by replaying the
+step without one cause after another.
+"""
 
 from __future__ import annotations
 
 import math
-from dataclasses import replace
+from typing import NamedTuple
 
 import numpy as np
 import numpy.typing as npt
 
-from ppsim.explain.step_graph import StepGraph, Times, replay
-from ppsim.explain.usual_durations import DUST, balanced, cut_to_usual, without_messages
+from ppsim.explain.step_graph import GraphTimes, StepGraph, replay
+from ppsim.explain.usual_durations import ROUNDING, cut_to_usual, equal_stages, without_devices, without_messages
 from ppsim.explain.waits import Cause, follow_waits
 from ppsim.schedule.action import Kind
 from ppsim.trace.trace import Trace
 
 Seconds = npt.NDArray[np.float64]
-Phased = npt.NDArray[np.float64]
-Pieces = dict[tuple[str, str], Seconds]
 
-_MESSAGE_CAUSES = (Cause.QUEUE, Cause.TRANSFER, Cause.LATENCY)
-_EDGE, _FILLING, _STEADY, _EMPTYING = range(4)  # where in a rank's order a wait stands
+BubbleParts = dict[tuple[str, str], Seconds]  # (part, cause) -> seconds of each rank, shape (p,)
+
+# Where in its rank's order an action's wait stands. For a rank whose order is F0 F1 F2 B0 F3 B1 B2 B3:
+#
+#     wait before   F0      F1 F2 B0   F3        B1 B2 B3
+#     phase         start   filling    steady    emptying
+_PHASES = 4
+_START, _FILLING, _STEADY, _EMPTYING = range(_PHASES)
+_AFTER_START = slice(_FILLING, None)
+
+_FITTED = 1e-9  # of the makespan: parts that miss the bubble by more are scaled, by less the largest one is corrected
 
 
-def bubble_pieces(graph: StepGraph, usual: Seconds) -> Pieces:
-    """Seconds of each rank's bubble, shape (p,), by (part, cause); their sum is the bubble, and none is negative.
+class _Replays(NamedTuple):
+    """The step's times without one cause after another; each is also without the causes before it."""
 
-    usual: what each row usually takes, shape (rows,). What is found how: see `explain.attribute`.
+    recorded: GraphTimes
+    without_excess: GraphTimes  # no action longer than usual
+    without_messages: GraphTimes
+    without_devices: GraphTimes
+
+
+class _Roots(NamedTuple):
+    """Seconds of idle time by what it comes from, all arrays of one shape; the sum of all is the idle time.
+
+    queueing, transfer, latency, device: what is waited for at the moment. All else is waiting for computation, by what
+    made that late: an action longer than usual (straggler), messages or devices elsewhere (late_messages, late_device),
+    or nothing of these (compute).
     """
-    trace, program, wiring = graph.trace, graph.program, graph.wiring
+
+    queueing: Seconds
+    transfer: Seconds
+    latency: Seconds
+    device: Seconds
+    straggler: Seconds
+    late_messages: Seconds
+    late_device: Seconds
+    compute: Seconds
+
+    @property
+    def messages(self) -> Seconds:
+        """All that messages cause."""
+        return (self.queueing + self.transfer + self.latency) + self.late_messages
+
+
+def split_bubbles(graph: StepGraph, usual_s: Seconds) -> BubbleParts:
+    """Split the bubble of each rank.
+
+    Parameters
+    ----------
+    graph : StepGraph
+        The step.
+    usual_s : array of shape (rows,)
+        What each row usually takes.
+
+    Returns
+    -------
+    dict
+        Seconds of each rank, shape (p,), by part and cause. None is negative, and their sum is the bubble.
+
+    Notes
+    -----
+    See `explain.attribution.attribute`.
+    """
+    trace, program = graph.trace, graph.program
+    rounding_s = ROUNDING * trace.makespan_s
     phase = _phases(trace)
-    waits = follow_waits(graph)
-    dust = DUST * trace.makespan_s
 
-    causes = np.stack([_by_phase(graph, phase, waits.before_s[:, cause]) for cause in Cause])  # (causes, p, phases)
-    compute, device = causes[Cause.COMPUTE], causes[Cause.DEVICE]
-    under_way = causes[list(_MESSAGE_CAUSES)].sum(axis=0)
+    def by_phase(seconds: Seconds) -> Seconds:
+        """Sums over the actions of each rank and phase, shape (p, phases)."""
+        cell = graph.wiring.rank * _PHASES + phase
+        return np.asarray(np.bincount(cell, seconds, program.ranks * _PHASES), np.float64).reshape(-1, _PHASES)
 
-    # The step replayed with one cause after the other taken away; what that spares of the waiting for computation.
-    calm = (
-        graph.times
-        if (cut := cut_to_usual(graph, usual)) is None
-        else replay(wiring, replace(graph.delays, compute_s=cut))
+    waits, replays = follow_waits(graph), _replays(graph, usual_s)
+    before = _roots(
+        [by_phase(waits.before_s[:, cause]) for cause in Cause],
+        [by_phase(_idle_before(graph, times)) for times in replays],
+        rounding_s,
     )
-    free = replay(wiring, free_delays := without_messages(graph, cut))
-    prompt = replay(wiring, replace(free_delays, device_s=np.zeros(program.actions)))
-    even = replay(wiring, balanced(graph, usual))
-    actual_s, calm_s, free_s, prompt_s, even_s = (
-        _by_phase(graph, phase, _gaps(graph, times)) for times in (graph.times, calm, free, prompt, even)
-    )
-    straggler = _share(actual_s - calm_s, compute, dust)
-    rest = compute - straggler
-    late_messages = _share(calm_s - free_s - under_way, rest, dust)
-    rest -= late_messages
-    late_device = _share(free_s - prompt_s - device, rest, dust)
-    rest -= late_device
-    inherent = np.where(rest <= even_s + dust, rest, even_s)
+    after = _roots(list(waits.after_s.T), [_idle_after(graph, times) for times in replays], rounding_s)
+
+    # Of the waiting for computation that nothing made late, equal stages with free messages would wait for as much: the
+    # pipeline fills or empties. What is beyond that is imbalance, and so is all of it in the steady phase. Before the
+    # first action all of it counts as filling.
+    equal_s = by_phase(_idle_before(graph, replay(graph.wiring, equal_stages(graph, usual_s))))
+    inherent = np.where(before.compute <= equal_s + rounding_s, before.compute, equal_s)
     inherent[:, _STEADY] = 0.0
-    inherent[:, _EDGE] = rest[:, _EDGE]  # is warm-up as a whole
-    actual_s, calm_s, free_s, prompt_s = (_after(graph, times) for times in (graph.times, calm, free, prompt))
-    drain = {"compute": waits.after_s[:, Cause.COMPUTE].copy(), "device": waits.after_s[:, Cause.DEVICE].copy()}
-    drain["messages"] = waits.after_s[:, list(_MESSAGE_CAUSES)].sum(axis=1)
-    for cause, spared in (
-        ("straggler", actual_s - calm_s),
-        ("messages", calm_s - free_s - drain["messages"]),
-        ("device", free_s - prompt_s - drain["device"]),
-    ):
-        late = _share(spared, drain["compute"], dust)
-        drain["compute"] -= late
-        drain[cause] = drain.get(cause, 0.0) + late
+    inherent[:, _START] = before.compute[:, _START]
 
-    inner = np.bincount(wiring.rank, np.maximum(graph.inner_s, 0.0), program.ranks)
-    within = causes[:, :, _EDGE + 1 :].sum(axis=2)
-    warm_up_of = {
-        "compute": inherent[:, _EDGE] + inherent[:, _FILLING],
-        "messages": (under_way + late_messages)[:, _EDGE],
-        "device": (device + late_device)[:, _EDGE],
-        "straggler": straggler[:, _EDGE],
+    in_pairs = np.bincount(graph.wiring.rank, np.maximum(graph.inner_s, 0.0), program.ranks)
+    parts: BubbleParts = {
+        ("warm_up", "compute"): inherent[:, _START] + inherent[:, _FILLING],
+        ("warm_up", "messages"): before.messages[:, _START],
+        ("warm_up", "device"): (before.device + before.late_device)[:, _START],
+        ("warm_up", "straggler"): before.straggler[:, _START],
+        ("drain", "compute"): after.compute + inherent[:, _EMPTYING],
+        ("drain", "messages"): after.messages,
+        ("drain", "device"): after.device + after.late_device,
+        ("drain", "straggler"): after.straggler,
+        ("imbalance", ""): (before.compute - inherent).sum(axis=1),
+        ("messages", "queueing"): before.queueing[:, _AFTER_START].sum(axis=1),
+        ("messages", "transfer"): before.transfer[:, _AFTER_START].sum(axis=1),
+        ("messages", "latency"): before.latency[:, _AFTER_START].sum(axis=1),
+        ("messages", "knock_on"): before.late_messages[:, _AFTER_START].sum(axis=1),
+        ("device", ""): before.device[:, _AFTER_START].sum(axis=1) + in_pairs,
+        ("device", "knock_on"): before.late_device[:, _AFTER_START].sum(axis=1),
+        ("straggler", ""): before.straggler[:, _AFTER_START].sum(axis=1),
     }
-    drain["compute"] += inherent[:, _EMPTYING]
-    drain_of = {cause: drain[cause] for cause in warm_up_of}
-    pieces = {
-        **{("warm_up", cause): seconds for cause, seconds in warm_up_of.items()},
-        **{("drain", cause): seconds for cause, seconds in drain_of.items()},
-        ("imbalance", ""): (rest - inherent).sum(axis=1),
-        ("messages", "queueing"): within[Cause.QUEUE],
-        ("messages", "transfer"): within[Cause.TRANSFER],
-        ("messages", "latency"): within[Cause.LATENCY],
-        ("messages", "knock_on"): late_messages[:, _EDGE + 1 :].sum(axis=1),
-        ("device", ""): within[Cause.DEVICE] + inner,
-        ("device", "knock_on"): late_device[:, _EDGE + 1 :].sum(axis=1),
-        ("straggler", ""): straggler[:, _EDGE + 1 :].sum(axis=1),
-    }
-    return _fitted(pieces, trace)
+    return _fitted(parts, trace)
+
+
+def _replays(graph: StepGraph, usual_s: Seconds) -> _Replays:
+    delays = cut_to_usual(graph, usual_s)
+    # Recorded times are kept as they are where nothing is cut: a replay would differ by rounding.
+    without_excess = graph.times if delays is graph.delays else replay(graph.wiring, delays)
+    delays = without_messages(delays)
+    return _Replays(
+        recorded=graph.times,
+        without_excess=without_excess,
+        without_messages=replay(graph.wiring, delays),
+        without_devices=replay(graph.wiring, without_devices(delays)),
+    )
+
+
+def _roots(waits: list[Seconds], idle: list[Seconds], rounding_s: float) -> _Roots:
+    """Split the waiting for computation by what made it late.
+
+    Taking a cause away shortens the idle time by what is waited for that cause itself, and by what it makes computation
+    late elsewhere. The first is known, so the rest is the second, but at most as much as there is to explain.
+
+    Parameters
+    ----------
+    waits : list of arrays of one shape
+        Seconds by `Cause`.
+    idle : list of arrays of that shape
+        The idle time in each of `_Replays`.
+    rounding_s : float
+        What is shorter is rounding.
+    """
+    compute, queueing, transfer, latency, device = waits
+    recorded, without_excess, without_messages, without_devices = idle
+    straggler = _share(recorded - without_excess, compute, rounding_s)
+    compute = compute - straggler
+    late_messages = _share(without_excess - without_messages - (queueing + transfer + latency), compute, rounding_s)
+    compute = compute - late_messages
+    late_device = _share(without_messages - without_devices - device, compute, rounding_s)
+    return _Roots(
+        queueing=queueing,
+        transfer=transfer,
+        latency=latency,
+        device=device,
+        straggler=straggler,
+        late_messages=late_messages,
+        late_device=late_device,
+        compute=compute - late_device,
+    )
+
+
+def _share(spared: Seconds, most: Seconds, rounding_s: float) -> Seconds:
+    """What was spared, at most `most`, and nothing where it is negative or rounding."""
+    return np.where(spared > rounding_s, np.minimum(spared, most), 0.0)
 
 
 def _phases(trace: Trace) -> npt.NDArray[np.int64]:
-    """Where each action's wait stands in its rank's order, shape (actions,)."""
+    """The phase of each action's wait, shape (actions,)."""
     program = trace.program
     phase = np.full(program.actions, _STEADY)
     row_action = program.row_action
@@ -107,53 +196,43 @@ def _phases(trace: Trace) -> npt.NDArray[np.int64]:
         rows = slice(int(program.action_start[first]), int(program.action_start[last]))
         forwards, backwards = (row_action[rows][kinds[rows]] for kinds in (is_forward, is_backward))
         if len(backwards):
+            # Filling is set last: in AFAB the first backward follows the last forward, and its wait counts as filling.
             phase[forwards[-1] + 1 : last] = _EMPTYING
             phase[first : backwards[0] + 1] = _FILLING
-        phase[first] = _EDGE
+        phase[first] = _START
     return phase
 
 
-def _share(spared: Seconds, most: Seconds, dust: float) -> Seconds:
-    """What was spared, between nothing and the most that it can be; what is mere rounding is nothing."""
-    return np.where(spared > dust, np.minimum(spared, most), 0.0)
-
-
-def _gaps(graph: StepGraph, times: Times) -> Seconds:
-    """The idle time before each action, (actions,)."""
+def _idle_before(graph: StepGraph, times: GraphTimes) -> Seconds:
+    """The idle time before each action, shape (actions,)."""
     previous = graph.wiring.previous
     return np.maximum(times.start_s - np.where(previous >= 0, times.end_s[previous], 0.0), 0.0)
 
 
-def _after(graph: StepGraph, times: Times) -> Seconds:
-    """The idle time after each rank's last action, (p,)."""
+def _idle_after(graph: StepGraph, times: GraphTimes) -> Seconds:
+    """The idle time after each rank's last action, shape (p,)."""
     last = np.zeros(graph.program.ranks)
     np.maximum.at(last, graph.wiring.rank, times.end_s)
     return times.end_s.max() - last
 
 
-def _by_phase(graph: StepGraph, phase: npt.NDArray[np.int64], seconds: Seconds) -> Phased:
-    """Sums over the actions of each rank and phase, shape (p, phases)."""
-    ranks = graph.program.ranks
-    cell = graph.wiring.rank * 4 + phase
-    return np.asarray(np.bincount(cell, seconds, ranks * 4).reshape(ranks, 4), np.float64)
+def _fitted(parts: BubbleParts, trace: Trace) -> BubbleParts:
+    """The parts, corrected so that on each rank their exact sum is the bubble.
 
-
-def _fitted(pieces: Pieces, trace: Trace) -> Pieces:
-    """The pieces such that on each rank their exact sum is the bubble.
-
-    They are that already but for rounding, unless rows of a rank overlap: then all are shortened alike.
+    They differ from it by rounding only, unless rows of a rank overlap: then all are shortened alike.
     """
-    table = np.maximum(np.stack(list(pieces.values())), 0.0)
+    table = np.maximum(np.stack(list(parts.values())), 0.0)
     for rank, bubble_s in enumerate(trace.bubble_s.tolist()):
         column = table[:, rank]
         wanted = max(bubble_s, 0.0)
         total = math.fsum(column)
-        if total > 0 and abs(total - wanted) > 1e-9 * trace.makespan_s:
+        if total > 0 and abs(total - wanted) > _FITTED * trace.makespan_s:
             column *= wanted / total
+        # Adding what is missing to the largest part rounds again, so this is repeated until nothing is missing.
         for _ in range(len(column)):
             missing = wanted - math.fsum(column)
             if missing == 0:
                 break
-            largest = int(np.argmax(column)) if column.any() else list(pieces).index(("drain", "compute"))
+            largest = int(np.argmax(column)) if column.any() else list(parts).index(("drain", "compute"))
             column[largest] = max(column[largest] + missing, 0.0)
-    return dict(zip(pieces, table, strict=True))
+    return dict(zip(parts, table, strict=True))

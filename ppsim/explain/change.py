@@ -4,44 +4,37 @@ from __future__ import annotations
 
 import heapq
 from dataclasses import dataclass
+from typing import NamedTuple
 
 import numpy as np
 import numpy.typing as npt
 
-from ppsim.explain.step_graph import DELAYS, Delays, Times, Wiring, replay
+from ppsim.explain.step_graph import Delays, Wiring, replay
 
 Seconds = npt.NDArray[np.float64]
-_TIE = 1e-12  # of the step: paths that differ by less are equally long
-_MOST_STEPS = 200  # replays
+Shares = npt.NDArray[np.float64]
 
+# As shares of the step. A path's length is a sum of some thousand floats, so that equal lengths differ by rounding.
+_TIE = 1e-12  # paths that differ by less are equally long
+_CLOSE = 1e-11  # a line that is nearer to the step's length has reached it
 
-@dataclass(frozen=True, kw_only=True)
-class _Line:
-    """A path's length as the delays move from one step to the other: exact at `share`, and never above the step's.
-
-    *_weight: the share of the path (of the paths, where several are equally long) that crosses
-    each action, each message's time on its link, and each message's latency (a message that queues waits for the link
-    of the one ahead, not for its latency).
-    """
-
-    share: float
-    length_s: float
-    slope_s: float
-    action_weight: Seconds
-    link_weight: Seconds
-    latency_weight: Seconds
-
-    def at(self, share: float) -> float:
-        """The path's length at another share."""
-        return self.length_s + (share - self.share) * self.slope_s
+_MOST_REPLAYS = 200  # two steps of a thousand actions need some dozens
 
 
 @dataclass(frozen=True, kw_only=True)
 class Change:
-    """Seconds of the difference that each delay explains: (actions,) and (messages,), signed; and the rest.
+    """What each delay adds to the difference between two steps' lengths; negative where it takes away.
 
-    They add up to the difference of the two steps' lengths; unexplained_s is rounding. Should replays be too few, the
-    sum holds still, but what it is dealt to is nearly right only.
+    Parameters
+    ----------
+    compute_s, device_s : arrays of shape (actions,)
+        Seconds that durations explain, and that starts after everything was there explain.
+    message_s : array of shape (messages,)
+        Seconds that messages explain.
+    unexplained_s : float
+        What is missing to the difference. It is rounding.
+    replays : int
+        How often a step was replayed. Where the limit was reached, the sum still holds, and its parts nearly.
     """
 
     compute_s: Seconds
@@ -51,122 +44,157 @@ class Change:
     replays: int
 
 
-def explain_change(wiring: Wiring, before: Delays, after: Delays) -> Change:
-    """Aumann and Shapley's prices (Values of Non-Atomic Games, 1974) of the delays, for the longest path.
+class _PathWeights(NamedTuple):
+    """The share of a path that crosses each action, each message on its link, and each message's latency.
 
-    All delays move together, in a straight line, from the first step's to the second's; a change of a delay counts
-    while it is on the critical path. The path's length is convex and made of straight pieces on the way, so these are
-    found exactly: where two paths cross, the step is replayed until no longer one appears.
+    A share is 0 or 1, or between where several paths are equally long. A message that queues waits for the link of the
+    one ahead, not for its latency.
     """
-    moved = {name: getattr(after, name) - getattr(before, name) for name in DELAYS}
-    link_moved = moved["post_s"] + moved["occupied_s"]
-    action_moved = moved["compute_s"] + moved["device_s"]
-    replays = 0
 
-    def line_at(share: float) -> _Line:
-        nonlocal replays
-        replays += 1
-        delays = before if share == 0 else after if share == 1 else before.towards(after, share)
-        times = replay(wiring, delays)
-        weights = _flow(wiring, times)
-        slope = sum(
-            float((weight * change).sum())  # not by @: its threads take longer than the sum
-            for weight, change in zip(weights, (action_moved, link_moved, moved["latency_s"]), strict=True)
-        )
-        return _Line(
-            share=share,
-            length_s=float(times.end_s.max()),
-            slope_s=slope,
-            action_weight=weights[0],
-            link_weight=weights[1],
-            latency_weight=weights[2],
-        )
+    action: Shares
+    link: Shares
+    latency: Shares
 
-    first, last = line_at(0.0), line_at(1.0)
-    close = 1e-11 * max(first.length_s, last.length_s)
-    action_weight, link_weight, latency_weight = (
-        np.zeros(len(change)) for change in (action_moved, link_moved, link_moved)
-    )
+    @classmethod
+    def zeros(cls, wiring: Wiring) -> _PathWeights:
+        actions, messages = len(wiring.order), len(wiring.producer)
+        return cls(np.zeros(actions), np.zeros(messages), np.zeros(messages))
 
-    def count(line: _Line, width: float) -> None:
-        np.add(action_weight, width * line.action_weight, out=action_weight)
-        np.add(link_weight, width * line.link_weight, out=link_weight)
-        np.add(latency_weight, width * line.latency_weight, out=latency_weight)
+    def add(self, other: _PathWeights, width: float) -> None:
+        """Add `width` times the other's."""
+        for mine, its in zip(self, other, strict=True):
+            np.add(mine, width * its, out=mine)
 
-    # Between two shares the length lies between the lines of both ends and the chord. The span where these are furthest
-    # apart is looked into first, so that replays, should they be too few, are spent where they tell most.
-    spans: list[tuple[float, int, _Line, _Line]] = []
-    spans_made = 0
 
-    def part(line: _Line, other: _Line) -> None:
-        """Count what is between two shares, or keep it to be parted where the lines cross."""
-        nonlocal spans_made
-        left, right = line.share, other.share
-        if line.at(right) >= other.length_s - close:
-            count(line, right - left)
-        elif other.at(left) >= line.length_s - close:
-            count(other, right - left)
-        else:
-            crossing = _crossing(line, other)
-            chord_s = line.length_s + (other.length_s - line.length_s) * (crossing - left) / (right - left)
-            doubt = (chord_s - max(line.at(crossing), other.at(crossing))) * (right - left)
-            spans_made += 1
-            heapq.heappush(spans, (-doubt, spans_made, line, other))
+class _Line(NamedTuple):
+    """The length of one path as all delays move. It is the step's length at `share`, and nowhere above it."""
 
-    part(first, last)
-    while spans:
-        _, _, line, other = heapq.heappop(spans)
-        crossing = _crossing(line, other)
-        if replays < _MOST_STEPS:
-            found = line_at(crossing)
-            if found.length_s > line.at(crossing) + close:
-                part(line, found)
-                part(found, other)
-                continue
-        count(line, crossing - line.share)
-        count(other, other.share - crossing)
-    compute_s, device_s = action_weight * moved["compute_s"], action_weight * moved["device_s"]
-    message_s = link_weight * link_moved + latency_weight * moved["latency_s"]
+    share: float
+    length_s: float
+    slope_s: float
+    weights: _PathWeights
+
+    def at(self, share: float) -> float:
+        """The path's length at another share."""
+        return self.length_s + (share - self.share) * self.slope_s
+
+
+def explain_change(wiring: Wiring, before: Delays, after: Delays) -> Change:
+    """Deal the difference between two steps' lengths to the delays that changed.
+
+    Parameters
+    ----------
+    wiring : Wiring
+        What waits for what in both steps.
+    before, after : Delays
+        Those of the first and of the second step.
+
+    Returns
+    -------
+    Change
+
+    Notes
+    -----
+    These are the prices of Aumann and Shapley (Values of Non-Atomic Games, 1974) for the longest path. All delays move
+    together, in a straight line, from the first step's to the second's. A change of a delay counts for as long as the
+    delay is on the critical path, so the result depends on no order of the changes.
+
+    The step's length on the way is the largest of the lengths of all paths, each of which changes linearly. So it is
+    convex and made of straight pieces. These are found exactly: where the lines of two known paths cross, the step is
+    replayed, until no longer path appears.
+    """
+    way = _Way(wiring, before, after)
+    first, last = way.walk()
+    moved, weights = way.moved, way.weights
+    compute_s, device_s = weights.action * moved.compute_s, weights.action * moved.device_s
+    message_s = weights.link * (moved.post_s + moved.occupied_s) + weights.latency * moved.latency_s
     explained = float(compute_s.sum() + device_s.sum() + message_s.sum())
     return Change(
         compute_s=compute_s,
         device_s=device_s,
         message_s=message_s,
         unexplained_s=last.length_s - first.length_s - explained,
-        replays=replays,
+        replays=way.replays,
     )
 
 
-def _crossing(line: _Line, other: _Line) -> float:
-    """The share between theirs at which both lines are equally long."""
-    steeper, left, right = other.slope_s - line.slope_s, line.share, other.share
-    crossing = left + (line.length_s - other.at(left)) / steeper if steeper > 0 else (left + right) / 2
-    return min(max(crossing, left), right)
+class _Way:
+    """The way from one step's delays to another's, in shares from 0 to 1, and the critical paths on it.
 
-
-def _flow(wiring: Wiring, times: Times) -> tuple[Seconds, Seconds, Seconds]:
-    """One unit sent back along the critical paths, parted equally where they meet.
-
-    What crosses actions, messages on their links, and messages' latencies.
+    `weights` holds the mean over the way of the critical path's weights, once `walk` is done.
     """
-    from ppsim.explain import kernels  # numba takes a second to import, so only who explains pays
 
-    actions, messages = len(times.end_s), len(times.arrival_s)
-    weight, on_link, late = np.zeros(actions), np.zeros(messages), np.zeros(messages)
-    kernels.flow(
-        wiring.order,
-        wiring.previous,
-        wiring.inputs,
-        wiring.outputs,
-        wiring.ahead,
-        times.ready_s,
-        times.end_s,
-        times.message_ready_s,
-        times.left_s,
-        times.arrival_s,
-        _TIE * float(times.end_s.max()),
-        weight,
-        on_link,
-        late,
-    )
-    return weight, on_link, late
+    def __init__(self, wiring: Wiring, before: Delays, after: Delays) -> None:
+        self.wiring, self.before, self.after = wiring, before, after
+        self.moved = Delays(*(new - old for old, new in zip(before, after, strict=True)))
+        self.weights = _PathWeights.zeros(wiring)
+        self.replays = 0
+        # Spans of the way whose critical paths are not known yet, by how much is in doubt; see `_count_or_keep`.
+        self._spans: list[tuple[float, int, _Line, _Line]] = []
+        self._spans_made = 0
+        self._close_s = 0.0
+
+    def walk(self) -> tuple[_Line, _Line]:
+        """Find the critical paths of the whole way, and return the lines of both ends."""
+        first, last = self._line_at(0.0), self._line_at(1.0)
+        self._close_s = _CLOSE * max(first.length_s, last.length_s)
+        self._count_or_keep(first, last)
+        while self._spans:
+            _, _, left, right = heapq.heappop(self._spans)
+            share = _crossing(left, right)
+            if self.replays < _MOST_REPLAYS:
+                found = self._line_at(share)
+                if found.length_s > left.at(share) + self._close_s:  # another path is longer than both here
+                    self._count_or_keep(left, found)
+                    self._count_or_keep(found, right)
+                    continue
+            self.weights.add(left.weights, share - left.share)
+            self.weights.add(right.weights, right.share - share)
+        return first, last
+
+    def _line_at(self, share: float) -> _Line:
+        """The line of the critical path at a share."""
+        from ppsim.explain import kernels  # imported here because numba takes a second to import
+
+        self.replays += 1
+        delays = self.before if share == 0 else self.after if share == 1 else self.before.towards(self.after, share)
+        times, weights = replay(self.wiring, delays), _PathWeights.zeros(self.wiring)
+        length_s = float(times.end_s.max())
+        kernels.trace_back(self.wiring, times, _TIE * length_s, weights)
+        moved = self.moved
+        slope_s = sum(
+            float((weight * change).sum())  # not by @: its threads take longer than the sum
+            for weight, change in (
+                (weights.action, moved.compute_s + moved.device_s),
+                (weights.link, moved.post_s + moved.occupied_s),
+                (weights.latency, moved.latency_s),
+            )
+        )
+        return _Line(share, length_s, slope_s, weights)
+
+    def _count_or_keep(self, left: _Line, right: _Line) -> None:
+        """Count the span between two lines if one of them is critical on all of it, else keep it to be looked into.
+
+        On the span the step's length is at least that of both lines, and at most the chord between its ends. The span
+        where these are furthest apart comes first, so that replays, should they be too few, are spent where they tell
+        most.
+        """
+        width = right.share - left.share
+        if left.at(right.share) >= right.length_s - self._close_s:
+            self.weights.add(left.weights, width)
+        elif right.at(left.share) >= left.length_s - self._close_s:
+            self.weights.add(right.weights, width)
+        else:
+            share = _crossing(left, right)
+            chord_s = left.length_s + (right.length_s - left.length_s) * (share - left.share) / width
+            doubt = (chord_s - max(left.at(share), right.at(share))) * width
+            self._spans_made += 1  # tells spans of equal doubt apart, since lines have no order
+            heapq.heappush(self._spans, (-doubt, self._spans_made, left, right))
+
+
+def _crossing(left: _Line, right: _Line) -> float:
+    """The share between theirs at which both lines are equally long."""
+    steeper = right.slope_s - left.slope_s
+    middle = (left.share + right.share) / 2
+    crossing = left.share + (left.length_s - right.at(left.share)) / steeper if steeper > 0 else middle
+    return min(max(crossing, left.share), right.share)

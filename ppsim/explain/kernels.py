@@ -1,7 +1,7 @@
-"""Kernels: the passes over a step's actions, one after the other, in machine code.
+"""Kernels: passes over all actions of a step, compiled.
 
-Each takes the wiring's arrays (`explain.graph.Wiring`) and writes into the arrays that it is given. Compiled once per
-machine, then cached; numba takes a while to import, so this module is imported by who runs a pass.
+A pass takes the named tuples of `explain.step_graph` as they are, and writes into the arrays that it is given. Numba
+takes a second to import, so this module is imported only where a pass is run.
 """
 
 from __future__ import annotations
@@ -12,246 +12,226 @@ import numpy as np
 
 from ppsim.kernel_cache import kernel
 
-_FIRST_ROOM = 8  # pieces of idle time that a rank has room for at first
+_FIRST_ROOM = 8  # intervals of idle time that a rank has room for at first; doubled whenever it is full
 _COMPUTE, _QUEUE, _TRANSFER, _LATENCY, _DEVICE = range(5)  # as in `explain.waits.Cause`
 
 
 @kernel
-def replay(
-    order,
-    previous,
-    inputs,
-    outputs,
-    ahead,
-    compute,
-    device,
-    post,
-    occupied,
-    latency,
-    ready,
-    start,
-    end,
-    message_ready,
-    message_start,
-    left,
-    arrival,
-):
-    """The longest path through the wiring; see `explain.graph.replay`. Writes the last seven."""
-    for action in order:
-        before = previous[action]
-        now = end[before] if before >= 0 else 0.0
+def replay(wiring, delays, times):
+    """Fill in the times that follow from the delays: the longest path to every action and message."""
+    for action in wiring.order:
+        before = wiring.previous[action]
+        now = times.end_s[before] if before >= 0 else 0.0
         for place in range(2):
-            message = inputs[action, place]
-            if message >= 0 and arrival[message] > now:
-                now = arrival[message]
-        ready[action] = now
-        now = now + device[action]
-        start[action] = now
-        now = now + compute[action]
-        end[action] = now
+            message = wiring.inputs[action, place]
+            if message >= 0 and times.arrival_s[message] > now:
+                now = times.arrival_s[message]
+        times.ready_s[action] = now
+        now = now + delays.device_s[action]
+        times.start_s[action] = now
+        now = now + delays.compute_s[action]
+        times.end_s[action] = now
         for place in range(2):
-            message = outputs[action, place]
+            message = wiring.outputs[action, place]
             if message < 0:
                 break
-            begin, front = now, ahead[message]
-            if front >= 0 and left[front] > begin:
-                begin = left[front]
-            message_ready[message] = begin
-            begin = begin + post[message]
-            message_start[message] = begin
-            begin = begin + occupied[message]
-            left[message] = begin
-            arrival[message] = begin + latency[message]
+            begin, front = now, wiring.ahead[message]
+            if front >= 0 and times.left_s[front] > begin:
+                begin = times.left_s[front]
+            times.message_ready_s[message] = begin
+            begin = begin + delays.post_s[message]
+            times.message_start_s[message] = begin
+            begin = begin + delays.occupied_s[message]
+            times.left_s[message] = begin
+            times.arrival_s[message] = begin + delays.latency_s[message]
 
 
 @kernel
-def flow(order, previous, inputs, outputs, ahead, ready, end, message_ready, left, arrival, tie, weight, on_link, late):
-    """One unit sent back along the critical paths; see `explain.change`. Adds to the last three, which are zero."""
-    length = end.max()
+def trace_back(wiring, times, tie_s, weights):
+    """Send one unit back from the step's end along all critical paths, and note how much of it crosses what.
+
+    A unit that reaches an action goes on to what the action waited for: the action before it on its rank, or a message.
+    Where several were equally late (within `tie_s`) it is parted equally. `weights` holds zeros and is added to.
+    """
+    end_s, weight = times.end_s, weights.action
+    length_s = end_s.max()
     count = 0
-    for action in range(len(end)):
-        if end[action] >= length - tie:
+    for action in range(len(end_s)):
+        if end_s[action] >= length_s - tie_s:
             count += 1
-    for action in range(len(end)):
-        if end[action] >= length - tie:
+    for action in range(len(end_s)):
+        if end_s[action] >= length_s - tie_s:
             weight[action] = 1.0 / count
-    for index in range(len(order) - 1, -1, -1):
-        action = order[index]
+    for index in range(len(wiring.order) - 1, -1, -1):
+        action = wiring.order[index]
+        # First its messages, the later one on a link first: all that they bring back to this action must be there.
         for place in range(1, -1, -1):
-            message = outputs[action, place]
+            message = wiring.outputs[action, place]
             if message < 0:
                 continue
-            on_link[message] += late[message]
-            crossing = on_link[message]
+            weights.link[message] += weights.latency[message]
+            crossing = weights.link[message]
             if crossing == 0.0:
                 continue
-            bound, front = message_ready[message] - tie, ahead[message]
-            is_behind = front >= 0 and left[front] >= bound
-            is_own = end[action] >= bound
+            bound, front = times.message_ready_s[message] - tie_s, wiring.ahead[message]
+            is_behind = front >= 0 and times.left_s[front] >= bound
+            is_own = end_s[action] >= bound
             share = crossing / (int(is_behind) + int(is_own))
             if is_behind:
-                on_link[front] += share
+                weights.link[front] += share
             if is_own:
                 weight[action] += share
         crossing = weight[action]
         if crossing == 0.0:
             continue
-        before, bound = previous[action], ready[action] - tie
-        is_free_late = (end[before] if before >= 0 else 0.0) >= bound
+        before, bound = wiring.previous[action], times.ready_s[action] - tie_s
+        is_free_late = (end_s[before] if before >= 0 else 0.0) >= bound
         binding = int(is_free_late)
         for place in range(2):
-            message = inputs[action, place]
-            if message >= 0 and arrival[message] >= bound:
+            message = wiring.inputs[action, place]
+            if message >= 0 and times.arrival_s[message] >= bound:
                 binding += 1
         share = crossing / binding
         if is_free_late and before >= 0:
             weight[before] += share
         for place in range(2):
-            message = inputs[action, place]
-            if message >= 0 and arrival[message] >= bound:
-                late[message] += share
+            message = wiring.inputs[action, place]
+            if message >= 0 and times.arrival_s[message] >= bound:
+                weights.latency[message] += share
 
 
 @kernel
-def slack(order, previous, consumer, outputs, ahead, ready, end, message_ready, left, arrival, found):
-    """By how much each action could end later; see `explain.critical_path.slack_of`. Writes `found`."""
-    last = end.max()
-    for action in range(len(end)):
-        found[action] = last - end[action]
-    of_message = np.full(len(left), math.inf)  # of a message's leaving its link
-    for index in range(len(order) - 1, -1, -1):
-        action = order[index]
+def find_slack(wiring, times, slack_s):
+    """Fill in by how much each action could end later without a longer step, from the last action to the first."""
+    end_s, arrival_s, left_s = times.end_s, times.arrival_s, times.left_s
+    step_end_s = end_s.max()
+    for action in range(len(end_s)):
+        slack_s[action] = step_end_s - end_s[action]
+    link_slack_s = np.full(len(left_s), math.inf)  # by how much each message could leave its link later
+    for index in range(len(wiring.order) - 1, -1, -1):
+        action = wiring.order[index]
         for place in range(1, -1, -1):
-            message = outputs[action, place]
+            message = wiring.outputs[action, place]
             if message < 0:
                 continue
-            receiver = consumer[message]
-            need = min(of_message[message], found[receiver] + (ready[receiver] - arrival[message]))
-            begun, front = message_ready[message], ahead[message]
-            found[action] = min(found[action], need + (begun - end[action]))
+            receiver = wiring.consumer[message]
+            # By how much the message could begin later: for its receiver's sake, and for that of the message behind it.
+            need_s = min(link_slack_s[message], slack_s[receiver] + (times.ready_s[receiver] - arrival_s[message]))
+            begun_s, front = times.message_ready_s[message], wiring.ahead[message]
+            slack_s[action] = min(slack_s[action], need_s + (begun_s - end_s[action]))
             if front >= 0:
-                of_message[front] = min(of_message[front], need + (begun - left[front]))
-        before = previous[action]
+                link_slack_s[front] = min(link_slack_s[front], need_s + (begun_s - left_s[front]))
+        before = wiring.previous[action]
         if before >= 0:
-            found[before] = min(found[before], found[action] + (ready[action] - end[before]))
+            slack_s[before] = min(slack_s[before], slack_s[action] + (times.ready_s[action] - end_s[before]))
 
 
 @kernel
-def waits(
-    order,
-    rank_of,
-    inputs,
-    producer,
-    start,
-    end,
-    message_start,
-    shown_left,
-    arrival,
-    step_end,
-    free_of_rank,
-    before,
-    after,
-):
-    """Every wait followed to its root, moment by moment; see `explain.waits.follow_waits`. Writes the last three.
+def split_waits(wiring, times, shown_left_s, step_end_s, waits):
+    """Add up every wait by what it comes from, moment by moment; see `explain.waits.follow_waits`.
 
-    A rank's idle time so far is a list of pieces (begin, end, cause), in time; pieces that touch and agree are one.
-    The lists lie in one table, rank r's at place[r, 0], with place[r, 1] pieces and room for place[r, 2].
+    `waits` holds zeros and is added to. For every rank its idle time so far is kept as a list of intervals (begin, end,
+    cause) in time, so that a rank that waits for this one can look up what this one did meanwhile. The lists lie in one
+    table `idle`: rank r's begins at place[r, 0], has place[r, 1] intervals, and has room for place[r, 2].
     """
-    ranks = len(free_of_rank)
-    pieces = np.empty((4 * _FIRST_ROOM * ranks, 3))
-    place = np.empty((ranks + 1, 3), np.int64)  # the last row: where the table is free
+    ranks = len(waits.after_s)
+    free_s = np.zeros(ranks)
+    idle = np.empty((4 * _FIRST_ROOM * ranks, 3))
+    place = np.empty((ranks + 1, 3), np.int64)  # place[ranks, 0]: from where on the table is free
     for rank in range(ranks):
         place[rank, 0], place[rank, 1], place[rank, 2] = rank * _FIRST_ROOM, 0, _FIRST_ROOM
     place[ranks, 0] = ranks * _FIRST_ROOM
-    for action in order:
-        rank = rank_of[action]
-        free, now = free_of_rank[rank], start[action]
+    for action in wiring.order:
+        rank = wiring.rank[action]
+        free, now = free_s[rank], times.start_s[action]
         if now > free:
-            sums = before[action]
-            message = inputs[action, 0]
-            other = inputs[action, 1]
-            if other >= 0 and arrival[other] > arrival[message]:
+            sums = waits.before_s[action]
+            # Of two inputs the later one is waited for.
+            message = wiring.inputs[action, 0]
+            other = wiring.inputs[action, 1]
+            if other >= 0 and times.arrival_s[other] > times.arrival_s[message]:
                 message = other
             at = free
-            if message >= 0 and arrival[message] > free:
-                source = producer[message]
-                until = min(max(end[source], at), now)
+            if message >= 0 and times.arrival_s[message] > free:
+                # Until the producer ends: whatever the producer's rank does. Then the message itself.
+                source = wiring.producer[message]
+                until = min(max(times.end_s[source], at), now)
                 if until > at:
-                    pieces = _copy(pieces, place, rank, rank_of[source], at, until, sums)
+                    idle = _copy(idle, place, rank, wiring.rank[source], at, until, sums)
                 at = until
-                until = min(max(message_start[message], at), now)
-                pieces = _add(pieces, place, rank, at, until, _QUEUE, sums)
+                until = min(max(times.message_start_s[message], at), now)
+                idle = _add(idle, place, rank, at, until, _QUEUE, sums)
                 at = until
-                until = min(max(shown_left[message], at), now)
-                pieces = _add(pieces, place, rank, at, until, _TRANSFER, sums)
+                until = min(max(shown_left_s[message], at), now)
+                idle = _add(idle, place, rank, at, until, _TRANSFER, sums)
                 at = until
-                until = min(max(arrival[message], at), now)
-                pieces = _add(pieces, place, rank, at, until, _LATENCY, sums)
+                until = min(max(times.arrival_s[message], at), now)
+                idle = _add(idle, place, rank, at, until, _LATENCY, sums)
                 at = until
-            pieces = _add(pieces, place, rank, at, now, _DEVICE, sums)
-        free_of_rank[rank] = max(free, end[action])
-    last = rank_of[np.argmax(end)]
+            idle = _add(idle, place, rank, at, now, _DEVICE, sums)
+        free_s[rank] = max(free, times.end_s[action])
+    last = wiring.rank[np.argmax(times.end_s)]
     for rank in range(ranks):
-        if free_of_rank[rank] < step_end:
-            pieces = _copy(pieces, place, rank, last, free_of_rank[rank], step_end, after[rank])
+        if free_s[rank] < step_end_s:
+            idle = _copy(idle, place, rank, last, free_s[rank], step_end_s, waits.after_s[rank])
 
 
 @kernel
-def _add(pieces, place, rank, begin, end, cause, sums):
-    """Append a piece to the rank's and add its length to the cause's sum; one without length is left out."""
+def _add(idle, place, rank, begin, end, cause, sums):
+    """Append an interval to the rank's list and add its length to the cause's sum. Intervals that touch are joined."""
     if end <= begin:
-        return pieces
+        return idle
     sums[cause] += end - begin
     offset, count = place[rank, 0], place[rank, 1]
-    if count > 0 and pieces[offset + count - 1, 1] >= begin and pieces[offset + count - 1, 2] == cause:
-        pieces[offset + count - 1, 1] = end
-        return pieces
+    if count > 0 and idle[offset + count - 1, 1] >= begin and idle[offset + count - 1, 2] == cause:
+        idle[offset + count - 1, 1] = end
+        return idle
     if count == place[rank, 2]:
-        pieces = _with_room(pieces, place, rank)
+        idle = _with_room(idle, place, rank)
         offset = place[rank, 0]
-    pieces[offset + count, 0] = begin
-    pieces[offset + count, 1] = end
-    pieces[offset + count, 2] = cause
+    idle[offset + count, 0] = begin
+    idle[offset + count, 1] = end
+    idle[offset + count, 2] = cause
     place[rank, 1] = count + 1
-    return pieces
+    return idle
 
 
 @kernel
-def _with_room(pieces, place, rank):
-    """Move the rank's pieces to the table's free end, with room for twice as many."""
+def _with_room(idle, place, rank):
+    """Move the rank's list to the table's free end, with room for twice as many intervals."""
     offset, count = place[rank, 0], place[rank, 1]
     room = 2 * place[rank, 2]
     free = place[-1, 0]
-    if free + room > len(pieces):
+    if free + room > len(idle):
         larger = np.empty((2 * (free + room), 3))
-        larger[:free] = pieces[:free]
-        pieces = larger
-    pieces[free : free + count] = pieces[offset : offset + count]
+        larger[:free] = idle[:free]
+        idle = larger
+    idle[free : free + count] = idle[offset : offset + count]
     place[rank, 0], place[rank, 2] = free, room
     place[-1, 0] = free + room
-    return pieces
+    return idle
 
 
 @kernel
-def _copy(pieces, place, rank, other, begin, end, sums):
+def _copy(idle, place, rank, other, begin, end, sums):
     """Append what the other rank does between two moments: its causes where it is idle, COMPUTE where it is not."""
     at = begin
     low, count = 0, place[other, 1]
     high = count
-    while low < high:  # the first piece that ends after `begin`
+    while low < high:  # the first interval that ends after `begin`
         middle = (low + high) // 2
-        if pieces[place[other, 0] + middle, 1] > begin:
+        if idle[place[other, 0] + middle, 1] > begin:
             high = middle
         else:
             low = middle + 1
     for index in range(low, count):
-        # Adding may have moved the other's pieces, if the two ranks are one.
-        piece_begin, piece_end, cause = pieces[place[other, 0] + index]
-        if piece_begin >= end:
+        # Read anew in every round: adding may have moved the list, if both ranks are the same.
+        idle_begin, idle_end, cause = idle[place[other, 0] + index]
+        if idle_begin >= end:
             break
-        pieces = _add(pieces, place, rank, at, max(piece_begin, at), _COMPUTE, sums)
-        at = max(at, piece_begin)
-        until = min(piece_end, end)
-        pieces = _add(pieces, place, rank, at, until, int(cause), sums)
+        idle = _add(idle, place, rank, at, max(idle_begin, at), _COMPUTE, sums)
+        at = max(at, idle_begin)
+        until = min(idle_end, end)
+        idle = _add(idle, place, rank, at, until, int(cause), sums)
         at = until
-    return _add(pieces, place, rank, at, end, _COMPUTE, sums)
+    return _add(idle, place, rank, at, end, _COMPUTE, sums)

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from dataclasses import dataclass, field
 from itertools import pairwise
+from typing import NamedTuple
 
 import numpy as np
 import numpy.typing as npt
@@ -13,16 +14,26 @@ from ppsim.trace.trace import Trace
 
 Seconds = npt.NDArray[np.float64]
 Integers = npt.NDArray[np.int64]
-DELAYS = ("compute_s", "device_s", "post_s", "occupied_s", "latency_s")
+
+# Wiring, Delays and GraphTimes are tuples because compiled passes take them as they are; see `explain.kernels`.
 
 
-@dataclass(frozen=True, kw_only=True, eq=False)
-class Wiring:
-    """What waits for what in a program; the same for every trace of it. Arrays of whole numbers, -1 for none.
+class Wiring(NamedTuple):
+    """What waits for what in a program. It is the same for every trace of the program.
 
-    order: (actions,), the actions, each after all that it needs. rank, previous: (actions,), each action's rank and
-    the action before on it. producer, consumer: (messages,), actions. ahead: (messages,), the message before on the
-    link. inputs, outputs: (actions, 2), the messages that an action waits for and those that leave at its end.
+    Parameters
+    ----------
+    order : array of shape (actions,)
+        All actions, each after everything that it needs.
+    rank, previous : arrays of shape (actions,)
+        The rank of each action, and the action before it on that rank, -1 for none.
+    producer, consumer : arrays of shape (messages,)
+        The actions that send and that use each message.
+    ahead : array of shape (messages,)
+        The message before it on its link, -1 for none.
+    inputs, outputs : arrays of shape (actions, 2)
+        The messages that an action waits for, and those that leave at its end: ascending, then -1 for none. An
+        overlapped pair can have two of each.
     """
 
     order: Integers
@@ -36,7 +47,7 @@ class Wiring:
 
     @classmethod
     def of(cls, program: Program) -> Wiring:
-        """Raises ScheduleError if the program hangs, so that no trace of it can be."""
+        """The wiring of a program. Raises ScheduleError if the program hangs."""
         row_action, messages = program.row_action, program.messages
         count = np.diff(program.rank_actions)
         previous = np.arange(program.actions) - 1
@@ -54,23 +65,31 @@ class Wiring:
 
 
 def _by_action(program: Program, of_row: npt.NDArray[np.integer]) -> Integers:
-    """A message of each row as (actions, 2): ascending, none last; so those of one link are in its order."""
+    """The message of each row, as a table of shape (actions, 2): ascending, then -1 for none."""
     first, last = program.action_start[:-1], program.action_start[1:] - 1
     table = np.stack([of_row[first], np.where(last > first, of_row[last], -1)], axis=1).astype(np.int64)
-    none = np.iinfo(np.int64).max
+    none = np.iinfo(np.int64).max  # sorts behind every message
     table[table < 0] = none
     table.sort(axis=1)
     table[table == none] = -1
     return table
 
 
-@dataclass(frozen=True, kw_only=True)
-class Delays:
-    """What a step is made of; its times follow from these by `replay`.
+class Delays(NamedTuple):
+    """What a step is made of. Its times follow from these; see `replay`.
 
-    compute_s, device_s: shape (actions,); how long the action takes, and how long after its rank is free and its
-    inputs are there it starts. post_s, occupied_s, latency_s: shape (messages,); how long after its producer's end and
-    the message ahead the transfer begins, for how long the link is taken, how much later the message is there.
+    Parameters
+    ----------
+    compute_s : array of shape (actions,)
+        How long each action takes.
+    device_s : array of shape (actions,)
+        How long after its rank is free and its inputs are there each action starts.
+    post_s : array of shape (messages,)
+        How long after its producer's end, and after the message ahead has left the link, each transfer begins.
+    occupied_s : array of shape (messages,)
+        How long each transfer keeps its link.
+    latency_s : array of shape (messages,)
+        How long after it has left the link each message is there.
     """
 
     compute_s: Seconds
@@ -80,14 +99,22 @@ class Delays:
     latency_s: Seconds
 
     def towards(self, other: Delays, share: float) -> Delays:
-        """These delays moved by `share` of the way to the other's."""
-        return Delays(**{name: (1 - share) * getattr(self, name) + share * getattr(other, name) for name in DELAYS})
+        """These delays moved by a share of the way to the other's: 0 for these, 1 for the other's."""
+        return Delays(*((1 - share) * mine + share * its for mine, its in zip(self, other, strict=True)))
 
 
-@dataclass(frozen=True, kw_only=True, eq=False)
-class Times:
-    """Times from the step's start. Of actions, (actions,): ready_s (rank free and inputs there), start_s, end_s. Of
-    messages, (messages,): message_ready_s (producer ended and link free), message_start_s, left_s, arrival_s."""
+class GraphTimes(NamedTuple):
+    """When everything happens, in seconds from the step's start.
+
+    Parameters
+    ----------
+    ready_s, start_s, end_s : arrays of shape (actions,)
+        When an action's rank is free and its inputs are there, when it starts, and when it ends.
+    message_ready_s : array of shape (messages,)
+        When a message's producer has ended and the message ahead has left the link.
+    message_start_s, left_s, arrival_s : arrays of shape (messages,)
+        When a transfer begins, when its link is free again, and when the message is there.
+    """
 
     ready_s: Seconds
     start_s: Seconds
@@ -100,15 +127,27 @@ class Times:
 
 @dataclass(frozen=True, kw_only=True, eq=False)
 class StepGraph:
-    """A trace with its wiring, its times from the step's start, and its delays.
+    """A trace as a graph of delays: who waited for whom, and how long each thing took.
 
-    inner_s: shape (actions,); time between the two rows of an overlapped pair, which compute_s holds too. shown_left_s:
-    (messages,) when the transfer is said to end; for measured messages the arrival, since nobody sees them leave.
+    Parameters
+    ----------
+    trace : Trace
+        The step.
+    wiring : Wiring
+        What waits for what.
+    times : GraphTimes
+        The trace's times.
+    delays : Delays
+        What the times are made of: `replay(wiring, delays)` gives the times.
+    inner_s : array of shape (actions,)
+        Time between the two rows of an overlapped pair, in which nothing is computed. `delays.compute_s` holds it too.
+    shown_left_s : array of shape (messages,)
+        When a transfer is said to end. Nobody sees a measured message leave its link, so its arrival stands here.
     """
 
     trace: Trace = field(repr=False)
     wiring: Wiring = field(repr=False)
-    times: Times = field(repr=False)
+    times: GraphTimes = field(repr=False)
     delays: Delays = field(repr=False)
     inner_s: Seconds
     shown_left_s: Seconds = field(repr=False)
@@ -120,16 +159,34 @@ class StepGraph:
 
     @property
     def end_s(self) -> float:
-        """The step's end, which is its makespan: time starts with the first action."""
+        """The makespan: time starts with the first action."""
         return float(self.trace.end_s.max() - self.trace.start_s.min())
 
     @classmethod
     def of(cls, trace: Trace, wiring: Wiring | None = None) -> StepGraph:
-        """Read the delays off a trace, such that replaying them gives its times again.
+        """Read the delays off a trace.
 
-        A measured message has arrived when its receiver's wait ended. A receiver that was busy until then may have
-        looked long after the message was there, so such a message is taken to travel no longer than is usual on its
-        link: the median of those whose receiver was waiting already when they were sent.
+        Parameters
+        ----------
+        trace : Trace
+            A simulated or a measured step.
+        wiring : Wiring, optional
+            That of the trace's program, if there is one already.
+
+        Returns
+        -------
+        StepGraph
+
+        Raises
+        ------
+        ScheduleError
+            If the program hangs.
+
+        Notes
+        -----
+        A measured message is seen to arrive when its receiver's wait ends. A receiver that was busy until then may have
+        looked long after the message was there. Such a message is taken to travel no longer than is usual on its link:
+        the median of the messages whose receiver was waiting already when they were sent.
         """
         program = trace.program
         wiring = Wiring.of(program) if wiring is None else wiring
@@ -143,7 +200,7 @@ class StepGraph:
         )
         is_measured = trace.clock != "simulated"
         shown_left = left
-        if is_measured:
+        if is_measured:  # all of its way counts as latency
             arrival = _arrivals(program, begun, arrival, free[wiring.consumer])
             shown_left, left = arrival, begun
         ready = free.copy()
@@ -153,7 +210,7 @@ class StepGraph:
         return cls(
             trace=trace,
             wiring=wiring,
-            times=Times(
+            times=GraphTimes(
                 ready_s=ready,
                 start_s=start,
                 end_s=end,
@@ -175,9 +232,9 @@ class StepGraph:
 
 
 def _arrivals(program: Program, sent: Seconds, seen: Seconds, free: Seconds) -> Seconds:
-    """When measured messages will have been there; see `StepGraph.of`."""
+    """When measured messages will have been there, shape (messages,); see `StepGraph.of`."""
     travel = seen - sent
-    is_exact = sent >= free  # the receiver was waiting all the time
+    is_exact = sent >= free  # the receiver was waiting all the time, so it saw the message at once
     if not is_exact.any():
         return seen
     link = np.cumsum(program.messages.position == 0) - 1
@@ -187,37 +244,28 @@ def _arrivals(program: Program, sent: Seconds, seen: Seconds, free: Seconds) -> 
     usual = np.array(
         [np.median(exact_travel[begin:end]) if end > begin else overall for begin, end in pairwise(bounds)]
     )[link]
-    # Who waited for longer than a message usually travels did wait for the message.
+    # A receiver that waited for longer than a message usually travels did wait for the message.
     may_be_late = ~is_exact & (seen - free <= usual)
     return np.where(may_be_late, np.minimum(seen, sent + np.maximum(usual, 0.0)), seen)
 
 
-def replay(wiring: Wiring, delays: Delays) -> Times:
-    """The times of a step that is made of these delays: the longest path through the wiring."""
-    from ppsim.explain import kernels  # numba takes a second to import, so only who explains pays
+def replay(wiring: Wiring, delays: Delays) -> GraphTimes:
+    """The times of a step with these delays: the longest paths through the wiring.
+
+    Parameters
+    ----------
+    wiring : Wiring
+        What waits for what.
+    delays : Delays
+        How long each thing takes.
+
+    Returns
+    -------
+    GraphTimes
+    """
+    from ppsim.explain import kernels  # imported here because numba takes a second to import
 
     actions, messages = len(wiring.order), len(wiring.producer)
-    times = Times(
-        **{name: np.empty(actions) for name in ("ready_s", "start_s", "end_s")},
-        **{name: np.empty(messages) for name in ("message_ready_s", "message_start_s", "left_s", "arrival_s")},
-    )
-    kernels.replay(
-        wiring.order,
-        wiring.previous,
-        wiring.inputs,
-        wiring.outputs,
-        wiring.ahead,
-        delays.compute_s,
-        delays.device_s,
-        delays.post_s,
-        delays.occupied_s,
-        delays.latency_s,
-        times.ready_s,
-        times.start_s,
-        times.end_s,
-        times.message_ready_s,
-        times.message_start_s,
-        times.left_s,
-        times.arrival_s,
-    )
+    times = GraphTimes(*(np.empty(actions) for _ in range(3)), *(np.empty(messages) for _ in range(4)))
+    kernels.replay(wiring, delays, times)
     return times

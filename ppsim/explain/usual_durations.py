@@ -1,9 +1,8 @@
-"""Durations: what actions usually take, and the step's delays if they took no longer, or all the same."""
+"""Usual durations: what actions usually take, and the step's delays if they took no longer, or all the same."""
 
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import replace
 
 import numpy as np
 import numpy.typing as npt
@@ -11,23 +10,40 @@ import numpy.typing as npt
 from ppsim.costs.stage_cost import StageCost
 from ppsim.explain.step_graph import Delays, StepGraph
 from ppsim.schedule.action import Kind
+from ppsim.schedule.program import Program
 from ppsim.simulation.timed_program import row_durations
 from ppsim.trace.trace import Trace
 
 Seconds = npt.NDArray[np.float64]
 
-DUST = 1e-12  # of the makespan: shorter times are rounding
+# As a share of the makespan: shorter times are rounding. A time of a step is a sum of up to some thousand floats, each
+# rounded by up to 1e-16 of it.
+ROUNDING = 1e-12
+_ROW_ROUNDING = 1e-9  # as a share of a row's duration, which is a difference of two times of the step
 
 
-def usual_durations(trace: Trace, expected: Sequence[StageCost] | None) -> Seconds:
-    """What each row usually takes, shape (rows,)."""
+def usual_of_rows(trace: Trace, expected: Sequence[StageCost] | None) -> Seconds:
+    """What each row usually takes.
+
+    Parameters
+    ----------
+    trace : Trace
+        The step.
+    expected : sequence of StageCost, or None
+        What the stages should take. None: the median of this trace over all rows of the same stage and kind, with those
+        of overlapped pairs apart.
+
+    Returns
+    -------
+    array of shape (rows,)
+        Seconds.
+    """
     program = trace.program
     if expected is not None:
         # Pairs that overlap and microbatches of other length were meant to be; slow ranks were not.
         return row_durations(program, expected, overlap=trace.conditions.overlap, scale=trace.conditions.scale)
     lengths = trace.end_s - trace.start_s
-    in_pair = np.diff(program.action_start)[program.row_action] == 2
-    group = (program.stage * len(Kind) + program.kind) * 2 + in_pair
+    group = (program.stage * len(Kind) + program.kind) * 2 + _is_in_pair(program)
     by_group = np.argsort(group, kind="stable")
     usual = np.empty(len(lengths))
     for rows in np.split(by_group, np.flatnonzero(np.diff(group[by_group])) + 1):
@@ -35,37 +51,43 @@ def usual_durations(trace: Trace, expected: Sequence[StageCost] | None) -> Secon
     return usual
 
 
-def excess_durations(trace: Trace, usual: Seconds) -> Seconds:
-    """By how much each row takes longer than usual, shape (rows,), none negative; what is mere rounding is 0."""
+def excess_of_rows(trace: Trace, usual_s: Seconds) -> Seconds:
+    """By how much each row takes longer than usual, shape (rows,). Rounding counts as 0, and so does a shorter row."""
     lengths = trace.end_s - trace.start_s
-    return np.where(lengths > usual * (1 + 1e-9) + DUST * trace.makespan_s, lengths - usual, 0.0)
+    is_longer = lengths > usual_s * (1 + _ROW_ROUNDING) + ROUNDING * trace.makespan_s
+    return np.where(is_longer, lengths - usual_s, 0.0)
 
 
-def cut_to_usual(graph: StepGraph, usual: Seconds) -> Seconds | None:
-    """Each action's time with its rows cut to their usual durations, (actions,); None if none is longer."""
-    excess = excess_durations(graph.trace, usual)
+def cut_to_usual(graph: StepGraph, usual_s: Seconds) -> Delays:
+    """The step's delays with no row longer than usual. The graph's own object if none is."""
+    excess = excess_of_rows(graph.trace, usual_s)
     if not excess.any():
-        return None
-    return graph.delays.compute_s - np.add.reduceat(excess, graph.program.action_start[:-1])
+        return graph.delays
+    shorter_s = np.add.reduceat(excess, graph.program.action_start[:-1])
+    return graph.delays._replace(compute_s=graph.delays.compute_s - shorter_s)
 
 
-def balanced(graph: StepGraph, usual: Seconds) -> Delays:
-    """The step of equal stages with free messages: every row takes its kind's mean usual time."""
+def without_messages(delays: Delays) -> Delays:
+    """The delays if messages took no time."""
+    nothing = np.zeros_like(delays.post_s)
+    return delays._replace(post_s=nothing, occupied_s=nothing, latency_s=nothing)
+
+
+def without_devices(delays: Delays) -> Delays:
+    """The delays if every action started as soon as its rank is free and its inputs are there."""
+    return delays._replace(device_s=np.zeros_like(delays.device_s))
+
+
+def equal_stages(graph: StepGraph, usual_s: Seconds) -> Delays:
+    """The delays of equal stages alone: every row takes what rows of its kind usually take on average."""
     program = graph.program
-    in_pair = np.diff(program.action_start)[program.row_action] == 2
-    group = program.kind * 2 + in_pair
-    mean = np.bincount(group, usual) / np.maximum(np.bincount(group), 1)
+    group = program.kind * 2 + _is_in_pair(program)
+    mean = np.bincount(group, usual_s) / np.maximum(np.bincount(group), 1)
     compute_s = np.add.reduceat(mean[group], program.action_start[:-1])
-    return replace(without_messages(graph, compute_s), device_s=np.zeros(program.actions))
+    return without_devices(without_messages(graph.delays._replace(compute_s=compute_s)))
 
 
-def without_messages(graph: StepGraph, cut: Seconds | None) -> Delays:
-    """The step with usual durations and free messages."""
-    nothing = np.zeros(len(graph.program.messages))
-    return replace(
-        graph.delays,
-        compute_s=graph.delays.compute_s if cut is None else cut,
-        post_s=nothing,
-        occupied_s=nothing,
-        latency_s=nothing,
-    )
+def _is_in_pair(program: Program) -> npt.NDArray[np.bool_]:
+    """Whether each row is half of an overlapped pair, shape (rows,)."""
+    is_pair: npt.NDArray[np.bool_] = np.diff(program.action_start)[program.row_action] == 2
+    return is_pair

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import enum
-from dataclasses import dataclass
+from typing import NamedTuple
 
 import numpy as np
 import numpy.typing as npt
@@ -23,9 +23,16 @@ class Cause(enum.IntEnum):
     DEVICE = 4  # everything is there and the rank is free, yet the action does not start
 
 
-@dataclass(frozen=True, kw_only=True)
-class Waits:
-    """before_s: shape (actions, causes), the wait before each action. after_s: (p, causes), after each rank's last."""
+class Waits(NamedTuple):
+    """All waits of a step by cause, in seconds.
+
+    Parameters
+    ----------
+    before_s : array of shape (actions, causes)
+        The wait before each action.
+    after_s : array of shape (p, causes)
+        The wait after the last action of each rank.
+    """
 
     before_s: Seconds
     after_s: Seconds
@@ -34,27 +41,25 @@ class Waits:
 def follow_waits(graph: StepGraph) -> Waits:
     """Split every wait by cause.
 
+    Parameters
+    ----------
+    graph : StepGraph
+        The step.
+
+    Returns
+    -------
+    Waits
+
+    Notes
+    -----
     A rank that waits for an action of another rank waits, at each moment, for what that rank is doing then: computing,
     or itself waiting for something. So a wait is followed from rank to rank to its root at that moment. After its last
     action a rank waits for the action that ends the step.
     """
-    from ppsim.explain import kernels  # numba takes a second to import, so only who explains pays
+    from ppsim.explain import kernels  # imported here because numba takes a second to import
 
-    wiring, times, ranks = graph.wiring, graph.times, graph.program.ranks
-    found = Waits(before_s=np.zeros((graph.program.actions, len(Cause))), after_s=np.zeros((ranks, len(Cause))))
-    kernels.waits(
-        wiring.order,
-        wiring.rank,
-        wiring.inputs,
-        wiring.producer,
-        times.start_s,
-        times.end_s,
-        times.message_start_s,
-        graph.shown_left_s,
-        times.arrival_s,
-        graph.end_s,
-        np.zeros(ranks),
-        found.before_s,
-        found.after_s,
+    found = Waits(
+        before_s=np.zeros((graph.program.actions, len(Cause))), after_s=np.zeros((graph.program.ranks, len(Cause)))
     )
+    kernels.split_waits(graph.wiring, graph.times, graph.shown_left_s, graph.end_s, found)
     return found

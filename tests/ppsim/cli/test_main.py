@@ -7,12 +7,14 @@ import json
 import shutil
 import subprocess
 import sys
+from dataclasses import fields
 from pathlib import Path
 
 import numpy as np
 import pytest
 
 from ppsim import (
+    Conditions,
     LayerCost,
     Network,
     Schedule,
@@ -279,7 +281,13 @@ def test_simulate_shows_the_columns_of_memory_that_are_known(capsys: pytest.Capt
     assert memory["total_bytes"] == [28220, 28120]
 
 
-@pytest.mark.parametrize(("flags", "message"), [("--receive-window 0", "too small"), ("--optimizer lion", "'lion'")])
+@pytest.mark.parametrize(
+    ("flags", "message"),
+    [
+        ("--receive-window 0", "receive_window must be a whole number of 1 or more, got 0"),
+        ("--optimizer lion", "'lion'"),
+    ],
+)
 def test_columns_that_cannot_be_are_refused(capsys: pytest.CaptureFixture[str], flags: str, message: str) -> None:
     assert message in refused(capsys, f"simulate --schedule 1f1b --ranks 2 --microbatches 4 {flags}")
 
@@ -336,7 +344,8 @@ def test_simulate_adds_up_gradients_over_replicas(capsys: pytest.CaptureFixture[
     assert (ends - printed["reduce_start_s"]).tolist() == [15.0] * 3  # 2 x 3 rounds of 2 s and 0.5 s latency
     assert printed["reduce_bytes"] == [8] * 3
     assert printed["step_s"] == ends.max() == printed["makespan_s"] + 15
-    assert printed["details"]["reduction"] == {"replicas": 4, "latency_s": 0.5, "bytes_per_s": 1.0}
+    assert printed["conditions"] == {"reduction": {"replicas": 4, "latency_s": 0.5, "bytes_per_s": 1.0}}
+    assert not {field.name for field in fields(Conditions)} & {*printed, *printed["details"]}  # each is said once
     code, out, _ = run(capsys, "simulate", AFAB, flags)
     assert code == 0
     assert f"with reductions  {printed['step_s']:.6g} s" in out
