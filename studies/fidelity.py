@@ -45,125 +45,23 @@ Writes DIR/report.html, summary.json and results.sqlite, in which what was measu
 
 from __future__ import annotations
 
-import json
 import sys
-import time
-from collections.abc import Callable, Sequence
-from dataclasses import asdict, dataclass
+from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, Literal
+from typing import Any
 
 import numpy as np
 
-import ppexec
 import ppsim
-from ppexec.config.config import RunConfig
 from ppexec.experiment import accuracy
-from ppexec.experiment.experiment import Outcome, predict_and_measure
+from ppexec.experiment.cases import GROUPS, Group, cases, measure_missing, stored_rows
 from ppexec.experiment.text import environment_rows
 from ppexec.machine.environment import describe_environment, usable_cores
-from ppexec.machine.outside_load import OutsideLoad
 from ppexec.study import Findings, StudyCommand, progress, study_main, without_advice
-from ppsim import StageCost
 from ppsim.export.html_report import Report
 from ppsim.export.text_table import text_table
 from ppsim.plots import accuracy_figure
-from ppsim.sweep.key import canonical_json, digest
-from ppsim.sweep.store import PointOutcome, Store
-
-Group = Literal["timed", "real", "shared-cores"]
-_GROUPS: tuple[Group, ...] = ("timed", "real", "shared-cores")
-_KEY = "studies.fidelity.5"  # another number where what is measured means something else
-_TIMED = {"small": (0.010, 64 << 10), "large": (0.025, 512 << 10)}  # a rank's forward, bytes of a message
-_STEPS = {"timed": 7, "real": 15, "shared-cores": 9}
-_REAL = {"small": (256, 64), "large": (512, 128)}  # hidden, sequence
-
-
-@dataclass(frozen=True, kw_only=True)
-class Case:
-    """One configuration, and what its results are kept under. repeat: which time it is predicted and measured."""
-
-    group: Group
-    schedule: str
-    ranks: int
-    microbatches: int
-    size: str
-    steps: int
-    repeat: int = 0
-
-    def config(self) -> RunConfig:
-        """What to run. Raises ValueError where the schedule does not allow it."""
-        hidden, seq = _REAL[self.size]
-        schedule = ppsim.build_schedule(self.schedule, ranks=self.ranks, microbatches=self.microbatches)
-        return RunConfig(
-            schedule=self.schedule,
-            ranks=self.ranks,
-            microbatches=self.microbatches,
-            layers=max(schedule.stages, 4),
-            hidden=hidden,
-            seq=seq,
-            micro_batch_size=2,
-            threads=1,
-            steps=self.steps,
-            warmup=1,
-        )
-
-    def costs(self) -> list[StageCost] | None:
-        """What each stage of timed compute takes: a rank's share by its stages; None for real compute."""
-        if self.group != "timed":
-            return None
-        rank_forward_s, size_bytes = _TIMED[self.size]
-        stages = self.config().pipeline.stages
-        part_s = rank_forward_s * self.ranks / stages
-        cost = StageCost(
-            forward_s=part_s,
-            backward_input_s=part_s,
-            backward_weight_s=part_s,
-            activation_bytes=10 * size_bytes,
-            weight_activation_bytes=6 * size_bytes,
-            output_bytes=size_bytes,
-        )
-        return [cost] * stages
-
-
-def cases(groups: Sequence[Group], steps: int, cores: int, repeats: int = 1) -> list[Case]:
-    """All that the schedules allow; real compute where the ranks have a core each, or twice as many as cores."""
-    ranks = {
-        "timed": (2, 4, 8),
-        "real": tuple(p for p in (2, 4, 8) if p <= cores),
-        "shared-cores": tuple(p for p in (4, 8) if p == 2 * cores),
-    }
-    microbatches: dict[str, Callable[[int], tuple[int, ...]]] = {
-        "timed": lambda p: (p, 2 * p),
-        "real": lambda p: (2 * p, 4 * p),
-        "shared-cores": lambda p: (2 * p,),
-    }
-    found = [
-        Case(
-            group=group,
-            schedule=schedule,
-            ranks=p,
-            microbatches=m,
-            size=size,
-            steps=steps or _STEPS[group],
-            repeat=repeat,
-        )
-        for repeat in range(repeats)
-        for group in groups
-        for p in ranks[group]
-        for m in microbatches[group](p)
-        for size in _TIMED
-        for schedule in ppsim.schedule_names()
-    ]
-    return [case for case in found if _is_possible(case)]
-
-
-def _is_possible(case: Case) -> bool:
-    try:
-        case.config()
-    except ValueError:
-        return False
-    return True
+from ppsim.sweep.store import Store
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -199,16 +97,17 @@ class Study(StudyCommand):
         """Measure the configurations that the store lacks, and judge all that it has."""
         wanted = [
             case
-            for case in cases((self.only,) if self.only else _GROUPS, self.steps, usable_cores(), self.repeats)
+            for case in cases((self.only,) if self.only else GROUPS, self.steps, usable_cores(), self.repeats)
             if case.schedule in (self.schedules or (case.schedule,)) and case.ranks in (self.ranks or (case.ranks,))
         ]
         if not wanted:
             raise ValueError("nothing to measure: no schedule allows these ranks on this machine's cores")
         with Store(None if directory is None else directory / "results.sqlite") as store:
-            measure_missing(wanted, store, limit_s=self.limit_s)
+            with without_advice():
+                measure_missing(wanted, store, limit_s=self.limit_s, progress=progress)
             rows, failed = stored_rows(wanted, store)
         summary = {
-            "groups": accuracy.table(rows, _GROUPS),
+            "groups": accuracy.table(rows, GROUPS),
             "repeated": accuracy.repeated(rows),
             "missing": len(wanted) - len(rows),
             "failed": failed,
@@ -216,77 +115,6 @@ class Study(StudyCommand):
             "environment": describe_environment(),
         }
         return Findings(summary=summary, page=report(summary), text=text_of(summary), files=("results.sqlite",))
-
-
-def key_of(case: Case) -> tuple[bytes, str]:
-    """Under what a case is kept, and its configuration as text."""
-    fields = asdict(case)
-    if not case.repeat:
-        del fields["repeat"]
-    text = canonical_json(fields)
-    return digest(_KEY, text), text
-
-
-def measure_missing(wanted: Sequence[Case], store: Store, *, limit_s: float, watch: OutsideLoad | None = None) -> None:
-    """Measure and keep what the store lacks, one after another, for `limit_s` seconds (0: to the end)
-    but one at least."""
-    missing = [case for case in wanted if not store.has_result(key_of(case)[0])]
-    if not missing:
-        return
-    began_s = time.monotonic()
-    with ppexec.WorkerPool() as pool, without_advice():
-        for number, case in enumerate(progress(missing)):
-            if number and limit_s and time.monotonic() - began_s > limit_s:
-                return
-            key, text = key_of(case)
-            case_began_s = time.monotonic()
-            try:
-                outcome = run_case(case, pool, watch or OutsideLoad())
-                stored = PointOutcome(result=json.dumps(row(case, outcome)), took_s=time.monotonic() - case_began_s)
-            except ValueError as error:  # disturbed throughout: tried again next time
-                stored = PointOutcome(error=str(error), took_s=time.monotonic() - case_began_s)
-            store.write(key, _KEY, text, stored)
-
-
-def run_case(case: Case, pool: ppexec.WorkerPool, watch: OutsideLoad) -> Outcome:
-    """Predict and measure one."""
-    return predict_and_measure(case.config(), pool=pool, costs=case.costs(), verify=False, watch=watch)
-
-
-def row(case: Case, outcome: Outcome) -> dict[str, Any]:
-    """One configuration's figures as JSON values."""
-    times_s = outcome.step_times_s
-    middle_s = float(np.median(times_s))
-    compared = ppsim.compare(outcome.predicted, outcome.median)
-    summary = outcome.summary()
-    return {
-        **asdict(case),
-        "predicted_s": outcome.predicted.makespan_s,
-        "measured_s": middle_s,
-        "relative_error": outcome.step_time_error,
-        "spread": float(np.subtract(*np.quantile(times_s, [0.75, 0.25]))) / middle_s,
-        "steps_s": times_s.tolist(),
-        "disturbed_steps": len(outcome.disturbed),
-        "bytes_equal_at_every_action": summary["memory"]["equal_at_every_action"],
-        "calibration": outcome.calibration.to_dict(),
-        "predicted_spread": float(np.subtract(*np.quantile(outcome.likely.makespan_s, [0.75, 0.25])))
-        / outcome.predicted.makespan_s,
-        "explained": str(compared),
-    }
-
-
-def stored_rows(wanted: Sequence[Case], store: Store) -> tuple[list[dict[str, Any]], list[str]]:
-    """The rows that the store has, in order; and why others failed."""
-    rows, failed = [], []
-    for case in wanted:
-        found = store.read(key_of(case)[0])
-        if found is None:
-            continue
-        if found.result is None:
-            failed.append(f"{case.schedule}, {case.ranks} ranks: {found.error}")
-        else:
-            rows.append(json.loads(found.result))
-    return rows, failed
 
 
 def text_of(summary: dict[str, Any]) -> str:

@@ -37,15 +37,12 @@ from typing import Any
 
 import numpy as np
 
-import ppexec
-import ppsim
+from ppexec.experiment.links import fit_network, link_entry, probe_links, sample_row
 from ppexec.experiment.text import environment_rows
-from ppexec.measure.ping import PingSample
 from ppexec.study import Findings, StudyCommand, progress, study_main, without_advice
 from ppsim import Link, Network
 from ppsim.export.html_report import Report
 from ppsim.export.text_table import text_table
-from ppsim.network.link_fit import fit_link
 from ppsim.plots.link_figure import link_times
 from ppsim.plots.units import bytes_text
 
@@ -79,9 +76,10 @@ class Study(StudyCommand):
 
     def findings(self, directory: Path | None) -> Findings:
         """Measure every link and fit it."""
-        samples, environment = self.measure()
-        network = fitted(samples, most_pieces=self.pieces)
-        rows = [row(sample, network) for sample in samples]
+        with without_advice():
+            samples, environment = probe_links(self.ranks, self.sizes, rounds=self.rounds, progress=progress)
+        network = fit_network(samples, most_pieces=self.pieces)
+        rows = [sample_row(sample, network) for sample in samples]
         errors = [abs(entry["fit_over_measured"] - 1) for entry in rows]
         summary = {
             "default": link_entry(network.default),
@@ -99,69 +97,6 @@ class Study(StudyCommand):
             f"fit / measured - 1: median {summary['median_error']:.1%}, largest {summary['largest_error']:.1%}"
         )
         return Findings(summary=summary, page=report(network, summary), text=text, files=("network.json",))
-
-    def measure(self) -> tuple[list[PingSample], dict[str, Any]]:
-        """All samples, and where they were taken."""
-        # The run only brings workers and a group; its stages are never run.
-        cost = ppsim.StageCost(forward_s=0.0, backward_input_s=0.0, backward_weight_s=0.0)
-        config = ppexec.RunConfig(
-            ranks=self.ranks, microbatches=self.ranks, layers=self.ranks, hidden=8, seq=2, compute="timed"
-        )
-        with (
-            without_advice(),
-            ppexec.WorkerPool() as pool,
-            ppexec.Session(config, pool=pool, costs=[cost] * self.ranks) as session,
-        ):
-            samples = [
-                sample
-                for size in progress(sorted(set(self.sizes)))
-                for sample in session.probe_sizes([size], rounds=self.rounds)
-            ]
-            return samples, session.environment()
-
-
-def fitted(samples: Sequence[PingSample], *, most_pieces: int) -> Network:
-    """Each link fitted to its own samples; all other pairs get what fits all samples."""
-
-    def fit(chosen: Sequence[PingSample]) -> Link:
-        return fit_link(
-            [sample.size_bytes for sample in chosen],
-            [sample.asleep.median_s for sample in chosen],
-            [sample.occupied_s for sample in chosen],
-            most_pieces=most_pieces,
-        )
-
-    pairs = sorted({(sample.source, sample.destination) for sample in samples})
-    own = {pair: fit([sample for sample in samples if (sample.source, sample.destination) == pair]) for pair in pairs}
-    return Network.of(fit(samples), own)
-
-
-def row(sample: PingSample, network: Network) -> Row:
-    """One link and size: what was measured, and what the fitted link says."""
-    link, size = network.link(sample.source, sample.destination), sample.size_bytes
-    return {
-        "source": sample.source,
-        "destination": sample.destination,
-        "size_bytes": size,
-        "asleep_s": asdict(sample.asleep),
-        "awake_s": asdict(sample.awake),
-        "late_s": asdict(sample.late),
-        "burst_s": {count: burst.median_s for count, burst in sample.bursts.items()},
-        "occupied_s": sample.occupied_s,
-        "send_s": asdict(sample.send),
-        "post_s": asdict(sample.post),
-        "fit_one_way_s": link.one_way_s(size),
-        "fit_occupied_s": link.occupied_s(size),
-        "fit_over_measured": link.one_way_s(size) / sample.asleep.median_s,
-    }
-
-
-def link_entry(link: Link) -> list[Row]:
-    """The pieces of a link as JSON."""
-    return [
-        {**asdict(piece), "bytes_per_s": piece.bytes_per_s if np.isfinite(piece.bytes_per_s) else None}
-        for piece in link.pieces
-    ]
 
 
 def pieces_of(links: Mapping[str, Link]) -> list[Row]:

@@ -25,35 +25,24 @@ Writes DIR/report.html and summary.json.
 
 from __future__ import annotations
 
-import math
-import os
 import sys
-from collections.abc import Sequence
-from contextlib import ExitStack
-from dataclasses import dataclass, field, replace
-from itertools import combinations, pairwise
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-import numpy as np
-
-import ppexec
-import ppsim
+from ppexec.config.config import RunConfig
+from ppexec.experiment.cuts import CutComparison, compare_cuts
 from ppexec.experiment.text import environment_rows
-from ppexec.measure.assemble import median_step, with_memory
+from ppexec.measure.assemble import median_step
 from ppexec.study import Findings, StudyCommand, progress, study_main, without_advice
 from ppsim.export.html_report import Report
 from ppsim.export.text_table import text_table
 from ppsim.plots.cuts_figure import layer_times, steps_by_turn
 from ppsim.plots.timeline_figure import timeline
-from ppsim.simulation.memory_columns import with_columns
-
-_TIMES = ("forward_s", "backward_s", "backward_input_s", "backward_weight_s")
-_CHOOSING_ROUNDS = 5
 
 
 @dataclass(frozen=True, kw_only=True)
-class Study(StudyCommand, ppexec.RunConfig):
+class Study(StudyCommand, RunConfig):
     """A GPT cut evenly and by cost, predicted and measured."""
 
     model: str = "gpt"
@@ -85,220 +74,13 @@ class Study(StudyCommand, ppexec.RunConfig):
 
     def findings(self, directory: Path | None) -> Findings:
         """Choose the cuts, predict and measure them."""
-        with without_advice():
-            found = compare_cuts(self)
+        with without_advice(), progress(total=self.warmup + self.steps) as bar:
+            found = compare_cuts(self, most_cuts=self.most_cuts, advance=bar.update)
         text = f"{text_table(rows(found))}\n\n{verdict(found)}"
         return Findings(summary=found.summary(), page=report(self, found), text=text)
 
 
-@dataclass(kw_only=True)
-class Cut:
-    """One way of cutting the chain, and what became of it.
-
-    sizes: layers of each stage. foreseen_s: the step simulated with the costs that chose the cut.
-    """
-
-    name: str
-    sizes: list[int]
-    foreseen_s: float
-    rounds: list[list[Any]] = field(default_factory=list)
-    measured: list[ppsim.Trace] = field(default_factory=list)
-    stages: list[ppsim.StageCost] = field(default_factory=list)
-    predicted: ppsim.Trace | None = None
-
-    @property
-    def prediction(self) -> ppsim.Trace:
-        """The predicted step, once there is one."""
-        if self.predicted is None:
-            raise ValueError(f"the cut {self.name} has not been predicted yet")
-        return self.predicted
-
-    @property
-    def times_s(self) -> np.ndarray:
-        """Every measured step."""
-        return np.array([trace.makespan_s for trace in self.measured])
-
-    def summary(self) -> dict[str, Any]:
-        """The cut as JSON values; seconds and bytes."""
-        low, middle, high = np.quantile(self.times_s, [0.25, 0.5, 0.75])
-        predicted_s, held = self.prediction.makespan_s, median_step(self.measured)
-        return {
-            "cut": self.name,
-            "layers": self.sizes,
-            "work_s": [stage.work_s for stage in self.stages],
-            "step_time_s": {
-                "predicted": predicted_s,
-                "measured_median": float(middle),
-                "measured_p25": float(low),
-                "measured_p75": float(high),
-                "relative_error": (predicted_s - float(middle)) / float(middle),
-                "measured": self.times_s.tolist(),
-            },
-            "bubble_fraction": {
-                "predicted": self.prediction.bubble_fraction,
-                "measured": float(np.median([trace.bubble_fraction for trace in self.measured])),
-            },
-            "peak_activation_bytes": {
-                "predicted": self.prediction.peak_activation_bytes.tolist(),
-                "measured": held.peak_activation_bytes.tolist(),
-            },
-            "memory": {"predicted": self.prediction.memory.to_dict(), "measured": held.memory.to_dict()},
-        }
-
-
-@dataclass(frozen=True, kw_only=True)
-class Comparison:
-    """The cuts, the first of them the one that the others are held against; simulated: how many cuts were, or None."""
-
-    cuts: list[Cut]
-    layers: list[ppsim.LayerCost]
-    simulated: int | None
-    best: Cut | None
-    environment: dict[str, Any]
-    config: dict[str, Any]
-
-    def speedup(self, cut: Cut) -> dict[str, float]:
-        """How many times as fast as the first cut; measured step by step, each against the one beside it."""
-        low, middle, high = np.quantile(self.cuts[0].times_s / cut.times_s, [0.25, 0.5, 0.75])
-        predicted = self.cuts[0].prediction.makespan_s / cut.prediction.makespan_s
-        return {"predicted": predicted, "measured_median": middle, "measured_p25": low, "measured_p75": high}
-
-    def summary(self) -> dict[str, Any]:
-        """Everything as JSON values."""
-        best = self.best
-        return {
-            "cuts": [{**cut.summary(), "speedup": self.speedup(cut)} for cut in self.cuts],
-            "layers": [{"layer": layer.name, "work_s": layer.work_s} for layer in self.layers],
-            "every_cut": None
-            if best is None
-            else {
-                "simulated": self.simulated,
-                "best": best.sizes,
-                "best_s": best.foreseen_s,
-                "optimal": self.cuts[1].sizes,
-                "optimal_s": self.cuts[1].foreseen_s,
-            },
-            "config": self.config,
-            "environment": self.environment,
-        }
-
-
-def compare_cuts(study: Study) -> Comparison:
-    """Choose the cuts from a profile, then profile and measure them in turn."""
-    plain = study.plain()
-    with ExitStack() as stack:
-        pool = stack.enter_context(ppexec.WorkerPool())
-        timed = study.compute == "timed"
-        layers = study.layer_costs or choosing_profile(plain, pool)
-        cuts, simulated, best = choose(study, layers)
-        sessions = []
-        for number, cut in enumerate(cuts):
-            config = replace(plain, partition=blocks(plain, cut.sizes), costs=None)
-            workers = pool if number == 0 else stack.enter_context(ppexec.WorkerPool())
-            costs = ppsim.partition(layers, stages=len(cut.sizes), method=cut.sizes) if timed else None
-            sessions.append(stack.enter_context(ppexec.Session(config, pool=workers, costs=costs)))
-            cut.rounds = [[] for _ in range(config.world_size)]
-            cut.stages = costs or []
-        for step in progress(range(-study.warmup, study.steps)):
-            for cut, session in zip(cuts, sessions, strict=True):
-                rounds = [] if timed else session.profile_rounds(1, first_step=max(step, 0))
-                traces = session.measure(1, first_step=max(step, 0))
-                if step >= 0:
-                    cut.measured += traces
-                    for gathered, new in zip(cut.rounds, rounds, strict=False):
-                        gathered += new
-        if not timed:
-            together = [[each for cut in cuts for each in cut.rounds[rank]] for rank in range(plain.world_size)]
-            layers = sessions[0].summarise(together).layers
-        for cut, session in zip(cuts, sessions, strict=True):
-            if not timed:
-                cut.stages = as_cut(layers, cut.sizes, session.summarise(cut.rounds).stages)
-            simulated_step = ppsim.simulate(plain.pipeline, cut.stages, network=session.probe_network())
-            cut.predicted = with_columns(simulated_step, receive_window=session.receive_window)
-            memory = session.memory()
-            cut.measured = [with_memory(trace, memory) for trace in cut.measured]
-        return Comparison(
-            cuts=cuts,
-            layers=layers,
-            simulated=simulated,
-            best=best,
-            environment=sessions[0].environment(),
-            config=study.to_dict(),
-        )
-
-
-def as_cut(
-    layers: Sequence[ppsim.LayerCost], sizes: Sequence[int], counted: Sequence[ppsim.StageCost]
-) -> list[ppsim.StageCost]:
-    """Stages with the seconds of `layers` and the bytes counted on each stage as cut."""
-    summed = ppsim.partition(layers, stages=len(sizes), method=sizes)
-    return [
-        replace(stage, **{name: getattr(of, name) for name in _TIMES})
-        for stage, of in zip(counted, summed, strict=True)
-    ]
-
-
-def choosing_profile(config: ppexec.RunConfig, pool: ppexec.WorkerPool) -> list[ppsim.LayerCost]:
-    """The layers' costs on as many processes as will compute at once: the run's, or for timed compute the cores."""
-    real = replace(config, compute="real", costs=None)
-    if config.compute == "timed":
-        cores = min(config.ranks, os.cpu_count() or 1)
-        ranks = max(n for n in range(1, cores + 1) if config.layers % n == 0)
-        real = replace(real, ranks=ranks, schedule="zb-h1", stages_per_rank=None, partition="even", threads=1)
-    with ppexec.Session(real, pool=pool) as session:
-        session.profile_rounds(1)
-        return session.profile(_CHOOSING_ROUNDS).layers
-
-
-def choose(study: Study, layers: Sequence[ppsim.LayerCost]) -> tuple[list[Cut], int | None, Cut | None]:
-    """The given cut, the optimal one, and the best of all by simulation where it is another; how many were simulated.
-
-    The optimal cut has the smallest largest stage; of the simulated, messages cost nothing, as in choosing it.
-    """
-    pipeline = study.pipeline
-
-    def simulated_s(sizes: Sequence[int]) -> float:
-        stages = ppsim.partition(layers, stages=pipeline.stages, method=sizes)
-        return ppsim.simulate(pipeline, stages, engine="compiled").makespan_s
-
-    work_s = [layer.work_s for layer in layers]
-    optimal = ppsim.partition_sizes(len(layers), stages=pipeline.stages, method="optimal", work_s=work_s)
-    found = [
-        Cut(name=name, sizes=sizes, foreseen_s=simulated_s(sizes))
-        for name, sizes in ((study.partition, study.layer_sizes), ("optimal", optimal))
-    ]
-    count = math.comb(len(layers) - 1, pipeline.stages - 1)
-    if count > study.most_cuts:
-        return found, None, None
-    steps_s = {sizes: simulated_s(sizes) for sizes in every_cut(len(layers), pipeline.stages)}
-    sizes = min(steps_s, key=steps_s.__getitem__)
-    if steps_s[sizes] >= found[1].foreseen_s:
-        return found, count, found[1]
-    best = next((cut for cut in found if cut.sizes == list(sizes)), None)
-    if best is None:
-        best = Cut(name="best simulated", sizes=list(sizes), foreseen_s=steps_s[sizes])
-        found.append(best)
-    return found, count, best
-
-
-def every_cut(layers: int, stages: int) -> list[tuple[int, ...]]:
-    """All ways to cut so many layers into so many runs of at least one."""
-    return [
-        tuple(stop - start for start, stop in pairwise((0, *inner, layers)))
-        for inner in combinations(range(1, layers), stages - 1)
-    ]
-
-
-def blocks(config: ppexec.RunConfig, sizes: Sequence[int]) -> str:
-    """Stage sizes as the flag `--partition` counts them: a GPT's embedding and head left out."""
-    counted = list(sizes)
-    if config.chain_length > config.layers:
-        counted[0] -= 1
-        counted[-1] -= 1
-    return ",".join(map(str, counted))
-
-
-def verdict(found: Comparison) -> str:
+def verdict(found: CutComparison) -> str:
     """The answer in words."""
     optimal = found.cuts[1]
     if optimal.sizes == found.cuts[0].sizes:
@@ -321,7 +103,7 @@ def verdict(found: Comparison) -> str:
     )
 
 
-def rows(found: Comparison) -> list[dict[str, Any]]:
+def rows(found: CutComparison) -> list[dict[str, Any]]:
     """A cut's figures, for terminal and report."""
     lines = []
     for cut in found.cuts:
@@ -345,7 +127,7 @@ def rows(found: Comparison) -> list[dict[str, Any]]:
     return lines
 
 
-def report(study: Study, found: Comparison) -> Report:
+def report(study: Study, found: CutComparison) -> Report:
     """The page: steps, layers, stages, timelines."""
     page = Report(
         title="Cut evenly or by cost",

@@ -20,7 +20,6 @@ Writes DIR/report.html (table, trade-off, timelines under each other) and summar
 
 from __future__ import annotations
 
-import os
 import sys
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
@@ -33,6 +32,7 @@ import ppexec
 import ppsim
 from ppexec.config.config import RunConfig
 from ppexec.experiment.experiment import Outcome, predict_and_measure
+from ppexec.experiment.profiling import profiling_config
 from ppexec.experiment.text import environment_rows
 from ppexec.study import Findings, StudyCommand, progress, study_main, without_advice
 from ppsim.export.html_report import Report
@@ -102,9 +102,7 @@ class Study(StudyCommand, RunConfig):
         """The layers' costs, from the file or measured on as many processes as there are cores."""
         if self.layer_costs is not None:
             return self.layer_costs
-        ranks = max(n for n in range(1, min(self.ranks, os.cpu_count() or 1) + 1) if self.layers % n == 0)
-        real = replace(self.plain(), schedule="zb-h1", ranks=ranks, stages_per_rank=None, compute="real", threads=1)
-        return ppexec.profile(real, pool=pool)
+        return ppexec.profile(profiling_config(self), pool=pool)
 
 
 def entry_of(name: str, outcome: Outcome, equal: ppexec.VerifyReport | None) -> dict[str, Any]:

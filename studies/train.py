@@ -27,25 +27,18 @@ Writes DIR/report.html (curves, and their distance from one process's) and summa
 from __future__ import annotations
 
 import sys
-import tempfile
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
-import torch
-
-import ppexec
 from ppexec.config.config import RunConfig
 from ppexec.experiment.text import environment_rows
+from ppexec.experiment.trainings import distance, train_on_meshes
 from ppexec.machine.environment import describe_environment
 from ppexec.study import Findings, StudyCommand, progress, study_main, without_advice
 from ppsim.export.html_report import Report
 from ppsim.export.text_table import text_table
 from ppsim.plots.loss_figure import loss_curves
-
-_TIMES_CONTROL = 10
-_ROUNDINGS = 4
-_MOST = 1e-3
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -98,69 +91,11 @@ class Study(StudyCommand, RunConfig):
 
     def findings(self, directory: Path | None) -> Findings:
         """Train on every mesh, and go on from the checkpoints of another."""
-        half = self.steps // 2
-        rows: list[dict[str, Any]] = []
-        with (
-            tempfile.TemporaryDirectory() as saved,
-            ppexec.WorkerPool() as pool,
-            without_advice(),
-            progress(total=2 + 2 * len(self.meshes)) as bar,
-        ):
-            one = ppexec.train(self.on("1x1x1"), pool=pool).losses
-            bar.update()
-            with ppexec.Session(self.on("1x1x1"), pool=pool) as session:
-                session.nudge()
-                control = session.train(self.steps)
-            bar.update()
-            allowed = self.allowed(one, control)
-            for mesh in self.meshes:
-                with ppexec.Session(self.on(mesh), pool=pool) as session:
-                    losses = session.train(half)
-                    session.save_checkpoint(folder_of(saved, mesh))
-                    losses += session.train(self.steps - half)
-                rows.append({"mesh": mesh, "losses": losses, **distance(losses, one, allowed)})
-                bar.update()
-            for number, row in enumerate(rows):
-                source = rows[number - 1]
-                start = folder_of(saved, source["mesh"])
-                (loss,) = ppexec.train(self.on(row["mesh"]), steps=1, resume=start, pool=pool).losses
-                found = distance([loss], [source["losses"][half]], [allowed[half]])
-                row["resumed"] = {"from": source["mesh"], "step": half, "loss": loss, **found}
-                bar.update()
-        summary = {
-            "one_process": one,
-            "control": control,
-            "allowed": allowed,
-            "meshes": rows,
-            "equal": all(row["equal"] and row["resumed"]["equal"] for row in rows),
-            "config": self.to_dict(),
-            "environment": describe_environment(),
-        }
+        meshes = {mesh: self.on(mesh) for mesh in self.meshes}
+        with without_advice(), progress(total=2 + 2 * len(meshes)) as bar:
+            found = train_on_meshes(self.on("1x1x1"), meshes, advance=bar.update)
+        summary = {**found, "config": self.to_dict(), "environment": describe_environment()}
         return Findings(summary=summary, page=report(summary), text=text_of(summary), holds=summary["equal"])
-
-    def allowed(self, one: list[float], control: list[float]) -> list[float]:
-        """How far each step's loss may be from one process's."""
-        rounding = torch.finfo(self.torch_dtype).eps
-        farthest, bounds = 0.0, []
-        for mine, nudged in zip(one, control, strict=True):
-            farthest = max(farthest, abs(nudged - mine))
-            within = max(_TIMES_CONTROL * farthest, _ROUNDINGS * rounding * abs(mine))
-            bounds.append(min(within, _MOST * abs(mine)))
-        return bounds
-
-
-def folder_of(saved: str, mesh: str) -> Path:
-    """Where a mesh's checkpoints are."""
-    return Path(saved, mesh.replace(":", "-"))
-
-
-def distance(losses: list[float], expected: list[float], allowed: list[float]) -> dict[str, Any]:
-    """The largest relative distance of a curve from another, and whether every step's is allowed; NaN is not."""
-    apart = [abs(mine - theirs) for mine, theirs in zip(losses, expected, strict=True)]
-    return {
-        "max_relative_difference": max(gap / abs(theirs) for gap, theirs in zip(apart, expected, strict=True)),
-        "equal": all(gap <= most for gap, most in zip(apart, allowed, strict=True)),
-    }
 
 
 def text_of(summary: dict[str, Any]) -> str:

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import importlib.util
 import json
 import math
 import sys
@@ -11,24 +10,19 @@ from types import ModuleType
 
 import pytest
 
+from ppexec.experiment.links import fit_network, sample_row
 from ppexec.measure.ping import PingSample, Spread
 from ppsim import Link, LinkPiece, Network
 from ppsim.plots.link_figure import link_times
 from tests.support.commandline import AFAB, COSTS, run_json
+from tests.support.studies import STUDIES, load
 
-PATH = Path(__file__).parents[2] / "studies" / "link.py"
 TRUTH = Link(latency_s=1e-4, gap_s=2e-5, larger=[LinkPiece(from_bytes=1 << 16, latency_s=1e-4, bytes_per_s=1e9)])
 
 
 @pytest.fixture(scope="module")
 def study() -> ModuleType:
-    spec = importlib.util.spec_from_file_location("study_link", PATH)
-    assert spec is not None
-    assert spec.loader is not None
-    module = importlib.util.module_from_spec(spec)
-    sys.modules["study_link"] = module  # where a dataclass looks up its annotations
-    spec.loader.exec_module(module)
-    return module
+    return load("link")
 
 
 def sample(size_bytes: int, link: Link, *, destination: int = 1) -> PingSample:
@@ -49,19 +43,19 @@ def sample(size_bytes: int, link: Link, *, destination: int = 1) -> PingSample:
     )
 
 
-def test_every_link_is_fitted_to_its_own_samples_and_the_others_to_all(study: ModuleType) -> None:
+def test_every_link_is_fitted_to_its_own_samples_and_the_others_to_all() -> None:
     sizes = [1 << power for power in range(6, 25)]
     slow = TRUTH.slowed(3.0)
     samples = [s for size in sizes for s in (sample(size, TRUTH), sample(size, slow, destination=2))]
-    network = study.fitted(samples, most_pieces=4)
+    network = fit_network(samples, most_pieces=4)
     assert set(network.links) == {(0, 1), (0, 2)}
     for size in sizes:
         assert network.link(0, 1).one_way_s(size) == pytest.approx(TRUTH.one_way_s(size), rel=0.005)
         assert network.link(0, 2).one_way_s(size) == pytest.approx(slow.one_way_s(size), rel=0.005)
         between = network.link(1, 2).one_way_s(size) / TRUTH.one_way_s(size)
         assert 0.99 <= between <= 3.01
-    assert study.row(samples[0], network)["fit_over_measured"] == pytest.approx(1, rel=0.005)
-    rows = [study.row(each, network) for each in samples if each.destination == 1]
+    assert sample_row(samples[0], network)["fit_over_measured"] == pytest.approx(1, rel=0.005)
+    rows = [sample_row(each, network) for each in samples if each.destination == 1]
     picture = link_times(rows, network.link(0, 1), name="rank 0 to rank 1")
     measured = next(trace for trace in picture.data if trace.name == "to a sleeping receiver")
     assert list(measured.x) == sizes
@@ -107,7 +101,7 @@ def test_a_small_study_writes_a_network_that_simulates(
 def test_bad_flags_end_with_2_and_one_message(
     words: str, said: str, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str], study: ModuleType
 ) -> None:
-    monkeypatch.chdir(PATH.parents[1])
+    monkeypatch.chdir(STUDIES.parent)
     monkeypatch.setattr(sys, "argv", ["link.py", *words.split()])
     assert study.main() == 2
     out, err = capsys.readouterr()

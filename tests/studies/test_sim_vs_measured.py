@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import contextlib
 import gzip
-import importlib.util
 import io
 import json
 import re
@@ -20,27 +19,21 @@ import pytest
 import ppsim
 from ppexec.experiment.experiment import Outcome
 from ppsim.simulation.timed_program import row_durations
+from tests.support.studies import load
 
-PATH = Path(__file__).parents[2] / "studies" / "sim_vs_measured.py"
 _FLAGS = "--layers 4 --hidden 16 --seq 4 --micro-batch-size 1 --microbatches 5 --threads 1 --steps 3 --warmup 1"
 TINY = _FLAGS.split()
 
 
 @pytest.fixture(scope="module")
 def study() -> ModuleType:
-    spec = importlib.util.spec_from_file_location("sim_vs_measured", PATH)
-    assert spec is not None
-    assert spec.loader is not None
-    module = importlib.util.module_from_spec(spec)
-    sys.modules["sim_vs_measured"] = module  # where a dataclass looks up its annotations
-    spec.loader.exec_module(module)
-    return module
+    return load("sim_vs_measured")
 
 
 def call(study: ModuleType, words: list[str]) -> tuple[int, str, str]:
     """Exit code, standard output and standard error of the study under these words."""
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(sys, "argv", [str(PATH), *words])
+        patch.setattr(sys, "argv", ["sim_vs_measured.py", *words])
         patch.setattr(warnings, "showwarning", warnings.showwarning)
         with contextlib.redirect_stdout(io.StringIO()) as out, contextlib.redirect_stderr(io.StringIO()) as err:
             code = study.main()
