@@ -150,8 +150,8 @@ class Session:
         return [answer for of_process in shown for answer in of_process]
 
     @cached_property
-    def receive_window(self) -> int:
-        """How many receives every rank posts ahead on each of its links."""
+    def receive_window(self) -> int | None:
+        """How many receives every rank posts ahead on each of its links; None where none are posted."""
         return self._by_rank(tasks.receive_window)[0]
 
     def profile(self, rounds: int) -> Profile:

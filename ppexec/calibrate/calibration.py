@@ -85,7 +85,8 @@ class Calibration:
         )
 
     def _independent(self, amounts: Seconds) -> Seconds:
-        return amounts.mean() + self.independence * (amounts - amounts.mean())
+        mean = float(amounts.mean())
+        return mean + self.independence * (amounts - mean)
 
     def to_dict(self) -> dict[str, Any]:
         """As JSON values; of what varies the mean and some percentiles."""

@@ -246,7 +246,8 @@ class RunConfig:
     @property
     def torch_dtype(self) -> torch.dtype:
         """The dtype as torch's."""
-        return getattr(torch, self.dtype)
+        dtype: torch.dtype = getattr(torch, self.dtype)
+        return dtype
 
     @cached_property
     def pipeline(self) -> ppsim.Schedule:

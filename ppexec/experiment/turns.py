@@ -39,7 +39,7 @@ class Measured:
     known_steps: list[tuple[Trace, KnownRun]]
     disturbed: list[Trace]
     memory: list[RankMemory]
-    receive_window: int
+    receive_window: int | None
     verified: VerifyReport | None
     reduction: Reduction | None
     environment: dict[str, Any]

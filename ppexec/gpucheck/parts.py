@@ -1,31 +1,35 @@
-"""Parts: the questions of the GPU check. Each answers with rows; what it cannot run it says and leaves out."""
+"""Parts: the questions of the GPU check. Each is asked case by case; a case that fails leaves the others."""
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator
-from dataclasses import dataclass, replace
+from collections.abc import Callable, Mapping
+from dataclasses import asdict, dataclass, replace
+from functools import partial
 from statistics import median
 from typing import Any
 
+import numpy as np
 import torch
 
 import ppsim
 from ppexec.config.config import RunConfig
 from ppexec.experiment.experiment import predict_and_measure
+from ppexec.experiment.overhead import PEER_OF
 from ppexec.measure.allocator import predicted_peak_bytes
 from ppexec.session import Session
 from ppexec.workers.pool import WorkerPool
 
 Row = dict[str, Any]
+Case = Callable[[WorkerPool], list[Row]]
 
 
 @dataclass(frozen=True, kw_only=True)
 class Part:
-    """One question. rows: runs it; each row has "what", "passed" (None where there is nothing to pass) and figures."""
+    """One question. cases: by name; the rows of each have "what", "passed" (None: nothing to pass) and figures."""
 
     name: str
     question: str
-    rows: Callable[[WorkerPool], Iterator[Row]]
+    cases: Mapping[str, Case]
 
 
 _SMALL = RunConfig(
@@ -46,42 +50,18 @@ def local(**changes: Any) -> RunConfig:
 
 def nccl(**changes: Any) -> RunConfig:
     """A small run with a process for each rank, over NCCL; on one GPU if there are fewer than ranks."""
-    config = {"ranks": 2, **changes}
+    config: dict[str, Any] = {"ranks": 2, **changes}
     needed = config["ranks"] * config.get("dp", 1) * config.get("tp", 1)
     config = {"timeout_s": 25, **config}
     return _with(_SMALL, backend="nccl", devices="own" if needed <= torch.cuda.device_count() else "shared", **config)
 
 
-def equivalence(pool: WorkerPool) -> Iterator[Row]:
-    """Outputs and gradients of every schedule against one stream without a pipeline."""
-    for schedule in ppsim.schedule_names():
-        yield _verified(schedule, local(schedule=schedule), pool)
-    for what, changes in {
-        "zb-h1, recomputed": {"schedule": "zb-h1", "recompute": True},
-        "1f1b, GPT with dropout": {"schedule": "1f1b", "model": "gpt", "dropout": 0.1},
-        "zb-v, GPT, tied weights": {"schedule": "zb-v", "model": "gpt", "tied": True},
-        "zb-h1, GPT, bfloat16": {"schedule": "zb-h1", "model": "gpt", "dtype": "bfloat16"},
-        "1f1b, float64": {"schedule": "1f1b", "dtype": "float64"},
-    }.items():
-        yield _verified(what, local(**changes), pool)
-
-
-def over_nccl(pool: WorkerPool) -> Iterator[Row]:
-    """The same over NCCL, a process for each rank and a communicator for each directed link; and other meshes."""
-    for what, changes in {
-        "1f1b": {"schedule": "1f1b"},
-        "zb-v": {"schedule": "zb-v"},
-        "zb-h1, GPT": {"schedule": "zb-h1", "model": "gpt"},
-        "1f1b, dp 2 x ranks 2": {"schedule": "1f1b", "dp": 2, "microbatches": 4},
-        "1f1b, ranks 2 x tp 2, GPT": {"schedule": "1f1b", "tp": 2, "model": "gpt", "microbatches": 4},
-    }.items():
-        yield _verified(what, nccl(**changes), pool)
-
-
-def _verified(what: str, config: RunConfig, pool: WorkerPool) -> Row:
+def _equal(what: str, make: Callable[..., RunConfig], changes: dict[str, Any], pool: WorkerPool) -> list[Row]:
+    """Outputs and gradients against one stream without a pipeline."""
+    config = make(**changes)
     with Session(config, pool=pool) as session:
         report = session.verify()
-    return {
+    row = {
         "what": what,
         "passed": report.passed,
         "outputs_bit_equal": report.outputs_bit_equal,
@@ -91,50 +71,54 @@ def _verified(what: str, config: RunConfig, pool: WorkerPool) -> Row:
         "first_difference": report.first_difference,
         "devices": config.devices if config.backend == "nccl" else "one stream a rank",
     }
+    return [row]
 
 
-def step_times(pool: WorkerPool) -> Iterator[Row]:
+def step_time(schedule: str, pool: WorkerPool) -> list[Row]:
     """Four stages on one GPU, each with its own multiprocessors: the measured step against the predicted one."""
-    for schedule in ("afab", "1f1b", "interleaved-1f1b", "zb-h1"):
-        config = _with(
-            _SMALL,
-            backend="local",
-            schedule=schedule,
-            model="ppexec.gpucheck.model:wide",
-            hidden=4096,
-            seq=1024,
-            micro_batch_size=16,
-            microbatches=8,
-            dtype="bfloat16",
-            warmup=1,
-            steps=5,
-        )
-        outcome = predict_and_measure(config, pool=pool, verify=False)
-        error = outcome.step_time_error
-        yield {
-            "what": schedule,
-            "passed": abs(error) <= 0.03,
-            "predicted_ms": outcome.predicted.makespan_s * 1e3,
-            "measured_ms": float(median(outcome.step_times_s)) * 1e3,
-            "error": error,
-            "bubble_predicted": outcome.predicted.bubble_fraction,
-            "bubble_measured": outcome.median.bubble_fraction,
-            "speeds": outcome.speeds,
-            "bytes_equal_at_every_action": outcome.summary()["memory"]["equal_at_every_action"],
-            "calibration": outcome.calibration.to_dict(),
-        }
+    config = _with(
+        _SMALL,
+        backend="local",
+        schedule=schedule,
+        model="ppexec.gpucheck.model:wide",
+        hidden=4096,
+        seq=1024,
+        micro_batch_size=16,
+        microbatches=8,
+        dtype="bfloat16",
+        warmup=1,
+        steps=5,
+    )
+    outcome = predict_and_measure(config, pool=pool, verify=False)
+    error = outcome.step_time_error
+    row = {
+        "what": schedule,
+        "passed": abs(error) <= 0.03,
+        "predicted_ms": outcome.predicted.makespan_s * 1e3,
+        "measured_ms": float(median(outcome.step_times_s)) * 1e3,
+        "error": error,
+        "bubble_predicted": outcome.predicted.bubble_fraction,
+        "bubble_measured": outcome.median.bubble_fraction,
+        "speeds": outcome.speeds,
+        "bytes_equal_at_every_action": outcome.summary()["memory"]["equal_at_every_action"],
+        "step_times_ms": [seconds * 1e3 for seconds in outcome.step_times_s],
+        "stages": [asdict(stage) for stage in outcome.stages],
+        "calibration": outcome.calibration.to_dict(),
+    }
+    return [row]
 
 
-def memory(pool: WorkerPool) -> Iterator[Row]:
+def memory(schedule: str, pool: WorkerPool) -> list[Row]:
     """The caching allocator's peak of each rank against the ledger's bytes and what actions need while they run."""
-    for schedule in ("afab", "1f1b", "zb-h1"):
-        config = nccl(schedule=schedule, hidden=1024, seq=512, microbatches=6)
-        with Session(config, pool=pool) as session:
-            found, counted = session.device_peaks(), session.memory()
-        for rank, (peak, held) in enumerate(zip(found, counted, strict=True)):
-            predicted = predicted_peak_bytes(config.pipeline.program, rank, held, peak)
-            error = (predicted - peak.peak_bytes) / peak.peak_bytes
-            yield {
+    config = nccl(schedule=schedule, hidden=1024, seq=512, microbatches=6)
+    with Session(config, pool=pool) as session:
+        found, counted = session.device_peaks(), session.memory()
+    rows = []
+    for rank, (peak, held) in enumerate(zip(found, counted, strict=True)):
+        predicted = predicted_peak_bytes(config.pipeline.program, rank, held, peak)
+        error = (predicted - peak.peak_bytes) / peak.peak_bytes
+        rows.append(
+            {
                 "what": f"{schedule}, rank {rank}",
                 "passed": abs(error) <= 0.01,
                 "predicted_bytes": predicted,
@@ -142,44 +126,78 @@ def memory(pool: WorkerPool) -> Iterator[Row]:
                 "error": error,
                 "base_bytes": peak.base_bytes,
                 "ledger_peak_bytes": max(held.activation_bytes),
+                "details": {"transients": {str(key): value for key, value in peak.transient_bytes.items()}},
             }
+        )
+    return rows
 
 
-def overhead(pool: WorkerPool) -> Iterator[Row]:
+def overhead(schedule: str, peer: str, pool: WorkerPool) -> list[Row]:
     """What running a microbatch costs beside its computations, here and in PyTorch: one rank, tiny tensors."""
-    for schedule, peer in (("afab", "torch-gpipe"), ("1f1b", "torch-1f1b")):
-        config = nccl(schedule=schedule, ranks=1, layers=2, hidden=16, seq=4, microbatches=32)
-        times: dict[str, list[float]] = {"plain": [], "ours": [], peer: []}
-        with Session(config, pool=pool) as session:
-            for turn in range(12):
-                plain = session.time_compute(1)[0][0]["whole_s"]
-                ours, theirs = session.time_steps(None, 1)[0], session.time_steps(peer, 1)[0]
-                if turn >= 2:
-                    for name, seconds in (("plain", plain), ("ours", ours), (peer, theirs)):
-                        times[name].append(seconds)
-        middle = {name: median(seconds) for name, seconds in times.items()}
-        per = {name: (seconds - middle["plain"]) / config.microbatches * 1e6 for name, seconds in middle.items()}
-        yield {
-            "what": schedule,
-            "passed": per["ours"] <= per[peer],
-            "ours_us": per["ours"],
-            "pytorch_us": per[peer],
-            "plain_us": middle["plain"] / config.microbatches * 1e6,
-        }
+    config = nccl(schedule=schedule, ranks=1, layers=2, hidden=16, seq=4, microbatches=32)
+    times: dict[str, list[float]] = {"plain": [], "ours": [], peer: []}
+    with Session(config, pool=pool) as session:
+        for turn in range(22):
+            plain = session.time_compute(1)[0][0]["whole_s"]
+            ours, theirs = session.time_steps(None, 1)[0], session.time_steps(peer, 1)[0]
+            if turn >= 2:
+                for name, seconds in (("plain", plain), ("ours", ours), (peer, theirs)):
+                    times[name].append(seconds)
+    per = {
+        name: median(np.subtract(seconds, times["plain"])) / config.microbatches * 1e6  # within a turn: clocks drift
+        for name, seconds in times.items()
+    }
+    row = {
+        "what": schedule,
+        "passed": per["ours"] <= per[peer],
+        "ours_us": per["ours"],
+        "pytorch_us": per[peer],
+        "plain_us": median(times["plain"]) / config.microbatches * 1e6,
+        "steps_ms": {name: [seconds * 1e3 for seconds in found] for name, found in times.items()},
+    }
+    return [row]
 
+
+_LOCAL: dict[str, dict[str, Any]] = {
+    **{schedule: {"schedule": schedule} for schedule in ppsim.schedule_names()},
+    "zb-h1, recomputed": {"schedule": "zb-h1", "recompute": True},
+    "1f1b, GPT with dropout": {"schedule": "1f1b", "model": "gpt", "dropout": 0.1},
+    "zb-v, GPT, tied weights": {"schedule": "zb-v", "model": "gpt", "tied": True},
+    "zb-h1, GPT, bfloat16": {"schedule": "zb-h1", "model": "gpt", "dtype": "bfloat16"},
+    "1f1b, float64": {"schedule": "1f1b", "dtype": "float64"},
+}
+_NCCL: dict[str, dict[str, Any]] = {
+    "1f1b": {"schedule": "1f1b"},
+    "zb-v": {"schedule": "zb-v"},
+    "zb-h1, GPT": {"schedule": "zb-h1", "model": "gpt"},
+    "1f1b, dp 2 x ranks 2": {"schedule": "1f1b", "dp": 2, "microbatches": 4},
+    "1f1b, ranks 2 x tp 2, GPT": {"schedule": "1f1b", "tp": 2, "model": "gpt", "microbatches": 4},
+}
 
 PARTS = (
     Part(
         name="equivalence",
         question="Are outputs and gradients those of one stream without a pipeline?",
-        rows=equivalence,
+        cases={what: partial(_equal, what, local, changes) for what, changes in _LOCAL.items()},
     ),
-    Part(name="nccl", question="And with a process for each rank, over NCCL?", rows=over_nccl),
-    Part(name="memory", question="Does the allocator hold at most what was predicted?", rows=memory),
-    Part(name="overhead", question="What does running a microbatch cost beside its computations?", rows=overhead),
     Part(
         name="step times",
         question="Does a step with four stages on one GPU take as long as predicted?",
-        rows=step_times,
+        cases={each: partial(step_time, each) for each in ("afab", "1f1b", "interleaved-1f1b", "zb-h1")},
+    ),
+    Part(
+        name="overhead",
+        question="What does running a microbatch cost beside its computations?",
+        cases={each: partial(overhead, each, PEER_OF[each]) for each in ("afab", "1f1b")},
+    ),
+    Part(
+        name="memory",
+        question="Does the allocator hold at most what was predicted?",
+        cases={each: partial(memory, each) for each in ("afab", "1f1b", "zb-h1")},
+    ),
+    Part(
+        name="nccl",
+        question="And with a process for each rank, over NCCL?",
+        cases={what: partial(_equal, what, nccl, changes) for what, changes in _NCCL.items()},
     ),
 )

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import time
+from collections.abc import Callable
 from pathlib import Path
 
 import torch
@@ -26,7 +27,9 @@ def machine_id() -> str:
         return platform.node()
 
 
-def offset_to_first_ns(group: dist.ProcessGroup, *, clock=now_ns, same_machine: bool | None = None) -> int:
+def offset_to_first_ns(
+    group: dist.ProcessGroup, *, clock: Callable[[], int] = now_ns, same_machine: bool | None = None
+) -> int:
     """What to add to this rank's clock to read the clock of the group's first rank, in nanoseconds.
 
     0 on one machine. Across machines each rank in turn asks the first for its time and takes the answer that came back
@@ -48,7 +51,7 @@ def offset_to_first_ns(group: dist.ProcessGroup, *, clock=now_ns, same_machine: 
     return offset
 
 
-def _answer(group: dist.ProcessGroup, other: int, clock) -> None:
+def _answer(group: dist.ProcessGroup, other: int, clock: Callable[[], int]) -> None:
     message = torch.zeros(1, dtype=torch.int64)
     for _ in range(_ROUNDS):
         dist.recv(message, group_src=other, group=group)
@@ -56,7 +59,7 @@ def _answer(group: dist.ProcessGroup, other: int, clock) -> None:
         dist.send(message, group_dst=other, group=group)
 
 
-def _ask(group: dist.ProcessGroup, clock) -> int:
+def _ask(group: dist.ProcessGroup, clock: Callable[[], int]) -> int:
     message = torch.zeros(1, dtype=torch.int64)
     answers: list[tuple[int, int]] = []
     for _ in range(_ROUNDS):

@@ -70,8 +70,8 @@ def transport_name(worker: Worker) -> list[str]:
     return [type(rank.transport).__name__ for rank in worker.ranks]
 
 
-def receive_window(worker: Worker) -> list[int]:
-    """How many receives each rank posts ahead on each link."""
+def receive_window(worker: Worker) -> list[int | None]:
+    """How many receives each rank posts ahead on each link; None where none are posted."""
     return [rank.transport.window for rank in worker.ranks]
 
 

@@ -58,9 +58,28 @@ def infer_boundaries(layers: Sequence[nn.Module], inputs: TensorSpec) -> list[Te
 
 
 def agree_on_boundaries(
-    layers: Sequence[nn.Module], read: Callable[[], torch.Tensor], *, holder: int, group: dist.ProcessGroup
+    layers: Sequence[nn.Module], read: Callable[[], torch.Tensor], *, holder: int, group: dist.ProcessGroup | None
 ) -> list[TensorSpec]:
-    """`infer_boundaries` on all ranks of a group, of which the holder alone reads an input. Collective."""
+    """`infer_boundaries` on all ranks of a group, where only the holder reads an input. Collective.
+
+    Parameters
+    ----------
+    layers : sequence of Module
+        The whole chain, which every rank has.
+    read : callable
+        Gives one microbatch's input. Called on the holder only.
+    holder : int
+        Rank in the group of the first stage.
+    group : ProcessGroup or None
+        None where one process has all ranks: then it infers the boundaries itself.
+
+    Raises
+    ------
+    ValueError
+        On every rank, for a chain that does not fit together.
+    """
+    if group is None:
+        return infer_boundaries(layers, TensorSpec.of(read()))
     message: list[Any] = [None]
     if dist.get_rank(group) == holder:
         try:
@@ -70,7 +89,8 @@ def agree_on_boundaries(
     dist.broadcast_object_list(message, group=group, group_src=holder)
     if isinstance(message[0], Exception):
         raise message[0]
-    return message[0]
+    agreed: list[TensorSpec] = message[0]
+    return agreed
 
 
 def first_overwriting(layers: Sequence[nn.Module], inputs: TensorSpec) -> list[int]:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Iterable, Sequence
 from contextlib import AbstractContextManager
+from typing import Any
 
 import torch
 from torch import nn
@@ -117,7 +118,7 @@ def gradient_bytes(layers: Iterable[nn.Module]) -> int:
 
 def optimizer_bytes(optimizer: torch.optim.Optimizer) -> int:
     """What an optimizer keeps from step to step: moments and step counters; 0 before its first step."""
-    states: Sequence[dict] = list(optimizer.state.values())
+    states: Sequence[dict[str, Any]] = list(optimizer.state.values())
     return _sum_bytes(value for state in states for value in state.values() if isinstance(value, torch.Tensor))
 
 

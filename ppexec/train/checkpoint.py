@@ -60,7 +60,7 @@ def load(directory: Path, state: dict[str, Any]) -> int:
             )
     whole = {**state, "step": 0}
     dcp.load(whole, storage_reader=reader)
-    return whole["step"]
+    return int(whole["step"])
 
 
 def newest(directory: Path) -> Path:

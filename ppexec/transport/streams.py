@@ -175,7 +175,7 @@ class LocalTransport:
         exchange: Exchange,
     ) -> None:
         messages = program.messages
-        self.window = int(messages.position.max(initial=0)) + 1  # a place for all
+        self.window: int | None = None
         self.sent: dict[int, Mark] = {}
         self.posted_bytes = 0
         self._device, self._compute, self._exchange = device, compute, exchange

@@ -13,11 +13,13 @@ from ppsim import Program
 class Transport(Protocol):
     """One rank's end of all its links; messages are numbered as in the program's table.
 
-    window: how many receives of a link are posted ahead of their use. sent, received: of each message since `start`,
+    sent, received: of each message since `start`,
     when it was handed over by this rank, and when it was there for this rank.
     """
 
-    window: int
+    @property
+    def window(self) -> int | None:
+        """How many receives of a link are posted ahead of their use; None where none are posted."""
 
     @property
     def sent(self) -> Mapping[int, Mark]:

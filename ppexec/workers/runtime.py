@@ -46,10 +46,10 @@ class StepRecord:
     """What one rank saw of one step; times in nanoseconds of its clock, in the order of its rows.
 
     sent_ns: message -> when it was handed over. received_ns: message -> when its wait ended. levels: activation bytes
-    after each row's action, if a ledger counted; posted and gradients: likewise the buffers of receives posted and not
-    yet used, and the parameters' gradients. outputs: the last stage's, by microbatch, if asked for. reduced_ns: stage
-    -> begin and end of its REDUCE_GRAD; reduced_bytes: stage -> bytes that this rank added up in it; both empty without
-    replicas.
+    after each row, if a ledger counted; posted and gradients: after each row's action, the buffers of receives posted
+    and not yet used, and the parameters' gradients. outputs: the last stage's, by microbatch, if asked for. reduced_ns:
+    stage -> begin and end of its REDUCE_GRAD; reduced_bytes: stage -> bytes that this rank added up in it; both empty
+    without replicas.
     """
 
     start_ns: list[int] = field(default_factory=list)
@@ -187,6 +187,9 @@ class Runtime:
             output.value = act(row.stage, row.kind, row.microbatch, value, step.batch, split=row.is_split)
             step.end.append(mark())
             del value
+            if step.ledgers is not None:
+                # Row by row: after its F an overlapped pair holds both its microbatches, after its B one of them.
+                step.record.levels.append(sum(ledger.level_bytes for ledger in step.ledgers.values()))
         for row, output in zip(rows, outputs, strict=True):
             if row.local_output and row.message_out < 0 and output.value is not None:
                 # As large as a message would have been: a view would hold on to all that it is a view of.
@@ -195,8 +198,6 @@ class Runtime:
             if step.keeps_outputs and is_last_output and output.value is not None:
                 step.record.outputs[row.microbatch] = output.value.clone()
         if step.ledgers is not None:
-            level_bytes = sum(ledger.level_bytes for ledger in step.ledgers.values())
-            step.record.levels.extend([level_bytes] * len(rows))
             gradients = sum(gradient_bytes(stage.layers) for stage in self.stages.values() if isinstance(stage, Stage))
             step.record.gradients.extend([gradients] * len(rows))
 

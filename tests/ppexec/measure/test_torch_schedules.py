@@ -17,7 +17,8 @@ def test_every_executor_is_timed_on_the_same_stages(pool: WorkerPool) -> None:
             assert len(times) == 2
             assert min(times) > 0
         for rounds in session.time_compute(2):
-            assert [sorted(values) for values in rounds] == [["backward_s", "forward_s"]] * 2
+            assert [sorted(values) for values in rounds] == [["backward_s", "forward_s", "whole_s"]] * 2
+            assert all(values["whole_s"] >= 4 * values["forward_s"] for values in rounds)  # of four microbatches
         assert session.verify().passed  # peers leave nothing behind
         with pytest.raises(ValueError, match="unknown executor 'torch': known are torch-gpipe"):
             session.time_steps("torch", 1)

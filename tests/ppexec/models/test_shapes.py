@@ -7,7 +7,7 @@ import torch
 from hypothesis import given
 from torch import nn
 
-from ppexec.models.shapes import TensorSpec, first_overwriting, infer_boundaries
+from ppexec.models.shapes import TensorSpec, agree_on_boundaries, first_overwriting, infer_boundaries
 from tests.support.chains import Chain, chains
 
 
@@ -98,3 +98,11 @@ def test_what_works_in_place_on_what_is_found_through_views() -> None:
     assert first_overwriting([linear, copy], spec) == [2, 2]
     assert first_overwriting([linear, in_place, linear], spec) == [3, 1, 3]
     assert first_overwriting([view, nn.Identity(), in_place, copy, in_place], spec) == [2, 2, 2, 5, 4]
+
+
+def test_a_process_that_has_all_ranks_agrees_with_nobody() -> None:
+    def read() -> torch.Tensor:
+        return torch.zeros(2, 3)
+
+    layers = [nn.Linear(3, 4), nn.Linear(4, 5)]
+    assert [spec.shape for spec in agree_on_boundaries(layers, read, holder=1, group=None)] == [(2, 3), (2, 4), (2, 5)]

@@ -53,6 +53,17 @@ def test_layers_that_work_in_place_are_bit_equal_wherever_the_cut_is(schedule: s
         assert report.gradients_bit_equal
 
 
+@pytest.mark.parametrize("order", ["0F0,0F1,0B0,0B1\n1F0,1B0,1F1,1B1\n", "1F0,1B0,1F1,1B1\n0F0,0F1,0B0,0B1\n"])
+def test_ranks_of_one_process_are_bit_equal_wherever_the_first_stage_is(
+    order: str, pool: WorkerPool, tmp_path: Path
+) -> None:
+    """Cause of a failure: the shapes were asked of a rank that has no process of its own."""
+    path = tmp_path / "order.csv"
+    path.write_text(order)
+    config = tiny(from_csv=path, microbatches=0, layers=2, backend="local", device="threads")
+    assert ppexec.verify(config, pool=pool).gradients_bit_equal
+
+
 # The same, with a baseline that shares no code with ppexec
 
 
