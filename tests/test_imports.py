@@ -22,10 +22,6 @@ CONTRACTS = tomllib.loads((ROOT / "pyproject.toml").read_text(encoding="utf-8"))
 LAYERS = [contract for contract in CONTRACTS if contract["type"] == "layers"]
 
 
-# Imports that are being moved; this mark goes when they are gone.
-MOVING = pytest.mark.xfail(strict=False, reason="ppexec.study imports the command line")
-
-
 class Import(NamedTuple):
     importer: str
     imported: str
@@ -140,10 +136,7 @@ def circles(arrows: Iterable[tuple[str, str]]) -> list[list[str]]:
     return found
 
 
-@pytest.mark.parametrize(
-    "contract",
-    [pytest.param(each, id=each["id"], marks=[MOVING] if each["id"] == "ppexec" else []) for each in LAYERS],
-)
+@pytest.mark.parametrize("contract", LAYERS, ids=lambda contract: contract["id"])
 def test_imports_go_down(contract: Mapping[str, Any]) -> None:
     assert upward(read_imports(), contract) == []
 

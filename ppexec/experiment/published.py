@@ -141,7 +141,7 @@ def zero_bubble_rate(entry: dict[str, Any], name: str) -> float:
         )
         trace = ppsim.simulate(schedule, stages, network=network)
     step_s = trace.makespan_s if name in ("1f1b", "interleaved_1f1b", "zb_h1") else float(trace.rank_time_s.max())
-    return (step_s - microbatches * chunks * (cost.forward_s + cost.full_backward_s)) / step_s
+    return float(1 - microbatches * chunks * (cost.forward_s + cost.full_backward_s) / step_s)
 
 
 def _formula_rows(formulas: dict[str, Any]) -> Iterator[PublishedRow]:

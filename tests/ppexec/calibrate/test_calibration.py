@@ -97,7 +97,7 @@ def test_ranks_are_calibrated_whatever_their_schedule(pool: WorkerPool, window: 
         found = session.calibrate([64, 128], action_s=1e-4, rounds=1)
         assert session.verify().gradients_bit_equal  # and what is calibrated in runs on
     assert list(found.one_way_s) == list(found.send_s) == list(found.receive_s) == [64, 128]
-    assert 0 < found.action_s < 1
+    assert 0 <= found.action_s < 1  # a fit's share: noise may leave none
     assert len(found.late_s) == 2 * 2 * 8 * (2 + 3)  # sizes, ranks, microbatches; F and B, or F, I and W
     assert found.to_dict()["late_s"]["count"] == len(found.late_s)
 
