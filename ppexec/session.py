@@ -368,6 +368,7 @@ class Session:
             threads_per_rank=config.threads,
             backend=config.backend,
             worker_allocator=self._workers.call(tasks.allocator)[0],
+            **({"multiprocessors": shares} if (shares := self._workers.call(tasks.device_shares)[0]) else {}),
         )
 
     @cached_property

@@ -84,6 +84,9 @@ class Device(Protocol):
     def compute_stream(self, part: int = 0, parts: int = 1) -> Stream:
         """A stream to compute on, with one of `parts` equal shares of the device where it can be shared out."""
 
+    def copy_stream(self, name: str) -> Stream:
+        """The stream of this name, for copies within the device: with its own share where computations have theirs."""
+
     def begin(self) -> None:
         """Before a step: wait for what was before, and read host and device clock at once."""
 
@@ -145,6 +148,10 @@ class HostDevice:
         return self._stream
 
     def compute_stream(self, part: int = 0, parts: int = 1) -> Stream:
+        """All are one."""
+        return self._stream
+
+    def copy_stream(self, name: str) -> Stream:
         """All are one."""
         return self._stream
 

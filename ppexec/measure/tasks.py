@@ -8,6 +8,7 @@ from __future__ import annotations
 import os
 import time
 from collections.abc import Sequence
+from typing import Any
 
 import torch
 
@@ -159,6 +160,11 @@ def message_bytes(worker: Worker) -> list[int]:
 def allocator(worker: Worker) -> dict[str, str | None]:
     """This process's allocator settings."""
     return {name: os.environ.get(name) for name in ALLOCATOR}
+
+
+def device_shares(worker: Worker) -> list[dict[str, Any]]:
+    """How this process's ranks share the multiprocessors of its GPU; empty if they do not."""
+    return getattr(worker.device, "shares", [])
 
 
 def device_peak(worker: Worker) -> AllocatorPeak:
