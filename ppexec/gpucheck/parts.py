@@ -18,6 +18,7 @@ from ppexec.experiment.overhead import PEER_OF
 from ppexec.measure.allocator import predicted_peak_bytes
 from ppexec.session import Session
 from ppexec.workers.pool import WorkerPool
+from ppsim import Kind
 
 Row = dict[str, Any]
 Case = Callable[[WorkerPool], list[Row]]
@@ -126,7 +127,10 @@ def memory(schedule: str, pool: WorkerPool) -> list[Row]:
                 "error": error,
                 "base_bytes": peak.base_bytes,
                 "ledger_peak_bytes": max(held.activation_bytes),
-                "details": {"transients": {str(key): value for key, value in peak.transient_bytes.items()}},
+                "details": {
+                    name: {f"stage {stage} {Kind(kind).name}": size for (kind, stage), size in table.items()}
+                    for name, table in (("first", peak.first_transient_bytes), ("later", peak.transient_bytes))
+                },
             }
         )
     return rows

@@ -240,7 +240,10 @@ class Worker:
         return [self.boundaries[self.layer_bounds[stage][1]] for stage in lower]
 
     def sample_actions(self, stage: Stage, batch: Batch) -> list[tuple[Kind, torch.Tensor | None]]:
-        """Each kind of action that the program has for a stage, with a tensor such as it is given; in sequence."""
+        """Each kind of action that the program has for a stage, with a tensor such as it is given; in sequence.
+
+        With B and I both, as in DualPipeV, each has an F before it.
+        """
         rows = np.flatnonzero(self.program.stage == stage.index)
         first, last = stage.first_layer, stage.first_layer + len(stage.layers)
         device = self.device.torch_device
@@ -253,8 +256,9 @@ class Worker:
             spec = self.boundaries[first if kind == Kind.F else last]
             return torch.zeros(spec.shape, dtype=spec.dtype, device=device)
 
-        kinds = [Kind(kind) for kind in dict.fromkeys(self.program.kind[rows].tolist())]
-        return [(kind, given(kind)) for kind in kinds]
+        present = set(self.program.kind[rows].tolist())
+        ways = [way for way in ([Kind.F, Kind.B], [Kind.F, Kind.I, Kind.W]) if present.issuperset(way)]
+        return [(kind, given(kind)) for way in ways or [[Kind.F]] for kind in way]
 
     def load(self, step: int) -> Batch:
         """This process's microbatches of a step; none where compute is timed."""
