@@ -15,6 +15,7 @@ import ppsim
 from ppexec.config.config import RunConfig
 from ppexec.experiment.experiment import predict_and_measure
 from ppexec.experiment.overhead import PEER_OF
+from ppexec.gpucheck.durations import durations
 from ppexec.measure.allocator import predicted_peak_bytes
 from ppexec.session import Session
 from ppexec.workers.pool import WorkerPool
@@ -105,6 +106,8 @@ def step_time(schedule: str, pool: WorkerPool) -> list[Row]:
         "step_times_ms": [seconds * 1e3 for seconds in outcome.step_times_s],
         "stages": [asdict(stage) for stage in outcome.stages],
         "calibration": outcome.calibration.to_dict(),
+        "durations": durations(outcome.predicted, outcome.measured),
+        "multiprocessors": outcome.environment.get("multiprocessors"),
     }
     return [row]
 
