@@ -35,7 +35,8 @@ def durations(predicted: Trace, measured: Sequence[Trace]) -> dict[str, list[Row
     Examples
     --------
     >>> from ppsim import StageCost, build_schedule, simulate
-    >>> step = simulate(build_schedule("1f1b", ranks=1, microbatches=2), [StageCost(forward_s=1, backward_s=2)])
+    >>> stage = StageCost(forward_s=1, backward_input_s=1, backward_weight_s=1)
+    >>> step = simulate(build_schedule("1f1b", ranks=1, microbatches=2), [stage])
     >>> durations(step, [step])["actions"][0]
     {'kind': 'F', 'rank': 0, 'count': 2, 'measured_ms': 1000.0, 'predicted_ms': 1000.0}
     """

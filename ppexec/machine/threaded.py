@@ -62,6 +62,8 @@ class _ThreadStream:
             del item  # nothing that the work holds may live until the next comes
 
     def submit(self, work: Callable[[], None], label: str = "") -> None:
+        if self._device.launch_s:
+            wait_s(self._device.launch_s)
         self._queue.put(_Item(work, label))
 
     def record(self) -> _ThreadEvent:
@@ -80,14 +82,22 @@ class _ThreadStream:
 
 
 class ThreadedDevice:
-    """A CPU whose streams are threads, each computing with `threads` threads of torch's."""
+    """A CPU whose streams are threads.
+
+    Parameters
+    ----------
+    threads : int
+        Of torch's, for each stream.
+    launch_s : float
+        What the host spends on submitting work, as if it launched kernels.
+    """
 
     is_asynchronous = True
     clock_error_s = 0.0
 
-    def __init__(self, *, threads: int = 1) -> None:
+    def __init__(self, *, threads: int = 1, launch_s: float = 0.0) -> None:
         self.torch_device = torch.device("cpu")
-        self.threads = threads
+        self.threads, self.launch_s = threads, launch_s
         self.failure: BaseException | None = None
         self._lock = threading.Lock()
         self._streams: dict[str, _ThreadStream] = {}

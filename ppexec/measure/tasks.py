@@ -17,6 +17,7 @@ from ppexec.machine.environment import ALLOCATOR, is_crowded
 from ppexec.machine.mesh import meet
 from ppexec.measure.allocator import AllocatorPeak, allocator_peak
 from ppexec.measure.assemble import RankMemory
+from ppexec.measure.launches import launch_times
 from ppexec.measure.link_probe import LinkSample, probe_links, probe_sizes
 from ppexec.measure.ping import PingSample
 from ppexec.measure.profile import LayerProfiler, LayerSamples, run_in_turn
@@ -109,6 +110,11 @@ def _profiler(worker: Worker, rank: Rank) -> LayerProfiler:
         )
 
     return worker.keep((LayerProfiler, rank.number), make)
+
+
+def time_launches(worker: Worker, *, steps: int) -> list[list[float]]:
+    """What the host spends on each action of each rank; see `launch_times`."""
+    return launch_times(worker, steps=steps)
 
 
 def probe(worker: Worker) -> list[list[LinkSample]]:

@@ -341,13 +341,17 @@ def run_step(
     ledgers: Mapping[int, Ledger] | None = None,
     keep_outputs: bool = False,
     is_timed: bool = True,
+    act: Callable[[Rank, int], None] | None = None,
 ) -> list[StepRecord]:
-    """Submit the actions of all ranks held here, in sequence, and wait until the device has done them."""
+    """Submit the actions of all ranks held here, in sequence, and wait until the device has done them.
+
+    act: submits one of them, instead of the rank's runtime.
+    """
     if is_timed:
         device.begin()
     for rank in ranks:
         rank.runtime.begin(batch, ledgers=ledgers, keep_outputs=keep_outputs, is_timed=is_timed)
-    acts = [rank.runtime.act for rank in ranks]
+    acts = [rank.runtime.act if act is None else partial(act, rank) for rank in ranks]
     for held, action in sequence:
         acts[held](action)
     *others, last = ranks
