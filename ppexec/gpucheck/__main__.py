@@ -31,6 +31,7 @@ _IN_JSON_ALONE = (
     "step_times_ms",
     "details",
     "durations",
+    "host_delay",
     "multiprocessors",
 )
 
