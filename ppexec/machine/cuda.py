@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
+from functools import partial
 from typing import Any
 
 import torch
@@ -31,7 +32,7 @@ class _CudaStream:
             raise
 
     def record(self) -> Event:
-        return _CudaEvent(self.stream.record_event())
+        return _CudaEvent(self.stream.record_event(), self._device.timeout_s)
 
     def wait(self, event: Event) -> None:
         self.stream.wait_event(event.event)  # type: ignore[attr-defined]
@@ -43,24 +44,35 @@ class _CudaStream:
 class _CudaEvent:
     __slots__ = ("event", "is_done", "synchronize")
 
-    def __init__(self, event: torch.cuda.Event) -> None:
+    def __init__(self, event: torch.cuda.Event, timeout_s: float | None) -> None:
         self.event = event
         self.is_done: Callable[[], bool] = event.query
-        self.synchronize: Callable[[], None] = event.synchronize
+        self.synchronize: Callable[[], None] = (
+            event.synchronize if timeout_s is None else partial(_wait_for, event, timeout_s)
+        )
+
+
+def _wait_for(event: torch.cuda.Event, timeout_s: float) -> None:
+    """Wait at work, as CUDA does. Raises TimeoutError."""
+    until = now_ns() + timeout_s * 1e9
+    while not event.query():
+        if now_ns() > until:
+            raise TimeoutError(f"the GPU was not done after {timeout_s:g} s")
 
 
 class CudaDevice:
     """One GPU.
 
-    index: its number among those that this process sees.
+    index: its number among those that this process sees. timeout_s: how long the host waits for it; for ever if None.
     """
 
     is_asynchronous = True
 
-    def __init__(self, index: int = 0) -> None:
+    def __init__(self, index: int = 0, *, timeout_s: float | None = None) -> None:
         torch.cuda.set_device(index)
         self.torch_device = torch.device("cuda", index)
         self.clock_error_s = 0.0
+        self.timeout_s = timeout_s
         self._streams: dict[str, _CudaStream] = {}
         self._groups: dict[int, SMGroups] = {}
         self._zero: tuple[torch.cuda.Event, int] | None = None
@@ -142,6 +154,9 @@ class CudaDevice:
 
     def synchronize(self) -> None:
         """Wait for the GPU; what comes next, outside of submitted work, is on the default stream."""
+        if self.timeout_s is not None:
+            for stream in self._streams.values():
+                stream.record().synchronize()
         torch.cuda.synchronize(self.torch_device)
         self.switch_to(self._default)
 

@@ -100,7 +100,10 @@ class Device(Protocol):
         """Marks that have been reached, in nanoseconds of the host's clock."""
 
     def synchronize(self) -> None:
-        """Let the host wait until all streams have done all. Raises what submitted work raised first."""
+        """Let the host wait until all streams have done all. Raises what submitted work raised first.
+
+        A device that has a time-out raises TimeoutError if it is not done by then; so do its events.
+        """
 
     def close(self) -> None:
         """Give back what the device holds."""

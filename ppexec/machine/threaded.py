@@ -90,14 +90,16 @@ class ThreadedDevice:
         Of torch's, for each stream.
     launch_s : float
         What the host spends on submitting work, as if it launched kernels.
+    timeout_s : float or None
+        How long the host waits for the device in `synchronize`; for ever by default.
     """
 
     is_asynchronous = True
     clock_error_s = 0.0
 
-    def __init__(self, *, threads: int = 1, launch_s: float = 0.0) -> None:
+    def __init__(self, *, threads: int = 1, launch_s: float = 0.0, timeout_s: float | None = None) -> None:
         self.torch_device = torch.device("cpu")
-        self.threads, self.launch_s = threads, launch_s
+        self.threads, self.launch_s, self.timeout_s = threads, launch_s, timeout_s
         self.failure: BaseException | None = None
         self._lock = threading.Lock()
         self._streams: dict[str, _ThreadStream] = {}
@@ -142,9 +144,11 @@ class ThreadedDevice:
 
     def synchronize(self) -> None:
         """Wait for all streams. Raises what work raised first; then the device can be used again."""
+        began = now_ns()
         for event in [stream.record() for stream in self._streams.values()]:
             while not event.passed.wait(_LOOK_S) and self.failure is None:
-                pass
+                if self.timeout_s is not None and now_ns() - began > self.timeout_s * 1e9:
+                    raise TimeoutError(f"the device was not done after {self.timeout_s:g} s")
         if self.failure is not None:
             failure, self.failure = self.failure, None
             raise failure

@@ -34,6 +34,7 @@ from ppexec.stage.tensor_parallel import check_plan
 from ppexec.stage.tied import TiedGradients
 from ppexec.stage.timed import TimedStage, message_specs, timed_stages
 from ppexec.transport.choice import TransportChoice
+from ppexec.transport.streams import StreamTransport
 from ppexec.transport.transport import Transport
 from ppexec.workers.runtime import Runtime, StepRecord
 from ppsim import Kind, Program, StageCost
@@ -352,14 +353,18 @@ def run_step(
     for rank in ranks:
         rank.runtime.begin(batch, ledgers=ledgers, keep_outputs=keep_outputs, is_timed=is_timed)
     acts = [rank.runtime.act if act is None else partial(act, rank) for rank in ranks]
-    for held, action in sequence:
-        acts[held](action)
     *others, last = ranks
-    for rank in others:
-        rank.runtime.end()
-        last.compute.wait(rank.compute.record())
-    last.runtime.end()
-    device.synchronize()
+    try:
+        for held, action in sequence:
+            acts[held](action)
+        for rank in others:
+            rank.runtime.end()
+            last.compute.wait(rank.compute.record())
+        last.runtime.end()
+        device.synchronize()
+    except TimeoutError as error:
+        found = [rank.transport.missing() for rank in ranks if isinstance(rank.transport, StreamTransport)]
+        raise RuntimeError("; ".join([*filter(None, found), f"timed out: {error}"])) from error
     return [rank.runtime.record() for rank in ranks]
 
 
