@@ -6,7 +6,7 @@ from collections.abc import Callable, Mapping
 from dataclasses import asdict, dataclass, replace
 from functools import partial
 from statistics import median
-from typing import Any
+from typing import Any, get_args
 
 import numpy as np
 import torch
@@ -18,6 +18,7 @@ from ppexec.experiment.overhead import PEER_OF
 from ppexec.gpucheck.durations import durations
 from ppexec.measure.allocator import predicted_peak_bytes
 from ppexec.session import Session
+from ppexec.verify.precision import Wider, compare_precision
 from ppexec.workers.pool import WorkerPool
 from ppsim import Kind
 
@@ -168,6 +169,13 @@ def overhead(schedule: str, peer: str, pool: WorkerPool) -> list[Row]:
     return [row]
 
 
+def precision(model: str, reference: Wider, pool: WorkerPool) -> list[Row]:
+    """A step in bfloat16 against one in a wider type, on one stream: the pipeline's own is bit-equal to the former."""
+    device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
+    report = compare_precision(local(model=model, dtype="bfloat16"), reference, device)
+    return [{"what": f"{model}, {reference}", "passed": report.passed, **asdict(report)}]
+
+
 _LOCAL: dict[str, dict[str, Any]] = {
     **{schedule: {"schedule": schedule} for schedule in ppsim.schedule_names()},
     "zb-h1, recomputed": {"schedule": "zb-h1", "recompute": True},
@@ -209,5 +217,10 @@ PARTS = (
         name="nccl",
         question="And with a process for each rank, over NCCL?",
         cases={what: partial(_equal, what, nccl, changes) for what, changes in _NCCL.items()},
+    ),
+    Part(
+        name="bfloat16",
+        question="Does rounding explain what a step in bfloat16 differs by from one in a wider type?",
+        cases={f"{m}, {r}": partial(precision, m, r) for m in ("mlp", "gpt") for r in get_args(Wider)},
     ),
 )

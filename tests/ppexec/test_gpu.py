@@ -37,7 +37,7 @@ def failed(case: Case, pool: WorkerPool) -> list[dict[str, object]]:
     return [row for row in case(pool) if row["passed"] is False]
 
 
-@pytest.mark.parametrize("case", of("equivalence", "nccl"))
+@pytest.mark.parametrize("case", of("equivalence", "nccl", "bfloat16"))
 def test_outputs_and_gradients_are_those_of_one_stream(gpu_pool: WorkerPool, case: Case) -> None:
     assert failed(case, gpu_pool) == []
 
