@@ -288,6 +288,20 @@ class Session:
             for times in zip(*by_rank, strict=True)
         ]
 
+    def time_launches(self, steps: int) -> list[float] | None:
+        """Measure what the host spends on submitting each action, in `steps` steps that are timed for nothing else.
+
+        Returns
+        -------
+        list of float or None
+            Seconds of each action of the program, all of them in the host's time. None on a device that the host does
+            not run ahead of: there a rank's computing is the host's.
+        """
+        self._refuse_timed("launch")
+        if self.config.device == "cpu":
+            return None
+        return [seconds for rank in self._by_rank(tasks.time_launches, steps=steps) for seconds in rank]
+
     def verify(self) -> VerifyReport:
         """Compare outputs and gradients of a step with one process without a pipeline."""
         self._refuse_timed("verify")
@@ -368,6 +382,7 @@ class Session:
             threads_per_rank=config.threads,
             backend=config.backend,
             worker_allocator=self._workers.call(tasks.allocator)[0],
+            **({"multiprocessors": shares} if (shares := self._workers.call(tasks.device_shares)[0]) else {}),
         )
 
     @cached_property

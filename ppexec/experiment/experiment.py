@@ -14,6 +14,7 @@ from ppexec.api import profiled_for_timed
 from ppexec.calibrate.calibration import Calibration
 from ppexec.calibrate.step_fit import calibrated
 from ppexec.config.config import RunConfig
+from ppexec.experiment.host import HOST_BOUND, with_host
 from ppexec.experiment.turns import measure_in_turn
 from ppexec.machine.environment import is_crowded, usable_cores
 from ppexec.machine.outside_load import OutsideLoad
@@ -39,7 +40,8 @@ class Outcome:
     None if it was not asked for. calibration: what dispatch, sending and network were taken from. likely: samples of
     the step, as costs vary in the calibration; the predicted one is their median. disturbed: steps during which others
     used the machine, which count nowhere else. reduction: the ring that adds up gradients over replicas, as probed;
-    None without. speeds: see `ppexec.experiment.turns.Measured`.
+    None without. speeds, launch_s: see `ppexec.experiment.turns.Measured`. host_delay: see
+    `host.with_host`.
     """
 
     config: RunConfig
@@ -55,6 +57,8 @@ class Outcome:
     disturbed: list[Trace] = field(default_factory=list)
     reduction: Reduction | None = None
     speeds: tuple[float, ...] | None = None
+    launch_s: list[float] | None = None
+    host_delay: float = 0.0
 
     @property
     def step_times_s(self) -> np.ndarray:
@@ -65,6 +69,11 @@ class Outcome:
     def median(self) -> Trace:
         """The median measured step."""
         return median_step(self.measured)
+
+    @property
+    def is_host_bound(self) -> bool:
+        """Whether the host launches more slowly than the device computes, so that the predicted step waits for it."""
+        return self.host_delay > HOST_BOUND
 
     @property
     def step_time_error(self) -> float:
@@ -169,18 +178,19 @@ def predict_and_measure(
         stages = [scaled(stage, speeds[-1]) for stage in stages]
     is_shared = found.profile is not None and config.device == "cpu" and is_crowded(config)
     options = calibration.options(program, message_bytes(program, stages))
-    likely = ppsim.monte_carlo(
-        config.pipeline,
-        stages,
-        jitter=calibration.jitter(timed=found.profile is None),
-        samples=_SAMPLES,
-        cores=usable_cores() if is_shared else None,
-        sharing="fair" if is_shared or speeds else "turns",
-        speeds=speeds,
-        sharing_efficiency=calibration.sharing_efficiency if is_shared else 1.0,
-        reduction=found.reduction,
-        **options,
-    )
+    options |= {
+        "cores": usable_cores() if is_shared else None,
+        "sharing": "fair" if is_shared or speeds else "turns",
+        "speeds": speeds,
+        "sharing_efficiency": calibration.sharing_efficiency if is_shared else 1.0,
+        "reduction": found.reduction,
+    }
+    jitter, host_delay = calibration.jitter(timed=found.profile is None), 0.0
+    if found.launch_s is not None:
+        options, host_delay = with_host(config, stages, found.launch_s, options)
+        if host_delay > HOST_BOUND:  # waits for the host do not vary as what ranks spend on dispatching does
+            jitter = replace(jitter, factors={n: each for n, each in jitter.factors.items() if n != "dispatch"})
+    likely = ppsim.monte_carlo(config.pipeline, stages, jitter=jitter, samples=_SAMPLES, **options)
     predicted = with_columns(likely.trace(likely.nearest(50)), receive_window=found.receive_window)
     measured, disturbed = ([with_memory(trace, found.memory) for trace in of] for of in (found.traces, found.disturbed))
     details = {"config": config.to_dict(), "environment": found.environment}
@@ -198,6 +208,8 @@ def predict_and_measure(
         disturbed=[replace(trace, details=details) for trace in disturbed],
         reduction=found.reduction,
         speeds=found.speeds,
+        launch_s=found.launch_s,
+        host_delay=host_delay,
     )
 
 

@@ -21,6 +21,9 @@ from ppsim import Reduction, StageCost, Trace
 
 _MOST_DISTURBED = 2  # steps, for each one that was asked for
 _ROUNDS_BY_LAYER = 3  # of profiling; only stages are timed in later ones
+_LAUNCHES = 5  # steps in which launching is timed
+_LONGEST_S = 30e-3  # of a known run's forward
+_LONGER = 2  # a known run's forward takes, than launching one for every rank: what is fitted is no wait for the host
 _SHARE = 0.25  # how long known runs take beside real steps; beside others, of which they explain more, as long as those
 
 
@@ -30,6 +33,7 @@ class Measured:
 
     profile: None if compute was timed. stages: what each takes, stated or profiled. traces: of undisturbed steps, and
     disturbed: of the others. known_steps: see `step_fit.calibrated`. memory: by rank, from an untimed step.
+    launch_s: what the host spends on each action, see `Session.time_launches`.
     speeds: of a rank whose device n ranks use at once, over its speed alone, at n - 1; None where nobody shares a GPU.
     """
 
@@ -44,6 +48,7 @@ class Measured:
     reduction: Reduction | None
     environment: dict[str, Any]
     speeds: tuple[float, ...] | None = None
+    launch_s: list[float] | None = None
 
 
 def measure_in_turn(
@@ -68,7 +73,8 @@ def measure_in_turn(
                 session.profile_rounds(1)
             session.measure(1)
             advance("warm-up")
-        known = _KnownRuns(session, is_timed) if calibrates else None
+        launch_s = None if is_timed else session.time_launches(_LAUNCHES)
+        known = _KnownRuns(session, is_timed, launch_s or [0.0]) if calibrates else None
         advance("calibration")
         rounds: list[list[Any]] = []
         beside = _Beside(session) if config.device != "cpu" and config.is_local and not is_timed else None
@@ -115,6 +121,7 @@ def measure_in_turn(
             reduction=reduction,
             environment=session.environment(),
             speeds=None if beside is None else beside.speeds(rounds),
+            launch_s=launch_s,
         )
 
 
@@ -164,11 +171,12 @@ class _KnownRuns:
     kept: those that count.
     """
 
-    def __init__(self, session: Session, is_timed: bool) -> None:
+    def __init__(self, session: Session, is_timed: bool, launch_s: Sequence[float]) -> None:
         stages = session.costs if is_timed else session.profile(1).stages
         self.kept: list[tuple[Trace, KnownRun]] = []
         self._session, self._is_timed, self._time_left_s = session, is_timed, 0.0
-        self._turns = session.known_runs(session.message_bytes, typical_s(stages or []))
+        action_s = min(max(typical_s(stages or []), _LONGER * max(launch_s) * session.config.ranks), _LONGEST_S)
+        self._turns = session.known_runs(session.message_bytes, action_s)
         self._share = 1.0 if is_timed or any(each.is_busy for each in self._turns) else _SHARE
         for each in self._turns:
             session.run_known(each)  # not counted: memory is touched for the first time
@@ -190,4 +198,4 @@ class _KnownRuns:
 
 def typical_s(stages: Sequence[StageCost]) -> float:
     """What a forward of these stages takes, within what a calibration can be run with in a second or two."""
-    return float(np.clip(np.mean([stage.forward_s for stage in stages]), 0.5e-3, 30e-3))
+    return float(np.clip(np.mean([stage.forward_s for stage in stages]), 0.5e-3, _LONGEST_S))

@@ -22,7 +22,18 @@ from ppexec.workers.pool import WorkerPool
 from ppsim.cli import command
 
 _MOST_FAILURES = 2  # cases of a part; each may take as long as its time-out
-_IN_JSON_ALONE = ("what", "passed", "calibration", "stages", "steps_ms", "step_times_ms", "details")
+_IN_JSON_ALONE = (
+    "what",
+    "passed",
+    "calibration",
+    "stages",
+    "steps_ms",
+    "step_times_ms",
+    "details",
+    "durations",
+    "host_delay",
+    "multiprocessors",
+)
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -6,7 +6,7 @@ from collections.abc import Callable, Mapping
 from dataclasses import asdict, dataclass, replace
 from functools import partial
 from statistics import median
-from typing import Any
+from typing import Any, get_args
 
 import numpy as np
 import torch
@@ -15,9 +15,12 @@ import ppsim
 from ppexec.config.config import RunConfig
 from ppexec.experiment.experiment import predict_and_measure
 from ppexec.experiment.overhead import PEER_OF
+from ppexec.gpucheck.durations import durations
 from ppexec.measure.allocator import predicted_peak_bytes
 from ppexec.session import Session
+from ppexec.verify.precision import Wider, compare_precision
 from ppexec.workers.pool import WorkerPool
+from ppsim import Kind
 
 Row = dict[str, Any]
 Case = Callable[[WorkerPool], list[Row]]
@@ -100,10 +103,15 @@ def step_time(schedule: str, pool: WorkerPool) -> list[Row]:
         "bubble_predicted": outcome.predicted.bubble_fraction,
         "bubble_measured": outcome.median.bubble_fraction,
         "speeds": outcome.speeds,
+        "host_bound": outcome.is_host_bound,
+        "host_delay": outcome.host_delay,
+        "launching_ms": sum(outcome.launch_s or []) * 1e3,
         "bytes_equal_at_every_action": outcome.summary()["memory"]["equal_at_every_action"],
         "step_times_ms": [seconds * 1e3 for seconds in outcome.step_times_s],
         "stages": [asdict(stage) for stage in outcome.stages],
         "calibration": outcome.calibration.to_dict(),
+        "durations": durations(outcome.predicted, outcome.measured),
+        "multiprocessors": outcome.environment.get("multiprocessors"),
     }
     return [row]
 
@@ -126,7 +134,10 @@ def memory(schedule: str, pool: WorkerPool) -> list[Row]:
                 "error": error,
                 "base_bytes": peak.base_bytes,
                 "ledger_peak_bytes": max(held.activation_bytes),
-                "details": {"transients": {str(key): value for key, value in peak.transient_bytes.items()}},
+                "details": {
+                    name: {f"stage {stage} {Kind(kind).name}": size for (kind, stage), size in table.items()}
+                    for name, table in (("first", peak.first_transient_bytes), ("later", peak.transient_bytes))
+                },
             }
         )
     return rows
@@ -156,6 +167,13 @@ def overhead(schedule: str, peer: str, pool: WorkerPool) -> list[Row]:
         "steps_ms": {name: [seconds * 1e3 for seconds in found] for name, found in times.items()},
     }
     return [row]
+
+
+def precision(model: str, reference: Wider, pool: WorkerPool) -> list[Row]:
+    """A step in bfloat16 against one in a wider type, on one stream: the pipeline's own is bit-equal to the former."""
+    device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
+    report = compare_precision(local(model=model, dtype="bfloat16"), reference, device)
+    return [{"what": f"{model}, {reference}", "passed": report.passed, **asdict(report)}]
 
 
 _LOCAL: dict[str, dict[str, Any]] = {
@@ -199,5 +217,10 @@ PARTS = (
         name="nccl",
         question="And with a process for each rank, over NCCL?",
         cases={what: partial(_equal, what, nccl, changes) for what, changes in _NCCL.items()},
+    ),
+    Part(
+        name="bfloat16",
+        question="Does rounding explain what a step in bfloat16 differs by from one in a wider type?",
+        cases={f"{m}, {r}": partial(precision, m, r) for m in ("mlp", "gpt") for r in get_args(Wider)},
     ),
 )

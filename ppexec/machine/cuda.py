@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
+from functools import partial
 from typing import Any
 
 import torch
@@ -31,7 +32,7 @@ class _CudaStream:
             raise
 
     def record(self) -> Event:
-        return _CudaEvent(self.stream.record_event())
+        return _CudaEvent(self.stream.record_event(), self._device.timeout_s)
 
     def wait(self, event: Event) -> None:
         self.stream.wait_event(event.event)  # type: ignore[attr-defined]
@@ -43,24 +44,35 @@ class _CudaStream:
 class _CudaEvent:
     __slots__ = ("event", "is_done", "synchronize")
 
-    def __init__(self, event: torch.cuda.Event) -> None:
+    def __init__(self, event: torch.cuda.Event, timeout_s: float | None) -> None:
         self.event = event
         self.is_done: Callable[[], bool] = event.query
-        self.synchronize: Callable[[], None] = event.synchronize
+        self.synchronize: Callable[[], None] = (
+            event.synchronize if timeout_s is None else partial(_wait_for, event, timeout_s)
+        )
+
+
+def _wait_for(event: torch.cuda.Event, timeout_s: float) -> None:
+    """Wait at work, as CUDA does. Raises TimeoutError."""
+    until = now_ns() + timeout_s * 1e9
+    while not event.query():
+        if now_ns() > until:
+            raise TimeoutError(f"the GPU was not done after {timeout_s:g} s")
 
 
 class CudaDevice:
     """One GPU.
 
-    index: its number among those that this process sees.
+    index: its number among those that this process sees. timeout_s: how long the host waits for it; for ever if None.
     """
 
     is_asynchronous = True
 
-    def __init__(self, index: int = 0) -> None:
+    def __init__(self, index: int = 0, *, timeout_s: float | None = None) -> None:
         torch.cuda.set_device(index)
         self.torch_device = torch.device("cuda", index)
         self.clock_error_s = 0.0
+        self.timeout_s = timeout_s
         self._streams: dict[str, _CudaStream] = {}
         self._groups: dict[int, SMGroups] = {}
         self._zero: tuple[torch.cuda.Event, int] | None = None
@@ -91,9 +103,17 @@ class CudaDevice:
             self._streams[name] = _CudaStream(self._groups[parts].streams[part], self)
         return self._streams[name]
 
-    def share_of(self, parts: int) -> dict[str, Any]:
-        """How the multiprocessors are shared out among so many parts."""
-        return self._groups[parts].description if parts in self._groups else {"parts": 1}
+    def copy_stream(self, name: str) -> Stream:
+        """With the multiprocessors that no part computes on, where they are shared out; else any stream."""
+        if name not in self._streams and self._groups:
+            groups = next(reversed(self._groups.values()))
+            self._streams[name] = _CudaStream(groups.copy_stream(), self)
+        return self.stream(name)
+
+    @property
+    def shares(self) -> list[dict[str, Any]]:
+        """How the multiprocessors are shared out (see `SMGroups.description`); empty if they are not."""
+        return [groups.description for groups in self._groups.values()]
 
     def begin(self) -> None:
         """Wait for the GPU, and read both clocks: an event that an idle GPU passes lies between two looks at ours.
@@ -134,6 +154,9 @@ class CudaDevice:
 
     def synchronize(self) -> None:
         """Wait for the GPU; what comes next, outside of submitted work, is on the default stream."""
+        if self.timeout_s is not None:
+            for stream in self._streams.values():
+                stream.record().synchronize()
         torch.cuda.synchronize(self.torch_device)
         self.switch_to(self._default)
 
@@ -144,6 +167,10 @@ class CudaDevice:
         for groups in self._groups.values():
             groups.close()
         self._groups.clear()
+        self._zero = None
+        if hasattr(torch._C, "_cuda_clearCublasWorkspaces"):
+            # cuBLAS keeps a workspace for every stream it ran on: without this each session leaks some 65 MiB.
+            torch._C._cuda_clearCublasWorkspaces()
 
 
 def _measured_cycles_per_s() -> float:

@@ -84,6 +84,9 @@ class Device(Protocol):
     def compute_stream(self, part: int = 0, parts: int = 1) -> Stream:
         """A stream to compute on, with one of `parts` equal shares of the device where it can be shared out."""
 
+    def copy_stream(self, name: str) -> Stream:
+        """The stream of this name, for copies within the device: with its own share where computations have theirs."""
+
     def begin(self) -> None:
         """Before a step: wait for what was before, and read host and device clock at once."""
 
@@ -97,7 +100,10 @@ class Device(Protocol):
         """Marks that have been reached, in nanoseconds of the host's clock."""
 
     def synchronize(self) -> None:
-        """Let the host wait until all streams have done all. Raises what submitted work raised first."""
+        """Let the host wait until all streams have done all. Raises what submitted work raised first.
+
+        A device that has a time-out raises TimeoutError if it is not done by then; so do its events.
+        """
 
     def close(self) -> None:
         """Give back what the device holds."""
@@ -145,6 +151,10 @@ class HostDevice:
         return self._stream
 
     def compute_stream(self, part: int = 0, parts: int = 1) -> Stream:
+        """All are one."""
+        return self._stream
+
+    def copy_stream(self, name: str) -> Stream:
         """All are one."""
         return self._stream
 

@@ -22,7 +22,8 @@ def make_device(config: RunConfig) -> Device:
     if config.device == "cuda":
         from ppexec.machine.cuda import CudaDevice
 
-        return CudaDevice(_gpu_of_this_process())
+        # Only of ranks that wait for other processes: kernels alone may take their time.
+        return CudaDevice(_gpu_of_this_process(), timeout_s=None if config.is_local else config.timeout_s)
     return HostDevice()
 
 

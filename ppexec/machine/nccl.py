@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import os
 from collections.abc import Iterable, Sequence
+from datetime import timedelta
 
 import torch
 import torch.distributed as dist
@@ -50,10 +51,12 @@ class LinkGroups:
     """The process groups of directed links, made when first asked for.
 
     pipelines: the global ranks of every pipeline of the world, shape (pipelines, p): all processes of the world must
-    ask for the same links in the same sequence. device: whose streams warm them up.
+    ask for the same links in the same sequence. device: whose streams warm them up. timeout_s: after which the host
+    says who waits for whom. NCCL itself, which ends the process, is given twice as long.
     """
 
-    def __init__(self, pipelines: Sequence[Sequence[int]], device: Device) -> None:
+    def __init__(self, pipelines: Sequence[Sequence[int]], device: Device, timeout_s: float) -> None:
+        self._timeout = timedelta(seconds=2 * timeout_s)
         self._pipelines, self._device = [list(line) for line in pipelines], device
         self._groups: dict[Pair, dist.ProcessGroup] = {}
         self._made: set[Pair] = set()
@@ -76,7 +79,7 @@ class LinkGroups:
         """Make the pair's group in every pipeline, and send one number over this process's, which connects it."""
         self._made.add(pair)
         for line in self._pipelines:
-            group = dist.new_group([line[pair[0]], line[pair[1]]], backend="nccl")
+            group = dist.new_group([line[pair[0]], line[pair[1]]], backend="nccl", timeout=self._timeout)
             if dist.get_rank() in (line[pair[0]], line[pair[1]]):
                 self._groups[pair] = group
                 is_sender = dist.get_rank() == line[pair[0]]

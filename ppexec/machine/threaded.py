@@ -62,6 +62,8 @@ class _ThreadStream:
             del item  # nothing that the work holds may live until the next comes
 
     def submit(self, work: Callable[[], None], label: str = "") -> None:
+        if self._device.launch_s:
+            wait_s(self._device.launch_s)
         self._queue.put(_Item(work, label))
 
     def record(self) -> _ThreadEvent:
@@ -80,14 +82,24 @@ class _ThreadStream:
 
 
 class ThreadedDevice:
-    """A CPU whose streams are threads, each computing with `threads` threads of torch's."""
+    """A CPU whose streams are threads.
+
+    Parameters
+    ----------
+    threads : int
+        Of torch's, for each stream.
+    launch_s : float
+        What the host spends on submitting work, as if it launched kernels.
+    timeout_s : float or None
+        How long the host waits for the device in `synchronize`; for ever by default.
+    """
 
     is_asynchronous = True
     clock_error_s = 0.0
 
-    def __init__(self, *, threads: int = 1) -> None:
+    def __init__(self, *, threads: int = 1, launch_s: float = 0.0, timeout_s: float | None = None) -> None:
         self.torch_device = torch.device("cpu")
-        self.threads = threads
+        self.threads, self.launch_s, self.timeout_s = threads, launch_s, timeout_s
         self.failure: BaseException | None = None
         self._lock = threading.Lock()
         self._streams: dict[str, _ThreadStream] = {}
@@ -101,6 +113,10 @@ class ThreadedDevice:
     def compute_stream(self, part: int = 0, parts: int = 1) -> Stream:
         """A thread for each part."""
         return self.stream(f"compute {part}")
+
+    def copy_stream(self, name: str) -> Stream:
+        """The thread of this name."""
+        return self.stream(name)
 
     def begin(self) -> None:
         """Wait for what was before."""
@@ -128,9 +144,11 @@ class ThreadedDevice:
 
     def synchronize(self) -> None:
         """Wait for all streams. Raises what work raised first; then the device can be used again."""
+        began = now_ns()
         for event in [stream.record() for stream in self._streams.values()]:
             while not event.passed.wait(_LOOK_S) and self.failure is None:
-                pass
+                if self.timeout_s is not None and now_ns() - began > self.timeout_s * 1e9:
+                    raise TimeoutError(f"the device was not done after {self.timeout_s:g} s")
         if self.failure is not None:
             failure, self.failure = self.failure, None
             raise failure

@@ -3,12 +3,17 @@
 The ledger counts the bytes that actions hold between them. While an action runs it needs more: what its kernels write
 before they have done. That is measured for each stage and kind of action alone; the most that a step needs at any time
 is then known from its order.
+
+A stage's first backward makes the gradients, later ones add to them. The first needs room for the gradients but for no
+sum beside them, so it is measured apart.
 """
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from dataclasses import dataclass
 from functools import partial
+from typing import Protocol
 
 import numpy as np
 import torch
@@ -19,67 +24,181 @@ from ppexec.stage.stage import Stage, act
 from ppexec.workers.worker import Worker
 from ppsim import Kind, Program
 
+_MAKES_GRADIENTS = (Kind.B, Kind.W)
+
+
+class AllocatorBytes(Protocol):
+    """What an allocator says about itself."""
+
+    def held(self) -> int:
+        """Bytes that tensors take now."""
+
+    def start_peak(self) -> None:
+        """Let `peak` be of what comes from now on."""
+
+    def peak(self) -> int:
+        """The most bytes that tensors took since `start_peak`."""
+
+
+class _CudaBytes:
+    def __init__(self, device: torch.device) -> None:
+        self._device = device
+
+    def held(self) -> int:
+        return torch.cuda.memory_allocated(self._device)
+
+    def start_peak(self) -> None:
+        torch.cuda.reset_peak_memory_stats(self._device)
+
+    def peak(self) -> int:
+        return torch.cuda.max_memory_allocated(self._device)
+
+
+Action = tuple[int, int]
+"""Kind and stage."""
+
 
 @dataclass(frozen=True, kw_only=True)
 class AllocatorPeak:
     """What one process's allocator held at most in a step.
 
-    base_bytes: before it. peak_bytes: at most. transient_bytes: (kind, stage) -> how much more than before it an action
-    of this kind needs while it runs, with the gradients there already.
+    Parameters
+    ----------
+    base_bytes : int
+        Before the step.
+    peak_bytes : int
+        At most in it.
+    transient_bytes : dict of (kind, stage) to int
+        How much more than before it an action of this kind needs while it runs, with the gradients there already.
+    first_transient_bytes : dict of (kind, stage) to int
+        The same of a B or W that makes the stage's gradients.
+    data_bytes : int
+        Of a microbatch's input to stage 0, which is there before the step; 0 where others hold stage 0.
+    message_bytes : int
+        Of the largest message.
     """
 
     base_bytes: int
     peak_bytes: int
-    transient_bytes: dict[tuple[int, int], int]
+    transient_bytes: dict[Action, int]
+    first_transient_bytes: dict[Action, int]
+    data_bytes: int = 0
+    message_bytes: int = 0
 
 
-def allocator_peak(worker: Worker) -> AllocatorPeak:
-    """Run every kind of action alone, then a step. Raises ValueError on a device without such an allocator."""
+def allocator_peak(worker: Worker, allocator: AllocatorBytes | None = None) -> AllocatorPeak:
+    """Run every kind of action alone, then a step.
+
+    Parameters
+    ----------
+    worker : Worker
+        Holds the stages.
+    allocator : AllocatorBytes, optional
+        Counts; the GPU's caching allocator unless given.
+
+    Raises
+    ------
+    ValueError
+        On a device without a caching allocator, if none is given.
+    """
     device = worker.device.torch_device
-    if device.type != "cuda":
-        raise ValueError(f"device {worker.config.device!r} has no caching allocator: take a GPU")
+    if allocator is None:
+        if device.type != "cuda":
+            raise ValueError(f"device {worker.config.device!r} has no caching allocator: take a GPU")
+        allocator = _CudaBytes(device)
     batch = worker.load(0)
     worker.clear()
     worker.step(batch)  # libraries take their workspaces in the first
     worker.clear()
-    transients: dict[tuple[int, int], int] = {}
+    first: dict[Action, int] = {}
+    later: dict[Action, int] = {}
     for rank in worker.ranks:
         for stage in (stage for stage in rank.stages.values() if isinstance(stage, Stage)):
-            rank.compute.submit(partial(_note_transients, worker, stage, batch, transients))
+            rank.compute.submit(partial(_note_transients, worker, stage, batch, allocator, first, later))
     worker.device.synchronize()
     worker.clear()
-    torch.cuda.synchronize(device)
-    base = torch.cuda.memory_allocated(device)
-    torch.cuda.reset_peak_memory_stats(device)
+    base = allocator.held()
+    allocator.start_peak()
     worker.step(batch)
-    peak = torch.cuda.max_memory_allocated(device)
+    peak = allocator.peak()
     worker.clear()
-    return AllocatorPeak(base_bytes=base, peak_bytes=peak, transient_bytes=transients)
+    return AllocatorPeak(
+        base_bytes=base,
+        peak_bytes=peak,
+        transient_bytes=later,
+        first_transient_bytes=first,
+        data_bytes=batch.inputs[0].nbytes if 0 in worker.stages else 0,
+        message_bytes=max((spec.size_bytes for spec in worker.message_specs), default=0),
+    )
 
 
-def _note_transients(worker: Worker, stage: Stage, batch: Batch, found: dict[tuple[int, int], int]) -> None:
-    """Of each kind of action of a stage; the second round counts, since the first makes the gradients."""
-    device = worker.device.torch_device
+def _note_transients(
+    worker: Worker,
+    stage: Stage,
+    batch: Batch,
+    allocator: AllocatorBytes,
+    first: dict[Action, int],
+    later: dict[Action, int],
+) -> None:
+    """Of each kind of action of a stage: without gradients, and then with them."""
     stage.begin(batch)
     actions = worker.sample_actions(stage, batch)
     is_split = any(kind == Kind.W for kind, _ in actions)
-    for kind, value in actions * 2:
-        before = torch.cuda.memory_allocated(device)
-        torch.cuda.reset_peak_memory_stats(device)
-        output = act(stage, kind, 0, value, batch, split=is_split)
-        found[int(kind), stage.index] = torch.cuda.max_memory_allocated(device) - before
-        del output
+    for found in (first, later):
+        for kind, value in actions:
+            if found is first and kind in _MAKES_GRADIENTS:
+                for layer in stage.layers:
+                    layer.zero_grad(set_to_none=True)
+            before = allocator.held()
+            allocator.start_peak()
+            output = act(stage, kind, 0, value, batch, split=is_split)
+            if found is later or kind in _MAKES_GRADIENTS:
+                found[int(kind), stage.index] = allocator.peak() - before
+            del output
 
 
 def predicted_peak_bytes(program: Program, rank: int, memory: RankMemory, found: AllocatorPeak) -> int:
     """The most that a rank's allocator holds in a step: before each action what is held, and what the action needs.
 
-    memory: what the ledger counted after each row of the rank.
+    Parameters
+    ----------
+    program : Program
+        What runs.
+    rank : int
+        Whose peak it is.
+    memory : RankMemory
+        What the ledger counted after each row of the rank.
+    found : AllocatorPeak
+        Of the rank's process. Its transients are used, its peak is not.
+
+    Notes
+    -----
+    When an action starts, the message that it takes is still there and the next receive of that link is posted. The
+    gradient that the action before sent may not have left. The ledger counts the data that stage 0 works on as its
+    input; the allocator held it before the step. A tensor that two stages of a rank hand over counts twice here, as it
+    does in the ledger.
     """
     rows = np.array(list(program.rows_of(rank)))
-    held = np.array(memory.activation_bytes) + np.array(memory.buffer_bytes)
+    kind, stage = program.kind[rows], program.stage[rows]
+    takes, sends = program.message_in[rows] >= 0, program.message_out[rows] >= 0
+    held = np.array(memory.activation_bytes)
     if memory.gradient_bytes is not None:
         held = held + np.array(memory.gradient_bytes)
-    before = np.concatenate([[0], held[:-1]])
-    needs = [found.transient_bytes[int(program.kind[row]), int(program.stage[row])] for row in rows]
-    return int(found.base_bytes + (before + np.array(needs)).max())
+    ends = kind == (Kind.W if (kind[stage == 0] == Kind.W).any() else Kind.B)
+    data = np.cumsum(((kind == Kind.F).astype(int) - ends) * (stage == 0)) * found.data_bytes
+    leaving = found.message_bytes * (sends & (kind != Kind.F))
+    before = np.concatenate([[0], (held - data + leaving)[:-1]])
+    buffers = np.array(memory.buffer_bytes) + takes * found.message_bytes
+    needs = _needs(kind.tolist(), stage.tolist(), found.transient_bytes, found.first_transient_bytes)
+    return int(found.base_bytes + (before + buffers + needs).max())
+
+
+def _needs(kinds: list[int], stages: list[int], later: Mapping[Action, int], first: Mapping[Action, int]) -> np.ndarray:
+    """What each row's action needs while it runs; of each stage the first B or W makes the gradients."""
+    needs, with_gradients = [], set()
+    for kind, stage in zip(kinds, stages, strict=True):
+        makes_gradients = kind in _MAKES_GRADIENTS and stage not in with_gradients
+        if makes_gradients:
+            with_gradients.add(stage)
+        needs.append((first if makes_gradients else later)[kind, stage])
+    return np.array(needs)

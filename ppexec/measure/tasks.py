@@ -8,6 +8,7 @@ from __future__ import annotations
 import os
 import time
 from collections.abc import Sequence
+from typing import Any
 
 import torch
 
@@ -16,6 +17,7 @@ from ppexec.machine.environment import ALLOCATOR, is_crowded
 from ppexec.machine.mesh import meet
 from ppexec.measure.allocator import AllocatorPeak, allocator_peak
 from ppexec.measure.assemble import RankMemory
+from ppexec.measure.launches import launch_times
 from ppexec.measure.link_probe import LinkSample, probe_links, probe_sizes
 from ppexec.measure.ping import PingSample
 from ppexec.measure.profile import LayerProfiler, LayerSamples, run_in_turn
@@ -110,6 +112,11 @@ def _profiler(worker: Worker, rank: Rank) -> LayerProfiler:
     return worker.keep((LayerProfiler, rank.number), make)
 
 
+def time_launches(worker: Worker, *, steps: int) -> list[list[float]]:
+    """What the host spends on each action of each rank; see `launch_times`."""
+    return launch_times(worker, steps=steps)
+
+
 def probe(worker: Worker) -> list[list[LinkSample]]:
     """What a message costs on every link of the program, measured by its sender."""
     is_shared = isinstance(worker.ranks[0].transport, SharedTransport)
@@ -159,6 +166,11 @@ def message_bytes(worker: Worker) -> list[int]:
 def allocator(worker: Worker) -> dict[str, str | None]:
     """This process's allocator settings."""
     return {name: os.environ.get(name) for name in ALLOCATOR}
+
+
+def device_shares(worker: Worker) -> list[dict[str, Any]]:
+    """How this process's ranks share the multiprocessors of its GPU; empty if they do not."""
+    return getattr(worker.device, "shares", [])
 
 
 def device_peak(worker: Worker) -> AllocatorPeak:

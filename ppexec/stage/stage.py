@@ -11,7 +11,7 @@ import torch
 import torch.distributed as dist
 from torch import nn
 
-from ppexec.models.batch import Batch
+from ppexec.models.batch import Batch, fitted
 from ppexec.models.dropout import Randomness
 from ppexec.models.model import Loss
 from ppexec.stage.gradient_sum import Reduction
@@ -134,7 +134,7 @@ class Stage:
             with torch.no_grad():
                 output = self._chain(inputs)
                 if self.loss is not None and target is not None:
-                    self.losses[microbatch] = self.loss(output, target)
+                    self.losses[microbatch] = fitted(self.loss(output, target))
             return output.contiguous()
         self._announce(microbatch)
         if not self.is_first and inputs.is_floating_point():
@@ -144,7 +144,9 @@ class Stage:
             output = root = self._chain(inputs)
             if self.loss is not None and target is not None:
                 root = self.loss(output, target)
-                self.losses[microbatch] = root.detach()
+                self.losses[microbatch] = loss = fitted(root.detach())
+                if type(root) is torch.Tensor:
+                    root.data = loss  # mse_loss leaves its mean in memory as large as the output; the graph needs none
         # The runtime holds input and output until the backward ends, whether or not autograd saved them.
         self._held[microbatch] = _Held(inputs, output, root)
         self._units[microbatch] = units

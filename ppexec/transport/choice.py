@@ -45,7 +45,9 @@ class TransportChoice:
     ) -> None:
         self._group, self._device, self._window, self._timeout_s = group, device, window, timeout_s
         self._links = (
-            LinkGroups(pipelines_of(mesh), device) if mesh is not None and device.torch_device.type == "cuda" else None
+            LinkGroups(pipelines_of(mesh), device, timeout_s)
+            if mesh is not None and device.torch_device.type == "cuda"
+            else None
         )
 
     def open(

@@ -12,6 +12,7 @@ import torch.distributed as dist
 from ppexec.machine.clock import now_ns
 from ppexec.machine.device import Pending, taken
 from ppexec.models.shapes import TensorSpec
+from ppexec.transport.waits import waits_for, waits_to_send
 from ppsim import Program
 
 
@@ -36,7 +37,7 @@ class GlooTransport:
         messages = program.messages
         rank = dist.get_rank(group)
         self.window = window
-        self._group = group
+        self._group, self._program = group, program
         self.sent: dict[int, int] = {}
         self.received: dict[int, int] = {}
         self._specs = list(specs)
@@ -49,7 +50,7 @@ class GlooTransport:
         }
         self._to_post: dict[int, deque[int]] = {}
         self._posted: dict[int, tuple[dist.Work, torch.Tensor]] = {}
-        self._sending: deque[tuple[dist.Work, torch.Tensor]] = deque()
+        self._sending: deque[tuple[dist.Work, torch.Tensor, int]] = deque()
 
     def start(self) -> None:
         """Post the first receives of every link."""
@@ -68,7 +69,10 @@ class GlooTransport:
     def receive(self, message: int) -> Pending:
         """Wait for a message; then post the next one of its link, since its place is free."""
         work, buffer = self._posted.pop(message)
-        work.wait()
+        try:
+            work.wait()
+        except RuntimeError as error:
+            raise RuntimeError(f"{waits_for(self._program, message)}: {error}") from error
         self.received[message] = now_ns()
         queue = self._to_post[self._source[message]]
         if queue:
@@ -84,11 +88,15 @@ class GlooTransport:
         """Hand a message over; it is kept alive until it has left."""
         self.sent[message] = now_ns()
         tensor = taken(pending, message).contiguous()
-        self._sending.append((self._group.send([tensor], self._destination[message], message), tensor))
+        self._sending.append((self._group.send([tensor], self._destination[message], message), tensor, message))
         while self._sending and self._sending[0][0].is_completed():
             self._sending.popleft()
 
     def finish(self) -> None:
         """Wait until everything sent has left."""
         while self._sending:
-            self._sending.popleft()[0].wait()
+            work, _, message = self._sending.popleft()
+            try:
+                work.wait()
+            except RuntimeError as error:
+                raise RuntimeError(f"{waits_to_send(self._program, message)}: {error}") from error

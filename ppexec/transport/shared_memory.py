@@ -20,6 +20,7 @@ from ppexec.machine.clock import machine_id, now_ns
 from ppexec.machine.device import Pending, taken
 from ppexec.models.shapes import TensorSpec
 from ppexec.transport.slots import Layout, Places
+from ppexec.transport.waits import waits_for, waits_to_send
 from ppsim import Program
 
 LARGEST_BYTES = 1 << 20  # of a message: beyond, two copies by the ranks cost more than waking a thread that copies
@@ -69,7 +70,7 @@ class SharedTransport:
     def __init__(self, program: Program, specs: Sequence[TensorSpec], *, memory: SharedMemory, rank: int) -> None:
         messages = program.messages
         self.window = int(messages.position.max()) + 1  # all there are: each has its place
-        self._memory, self._rank = memory, rank
+        self._memory, self._rank, self._program = memory, rank, program
         self._sleepers = memory.sleepers()
         self._timeout_ns = round(memory.timeout.total_seconds() * 1e9)
         self._awake_ns = _AWAKE_NS if memory.spins else 0
@@ -133,10 +134,10 @@ class SharedTransport:
             if bool(words[message]) == is_there:
                 return
             waited_ns = now_ns() - began
-            if process in ready:
-                raise RuntimeError(f"rank {peer}'s process ended before message {message} had gone through")
-            if waited_ns > self._timeout_ns:
-                raise RuntimeError(f"waited {waited_ns / 1e9:.0f} s for rank {peer} and message {message}: timed out")
+            if process in ready or waited_ns > self._timeout_ns:
+                waiting = (waits_for if is_there else waits_to_send)(self._program, message)
+                why = f"rank {peer}'s process ended" if process in ready else f"timed out after {waited_ns / 1e9:.0f} s"
+                raise RuntimeError(f"{waiting}: {why}")
 
 
 def fits(program: Program, specs: Sequence[TensorSpec]) -> bool:

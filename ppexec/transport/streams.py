@@ -19,6 +19,7 @@ import torch.distributed as dist
 
 from ppexec.machine.device import Device, Event, Mark, Pending, Stream, taken
 from ppexec.models.shapes import TensorSpec
+from ppexec.transport.waits import waits_for, waits_to_send
 from ppsim import Program
 
 Pair = tuple[int, int]
@@ -77,7 +78,7 @@ class StreamTransport:
         self.window = window
         self.sent: dict[int, Mark] = {}
         self.received: dict[int, Mark] = {}
-        self._device, self._compute, self._specs = device, compute, list(specs)
+        self._program, self._device, self._compute, self._specs = program, device, compute, list(specs)
         self._pair: list[Pair] = list(zip(messages.source.tolist(), messages.destination.tolist(), strict=True))
         self._channels = dict(channels)
         self._streams = {pair: device.stream(f"rank {rank} link {pair[0]} to {pair[1]}") for pair in channels}
@@ -88,10 +89,11 @@ class StreamTransport:
         }
         self._to_post: dict[Pair, deque[int]] = {}
         self._posted: dict[int, tuple[Pending, Event]] = {}
+        self._arrivals: dict[int, Event] = {}
 
     def start(self) -> None:
         """Post the first receives of every link."""
-        self.sent, self.received = {}, {}
+        self.sent, self.received, self._arrivals = {}, {}, {}
         self._to_post = {pair: deque(messages) for pair, messages in self._incoming.items()}
         for queue in self._to_post.values():
             for _ in range(min(self.window, len(queue))):
@@ -103,10 +105,14 @@ class StreamTransport:
         stream.wait(self._compute.record())
         stream.submit(partial(self._receive, message, pending), f"receiving message {message} from rank {pair[0]}")
         self._posted[message] = pending, stream.record()
+        self._arrivals[message] = self._posted[message][1]
 
     def _receive(self, message: int, pending: Pending) -> None:
         tensor = self._specs[message].empty(self._device.torch_device)
-        self._channels[self._pair[message]].receive(tensor, message)
+        try:
+            self._channels[self._pair[message]].receive(tensor, message)
+        except RuntimeError as error:
+            raise RuntimeError(f"{waits_for(self._program, message)}: {error}") from error
         self.received[message] = self._device.mark()
         pending.value = tensor
 
@@ -118,6 +124,12 @@ class StreamTransport:
         if queue:
             self._post(queue.popleft())
         return pending
+
+    def missing(self) -> str | None:
+        """Who waits for whom: the message not there that is needed first; None if all posted receives are done."""
+        consumer = self._program.messages.consumer
+        late = [message for message, event in self._arrivals.items() if not event.is_done()]
+        return waits_for(self._program, min(late, key=lambda message: int(consumer[message]))) if late else None
 
     @property
     def posted_bytes(self) -> int:
@@ -134,7 +146,10 @@ class StreamTransport:
     def _send(self, message: int, pending: Pending, stream: Stream) -> None:
         tensor = taken(pending, message)
         self.sent[message] = self._device.mark()
-        self._channels[self._pair[message]].send(tensor, message)
+        try:
+            self._channels[self._pair[message]].send(tensor, message)
+        except RuntimeError as error:
+            raise RuntimeError(f"{waits_to_send(self._program, message)}: {error}") from error
         stream.uses(tensor)
 
     def finish(self) -> None:
@@ -182,7 +197,7 @@ class LocalTransport:
         self._destination = messages.destination.tolist()
         self._incoming = np.flatnonzero(messages.destination == rank).tolist()
         self._streams = {
-            destination: device.stream(f"link {rank} to {destination}")
+            destination: device.copy_stream(f"link {rank} to {destination}")
             for destination in np.unique(messages.destination[messages.source == rank]).tolist()
         }
         exchange.compute[rank] = compute

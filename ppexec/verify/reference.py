@@ -81,6 +81,8 @@ class Reference:
     ----------
     layers : list of Module
         With the step's gradients, after `run`.
+    batches : list of Batch
+        By replica, what `run` computes with.
     outputs : list of dict
         By replica, each microbatch's output, after `run`.
     """
@@ -94,7 +96,7 @@ class Reference:
             for index, layer in enumerate(self._model.layers)
         ]
         self._shared = SharedWeights(self.layers, self._model.tied)
-        self._batches = [self._load(dp_rank) for dp_rank in range(config.dp)]
+        self.batches = [self._load(dp_rank) for dp_rank in range(config.dp)]
         self.outputs: list[dict[int, torch.Tensor]] = []
         self._magnitudes: dict[nn.Parameter, torch.Tensor] = {}
         self._roundings = sharded_roundings(self._model, config)
@@ -169,8 +171,8 @@ class Reference:
             layer.zero_grad(set_to_none=True)
         self._magnitudes.clear()
         self._shared.clear()
-        self.outputs = [{} for _ in self._batches]
-        for batch, outputs in zip(self._batches, self.outputs, strict=True):
+        self.outputs = [{} for _ in self.batches]
+        for batch, outputs in zip(self.batches, self.outputs, strict=True):
             for microbatch in order:
                 with torch.set_grad_enabled(not config.forward_only):
                     self._shared.renew()

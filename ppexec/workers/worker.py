@@ -34,6 +34,7 @@ from ppexec.stage.tensor_parallel import check_plan
 from ppexec.stage.tied import TiedGradients
 from ppexec.stage.timed import TimedStage, message_specs, timed_stages
 from ppexec.transport.choice import TransportChoice
+from ppexec.transport.streams import StreamTransport
 from ppexec.transport.transport import Transport
 from ppexec.workers.runtime import Runtime, StepRecord
 from ppsim import Kind, Program, StageCost
@@ -240,7 +241,10 @@ class Worker:
         return [self.boundaries[self.layer_bounds[stage][1]] for stage in lower]
 
     def sample_actions(self, stage: Stage, batch: Batch) -> list[tuple[Kind, torch.Tensor | None]]:
-        """Each kind of action that the program has for a stage, with a tensor such as it is given; in sequence."""
+        """Each kind of action that the program has for a stage, with a tensor such as it is given; in sequence.
+
+        With B and I both, as in DualPipeV, each has an F before it.
+        """
         rows = np.flatnonzero(self.program.stage == stage.index)
         first, last = stage.first_layer, stage.first_layer + len(stage.layers)
         device = self.device.torch_device
@@ -253,8 +257,9 @@ class Worker:
             spec = self.boundaries[first if kind == Kind.F else last]
             return torch.zeros(spec.shape, dtype=spec.dtype, device=device)
 
-        kinds = [Kind(kind) for kind in dict.fromkeys(self.program.kind[rows].tolist())]
-        return [(kind, given(kind)) for kind in kinds]
+        present = set(self.program.kind[rows].tolist())
+        ways = [way for way in ([Kind.F, Kind.B], [Kind.F, Kind.I, Kind.W]) if present.issuperset(way)]
+        return [(kind, given(kind)) for way in ways or [[Kind.F]] for kind in way]
 
     def load(self, step: int) -> Batch:
         """This process's microbatches of a step; none where compute is timed."""
@@ -337,21 +342,29 @@ def run_step(
     ledgers: Mapping[int, Ledger] | None = None,
     keep_outputs: bool = False,
     is_timed: bool = True,
+    act: Callable[[Rank, int], None] | None = None,
 ) -> list[StepRecord]:
-    """Submit the actions of all ranks held here, in sequence, and wait until the device has done them."""
+    """Submit the actions of all ranks held here, in sequence, and wait until the device has done them.
+
+    act: submits one of them, instead of the rank's runtime.
+    """
     if is_timed:
         device.begin()
     for rank in ranks:
         rank.runtime.begin(batch, ledgers=ledgers, keep_outputs=keep_outputs, is_timed=is_timed)
-    acts = [rank.runtime.act for rank in ranks]
-    for held, action in sequence:
-        acts[held](action)
+    acts = [rank.runtime.act if act is None else partial(act, rank) for rank in ranks]
     *others, last = ranks
-    for rank in others:
-        rank.runtime.end()
-        last.compute.wait(rank.compute.record())
-    last.runtime.end()
-    device.synchronize()
+    try:
+        for held, action in sequence:
+            acts[held](action)
+        for rank in others:
+            rank.runtime.end()
+            last.compute.wait(rank.compute.record())
+        last.runtime.end()
+        device.synchronize()
+    except TimeoutError as error:
+        found = [rank.transport.missing() for rank in ranks if isinstance(rank.transport, StreamTransport)]
+        raise RuntimeError("; ".join([*filter(None, found), f"timed out: {error}"])) from error
     return [rank.runtime.record() for rank in ranks]
 
 

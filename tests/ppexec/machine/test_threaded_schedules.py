@@ -112,7 +112,15 @@ def test_a_trace_is_that_of_the_synchronous_run_but_for_its_times(pool: WorkerPo
     assert held == expected_held
 
 
-@pytest.mark.parametrize("changes", [{"schedule": "zb-h1"}, {"schedule": "1f1b", "receive_window": 1}], ids=str)
+@pytest.mark.parametrize(
+    "changes",
+    [
+        {"schedule": "zb-h1"},
+        {"schedule": "1f1b", "receive_window": 1},
+        {"schedule": "dualpipe-v"},
+    ],  # the last has B and I
+    ids=str,
+)
 def test_ranks_in_processes_of_their_own_are_bit_equal(pool: WorkerPool, changes: dict[str, Any]) -> None:
     report = ppexec.verify(threaded(**changes), pool=pool)
     assert report.outputs_bit_equal

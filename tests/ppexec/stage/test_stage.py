@@ -139,6 +139,18 @@ def test_an_evaluation_keeps_no_graph() -> None:
     assert torch.equal(stage.losses[0], output.square().mean())
 
 
+@pytest.mark.parametrize("trains", [True, False])
+def test_a_loss_holds_no_memory_but_its_number(trains: bool) -> None:
+    """PyTorch's mean squared error lies in memory as large as the output, which would be held for all of the step."""
+    stage = stage_of([nn.Linear(8, 8)], index=0, loss=nn.functional.mse_loss, trains=trains)
+    stage.forward(0, torch.ones(4, 8), torch.zeros(4, 8))
+    assert stage.losses[0].untyped_storage().nbytes() == stage.losses[0].nbytes
+    if trains:
+        assert stage._held[0].root.untyped_storage().nbytes() == stage.losses[0].nbytes
+        stage.backward(0, None)
+        assert stage.layers[0].weight.grad is not None
+
+
 def test_clearing_forgets_gradients_losses_and_what_was_under_way() -> None:
     block = MLPBlock(3, 5)
     stage = stage_of([block], index=0, loss=nn.functional.mse_loss, microbatches=2)
