@@ -128,9 +128,7 @@ class TransportChoice:
         """
         group, memory = self._group, self._probe_memory
         if group is None or self._device.is_asynchronous:
-            raise ValueError(
-                "single messages are timed between processes on CPUs: take --backend gloo --device cpu"
-            )
+            raise ValueError("single messages are timed between processes on CPUs: take --backend gloo --device cpu")
 
         def make(program: Program, specs: Sequence[TensorSpec], window: int) -> Transport:
             if memory is not None and fits(program, specs):
