@@ -18,6 +18,7 @@ import torch.distributed as dist
 
 from ppexec.machine.clock import machine_id, now_ns
 from ppexec.machine.device import Pending, taken
+from ppexec.machine.environment import usable_cores
 from ppexec.models.shapes import TensorSpec
 from ppexec.transport.slots import Layout, Slots
 from ppsim import Program
@@ -220,7 +221,7 @@ def open_memory(size_bytes: int, *, group: dist.ProcessGroup, timeout: timedelta
     if memory is None or not all_have_it:
         _close([listening, *processes, *bells])
         return None
-    spins = dist.get_world_size() * torch.get_num_threads() <= len(os.sched_getaffinity(0))
+    spins = dist.get_world_size() * torch.get_num_threads() <= usable_cores()
     return SharedMemory(
         memory=memory,
         size_bytes=size_bytes,
