@@ -12,7 +12,7 @@ from ppexec.machine.mesh import meet
 
 
 def set_apart_what_stays() -> None:
-    """Collect the garbage of the last run, and exclude what is left from later collections, which are shorter for it."""
+    """Collect the garbage of the last run, and exclude what is left from later ones, which makes them short."""
     gc.unfreeze()
     gc.collect()
     gc.freeze()
