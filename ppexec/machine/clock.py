@@ -1,4 +1,4 @@
-"""Clock: one time for all ranks."""
+"""Clock: one clock for the times of all ranks."""
 
 from __future__ import annotations
 
@@ -18,7 +18,7 @@ def now_ns() -> int:
 
 
 def machine_id() -> str:
-    """What tells one machine's clock from another's: the boot's identity where the system has one."""
+    """An identity of this machine's clock: that of its boot on Linux, else its host name."""
     try:
         return Path("/proc/sys/kernel/random/boot_id").read_text().strip()
     except OSError:
@@ -30,10 +30,26 @@ def machine_id() -> str:
 def offset_to_first_ns(
     group: dist.ProcessGroup, *, clock: Callable[[], int] = now_ns, same_machine: bool | None = None
 ) -> int:
-    """What to add to this rank's clock to read the clock of the group's first rank, in nanoseconds.
+    """What to add to this rank's clock to read the clock of the group's first rank. Collective.
 
-    0 on one machine. Across machines each rank in turn asks the first for its time and takes the answer that came back
-    fastest (Cristian, Probabilistic clock synchronization, 1989): off by at most half of that round trip. Collective.
+    Parameters
+    ----------
+    group : ProcessGroup
+        The ranks.
+    clock : callable
+        Reads this rank's clock, in nanoseconds.
+    same_machine : bool or None
+        Whether all ranks share one clock; None finds out.
+
+    Returns
+    -------
+    int
+        Nanoseconds; 0 on one machine.
+
+    Notes
+    -----
+    Across machines each rank in turn asks the first rank for its time some times, and uses the answer that came back
+    fastest. The result is off by at most half of that round trip (Cristian, Probabilistic clock synchronization, 1989).
     """
     rank, size = dist.get_rank(group), dist.get_world_size(group)
     if same_machine is None:

@@ -1,8 +1,8 @@
-"""Device: where a rank computes. Streams that run work in order, events between them, and a clock.
+"""Device: where a rank computes, with streams that run work in order, events between them, and a clock.
 
-The runtime submits every action to a stream and lets streams wait for one another's events; it never asks which device
-it is on. On the host work is done at once, inside `submit`. On an asynchronous device `submit` returns at once and the
-host runs ahead; only `Event.synchronize` and `Device.synchronize` make the host wait.
+The runtime submits every action to a stream and lets streams wait for each other's events. It does not depend on the
+kind of device. On the CPU, `submit` does the work before it returns. On an asynchronous device `submit` returns at
+once, and the host runs ahead. There only `Event.synchronize` and `Device.synchronize` make the host wait.
 """
 
 from __future__ import annotations
@@ -20,7 +20,7 @@ Mark = Any
 
 
 class Pending:
-    """A tensor that may not exist yet: work on one stream puts it here, work that comes after takes it."""
+    """A place for a tensor that may not exist yet: submitted work puts it here, and later work takes it."""
 
     __slots__ = ("value",)
 
@@ -28,13 +28,13 @@ class Pending:
         self.value = value
 
     def take(self) -> torch.Tensor | None:
-        """The tensor, which is held here no longer."""
+        """Take the tensor out; it is not kept here."""
         value, self.value = self.value, None
         return value
 
 
 def taken(pending: Pending, message: int) -> torch.Tensor:
-    """The tensor of a message. Raises RuntimeError if it is not there, which is a fault of the runtime."""
+    """Take the tensor of a message; raises RuntimeError if it is not there, which would be a bug of the runtime."""
     tensor = pending.take()
     if tensor is None:
         raise RuntimeError(f"message {message} was to be sent before it was computed")
@@ -52,26 +52,32 @@ class Event(Protocol):
 
 
 class Stream(Protocol):
-    """Work that is done in the order in which it is submitted."""
+    """Runs work in the order in which it is submitted."""
 
     def submit(self, work: Callable[[], None], label: str = "") -> None:
-        """Do this after all that was submitted before. label: what it is, for an error's message."""
+        """Do work after all work submitted before. An error in it names the `label`."""
 
     def record(self) -> Event:
-        """The end of all that was submitted until now."""
+        """An event at the end of the work submitted so far."""
 
     def wait(self, event: Event) -> None:
-        """What is submitted from now on starts after the event."""
+        """Let work submitted from now on start after an event."""
 
     def uses(self, tensor: torch.Tensor) -> None:
-        """Memory that another stream allocated is not given to others before the work submitted so far is done."""
+        """Keep the memory of another stream's tensor from reuse until the work submitted so far is done."""
 
 
 class Device(Protocol):
-    """One rank's share of a CPU or GPU.
+    """A process's CPU or GPU.
 
-    torch_device: where its tensors are. is_asynchronous: whether the host runs ahead of it. clock_error_s: how far its
-    clock may be off the host's since the last `begin`.
+    Attributes
+    ----------
+    torch_device : torch.device
+        Where its tensors are.
+    is_asynchronous : bool
+        Whether the host runs ahead of it.
+    clock_error_s : float
+        How far its clock may have drifted from the host's since the last `begin`.
     """
 
     torch_device: torch.device
@@ -82,31 +88,31 @@ class Device(Protocol):
         """The stream of this name, made when first asked for."""
 
     def compute_stream(self, part: int = 0, parts: int = 1) -> Stream:
-        """A stream to compute on, with one of `parts` equal shares of the device where it can be shared out."""
+        """A stream to compute on. Where the device can be divided, it gets share `part` of `parts` equal shares."""
 
     def copy_stream(self, name: str) -> Stream:
         """The stream of this name, for copies within the device: with its own share where computations have theirs."""
 
     def begin(self) -> None:
-        """Before a step: wait for what was before, and read host and device clock at once."""
+        """Begin a step: wait for earlier work, then read the clocks of host and device together."""
 
     def mark(self) -> Mark:
-        """The moment at which the work under way gets here; to be called in submitted work."""
+        """Record this moment in the work under way. Call it in submitted work."""
 
     def wait_s(self, seconds: float) -> None:
-        """Let the work under way take so long without computing."""
+        """Make the work under way last so long without computing. Call it in submitted work."""
 
     def times_ns(self, marks: Sequence[Mark]) -> list[int]:
-        """Marks that have been reached, in nanoseconds of the host's clock."""
+        """The times of marks that the device has reached, in nanoseconds on the host's clock."""
 
     def synchronize(self) -> None:
-        """Let the host wait until all streams have done all. Raises what submitted work raised first.
+        """Let the host wait for all streams; raises the first exception of submitted work.
 
-        A device that has a time-out raises TimeoutError if it is not done by then; so do its events.
+        A device with a time-out raises TimeoutError if it is not done by then; so do its events.
         """
 
     def close(self) -> None:
-        """Give back what the device holds."""
+        """Release what the device holds."""
 
 
 class _Done:
@@ -137,7 +143,7 @@ class _HostStream:
 
 
 class HostDevice:
-    """The CPU: the rank's own thread does the work at once."""
+    """The CPU: `submit` does the work at once, in the caller's thread. There is one stream under all names."""
 
     is_asynchronous = False
     clock_error_s = 0.0
@@ -147,11 +153,11 @@ class HostDevice:
         self._stream = _HostStream()
 
     def stream(self, name: str) -> Stream:
-        """All are one."""
+        """The only stream."""
         return self._stream
 
     def compute_stream(self, part: int = 0, parts: int = 1) -> Stream:
-        """All are one."""
+        """The only stream."""
         return self._stream
 
     def copy_stream(self, name: str) -> Stream:
@@ -159,10 +165,10 @@ class HostDevice:
         return self._stream
 
     def begin(self) -> None:
-        """Nothing is under way."""
+        """Nothing to wait for."""
 
     def mark(self) -> Mark:
-        """Now."""
+        """The current time."""
         return now_ns()
 
     def wait_s(self, seconds: float) -> None:
@@ -170,11 +176,11 @@ class HostDevice:
         wait_s(seconds)
 
     def times_ns(self, marks: Sequence[Mark]) -> list[int]:
-        """They are that already."""
+        """The marks, which are nanoseconds already."""
         return list(marks)
 
     def synchronize(self) -> None:
-        """Nothing is under way."""
+        """Nothing to wait for."""
 
     def close(self) -> None:
-        """Nothing is held."""
+        """Nothing to release."""

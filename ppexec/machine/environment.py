@@ -1,4 +1,4 @@
-"""Environment: where something was measured."""
+"""Environment: the machine and software on which something was measured."""
 
 from __future__ import annotations
 
@@ -17,11 +17,12 @@ ALLOCATOR = {
     "MALLOC_MMAP_THRESHOLD_": str(1 << 40),
     "MALLOC_TOP_PAD_": str(64 << 20),
 }
-"""Set for workers, so that freed activations stay with the process: page faults are about a tenth of a step else."""
+"""Environment variables for workers. They keep freed memory in the process, which saves page faults: about a tenth of a
+step."""
 
 
 def describe_environment(**more: Any) -> dict[str, Any]:
-    """Machine, versions and settings as JSON values; `more` is added."""
+    """Machine, versions and settings as JSON values, with the entries of `more` added."""
     import ppsim
 
     return {
@@ -44,13 +45,13 @@ def usable_cores() -> int:
 
 
 def is_crowded(config: RunConfig) -> bool:
-    """Whether a run's ranks, all on this machine, have more threads than there are cores."""
+    """Whether the processes of a run on this machine have more threads than there are cores."""
     here = int(os.environ.get("LOCAL_WORLD_SIZE", config.world_size))
     return here * config.threads > usable_cores()
 
 
 def memory_bytes() -> int:
-    """This machine's main memory."""
+    """Size of this machine's main memory, in bytes."""
     return os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES")
 
 

@@ -1,4 +1,4 @@
-"""Make device: the device that a configuration means, for the process that asks."""
+"""Make device: this process's device, as the configuration says."""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ if TYPE_CHECKING:
 
 
 def make_device(config: RunConfig) -> Device:
-    """The CPU, its asynchronous stand-in, or a GPU: this process's own, or one that it shares."""
+    """The CPU, the asynchronous device made of threads, or this process's GPU (which others may share)."""
     if config.device == "threads":
         from ppexec.machine.threaded import ThreadedDevice
 
@@ -28,7 +28,7 @@ def make_device(config: RunConfig) -> Device:
 
 
 def _gpu_of_this_process() -> int:
-    """By the process's number on its machine; several processes take turns where there are fewer GPUs."""
+    """The GPU with the process's number on its machine, counted round where there are more processes than GPUs."""
     import torch
 
     rank = dist.get_rank() if dist.is_initialized() else 0

@@ -1,4 +1,4 @@
-"""Mesh: the processes of a run, met as one world and laid out as one DeviceMesh with the dimensions dp, pp and tp."""
+"""Mesh: the processes of a run as one world, laid out as a DeviceMesh with the dimensions dp, pp and tp."""
 
 from __future__ import annotations
 
@@ -9,11 +9,25 @@ import torch.distributed as dist
 from torch.distributed.device_mesh import DeviceMesh, init_device_mesh
 
 WORLD_BACKENDS = {"gloo": "gloo", "nccl": "cpu:gloo,cuda:nccl", "local": "gloo"}
-"""What a world is made with, by a run's backend: objects and barriers go over gloo, tensors of GPUs over NCCL."""
+"""The backend of a world, by the run's backend. Objects and barriers go over gloo, tensors on GPUs over NCCL."""
 
 
 def join_world(*, rank: int, world_size: int, store: dist.Store, backend: str, timeout_s: float) -> None:
-    """Make this process one of `world_size`, leaving the world it was in before."""
+    """Join a world, after leaving the one that this process was in before. Collective.
+
+    Parameters
+    ----------
+    rank : int
+        This process's number in the world.
+    world_size : int
+        Number of processes.
+    store : Store
+        Where the processes find each other.
+    backend : str
+        The run's backend: "gloo", "nccl" or "local".
+    timeout_s : float
+        Seconds that a message or a collective may take.
+    """
     if dist.is_initialized():
         dist.destroy_process_group()
     forget_worlds()
@@ -23,9 +37,26 @@ def join_world(*, rank: int, world_size: int, store: dist.Store, backend: str, t
 
 
 def build_mesh(*, dp: int, pp: int, tp: int, device_type: str = "cpu") -> DeviceMesh:
-    """A mesh over all processes; raises ValueError if their number is not dp * pp * tp.
+    """Lay out all processes of the world as a mesh. Collective.
 
-    tp is innermost: its ranks exchange the most, so they are neighbours, on one machine where it has that many.
+    The ranks of tp exchange the most. So tp is the innermost dimension, which puts them on one machine where possible.
+
+    Parameters
+    ----------
+    dp, pp, tp : int
+        Number of replicas, of ranks in a pipeline, and of tensor-parallel ranks.
+    device_type : str
+        "cpu" or "cuda".
+
+    Returns
+    -------
+    DeviceMesh
+        With the dimensions "dp", "pp" and "tp".
+
+    Raises
+    ------
+    ValueError
+        If the world does not have dp * pp * tp processes.
     """
     world = dist.get_world_size()
     if dp * pp * tp != world:
@@ -36,23 +67,23 @@ def build_mesh(*, dp: int, pp: int, tp: int, device_type: str = "cpu") -> Device
 
 
 def meet(mesh: DeviceMesh | None) -> None:
-    """Wait until all processes have come here, one dimension after another; the ranks of a pipeline leave together."""
+    """Wait for all processes, one dimension after another; pp comes last, so the ranks of a pipeline go on together."""
     for name in ("dp", "tp", "pp"):
         if mesh is not None and mesh[name].size() > 1:
             dist.barrier(mesh.get_group(name))
 
 
 def pipelines_of(mesh: DeviceMesh) -> list[list[int]]:
-    """The global ranks of every pipeline of the world, each from its first rank to its last."""
+    """The global ranks of every pipeline of the world, each in the order of its ranks."""
     by_pipeline = mesh.mesh.movedim(list(mesh.mesh_dim_names or ()).index("pp"), -1)
     return by_pipeline.reshape(-1, by_pipeline.shape[-1]).tolist()
 
 
 def forget_worlds() -> None:
-    """Make PyTorch forget the meshes of worlds that are no more; to be called when this process joins another.
+    """Clear PyTorch's caches of sharded operations; call it before this process joins another world.
 
-    What it keeps of a sharded operation is found by the mesh's ranks and names, which another world's may equal, and
-    holds the old mesh, whose groups are gone, or have become other groups.
+    The caches are keyed by a mesh's ranks and dimension names. A mesh of the next world may have the same key, and
+    would be answered with the old mesh, whose process groups no longer exist.
     """
     if "torch.distributed.tensor" not in sys.modules:
         return

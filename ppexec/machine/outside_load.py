@@ -1,4 +1,4 @@
-"""Watch: how much of this machine others use while something is measured."""
+"""Outside load: how much of this machine other programs use while something is measured."""
 
 from __future__ import annotations
 
@@ -9,13 +9,13 @@ from contextlib import contextmanager
 from dataclasses import dataclass, field
 from pathlib import Path
 
-_LEAST_S = 0.03  # the kernel counts in hundredths of a second, and not all at one time
-_SHARE = 0.05  # of the window; of one core
+_LEAST_S = 0.03  # the kernel counts in hundredths of a second and does not update all counts at once
+_SHARE = 0.05  # of one core
 
 
 @dataclass(frozen=True, kw_only=True)
 class CpuTimes:
-    """CPU seconds so far: of all cores of the machine, idle ones aside, and of the processes that measure."""
+    """CPU seconds so far, `busy_s` of all cores and `own_s` of the processes that measure, at the time `now_s`."""
 
     busy_s: float
     own_s: float
@@ -24,29 +24,32 @@ class CpuTimes:
 
 @dataclass(kw_only=True)
 class Window:
-    """What happened while it was open: its length, and the CPU seconds that others used in it."""
+    """A stretch of time, and the CPU seconds that other programs used in it."""
 
     length_s: float = 0.0
     outside_s: float = 0.0
 
     @property
     def is_disturbed(self) -> bool:
-        """Whether others used more than a twentieth of a core, and more than the kernel's counting is off by."""
+        """Whether others used more than a twentieth of a core, and more than the error of the kernel's counts."""
         return self.outside_s > max(_LEAST_S, _SHARE * self.length_s)
 
 
 @dataclass(frozen=True, kw_only=True)
 class OutsideLoad:
-    """Tells which measurements were disturbed from outside this run.
+    """Tells which measurements were disturbed by other programs.
 
-    read: takes the ids of this run's worker processes; other reads than those of /proc are for tests.
+    Parameters
+    ----------
+    read : callable
+        Reads the CPU times, given the ids of this run's worker processes. Tests give another than `read_proc`.
     """
 
     read: Callable[[Sequence[int]], CpuTimes] = field(default_factory=lambda: read_proc)
 
     @contextmanager
     def window(self, process_ids: Sequence[int]) -> Iterator[Window]:
-        """Watch while the body runs; the window is complete when it has."""
+        """Watch while the body runs. The window is filled in when the body ends."""
         window, before = Window(), self.read(process_ids)
         yield window
         after = self.read(process_ids)
@@ -55,7 +58,7 @@ class OutsideLoad:
 
 
 def read_proc(process_ids: Sequence[int], root: Path = Path("/proc")) -> CpuTimes:
-    """From /proc: busy is user, nice, system, irq, softirq and steal; own is this process's and the given ones'."""
+    """Read /proc: busy is user, nice, system, irq, softirq and steal; own counts this process and the given ones."""
     tick_s = 1 / os.sysconf("SC_CLK_TCK")
     own = 0
     for process in (os.getpid(), *process_ids):

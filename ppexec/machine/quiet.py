@@ -1,4 +1,4 @@
-"""Quiet: what keeps a process's own housekeeping out of what it measures."""
+"""Quiet: keeps garbage collection and late processes out of what is measured."""
 
 from __future__ import annotations
 
@@ -12,7 +12,7 @@ from ppexec.machine.mesh import meet
 
 
 def set_apart_what_stays() -> None:
-    """Collect what is left of the run before, and let no later collection look at what modules hold: it takes long."""
+    """Collect the garbage of the last run, and exclude what is left from later ones, which makes them short."""
     gc.unfreeze()
     gc.collect()
     gc.freeze()
@@ -20,10 +20,15 @@ def set_apart_what_stays() -> None:
 
 @contextlib.contextmanager
 def undisturbed(mesh: DeviceMesh | None) -> Iterator[None]:
-    """All processes begin the body at once, and no garbage is collected in it.
+    """Let all processes begin and end the body together, and collect no garbage in it. Collective.
 
-    Nor do they leave it before the last is done: what a rank does after a step, collecting garbage for a tenth of a
-    second, would take a core from those that are still at it.
+    They end together because a rank that is done collects garbage for a tenth of a second, and would take a core from
+    ranks that still compute.
+
+    Parameters
+    ----------
+    mesh : DeviceMesh or None
+        The processes; None if this is the only one.
     """
     gc.collect()
     gc.disable()

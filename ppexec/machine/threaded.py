@@ -1,7 +1,7 @@
-"""Threaded device: an asynchronous device made of threads, so that what runs on GPUs is tested on any machine.
+"""Threaded device: an asynchronous device made of threads, which tests on any machine what runs on GPUs.
 
-Each stream is a thread with a queue, each event a real one. Work starts late, out of the host's sight, and in any order
-that the events allow: code that reads a result too early, or frees one, fails here as it would on a GPU.
+Each stream is a thread with a queue. Work runs late, and streams overlap in any way that the events allow. Code that
+reads or frees a result too early fails here as it would on a GPU.
 """
 
 from __future__ import annotations
@@ -17,11 +17,11 @@ from ppexec.machine.clock import now_ns
 from ppexec.machine.device import Event, Mark, Stream
 from ppexec.machine.waiting import sharpen_sleep, wait_s
 
-_LOOK_S = 0.05  # between looks whether another stream has failed
+_LOOK_S = 0.05  # between two checks whether a stream has failed
 
 
 class _Item(NamedTuple):
-    """always: whether it is done after a failure too."""
+    """Work in a stream's queue. `always` marks work that is done even after a failure."""
 
     work: Callable[[], object]
     label: str = ""
@@ -29,7 +29,7 @@ class _Item(NamedTuple):
 
 
 class _ThreadEvent:
-    """A real event between threads."""
+    """A point in a thread's work that other threads can wait for."""
 
     def __init__(self) -> None:
         self.passed = threading.Event()
@@ -42,7 +42,7 @@ class _ThreadEvent:
 
 
 class _ThreadStream:
-    """A thread that does what is in its queue. After a failure on any stream it skips work and still passes events."""
+    """A thread that works off its queue. After a failure on any stream it skips work but still passes events."""
 
     def __init__(self, name: str, device: ThreadedDevice) -> None:
         self._device = device
@@ -59,7 +59,7 @@ class _ThreadStream:
                     item.work()
                 except BaseException as error:  # the host raises it, in `synchronize`
                     self._device.fail(error, item.label)
-            del item  # nothing that the work holds may live until the next comes
+            del item  # so that its tensors are freed before the next item comes
 
     def submit(self, work: Callable[[], None], label: str = "") -> None:
         if self._device.launch_s:
@@ -87,11 +87,11 @@ class ThreadedDevice:
     Parameters
     ----------
     threads : int
-        Of torch's, for each stream.
+        Threads of torch with which each stream computes.
     launch_s : float
-        What the host spends on submitting work, as if it launched kernels.
+        Seconds that the host spends on submitting work, as if it launched kernels.
     timeout_s : float or None
-        How long the host waits for the device in `synchronize`; for ever by default.
+        Seconds that the host waits for the device in `synchronize`; None waits for ever.
     """
 
     is_asynchronous = True
@@ -119,11 +119,11 @@ class ThreadedDevice:
         return self.stream(name)
 
     def begin(self) -> None:
-        """Wait for what was before."""
+        """Wait for earlier work."""
         self.synchronize()
 
     def mark(self) -> Mark:
-        """Now."""
+        """The current time."""
         return now_ns()
 
     def wait_s(self, seconds: float) -> None:
@@ -131,11 +131,11 @@ class ThreadedDevice:
         wait_s(seconds)
 
     def times_ns(self, marks: Sequence[Mark]) -> list[int]:
-        """They are that already."""
+        """The marks, which are nanoseconds already."""
         return list(marks)
 
     def fail(self, error: BaseException, label: str) -> None:
-        """Keep the first failure, and what it happened in."""
+        """Keep the first failure, with the label of its work."""
         with self._lock:
             if self.failure is None:
                 if label:
@@ -143,7 +143,7 @@ class ThreadedDevice:
                 self.failure = error
 
     def synchronize(self) -> None:
-        """Wait for all streams. Raises what work raised first; then the device can be used again."""
+        """Wait for all streams; raises the first exception of submitted work. The device can then be used again."""
         began = now_ns()
         for event in [stream.record() for stream in self._streams.values()]:
             while not event.passed.wait(_LOOK_S) and self.failure is None:

@@ -1,4 +1,4 @@
-"""Waiting: how a rank spends a stated time, asleep or at work."""
+"""Waiting: ways for a rank to spend a given time, asleep or busy."""
 
 from __future__ import annotations
 
@@ -10,11 +10,11 @@ import time
 from ppexec.machine.clock import now_ns
 
 _PR_SET_TIMERSLACK = 29
-_AWAKE_NS = 150_000  # a sleep ends about a tenth of a millisecond late
+_AWAKE_NS = 150_000  # above the delay with which a sleep ends, about 100 us
 
 
 def wait_s(seconds: float) -> None:
-    """Wait for this long: asleep but for the end, since sleeping itself ends about a tenth of a millisecond late."""
+    """Wait this long: asleep at first, and awake at the end, since a sleep ends about 100 us late."""
     until = now_ns() + round(seconds * 1e9)
     while (left := until - now_ns()) > _AWAKE_NS:
         time.sleep((left - _AWAKE_NS) / 1e9)
@@ -23,13 +23,13 @@ def wait_s(seconds: float) -> None:
 
 
 def burn_s(seconds: float) -> None:
-    """Keep a core at work for this long, by the CPU time of this thread: who waits for a core does not advance."""
+    """Compute for this much CPU time of this thread. Time in which it waits for a core does not count."""
     until = time.thread_time_ns() + round(seconds * 1e9)
     while time.thread_time_ns() < until:
         pass
 
 
 def sharpen_sleep() -> None:
-    """Ask Linux to end this thread's sleeps on time, not up to 50 us later to save wake-ups."""
+    """Ask Linux to end this thread's sleeps on time, instead of up to 50 us late to save wake-ups."""
     with contextlib.suppress(OSError, AttributeError):
         ctypes.CDLL(None).prctl(_PR_SET_TIMERSLACK, 1, 0, 0, 0)

@@ -1,4 +1,4 @@
-"""Measure: what the ranks saw of a step, as one trace."""
+"""Assemble: what the ranks recorded of a step, as one trace."""
 
 from __future__ import annotations
 
@@ -12,12 +12,27 @@ from ppsim import Program, Trace
 
 
 def assemble_trace(program: Program, records: Sequence[StepRecord], message_bytes: Sequence[int]) -> Trace:
-    """A trace from all ranks' records of one step; time starts with the first action.
+    """Assemble a trace from the records of one step. Its time 0 is the start of the first action.
 
-    A message begins when its sender handed it over and has arrived when its receiver's wait for it ended, which is
-    the latest it can have been there; a rendezvous frees the sender's end no earlier than the transfer ends, so it
-    counts as having left then. With replicas a stage's reduction begins when this one handed its gradients over, and
-    ends when their sums were there.
+    Parameters
+    ----------
+    program : Program
+        What ran.
+    records : sequence of StepRecord, shape (p,)
+        The record of each rank, all on one clock.
+    message_bytes : sequence of int, shape (messages,)
+        Size of each message.
+
+    Returns
+    -------
+    Trace
+
+    Notes
+    -----
+    A message starts when its sender handed it over. It has arrived when the receiver's wait for it ended, which is the
+    latest time it can have arrived. The same time counts as that at which it left the sender, since the actual one is
+    not known. With replicas a stage's reduction begins when this replica handed its gradients over, and ends when the
+    sums had arrived.
     """
     start_ns = np.concatenate([np.array(record.start_ns, np.int64) for record in records])
     end_ns = np.concatenate([np.array(record.end_ns, np.int64) for record in records])
@@ -53,10 +68,22 @@ def assemble_trace(program: Program, records: Sequence[StepRecord], message_byte
 
 @dataclass(frozen=True, kw_only=True)
 class RankMemory:
-    """What one rank counted in an untimed step: bytes after each of its rows' actions, and those that stay.
+    """The bytes that one rank counted in an untimed step.
 
-    buffer_bytes: of receives posted and not yet used. parameter_bytes, optimizer_bytes: of the whole step (see
-    `ledger.optimizer_bytes`). None for what timed compute, or a run without an optimizer, does not have.
+    Fields are None where there is nothing to count: with timed compute, or without an optimizer.
+
+    Parameters
+    ----------
+    activation_bytes : list of int, shape (rows,)
+        Activations after each of the rank's rows.
+    buffer_bytes : list of int, shape (rows,)
+        Buffers of receives posted and not used yet, after each row's action.
+    gradient_bytes : list of int, shape (rows,)
+        The parameters' gradients, after each row's action.
+    parameter_bytes : int
+        Parameters, the same throughout the step.
+    optimizer_bytes : int
+        Optimizer state, the same throughout the step.
     """
 
     activation_bytes: list[int]
@@ -67,7 +94,7 @@ class RankMemory:
 
 
 def with_memory(trace: Trace, by_rank: Sequence[RankMemory]) -> Trace:
-    """The trace with what an untimed step of the same program counted on each rank."""
+    """The trace with the bytes that each rank counted in an untimed step of the same program."""
     gradients = [rank.gradient_bytes for rank in by_rank if rank.gradient_bytes is not None]
     return replace(
         trace,
@@ -80,7 +107,7 @@ def with_memory(trace: Trace, by_rank: Sequence[RankMemory]) -> Trace:
 
 
 def _known(by_rank: Sequence[int | None]) -> np.ndarray | None:
-    """One number for each rank; None unless every rank has one."""
+    """One number for each rank, or None if any rank has none."""
     return None if None in by_rank else np.array(by_rank, np.int64)
 
 
@@ -89,5 +116,5 @@ def _joined(levels_by_rank: Sequence[Sequence[int]]) -> np.ndarray:
 
 
 def median_step(traces: Sequence[Trace]) -> Trace:
-    """The trace whose makespan is the median (the lower of the middle two)."""
+    """The trace whose makespan is the median (of an even number, the lower of the middle two)."""
     return sorted(traces, key=lambda trace: trace.makespan_s)[(len(traces) - 1) // 2]

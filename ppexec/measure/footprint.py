@@ -1,4 +1,4 @@
-"""Footprint: what a stage as cut holds, counted on the stage itself."""
+"""Footprint: the bytes that a stage holds, counted on the stage as a whole."""
 
 from __future__ import annotations
 
@@ -12,15 +12,29 @@ from ppexec.stage.ledger import Ledger, gradient_bytes, parameter_bytes
 from ppexec.stage.stage import Stage
 
 Make = Callable[[], "torch.Tensor | None"]
+"""Makes a tensor anew at each call."""
 
 
 @dataclass(frozen=True, kw_only=True)
 class Footprint:
-    """A stage's bytes: those of a microbatch, whole and between I and W, and those of its parameters.
+    """The bytes of one microbatch on a stage, and of the stage's parameters.
 
-    Layers' bytes do not simply add up to these: a boundary inside a stage is held only if some backward needs it, and
-    layers may share storages. gradient_bytes: of the parameters that a backward reaches. older: storages that no
-    module's attributes show and that outlive a microbatch, such as a table that a layer keeps in a dictionary.
+    They are not the sum of the layers' bytes: an output inside a stage is held only if some backward needs it, and
+    layers may share storages.
+
+    Parameters
+    ----------
+    activation_bytes : int
+        Held from F to B, or to I.
+    weight_activation_bytes : int
+        Held from I to W.
+    parameter_bytes : int
+        All parameters.
+    gradient_bytes : int
+        Gradients of the parameters that a backward reaches.
+    older : tuple of UntypedStorage
+        Storages that outlive a microbatch and are no attribute of a module, such as a table that a layer keeps in a
+        dictionary. They are not activations.
     """
 
     activation_bytes: int = 0
@@ -30,7 +44,7 @@ class Footprint:
     older: tuple[torch.UntypedStorage, ...] = field(default=(), repr=False, compare=False)
 
     def amounts(self) -> dict[str, int]:
-        """The bytes alone, by field of StageCost."""
+        """The bytes by name, as StageCost names them."""
         return {name: value for name, value in vars(self).items() if name.endswith("_bytes")}
 
 
@@ -43,11 +57,29 @@ def measure_footprint(
     *,
     split: bool,
 ) -> Footprint:
-    """Run one microbatch through a stage, three times: to see what outlives it, then to count.
+    """Count a stage's bytes by running one microbatch through it three times.
 
-    inputs, gradient: make the stage's input and its output's gradient anew. older: tensors that are there before the
-    step. split: whether the stage's backwards come in two halves, for which its forward keeps other nodes. The stage's
-    parameters are left without gradients, its layers as they were.
+    The first pass finds the storages that outlive it. The second and third count, with B and with I and W. Afterwards
+    the stage's parameters have no gradients, and its layers are as before.
+
+    Parameters
+    ----------
+    stage : Stage
+        The stage.
+    inputs : callable
+        Makes the stage's input anew.
+    gradient : callable
+        Makes the gradient of its output anew; gives None for the last stage.
+    target : Tensor or None
+        The target of the loss, for the last stage.
+    older : iterable of Tensor
+        Tensors that exist before the step. They are not activations.
+    split : bool
+        Whether the run splits this stage's backwards into I and W, for which F keeps other tensors.
+
+    Returns
+    -------
+    Footprint
     """
     parameters = parameter_bytes(stage.layers)
     if not stage.trains:

@@ -1,9 +1,11 @@
-"""Probe: what a message costs on the links of a program, or on all links by size."""
+"""Link probe: the time of a message on each link of a program, or on all links by size."""
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass
+from itertools import permutations
+from typing import TypeVar
 
 import torch.distributed as dist
 
@@ -13,11 +15,12 @@ from ppexec.transport.transport import MakeTransport
 from ppsim import Program
 
 _ROUNDS = 12
+_Sample = TypeVar("_Sample")
 
 
 @dataclass(frozen=True, kw_only=True)
 class LinkSample:
-    """One way from rank `source` to rank `destination` takes `one_way_s` for a message of `size_bytes`."""
+    """A message of `size_bytes` from rank `source` to rank `destination` takes `one_way_s`."""
 
     source: int
     destination: int
@@ -33,37 +36,52 @@ def probe_links(
     offset_ns: int = 0,
     make_transport: MakeTransport | None = None,
 ) -> list[LinkSample]:
-    """The median time of a message between every two ranks that share a link, at the link's own message size.
+    """Measure a message on every link of a program, at the size of the link's messages. Collective.
 
-    The receiver has been asleep in its wait for some milliseconds, as a rank is that waits in a pipeline: what is timed
-    is from the send to the receiver's going on, waking up included, which takes longer than the message. Pairs take
-    turns, so that none disturbs another. offset_ns: from this rank's clock to the first rank's. Collective; gives what
-    this rank measured as the sender.
+    The receiver has slept in its wait for some milliseconds, as a rank of a pipeline does. The time is from the send
+    to the moment at which the receiver goes on. It includes the wake-up, which takes longer than the message.
+
+    Parameters
+    ----------
+    program : Program
+        Its links are measured, one after another, so that none disturbs another.
+    specs : sequence of TensorSpec, shape (messages,)
+        Shape and type of each message.
+    group : ProcessGroup
+        Rank r of the group is rank r of the program.
+    offset_ns : int
+        What to add to this rank's clock to read the first rank's.
+    make_transport : callable, optional
+        Makes what carries the messages; gloo if not given.
+
+    Returns
+    -------
+    list of LinkSample
+        The links of which this rank is the sender; medians.
     """
-    samples = []
     sizes = {
         (int(source), int(destination)): specs[message].size_bytes
         for message, (source, destination) in enumerate(
             zip(program.messages.source, program.messages.destination, strict=True)
         )
     }
-    for (source, destination), size_bytes in sorted(sizes.items()):
-        if dist.get_rank(group) in (source, destination):
-            taken = ping_asleep(
-                source,
-                destination,
-                size_bytes,
-                group,
-                rounds=_ROUNDS,
-                offset_ns=offset_ns,
-                make_transport=make_transport,
-            )
-            if taken is not None:
-                samples.append(
-                    LinkSample(source=source, destination=destination, size_bytes=size_bytes, one_way_s=taken.median_s)
-                )
-        dist.barrier(group)
-    return samples
+
+    def measure(source: int, destination: int) -> LinkSample | None:
+        size_bytes = sizes[source, destination]
+        taken = ping_asleep(
+            source,
+            destination,
+            size_bytes,
+            group,
+            rounds=_ROUNDS,
+            offset_ns=offset_ns,
+            make_transport=make_transport,
+        )
+        if taken is None:
+            return None
+        return LinkSample(source=source, destination=destination, size_bytes=size_bytes, one_way_s=taken.median_s)
+
+    return _link_by_link(sorted(sizes), group, measure)
 
 
 def probe_sizes(
@@ -74,27 +92,47 @@ def probe_sizes(
     offset_ns: int = 0,
     make_transport: MakeTransport | None = None,
 ) -> list[PingSample]:
-    """Every directed link between two ranks of the group at every size; see `ping`.
+    """Measure every directed link between two ranks of a group at every size. Collective.
 
-    Pairs take turns, so that none disturbs another. Collective; gives what this rank measured as the sender.
+    Parameters
+    ----------
+    size_bytes : sequence of int
+        The sizes of messages.
+    group : ProcessGroup
+        The ranks. Their links are measured one after another, so that none disturbs another.
+    rounds : int
+        How often each measurement is taken.
+    offset_ns : int
+        What to add to this rank's clock to read the first rank's.
+    make_transport : callable, optional
+        Makes what carries the messages; gloo if not given.
+
+    Returns
+    -------
+    list of PingSample
+        The links of which this rank is the sender.
     """
-    rank, ranks = dist.get_rank(group), dist.get_world_size(group)
+    pairs = list(permutations(range(dist.get_world_size(group)), 2))
     samples = []
     for size in size_bytes:
-        for source in range(ranks):
-            for destination in range(ranks):
-                if source == destination:
-                    continue
-                if rank in (source, destination):
-                    sample = ping(
-                        source,
-                        destination,
-                        size,
-                        group,
-                        rounds=rounds,
-                        offset_ns=offset_ns,
-                        make_transport=make_transport,
-                    )
-                    samples += [] if sample is None else [sample]
-                dist.barrier(group)
+
+        def measure(source: int, destination: int, size: int = size) -> PingSample | None:
+            return ping(
+                source, destination, size, group, rounds=rounds, offset_ns=offset_ns, make_transport=make_transport
+            )
+
+        samples += _link_by_link(pairs, group, measure)
+    return samples
+
+
+def _link_by_link(
+    pairs: Iterable[tuple[int, int]], group: dist.ProcessGroup, measure: Callable[[int, int], _Sample | None]
+) -> list[_Sample]:
+    """Call `measure` at both ends of one link after another; the samples of this rank, which senders have."""
+    samples = []
+    for pair in pairs:
+        sample = measure(*pair) if dist.get_rank(group) in pair else None
+        if sample is not None:
+            samples.append(sample)
+        dist.barrier(group)
     return samples

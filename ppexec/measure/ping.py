@@ -1,10 +1,10 @@
-"""Ping: what a message from one rank to another costs, taken apart.
+"""Ping: the cost of a message from one rank to another, part by part.
 
     sender    |send|send|...                    receiver   |post|post|... wait ......|1|2|...|k
               0                                            ready     asleep          one_way_s
                                                                                       later ones: occupied_s each
 
-Everything travels as a run's messages do: through a transport, for a program in which one rank sends and one receives.
+Messages travel as in a run: through a transport, for a program in which one rank sends and one receives.
 """
 
 from __future__ import annotations
@@ -28,18 +28,19 @@ from ppexec.transport.transport import MakeTransport, Transport
 from ppsim import Program, Schedule
 
 ASLEEP_S = 0.003
-"""How long a receiver has waited that is called asleep: its core has had time to idle."""
+"""After waiting this long a receiver counts as asleep: its core has had time to idle."""
 BURSTS = (1, 2, 4, 8)
-_BURST_BYTES = 32 << 20  # of one burst, beyond two messages
-_UNCOUNTED = 3  # first rounds: buffers are touched, connections wake
-_READY_TAG = 1 << 20  # no message of a ping has it
-
+"""Numbers of messages that are sent at once."""
+_BURST_BYTES = 32 << 20  # bursts of more than two messages are left out above this size
+_UNCOUNTED = 3  # first rounds, in which buffers are touched and connections set up
+_READY_TAG = 1 << 20  # above the tags of all messages of a ping
 
 Times = npt.NDArray[np.int64]
+"""Nanoseconds of each round, shape (rounds, times in a round)."""
 
 
 def gloo_transport(group: dist.ProcessGroup) -> MakeTransport:
-    """Messages through gloo, over this group."""
+    """Make transports that send through gloo, over this group."""
 
     def make(program: Program, specs: Sequence[TensorSpec], window: int) -> Transport:
         return GlooTransport(program, specs, group=group, window=window)
@@ -57,20 +58,34 @@ class Spread:
 
     @classmethod
     def of_ns(cls, times: npt.NDArray[Any]) -> Spread:
-        """Of measured nanoseconds; what clocks make negative counts as 0."""
+        """Median and quartiles of nanoseconds. Negative ones, from errors between clocks, count as 0."""
         p25, median, p75 = np.percentile(np.maximum(times, 0) / 1e9, [25, 50, 75]).tolist()
         return cls(p25_s=p25, median_s=median, p75_s=p75)
 
 
 @dataclass(frozen=True, kw_only=True)
 class PingSample:
-    """What messages of `size_bytes` from rank `source` to rank `destination` cost.
+    """The cost of messages of `size_bytes` from rank `source` to rank `destination`.
 
-    asleep: from the send to the receiver's going on, when it had waited for some milliseconds. awake: when it had just
-    begun to wait. late: from the posting of the receive to its going on, when the send was posted long before; as much
-    as `awake` where a message waits for its receive (rendezvous), next to nothing where it had arrived without.
-    bursts: number of messages sent at once -> when the last was there, the receiver asleep at first. occupied_s: what
-    each further one added. send, post: how long handing over a message, and posting a receive, keep the rank.
+    Parameters
+    ----------
+    source, destination : int
+        The link.
+    size_bytes : int
+        Size of each message.
+    asleep : Spread
+        From the send to the moment at which the receiver goes on, when it had waited for some milliseconds.
+    awake : Spread
+        The same, when the receiver had just begun to wait.
+    late : Spread
+        From the posting of the receive to the moment at which the receiver goes on, when the send came milliseconds
+        before. About `awake` if a message waits for its receive (rendezvous), and almost 0 if it does not.
+    bursts : dict
+        Number of messages sent at once -> from the first send to the arrival of the last, at a sleeping receiver.
+    occupied_s : float
+        What each further message of a burst adds.
+    send, post : Spread
+        How long sending a message, and posting a receive, keep the rank from other work.
     """
 
     source: int
@@ -95,10 +110,34 @@ def ping(
     offset_ns: int = 0,
     make_transport: MakeTransport | None = None,
 ) -> PingSample | None:
-    """Measure one directed link at one size, `rounds` times everything; called by both ends at once, and by no other.
+    """Measure one directed link at one size. Its two ends call this at the same time, and no other rank does.
 
-    The sample where the sender calls, None where the receiver does. Kinds of measurement take turns, so that a
-    disturbance meets them alike. offset_ns: from this rank's clock to the first rank's.
+    Kinds of measurement take turns, so that a disturbance affects them alike.
+
+    Parameters
+    ----------
+    source, destination : int
+        The link.
+    size_bytes : int
+        Size of each message.
+    group : ProcessGroup
+        Holds both ends.
+    rounds : int
+        How often each kind of measurement is taken.
+    offset_ns : int
+        What to add to this rank's clock to read the first rank's.
+    make_transport : callable, optional
+        Makes what carries the messages; gloo if not given.
+
+    Returns
+    -------
+    PingSample or None
+        None at the receiver.
+
+    Raises
+    ------
+    ValueError
+        If `rounds` is below 1.
     """
     counts = [count for count in BURSTS if count <= 2 or count * size_bytes <= _BURST_BYTES]
     ends = {
@@ -145,7 +184,28 @@ def ping_asleep(
     offset_ns: int = 0,
     make_transport: MakeTransport | None = None,
 ) -> Spread | None:
-    """As `ping`, but only what a message takes to a receiver that sleeps."""
+    """Measure only what `PingSample.asleep` says of one directed link; see `ping`.
+
+    Parameters
+    ----------
+    source, destination : int
+        The link.
+    size_bytes : int
+        Size of the message.
+    group : ProcessGroup
+        Holds both ends.
+    rounds : int
+        How many messages count.
+    offset_ns : int
+        What to add to this rank's clock to read the first rank's.
+    make_transport : callable, optional
+        Makes what carries the messages; gloo if not given.
+
+    Returns
+    -------
+    Spread or None
+        None at the receiver.
+    """
     end = _End(source, destination, size_bytes, 1, group, offset_ns, make_transport or gloo_transport(group))
     found = _take_turns({"asleep": partial(end.round, pause_s=ASLEEP_S)}, rounds)
     sent, there = end.exchange(found["asleep"])
@@ -153,7 +213,7 @@ def ping_asleep(
 
 
 def _take_turns(kinds: dict[str, Callable[[], list[int]]], rounds: int) -> dict[str, Times]:
-    """What `rounds` rounds of every kind gave, without the first few."""
+    """Take `rounds` rounds of every kind in turn, after a few that do not count."""
     if rounds < 1:
         raise ValueError(f"rounds must be 1 or more, got {rounds}")
     found: dict[str, list[list[int]]] = {name: [] for name in kinds}
@@ -169,7 +229,7 @@ def _one_way(sent: Times, there: Times) -> Spread:
 
 
 def slope(counts: Sequence[int], seconds: Sequence[float]) -> float:
-    """What each further message adds: the median of the slopes between every two points (Theil-Sen), at least 0."""
+    """Seconds that each further message adds: the median slope between every two points (Theil-Sen), at least 0."""
     slopes = [
         (seconds[b] - seconds[a]) / (counts[b] - counts[a])
         for a in range(len(counts))
@@ -179,10 +239,10 @@ def slope(counts: Sequence[int], seconds: Sequence[float]) -> float:
 
 
 class _End:
-    """One end of a link for bursts of `count` messages; both ends make the same calls.
+    """One end of a link for bursts of `count` messages. Both ends make the same calls.
 
-    Every round gives a row of times in ns. Sender: before the first send and after each. Receiver: before its receives
-    were posted, after, and when each message was there.
+    A round gives a list of times in nanoseconds. The sender has 1 + count: before the first send, and after each send.
+    The receiver has 2 + count: before and after the posting of its receives, and at the arrival of each message.
     """
 
     def __init__(
@@ -207,7 +267,7 @@ class _End:
         self._token = torch.zeros(1, dtype=torch.uint8)
 
     def round(self, *, pause_s: float) -> list[int]:
-        """Receives are posted, the receiver waits for `pause_s`, the messages are sent."""
+        """Post the receives, let the receiver wait for `pause_s`, then send."""
         if self.is_sender:
             self._await_peer()
             if pause_s:
@@ -221,7 +281,7 @@ class _End:
         return times
 
     def round_posted_late(self) -> list[int]:
-        """The messages are sent; milliseconds later their receives are posted."""
+        """Send, and post the receives milliseconds later."""
         if self.is_sender:
             times = self._send_all()
             self._tell_peer()
@@ -233,7 +293,7 @@ class _End:
         return times
 
     def exchange(self, times: Times) -> tuple[Times, Times]:
-        """The sender's and the receiver's times, where this end is the sender; its own twice at the receiver."""
+        """Bring the receiver's times to the sender: (sender's, receiver's) there; the receiver gets its own twice."""
         if not self.is_sender:
             dist.send(torch.from_numpy(times), group_dst=self._peer, group=self._group)
             return times, times

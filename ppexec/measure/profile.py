@@ -1,4 +1,4 @@
-"""Profile: what each layer costs, measured under the conditions of a run."""
+"""Profile: the cost of each layer and stage, measured under the conditions of a run."""
 
 from __future__ import annotations
 
@@ -25,10 +25,18 @@ _FIELD = {Kind.F: "forward_s", Kind.B: "backward_s", Kind.I: "backward_input_s",
 
 @dataclass(kw_only=True)
 class LayerSamples:
-    """One round on one rank.
+    """What one round measured on one rank.
 
-    seconds: field of LayerCost -> layer -> seconds of each microbatch. sizes: layer -> field -> bytes, of the layer as
-    a stage of its own. stage_seconds, stage_sizes: the same by stage, of the stage as cut.
+    Attributes
+    ----------
+    seconds : dict
+        Field of LayerCost -> layer -> seconds of each microbatch.
+    stage_seconds : dict
+        The same by stage, for whole stages.
+    sizes : dict
+        Layer -> field of LayerCost -> bytes, of the layer as a stage of its own.
+    stage_sizes : dict
+        The same by stage, for whole stages.
     """
 
     seconds: dict[str, dict[int, list[float]]] = field(default_factory=lambda: {name: {} for name in _TIMES})
@@ -38,12 +46,30 @@ class LayerSamples:
 
 
 class LayerProfiler:
-    """Times one rank's layers, each as a stage of its own, in the order and memory of a run but without messages.
+    """Times the stages and layers of one rank in the order of a run, without messages.
 
-    Bytes are counted once, of each layer and of each stage as cut. boundaries: specs before each layer and after the
-    last. overwriting: see `shapes.first_overwriting`. Other stages' outputs and gradients are made up of noise.
-    device, compute: where the rank computes, the CPU unless given. mark: reads a clock instead of the device's; where
-    ranks outnumber the cores it must stand still while others compute (CPU time).
+    The rank runs its actions in the order of the program, so it holds the memory that it holds in a run. Inputs and
+    gradients that would come from other stages are noise. Bytes are counted once, for each layer and each stage.
+
+    Parameters
+    ----------
+    program : Program
+        The run's program.
+    rank : int
+        This rank of the program.
+    stages : mapping
+        Stage number -> stage, for the stages of this rank.
+    boundaries : sequence of TensorSpec, shape (layers + 1,)
+        Shape and type of what goes into each layer, and of what leaves the last.
+    overwriting : sequence of int
+        See `ppexec.models.shapes.first_overwriting`.
+    device : Device, optional
+        Where the rank computes; the CPU if not given.
+    compute : Stream, optional
+        The stream of the rank's computations; one of the device's if not given.
+    mark : callable, optional
+        Reads a clock in place of the device's. If there are more ranks than cores, this must be one that stops while
+        other ranks compute (CPU time).
     """
 
     def __init__(
@@ -80,12 +106,24 @@ class LayerProfiler:
         self._sizes: dict[int, dict[str, int]] = {}
 
     def round(self, batch: Batch, *, by_layer: bool = True) -> LayerSamples:
-        """Run the rank's order once by stage, and if by_layer once by layer, then each layer's other kind of backward
-        once."""
+        """Run one round of this rank alone; see `work` for what it does."""
         return run_in_turn(self.device, [self], batch, by_layer=by_layer)[0]
 
     def work(self, batch: Batch, taken: _Taken, *, by_layer: bool) -> Iterator[Callable[[], None]]:
-        """A round as pieces of work to be submitted one by one."""
+        """Yield the work of a round, to be submitted piece by piece.
+
+        A round runs the rank's order once on whole stages. If `by_layer`, it then runs the order once layer by layer.
+        At last it runs the kind of backward that the order does not have, whole or split, for one microbatch.
+
+        Parameters
+        ----------
+        batch : Batch
+            The microbatches.
+        taken : _Taken
+            Where the work notes its times.
+        by_layer : bool
+            Whether to time layers too.
+        """
         for stage, kind, microbatch in self._rows:
             yield partial(self._run_stage, stage, kind, microbatch, batch, taken)
         yield self._clear
@@ -109,7 +147,7 @@ class LayerProfiler:
             whole.clear()
 
     def samples(self, taken: _Taken, batch: Batch) -> LayerSamples:
-        """What a round has shown, once the device has done it; with the bytes."""
+        """The seconds of a round that the device has done, and the bytes."""
         samples = LayerSamples()
         for found, spans in ((samples.stage_seconds, taken.stages), (samples.seconds, taken.layers)):
             begin_ns, end_ns = (self.device.times_ns([span[at] for span in spans]) for at in (2, 3))
@@ -124,7 +162,7 @@ class LayerProfiler:
         return samples
 
     def _run_stage(self, index: int, kind: Kind, microbatch: int, batch: Batch, taken: _Taken) -> None:
-        """One action of a stage as cut, timed as the runtime's own are: separate calls for its layers cost more."""
+        """Time one action of a whole stage, in one call as in a run. Separate calls for its layers take longer."""
         stage = self._stages[index]
         stage.begin(batch)
         value = self._given(stage, stage, kind, microbatch, batch)
@@ -133,6 +171,7 @@ class LayerProfiler:
         taken.stages.append((kind, index, begin, self._mark()))
 
     def _run(self, stage: int, kind: Kind, microbatch: int, batch: Batch, taken: _Taken, *, split: bool) -> None:
+        """Time one action of a stage layer by layer."""
         layers = self._layers[stage]
         value = self._given(layers[0], layers[-1], kind, microbatch, batch)
         for layer in layers if kind == Kind.F else reversed(layers):
@@ -141,13 +180,13 @@ class LayerProfiler:
             taken.layers.append((kind, layer.first_layer, begin, self._mark()))
 
     def _given(self, first: Stage, last: Stage, kind: Kind, microbatch: int, batch: Batch) -> torch.Tensor | None:
-        """What an action of these layers needs: the first one's input, the gradient of the last one's output."""
+        """An action's input: for F that of the `first` layer, for B or I the gradient of the `last` layer's output."""
         if kind == Kind.W:
             return None
         return self._input(first, microbatch, batch) if kind == Kind.F else self._gradient(last)
 
     def footprints(self, batch: Batch) -> dict[int, Footprint]:
-        """What each of this rank's stages holds, counted when first asked for."""
+        """Stage number -> footprint, counted at the first call."""
         if not self._footprints:
             self._footprints = {
                 index: self._footprint(stage, batch, split=any(cell[0] == index for cell in self._split))
@@ -193,7 +232,7 @@ class LayerProfiler:
 
 @dataclass(kw_only=True)
 class _Taken:
-    """What a round took: (kind, stage or layer, begin, end) of every action; moments on the device's clock."""
+    """The times of a round: (kind, stage or layer, begin, end) of every action, on the device's clock."""
 
     stages: list[tuple[Kind, int, Mark, Mark]] = field(default_factory=list)
     layers: list[tuple[Kind, int, Mark, Mark]] = field(default_factory=list)
@@ -202,7 +241,24 @@ class _Taken:
 def run_in_turn(
     device: Device, profilers: Sequence[LayerProfiler], batch: Batch, *, by_layer: bool
 ) -> list[LayerSamples]:
-    """A round of several ranks that share a device, side by side: their actions are submitted in turn."""
+    """Run a round of several ranks at the same time on the device that they share.
+
+    Parameters
+    ----------
+    device : Device
+        Where all of them compute.
+    profilers : sequence of LayerProfiler
+        One for each rank. Their work is submitted in turn, a piece of each.
+    batch : Batch
+        The microbatches.
+    by_layer : bool
+        Whether to time layers too, and not only whole stages.
+
+    Returns
+    -------
+    list of LayerSamples
+        One for each rank.
+    """
     device.begin()
     every = [_Taken() for _ in profilers]
     pending = [
@@ -222,11 +278,19 @@ def run_in_turn(
 
 @dataclass(frozen=True, kw_only=True)
 class Profile:
-    """Layer costs with their spread and where they were measured.
+    """Layer and stage costs, their spread, and where they were measured.
 
-    layers: in model order. stages: of the run's own cut, measured on each stage as cut, to which layers' bytes, and
-    seconds in separate calls, do not simply add up; only the kind of backward that the run does not have is a sum.
-    spread: layer -> field -> (lower, upper) quartile of the rounds' means, in seconds.
+    Parameters
+    ----------
+    layers : list of LayerCost
+        In model order.
+    stages : list of StageCost
+        Measured on whole stages, which is not the sum of their layers: bytes are shared, and a single call takes less
+        time. Only the kind of backward that the run does not have is summed from the layers.
+    spread : list of dict, shape (layers,)
+        Field of LayerCost -> (lower, upper) quartile of the rounds' means, in seconds.
+    environment : dict
+        Machine, versions and settings.
     """
 
     layers: list[LayerCost]
@@ -241,10 +305,25 @@ def summarise(
     environment: dict[str, Any],
     layer_sizes: Sequence[int],
 ) -> Profile:
-    """Costs from all ranks' rounds: a round's mean over microbatches, then the median over rounds.
+    """Compute costs from all ranks' rounds.
 
-    The mean, since a step takes the sum of its microbatches; the median, since a round may be disturbed from outside.
-    layer_sizes: the number of layers of each stage.
+    A cost is the mean over the microbatches of a round, then the median over rounds. The mean, because a step takes the
+    sum of its microbatches. The median, because other programs may disturb a round.
+
+    Parameters
+    ----------
+    rounds_by_rank : sequence of sequences of LayerSamples
+        The rounds of each rank. At least one of them must have timed layers.
+    names : sequence of str, shape (layers,)
+        The layers' names.
+    environment : dict
+        Where the rounds were measured.
+    layer_sizes : sequence of int, shape (stages,)
+        Number of layers of each stage.
+
+    Returns
+    -------
+    Profile
     """
     by_layer: dict[str, dict[int, list[float]]] = {name: defaultdict(list) for name in _TIMES}
     sizes: dict[int, dict[str, int]] = {}

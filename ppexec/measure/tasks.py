@@ -1,6 +1,6 @@
-"""Tasks: what a worker is asked to measure. Each is called in all workers of a run at once.
+"""Tasks: what workers are asked to measure. A task is called in all workers of a run at once.
 
-Those that answer by rank give a list with an answer for each rank that the worker holds.
+Most tasks return a list with an answer for each rank that the worker holds.
 """
 
 from __future__ import annotations
@@ -31,13 +31,28 @@ from ppexec.workers.worker import OPTIMIZER, Rank, Worker
 
 
 def measure(worker: Worker, *, steps: int, first_step: int = 0) -> list[list[StepRecord]]:
-    """Run and time `steps` steps; by rank, then by step."""
+    """Run and time steps.
+
+    Parameters
+    ----------
+    worker : Worker
+        This process.
+    steps : int
+        How many.
+    first_step : int
+        Number of the first, which decides what data it reads.
+
+    Returns
+    -------
+    list of lists of StepRecord
+        By rank, then by step.
+    """
     by_step = [worker.step(batch) for batch in worker.undisturbed_batches(first_step, steps)]
     return [list(of_rank) for of_rank in zip(*by_step, strict=True)] or [[] for _ in worker.ranks]
 
 
 def count_memory(worker: Worker) -> list[RankMemory]:
-    """What each rank holds after each row's action, from one untimed step."""
+    """Count in one untimed step the bytes that each rank holds after each of its rows."""
     batch = worker.load(0)
     is_timed = worker.costs is not None
     ledgers: dict[int, Ledger] = {}
@@ -68,21 +83,37 @@ def _real(rank: Rank) -> list[Stage]:
 
 
 def transport_name(worker: Worker) -> list[str]:
-    """What carries each rank's messages."""
+    """The class name of each rank's transport."""
     return [type(rank.transport).__name__ for rank in worker.ranks]
 
 
 def receive_window(worker: Worker) -> list[int | None]:
-    """How many receives each rank posts ahead on each link; None where none are posted."""
+    """How many receives each rank posts ahead on each link; None where no receives are posted."""
     return [rank.transport.window for rank in worker.ranks]
 
 
 def profile(
     worker: Worker, *, rounds: int, first_step: int = 0, by_layer: bool = True, ranks: Sequence[int] | None = None
 ) -> list[list[LayerSamples]]:
-    """Time the ranks' stages and layers, in their order, at the same time as other workers time theirs.
+    """Time stages and layers in the order of the run, in all workers at the same time.
 
-    ranks: of those that this worker holds, the ones to time, side by side; all unless given.
+    Parameters
+    ----------
+    worker : Worker
+        This process.
+    rounds : int
+        How many rounds.
+    first_step : int
+        Number of the step whose data the first round reads.
+    by_layer : bool
+        Whether to time layers too, and not only whole stages.
+    ranks : sequence of int, optional
+        Which of this worker's ranks to time at the same time; all if not given.
+
+    Returns
+    -------
+    list of lists of LayerSamples
+        By rank of this worker, then by round; empty lists for ranks that are not timed.
     """
     held = [rank for rank in worker.ranks if ranks is None or rank.number in ranks]
     found: dict[int, list[LayerSamples]] = {rank.number: [] for rank in worker.ranks}
@@ -96,8 +127,8 @@ def profile(
 
 def _profiler(worker: Worker, rank: Rank) -> LayerProfiler:
     def make() -> LayerProfiler:
-        # A rank that waits for a core computes nothing; threads of its own would hide from its clock.
-        is_hidden = is_crowded(worker.config) and worker.config.threads == 1 and not worker.device.is_asynchronous
+        # CPU time leaves out waiting for a core. It counts one thread only, so it serves ranks of one thread.
+        takes_cpu_time = is_crowded(worker.config) and worker.config.threads == 1 and not worker.device.is_asynchronous
         return LayerProfiler(
             worker.program,
             rank.number,
@@ -106,7 +137,7 @@ def _profiler(worker: Worker, rank: Rank) -> LayerProfiler:
             worker.overwriting,
             device=worker.device,
             compute=rank.compute,
-            mark=time.thread_time_ns if is_hidden else None,
+            mark=time.thread_time_ns if takes_cpu_time else None,
         )
 
     return worker.keep((LayerProfiler, rank.number), make)
@@ -118,7 +149,7 @@ def time_launches(worker: Worker, *, steps: int) -> list[list[float]]:
 
 
 def probe(worker: Worker) -> list[list[LinkSample]]:
-    """What a message costs on every link of the program, measured by its sender."""
+    """Measure a message on every link of the program; the links of which this rank is the sender."""
     is_shared = isinstance(worker.ranks[0].transport, SharedTransport)
     return [
         probe_links(
@@ -132,7 +163,22 @@ def probe(worker: Worker) -> list[list[LinkSample]]:
 
 
 def probe_by_size(worker: Worker, *, size_bytes: Sequence[int], rounds: int) -> list[list[PingSample]]:
-    """What messages of these sizes cost between any two ranks, measured by their senders."""
+    """Measure messages of given sizes between every two ranks.
+
+    Parameters
+    ----------
+    worker : Worker
+        This process.
+    size_bytes : sequence of int
+        The sizes.
+    rounds : int
+        How often each measurement is taken.
+
+    Returns
+    -------
+    list of lists of PingSample
+        For this rank, the links of which it is the sender.
+    """
     return [
         probe_sizes(
             size_bytes,
@@ -145,9 +191,9 @@ def probe_by_size(worker: Worker, *, size_bytes: Sequence[int], rounds: int) -> 
 
 
 def probe_reductions(worker: Worker) -> list[ReductionSample]:
-    """What adding up this rank's gradients over the replicas takes, stage by stage; nothing without replicas.
+    """Measure how long it takes to add up each stage's gradients over the replicas; empty without replicas.
 
-    The ranks of a pipeline take turns, as they mostly do at the end of a step; those of tp go together.
+    The ranks of a pipeline take turns, as at the end of a step. The ranks of tp measure at the same time.
     """
     samples: list[ReductionSample] = []
     for rank in range(worker.config.ranks if worker.replicas is not None else 0):
@@ -159,12 +205,12 @@ def probe_reductions(worker: Worker) -> list[ReductionSample]:
 
 
 def message_bytes(worker: Worker) -> list[int]:
-    """The size of every message of the program."""
+    """The size of each message of the program."""
     return [spec.size_bytes for spec in worker.message_specs]
 
 
 def allocator(worker: Worker) -> dict[str, str | None]:
-    """This process's allocator settings."""
+    """This process's allocator settings (see `ppexec.machine.environment.ALLOCATOR`)."""
     return {name: os.environ.get(name) for name in ALLOCATOR}
 
 
@@ -174,22 +220,37 @@ def device_shares(worker: Worker) -> list[dict[str, Any]]:
 
 
 def device_peak(worker: Worker) -> AllocatorPeak:
-    """What a step takes of the GPU's memory, and what its actions need while they run."""
+    """Measure the GPU memory of a step, and what actions need besides while they run."""
     return allocator_peak(worker)
 
 
 def clock_error_s(worker: Worker) -> float:
-    """How far the device's clock may be off the host's."""
+    """How far the device's clock may have drifted from the host's."""
     return worker.device.clock_error_s
 
 
 def time_plain(worker: Worker, *, rounds: int) -> list[list[dict[str, float]]]:
-    """Seconds of F and B of this rank's stage in a plain loop without messages."""
+    """Time F and B of this rank's stage in a plain loop without messages; see `time_compute`."""
     return [time_compute(worker, rounds)]
 
 
 def time_steps(worker: Worker, *, executor: str | None, steps: int) -> list[list[tuple[int, int]]]:
-    """Begin and end of whole steps, of this project's runtime (None) or of PyTorch's, on the first rank's clock."""
+    """Time whole steps, and nothing inside them.
+
+    Parameters
+    ----------
+    worker : Worker
+        This process.
+    executor : str or None
+        Which runtime runs them: one of PyTorch's (see `torch_schedules.PEERS`), or None for this project's.
+    steps : int
+        How many.
+
+    Returns
+    -------
+    list of lists of (int, int)
+        For this process, begin and end of each step, in nanoseconds on the first rank's clock.
+    """
     if executor is not None:
         return [time_peer(worker, executor, steps)]
     times = []

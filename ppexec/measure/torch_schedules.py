@@ -1,4 +1,4 @@
-"""Peer: PyTorch's own pipeline schedules on a worker's stages, and its computations alone, to be measured against."""
+"""PyTorch's schedules: PyTorch's pipeline runtime, and a plain loop, on a worker's stages, to compare with."""
 
 from __future__ import annotations
 
@@ -18,12 +18,13 @@ from ppexec.workers.worker import Worker
 from ppsim import Kind
 
 PEERS = ("torch-gpipe", "torch-1f1b", "torch-runtime")
+"""PyTorch's executors. "torch-runtime" interprets this run's own schedule, and the others run their own."""
 
 
 def peer_step(worker: Worker, name: str) -> Callable[[Batch], Any]:
-    """A function that runs one step of PyTorch's schedule on this rank's one stage.
+    """Make a function that runs one step of one of `PEERS` on this rank's one stage.
 
-    name: "torch-gpipe", "torch-1f1b", or "torch-runtime", which interprets this run's own schedule file.
+    Raises ValueError for other names, and for stages with keyed dropout or recomputation.
     """
     if name not in PEERS:
         raise ValueError(f"unknown executor {name!r}: known are {', '.join(PEERS)}")
@@ -50,14 +51,14 @@ def peer_step(worker: Worker, name: str) -> Callable[[Batch], Any]:
 
 
 def _plain(stage: Stage) -> nn.Module:
-    """The stage's layers as PyTorch runs them, which tells nobody which microbatch it computes."""
+    """The stage's layers for PyTorch, whose schedules do not tell layers the microbatch that keyed dropout needs."""
     if stage.randomness is not None or type(stage) is not Stage:
-        raise ValueError("PyTorch's schedules know no keyed dropout or recomputation: compare with both switched off")
+        raise ValueError("PyTorch's schedules have no keyed dropout or recomputation: switch both off to compare")
     return nn.Sequential(*stage.layers)
 
 
 def _load_order(schedule: Any, text: str) -> None:
-    """PyTorch reads schedules from files alone."""
+    """Give the schedule a CSV text. PyTorch reads schedules from files only."""
     import tempfile
     from pathlib import Path
 
@@ -68,10 +69,25 @@ def _load_order(schedule: Any, text: str) -> None:
 
 
 def time_peer(worker: Worker, name: str, steps: int) -> list[tuple[int, int]]:
-    """When this rank began and ended each step, in nanoseconds on the first rank's clock."""
+    """Time steps of PyTorch's runtime.
+
+    Parameters
+    ----------
+    worker : Worker
+        This process.
+    name : str
+        One of `PEERS`.
+    steps : int
+        How many.
+
+    Returns
+    -------
+    list of (int, int)
+        Begin and end of each step, in nanoseconds on the first rank's clock.
+    """
     step = worker.keep(name, lambda: peer_step(worker, name))
     times = []
-    compute = worker.ranks[0].compute  # gradients that another stream made would cost an event each
+    compute = worker.ranks[0].compute  # on another stream each gradient would cost an event
     for batch in worker.undisturbed_batches(0, steps):
         began = now_ns()
         compute.submit(partial(step, batch))
@@ -81,16 +97,27 @@ def time_peer(worker: Worker, name: str, steps: int) -> list[tuple[int, int]]:
 
 
 def time_compute(worker: Worker, rounds: int) -> list[dict[str, float]]:
-    """Seconds of F and B of this rank's one stage, mean over a round's microbatches, and of the whole plain loop.
+    """Time a plain loop over F and B of this rank's one stage, without messages.
 
-    On a GPU F and B are what launching takes; the whole loop ends when the GPU is done.
+    Parameters
+    ----------
+    worker : Worker
+        This process.
+    rounds : int
+        How many times to run the loop.
+
+    Returns
+    -------
+    list of dict
+        For each round the mean `forward_s` and `backward_s` of a microbatch, and `whole_s` of the loop. On a GPU the
+        former are the times to launch the work, and the loop ends when the GPU is done.
     """
     (stage,) = (stage for stage in worker.stages.values() if isinstance(stage, Stage))
     module = _plain(stage)
-    rows = [(Kind(int(worker.program.kind[row])), int(worker.program.microbatch[row]))
-            for row in worker.program.rows_of(worker.rank)]  # fmt: skip
-    received = worker.boundaries[stage.first_layer].empty(worker.device.torch_device).normal_()
-    gradient = worker.boundaries[stage.first_layer + len(stage.layers)].empty(worker.device.torch_device).normal_()
+    program, first, device = worker.program, stage.first_layer, worker.device.torch_device
+    rows = [(Kind(int(program.kind[row])), int(program.microbatch[row])) for row in program.rows_of(worker.rank)]
+    received = worker.boundaries[first].empty(device).normal_()
+    gradient = worker.boundaries[first + len(stage.layers)].empty(device).normal_()
     found: list[dict[str, float]] = []
     for batch in worker.undisturbed_batches(0, rounds):
         spent: dict[str, float] = {}
@@ -110,7 +137,7 @@ def _run_plain(
     gradient: torch.Tensor,
     spent: dict[str, float],
 ) -> None:
-    """Forwards and backwards in the order of `rows`, as one writes them without a pipeline."""
+    """Run forwards and backwards in the order of `rows`, as one writes them without a pipeline."""
     roots: dict[int, torch.Tensor] = {}
     spent_ns = {Kind.F: 0, Kind.B: 0}
     for kind, microbatch in rows:

@@ -20,18 +20,29 @@ from ppexec.transport.transport import MakeTransport, Transport
 from ppsim import Program
 from ppsim.schedule.deadlock import smallest_receive_window
 
-_BUFFER_BYTES = 16 << 20  # of posted receives, for each link
-_PROBED_AT_ONCE = 9  # places for messages of a probe, see `maker`
+_BUFFER_BYTES = 16 << 20  # of posted receives on each link
+_PROBED_AT_ONCE = 9  # a probe sends up to 8 messages at once, and their words need room too
 
 
 class TransportChoice:
     """Opens the transports of the ranks in this process.
 
-    Ranks of one process copy. Processes with GPUs use NCCL, with a communicator for each link. Else small messages
-    between processes of one machine go through shared memory, and gloo carries the rest.
+    Ranks that share a process copy tensors. Processes with GPUs use NCCL, with one communicator per link. Between
+    processes on CPUs, small messages within one machine go through shared memory, and gloo carries everything else.
 
-    group: the pipeline's processes; None if there is but one. window: receives to post ahead on each link; one that is
-    asked for is one of posted receives, which shared memory does not have; 0 leaves the choice.
+    Parameters
+    ----------
+    group : ProcessGroup or None
+        The processes of the pipeline; None if there is only one.
+    mesh : DeviceMesh or None
+        The processes of the run; None if there is only one.
+    device : Device
+        Where the ranks of this process compute.
+    window : int
+        Receives to post ahead on each link. 0 leaves the number to this class. Any other number rules out shared
+        memory, which posts no receives.
+    timeout_s : float
+        How long a rank waits for a message in shared memory.
     """
 
     def __init__(
@@ -58,9 +69,23 @@ class TransportChoice:
         *,
         window: int | None = None,
     ) -> dict[int, Transport]:
-        """The transport of each rank that this process holds, for a program whose messages have these specs.
+        """Open the transport of each rank that this process holds. Collective.
 
-        computes: rank -> the stream of its computations. window: instead of this choice's own. Collective.
+        Parameters
+        ----------
+        program : Program
+            What runs.
+        specs : sequence of TensorSpec, shape (messages,)
+            Shape and type of each message.
+        computes : mapping
+            Rank -> the stream of its computations, for the ranks of this process.
+        window : int or None
+            Receives to post ahead on each link; None takes the number given to the class.
+
+        Returns
+        -------
+        dict
+            Rank -> transport.
         """
         window = self._window if window is None else window
         if self._group is None:
@@ -94,9 +119,14 @@ class TransportChoice:
         )
 
     def maker(self) -> MakeTransport:
-        """The transport that a run would take for messages of given sizes, for two processes alone to make. Collective.
+        """A function that makes the transport a run would use, between two processes on CPUs. Collective.
 
-        Raises ValueError where ranks share a process or compute on streams: known runs say there what messages cost.
+        The function itself is not collective: only the two processes at the ends of a link call it.
+
+        Raises
+        ------
+        ValueError
+            If ranks share a process or compute on streams.
         """
         group, memory = self._group, self._probe_memory
         if group is None or self._device.is_asynchronous:
@@ -111,7 +141,7 @@ class TransportChoice:
 
     @cached_property
     def _probe_memory(self) -> SharedMemory | None:
-        """For a burst of messages; None where gloo carries all."""
+        """Memory for the messages of a probe; None where gloo carries all messages."""
         if self._window or self._group is None or self._device.is_asynchronous:
             return None
         return self._open_memory(_PROBED_AT_ONCE * LARGEST_BYTES)
@@ -123,10 +153,10 @@ class TransportChoice:
 
 
 def _ample_window(program: Program, specs: Sequence[TensorSpec]) -> int:
-    """The smallest window that suffices and 2 more; but all that some MiB of buffers hold.
+    """The smallest window that cannot deadlock, plus 2, or more if that many messages fit in `_BUFFER_BYTES`.
 
-    A message moves only once its receive is posted, and to post one costs the sender's answer a wake-up: with small
-    messages more than the message.
+    gloo moves a message only once its receive is posted, and a late receive costs the sender another wake-up. For small
+    messages the wake-up takes longer than the transfer, so many receives are posted early.
     """
     largest = max((spec.size_bytes for spec in specs), default=0)
     return max(smallest_receive_window(program) + 2, _BUFFER_BYTES // max(largest, 1))

@@ -1,4 +1,4 @@
-"""Messages over torch.distributed: sends that nobody waits for, receives posted ahead."""
+"""Gloo: messages over torch.distributed, with sends that nobody waits for and receives posted ahead."""
 
 from __future__ import annotations
 
@@ -17,13 +17,21 @@ from ppsim import Program
 
 
 class GlooTransport:
-    """One rank's end of all its links.
+    """One rank's end of all its links, over a gloo process group.
 
-    Every rank knows the program, so the receiver posts its receives in the order in which the link carries the
-    messages, `window` of them ahead of their use; each message has its own tag. Call `start` before a step and `finish`
-    after it.
+    Every rank knows the program. So a receiver posts its receives in the order in which the link carries the messages,
+    `window` of them ahead of their use. The tag of a message is its number.
 
-    program: what runs. specs: of each message, shape (messages,). group: its rank r is the program's rank r.
+    Parameters
+    ----------
+    program : Program
+        What runs.
+    specs : sequence of TensorSpec, shape (messages,)
+        Shape and type of each message.
+    group : ProcessGroup
+        Rank r of the group is rank r of the program.
+    window : int
+        Receives posted ahead on each link, 1 or more.
     """
 
     def __init__(
@@ -62,12 +70,12 @@ class GlooTransport:
 
     def _post(self, message: int) -> None:
         buffer = self._specs[message].empty()
-        # The group's own call: dist.irecv spends as long on checking what is known here.
+        # dist.irecv would spend as long again on checks that are not needed here.
         work = self._group.recv([buffer], self._source[message], message)
         self._posted[message] = (work, buffer)
 
     def receive(self, message: int) -> Pending:
-        """Wait for a message; then post the next one of its link, since its place is free."""
+        """Wait for a message, then post the next receive of its link."""
         work, buffer = self._posted.pop(message)
         try:
             work.wait()
@@ -81,11 +89,11 @@ class GlooTransport:
 
     @property
     def posted_bytes(self) -> int:
-        """Buffers of receives that are posted and not used yet."""
+        """Size of the buffers of receives that are posted and not used yet."""
         return sum(buffer.nbytes for _, buffer in self._posted.values())
 
     def send(self, message: int, pending: Pending) -> None:
-        """Hand a message over; it is kept alive until it has left."""
+        """Start sending a message; its tensor is kept until it has left."""
         self.sent[message] = now_ns()
         tensor = taken(pending, message).contiguous()
         self._sending.append((self._group.send([tensor], self._destination[message], message), tensor, message))
@@ -93,7 +101,7 @@ class GlooTransport:
             self._sending.popleft()
 
     def finish(self) -> None:
-        """Wait until everything sent has left."""
+        """Wait until all sent messages have left."""
         while self._sending:
             work, _, message = self._sending.popleft()
             try:

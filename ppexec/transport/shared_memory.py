@@ -1,4 +1,4 @@
-"""Messages through memory that ranks of one machine share: what is small is copied, and only who sleeps is woken."""
+"""Shared memory: small messages between processes of one machine, with a wake-up only for a sleeping receiver."""
 
 from __future__ import annotations
 
@@ -18,26 +18,40 @@ import torch.distributed as dist
 
 from ppexec.machine.clock import machine_id, now_ns
 from ppexec.machine.device import Pending, taken
+from ppexec.machine.environment import usable_cores
 from ppexec.models.shapes import TensorSpec
-from ppexec.transport.slots import Layout, Places
+from ppexec.transport.slots import Layout, Slots
 from ppexec.transport.waits import waits_for, waits_to_send
 from ppsim import Program
 
-LARGEST_BYTES = 1 << 20  # of a message: beyond, two copies by the ranks cost more than waking a thread that copies
-_MOST_BYTES = 4 << 30  # of all messages of a step, should all be under way at once
-_AWAKE_NS = 300_000  # as long as falling asleep and being woken takes
-_LOOK_S = 50e-6  # between looks, where there are cores enough: a core that never idles long wakes soon
-_ASLEEP_S = 5e-3  # to look again, should a bell ever be missed
+LARGEST_BYTES = 1 << 20
+"""Largest message. Above it two copies by the ranks cost more than waking the thread of gloo that copies."""
+_MOST_BYTES = 4 << 30  # of all messages of a step together
+_AWAKE_NS = 300_000  # about what it takes to fall asleep and be woken
+_LOOK_S = 50e-6  # sleep between two looks where there are enough cores: a core that idles this briefly wakes fast
+_ASLEEP_S = 5e-3  # sleep between two looks otherwise: it bounds the delay should a wake-up be missed
 
 
 @dataclass(frozen=True, kw_only=True)
 class SharedMemory:
-    """Memory that all ranks of a group have, all zeros at first, and what they need to wake and to watch one another.
+    """Memory shared by all ranks of a group, with what they need to wake and to watch one another.
 
-    size_bytes: for messages; after it come as many words as there are ranks, each set while its rank sleeps.
-    processes: a descriptor of each rank's process, which tells when it has ended. bells: the writing ends of every
-    rank's pipe; listening: the reading end of this rank's. timeout: how long to wait for a message. spins: whether
-    there are cores enough to wait awake.
+    Parameters
+    ----------
+    memory : mmap
+        All zeros at first.
+    size_bytes : int
+        Bytes for messages. Behind them lies one word per rank, which is 1 while the rank sleeps.
+    processes : tuple of int, shape (ranks,)
+        A descriptor of each rank's process, readable when the process has ended.
+    bells : tuple of int, shape (ranks,)
+        The writing end of each rank's pipe. A byte written to it wakes the rank.
+    listening : int
+        The reading end of this rank's own pipe.
+    timeout : timedelta
+        How long to wait for a message.
+    spins : bool
+        Whether there are enough cores for every rank to wait awake.
     """
 
     memory: mmap.mmap
@@ -52,32 +66,48 @@ class SharedMemory:
         weakref.finalize(self, _close, (*self.processes, *self.bells, self.listening))
 
     def sleepers(self) -> memoryview:
-        """The words of the ranks, each 1 while its rank sleeps."""
+        """One word per rank, 1 while that rank sleeps."""
         return memoryview(self.memory)[self.size_bytes : self.size_bytes + 8 * len(self.bells)].cast("q")
 
 
 class SharedTransport:
-    """One rank's end of all its links, whose messages lie in shared memory while they are under way (see `slots`).
+    """One rank's end of all its links, where messages under way lie in the slots of a shared memory.
 
-    A message is two copies and a word. So nobody waits in a send, and messages may be used in any order. A receiver
-    looks for that word, giving way to whoever has work, for as long as it would take to be woken; then it sleeps
-    between looks. Ranks that outnumber the cores sleep at once, until the sender rings. A receiver raises RuntimeError
-    when the sender's process has ended, or after the timeout.
+    The sender copies a message into a slot and sets the message's word, and the receiver copies it out. No rank waits
+    in a send, and messages may be received in any order.
 
-    program: what runs. specs: of each message, shape (messages,). memory: large enough for them (`size_of`).
+    A receiver first polls the word for about as long as a wake-up would take, and yields its core to any process with
+    work. Then it sleeps between looks. Where there are more ranks than cores it sleeps at once, until the sender wakes
+    it.
+
+    Parameters
+    ----------
+    program : Program
+        What runs.
+    specs : sequence of TensorSpec, shape (messages,)
+        Shape and type of each message.
+    memory : SharedMemory
+        At least as large as `size_of` says.
+    rank : int
+        This rank of the program.
+
+    Raises
+    ------
+    RuntimeError
+        From `receive`, when the sender's process has ended, or after the memory's timeout.
     """
 
     def __init__(self, program: Program, specs: Sequence[TensorSpec], *, memory: SharedMemory, rank: int) -> None:
         messages = program.messages
-        self.window = int(messages.position.max()) + 1  # all there are: each has its place
+        self.window = int(messages.position.max()) + 1  # every message has a slot of its own
         self._memory, self._rank, self._program = memory, rank, program
         self._sleepers = memory.sleepers()
         self._timeout_ns = round(memory.timeout.total_seconds() * 1e9)
         self._awake_ns = _AWAKE_NS if memory.spins else 0
         self._asleep_s, self._is_rung = (_LOOK_S, 0) if memory.spins else (_ASLEEP_S, 1)
         self._source, self._destination = messages.source.tolist(), messages.destination.tolist()
-        self._places = Places(Layout.of(program, specs), specs, memoryview(memory.memory))
-        self._words = self._places.words
+        self._slots = Slots(Layout.of(program, specs), specs, memoryview(memory.memory))
+        self._words = self._slots.words
         self._sizes = [spec.size_bytes for spec in specs]
         self._incoming_bytes = sum(
             size for size, destination in zip(self._sizes, self._destination, strict=True) if destination == rank
@@ -87,36 +117,37 @@ class SharedTransport:
         self.received: dict[int, int] = {}
 
     def start(self) -> None:
-        """Every message has a place to come to."""
+        """Begin a step: every incoming message has its slot."""
         self.posted_bytes = self._incoming_bytes
         self.sent, self.received = {}, {}
 
     def finish(self) -> None:
-        """Nothing is under way."""
+        """End a step: everything sent is in shared memory already."""
 
     def send(self, message: int, pending: Pending) -> None:
-        """Copy a message to a free place; only a receiver that is a whole step behind is waited for."""
+        """Copy a message to a free slot; wait only if the receiver has not taken the same message of the last step."""
         self.sent[message] = now_ns()
         if self._words[message]:
             self._wait_until(False, message, self._destination[message])
-        place = self._places.take(message)
-        self._places.tensor(message, place).copy_(taken(pending, message))
-        self._words[message] = place + 1
+        slot = self._slots.take(message)
+        self._slots.tensor(message, slot).copy_(taken(pending, message))
+        self._words[message] = slot + 1
         if self._sleepers[self._destination[message]]:
-            with contextlib.suppress(BlockingIOError):  # rung so often already that it must wake
+            with contextlib.suppress(BlockingIOError):  # a full pipe wakes the receiver too
                 os.write(self._memory.bells[self._destination[message]], b"!")
 
     def receive(self, message: int) -> Pending:
-        """Wait for a message; the copy is the receiver's own."""
+        """Wait for a message and copy it out of its slot."""
         if not self._words[message]:
             self._wait_until(True, message, self._source[message])
-        tensor = self._places.tensor(message, self._words[message] - 1).clone()
+        tensor = self._slots.tensor(message, self._words[message] - 1).clone()
         self._words[message] = 0
         self.posted_bytes -= self._sizes[message]
         self.received[message] = now_ns()
         return Pending(tensor)
 
     def _wait_until(self, is_there: bool, message: int, peer: int) -> None:
+        """Wait until a message's word is set (`is_there`) or free again."""
         words, began, waited_ns = self._words, now_ns(), 0
         while bool(words[message]) != is_there and waited_ns < self._awake_ns:
             os.sched_yield()
@@ -124,7 +155,8 @@ class SharedTransport:
         process, bell = self._memory.processes[peer], self._memory.listening
         while bool(words[message]) != is_there:
             self._sleepers[self._rank] = self._is_rung
-            # A sender looks at who sleeps after it has set the word, so one of the two sees the other.
+            # The sender sets the word and then reads `sleepers`; here it is the other way round. So either this rank
+            # sees the word, or the sender sees that this rank sleeps.
             ready = (
                 [] if bool(words[message]) == is_there else select.select([bell, process], [], [], self._asleep_s)[0]
             )
@@ -150,30 +182,47 @@ def fits(program: Program, specs: Sequence[TensorSpec]) -> bool:
 
 
 def size_of(program: Program, specs: Sequence[TensorSpec]) -> int:
-    """The bytes that these messages need at most; what is never written to takes none."""
+    """Bytes to reserve for these messages, of which only those that are written to take memory."""
     return Layout.of(program, specs).size_bytes
 
 
 def open_memory(size_bytes: int, *, group: dist.ProcessGroup, timeout: timedelta) -> SharedMemory | None:
-    """Memory shared by all ranks of the group, if they are on one machine that has it, else None. Collective.
+    """Open memory shared by all ranks of a group. Collective.
 
-    It has no name, so that none is left behind by a killed process; the others find it through its owner. What one core
-    stores must be seen by others in the order of the program, as on x86-64.
+    Parameters
+    ----------
+    size_bytes : int
+        Bytes for messages (see `size_of`).
+    group : ProcessGroup
+        The ranks.
+    timeout : timedelta
+        How long a rank then waits for a message.
+
+    Returns
+    -------
+    SharedMemory or None
+        None unless all ranks are on one x86-64 machine whose system can share memory.
+
+    Notes
+    -----
+    The memory has no name in the file system, so a killed process leaves none behind. The first rank creates it and
+    the others open it through the first rank's process. Other processors than x86-64 may show a core's stores to other
+    cores in another order, so that a word could be seen before its message.
     """
-    places = _gathered(_place(), group)
-    if places[0] is None or len(set(places)) > 1:
+    machines = _gathered(_machine(), group)
+    if machines[0] is None or len(set(machines)) > 1:
         return None
     ranks = dist.get_world_size(group)
     owned = _create(size_bytes + 8 * ranks) if dist.get_rank(group) == 0 else -1
     listening, bell = os.pipe2(os.O_NONBLOCK | os.O_CLOEXEC)
     ends = _gathered((os.getpid(), owned, bell), group)
     memory, processes, bells = _find(ends, size_bytes + 8 * ranks)
-    everybody_has_it = all(_gathered(memory is not None, group))  # also the moment from which its owner may close it
+    all_have_it = all(_gathered(memory is not None, group))  # from here on the first rank may close its descriptor
     _close([bell] if owned < 0 else [bell, owned])
-    if memory is None or not everybody_has_it:
+    if memory is None or not all_have_it:
         _close([listening, *processes, *bells])
         return None
-    spins = dist.get_world_size() * torch.get_num_threads() <= len(os.sched_getaffinity(0))
+    spins = dist.get_world_size() * torch.get_num_threads() <= usable_cores()
     return SharedMemory(
         memory=memory,
         size_bytes=size_bytes,
@@ -191,8 +240,8 @@ def _gathered(value: Any, group: dist.ProcessGroup) -> list[Any]:
     return values
 
 
-def _place() -> tuple[str, str] | None:
-    """Where process ids mean the same as here; None if what is needed is not there."""
+def _machine() -> tuple[str, str] | None:
+    """This machine and its space of process ids; None where memory cannot be shared."""
     if platform.machine() not in ("x86_64", "AMD64") or not hasattr(os, "memfd_create"):
         return None
     try:
@@ -202,7 +251,7 @@ def _place() -> tuple[str, str] | None:
 
 
 def _create(size_bytes: int) -> int:
-    """A descriptor of new memory, all zeros; -1 if there is none to be had."""
+    """A descriptor of new memory, all zeros; -1 if the system gives none."""
     try:
         descriptor = os.memfd_create("messages")
         os.ftruncate(descriptor, size_bytes)
@@ -212,7 +261,7 @@ def _create(size_bytes: int) -> int:
 
 
 def _find(ends: Sequence[tuple[int, int, int]], size_bytes: int) -> tuple[mmap.mmap | None, list[int], list[int]]:
-    """The first rank's memory, what tells that a process has ended, and all bells; None if they may not be had."""
+    """The first rank's memory (None if it cannot be opened), and the `processes` and `bells` of SharedMemory."""
     processes: list[int] = []
     bells: list[int] = []
     try:

@@ -1,4 +1,4 @@
-"""Places: where in shared memory messages lie while they are under way."""
+"""Slots: where in shared memory messages lie while they are under way."""
 
 from __future__ import annotations
 
@@ -17,41 +17,61 @@ _WORD_BYTES = 8
 
 @dataclass(frozen=True, kw_only=True)
 class Layout:
-    """What lies where: a word for each message, then for each link as many places as it has messages in a step.
+    """Where everything lies in the shared memory: first a word per message, then the slots of each link.
 
-    starts: of each link's places, shape (links,). place_bytes: of one of them, shape (links,). links: of each message,
-    shape (messages,). size_bytes: of all. So there is always a free place. But memory that nobody has written to takes
-    none, and a sender takes a place that was used before if it knows of a free one: few are touched, and they stay in
-    the caches.
+    A link has as many slots as it has messages in a step, so a slot is always free. This costs little: memory that
+    nobody has written to takes no space. A sender prefers a slot that was used before, so few slots are touched, and
+    these stay in the caches.
+
+    Parameters
+    ----------
+    starts : tuple of int, shape (links,)
+        Offset of each link's first slot, in bytes.
+    slot_bytes : tuple of int, shape (links,)
+        Size of one slot of each link.
+    links : tuple of int, shape (messages,)
+        The link of each message.
+    size_bytes : int
+        Size of words and slots together.
     """
 
     starts: tuple[int, ...]
-    place_bytes: tuple[int, ...]
+    slot_bytes: tuple[int, ...]
     links: tuple[int, ...]
     size_bytes: int
 
     @classmethod
     def of(cls, program: Program, specs: Sequence[TensorSpec]) -> Layout:
-        """The layout for a program's messages, of which each has its spec."""
+        """Lay out the messages of a program; `specs` has the shape (messages,)."""
         link = program.messages.link
         largest = np.zeros(len(program.links()), np.int64)
         np.maximum.at(largest, link, [spec.size_bytes for spec in specs])
-        place = -(-largest // _ALIGNMENT_BYTES) * _ALIGNMENT_BYTES
+        slot_bytes = -(-largest // _ALIGNMENT_BYTES) * _ALIGNMENT_BYTES
         first = -(-_WORD_BYTES * len(specs) // _ALIGNMENT_BYTES) * _ALIGNMENT_BYTES
-        ends = first + np.cumsum(place * np.bincount(link, minlength=len(largest)))
+        ends = first + np.cumsum(slot_bytes * np.bincount(link, minlength=len(largest)))
         return cls(
             starts=tuple([first, *ends.tolist()][:-1]),
-            place_bytes=tuple(place.tolist()),
+            slot_bytes=tuple(slot_bytes.tolist()),
             links=tuple(link.tolist()),
             size_bytes=int(ends[-1]) if len(ends) else first,
         )
 
 
-class Places:
-    """One rank's view of the places: as sender it says where a message goes, as receiver it finds it there.
+class Slots:
+    """One rank's view of the slots: a sender chooses the slot of a message, its receiver reads it from there.
 
-    A message's word is 0, or 1 + the number of its place from when it is there until its receiver has taken it. Only
-    the sender of a link takes places, and it learns from the words of those it sent that they are free again.
+    The word of a message tells whether the message is there. A sender sets it to 1 + the number of the slot, and the
+    receiver sets it back to 0 when it has copied the message. Only the sender of a link chooses slots. It sees from the
+    words of the messages that it sent which of its slots are free again.
+
+    Parameters
+    ----------
+    layout : Layout
+        Where words and slots lie.
+    specs : sequence of TensorSpec, shape (messages,)
+        Shape and type of each message.
+    memory : memoryview
+        The shared memory, at least `layout.size_bytes` long.
     """
 
     def __init__(self, layout: Layout, specs: Sequence[TensorSpec], memory: memoryview) -> None:
@@ -60,26 +80,26 @@ class Places:
         self._whole = torch.frombuffer(memory, dtype=torch.uint8)
         counts = np.bincount(layout.links, minlength=len(layout.starts)).tolist()
         self._free = [list(range(count))[::-1] for count in counts]
-        self._under_way: list[dict[int, int]] = [{} for _ in counts]  # message -> its place, in the order of sending
+        self._under_way: list[dict[int, int]] = [{} for _ in counts]  # message -> its slot, in the order of sending
         self._tensors: dict[tuple[int, int, TensorSpec], torch.Tensor] = {}
 
     def take(self, message: int) -> int:
-        """A free place for a message whose word is 0; the sender's."""
+        """Choose a free slot for a message whose word is 0; only its sender may call this."""
         link = self._layout.links[message]
         free, under_way, words = self._free[link], self._under_way[link], self.words
-        if message in under_way:  # a step ago
+        if message in under_way:  # sent in the step before, and received since
             free.append(under_way.pop(message))
         while under_way and not words[oldest := next(iter(under_way))]:
             free.append(under_way.pop(oldest))
-        place = under_way[message] = free.pop()
-        return place
+        slot = under_way[message] = free.pop()
+        return slot
 
-    def tensor(self, message: int, place: int) -> torch.Tensor:
-        """The memory of a place, as the tensor that this message is."""
+    def tensor(self, message: int, slot: int) -> torch.Tensor:
+        """A slot's memory, as a tensor with the message's shape and type."""
         link, spec = self._layout.links[message], self._specs[message]
-        found = self._tensors.get((link, place, spec))
+        found = self._tensors.get((link, slot, spec))
         if found is None:
-            start = self._layout.starts[link] + place * self._layout.place_bytes[link]
+            start = self._layout.starts[link] + slot * self._layout.slot_bytes[link]
             found = self._whole[start : start + spec.size_bytes].view(spec.dtype).view(spec.shape)
-            self._tensors[link, place, spec] = found
+            self._tensors[link, slot, spec] = found
         return found

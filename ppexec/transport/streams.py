@@ -1,4 +1,4 @@
-"""Messages on streams: what carries them runs beside the computations and never makes the host wait.
+"""Messages on streams: transfers run beside the computations, and the host never waits for them.
 
 sender      compute  | 0F0 |======| 0F1 |====
             to 1            > send 0F0 >      > send 0F1 >
@@ -26,26 +26,33 @@ Pair = tuple[int, int]
 
 
 class Channel(Protocol):
-    """A directed link. Both calls are made in work submitted to a stream of this rank, in the order of the link."""
+    """A directed link. Work on a stream of this rank calls `send` and `receive`, in the link's order of messages."""
 
     def send(self, tensor: torch.Tensor, message: int) -> None:
-        """Let the stream go on when the tensor has left."""
+        """Send a tensor; the stream goes on when it has left."""
 
     def receive(self, tensor: torch.Tensor, message: int) -> None:
-        """Let the stream go on when the tensor is filled."""
+        """Receive into a tensor; the stream goes on when it is filled."""
 
 
 class GroupChannel:
-    """A directed link over a process group: on NCCL one of its own, since one communicator does one thing at a time.
+    """A directed link over a process group.
 
-    peer: the other end's rank in the group.
+    On NCCL every link needs a group of its own, since one communicator does one transfer at a time.
+
+    Parameters
+    ----------
+    group : ProcessGroup
+        Holds both ends.
+    peer : int
+        The other end's rank in the group.
     """
 
     def __init__(self, group: dist.ProcessGroup, peer: int) -> None:
         self._group, self._peer = group, peer
 
     def send(self, tensor: torch.Tensor, message: int) -> None:
-        """Send with the message's number as tag (NCCL has none and keeps the order)."""
+        """Send with the message's number as tag (NCCL ignores tags and keeps the order)."""
         self._group.send([tensor], self._peer, message).wait()
 
     def receive(self, tensor: torch.Tensor, message: int) -> None:
@@ -54,13 +61,28 @@ class GroupChannel:
 
 
 class StreamTransport:
-    """One rank's end of all its links, each link on a stream of its own at either end.
+    """One rank's end of all its links, with a stream for each link.
 
-    A receive is posted `window` messages ahead of its use, when the computations have come that far; the messages of a
-    link are received in the order in which they are sent. A send waits for its producer, on its link's stream.
+    A receive is posted `window` messages ahead of its use, and runs once the computations submitted before it are done.
+    The messages of a link are received in the order in which they are sent. A send waits on its link's stream for the
+    action that produces the message.
 
-    program: what runs. specs: of each message, shape (messages,). channels: (source, destination) -> link, for every
-    link that begins or ends at `rank`. compute: the stream of this rank's computations.
+    Parameters
+    ----------
+    program : Program
+        What runs.
+    specs : sequence of TensorSpec, shape (messages,)
+        Shape and type of each message.
+    rank : int
+        This rank of the program.
+    device : Device
+        Where the rank computes.
+    compute : Stream
+        The stream of the rank's computations.
+    channels : mapping
+        (source, destination) -> link, for every link that begins or ends at `rank`.
+    window : int
+        Receives posted ahead on each link, 1 or more.
     """
 
     def __init__(
@@ -117,7 +139,7 @@ class StreamTransport:
         pending.value = tensor
 
     def receive(self, message: int) -> Pending:
-        """Let the computations wait for a message; then post the next one of its link, since its place is free."""
+        """Let the computations wait for a message, then post the next receive of its link."""
         pending, event = self._posted.pop(message)
         self._compute.wait(event)
         queue = self._to_post[self._pair[message]]
@@ -133,11 +155,11 @@ class StreamTransport:
 
     @property
     def posted_bytes(self) -> int:
-        """Buffers of receives that are posted and not used yet."""
+        """Size of the buffers of receives that are posted and not used yet."""
         return sum(self._specs[message].size_bytes for message in self._posted)
 
     def send(self, message: int, pending: Pending) -> None:
-        """Hand a message over as soon as the computations submitted so far are done."""
+        """Send a message as soon as the computations submitted so far are done."""
         pair = self._pair[message]
         stream = self._streams[pair]
         stream.wait(self._compute.record())
@@ -153,16 +175,22 @@ class StreamTransport:
         stream.uses(tensor)
 
     def finish(self) -> None:
-        """Let the computations wait until all that was sent has left."""
+        """Let the computations wait until all sent messages have left."""
         for stream in self._streams.values():
             self._compute.wait(stream.record())
 
 
 class Exchange:
-    """Where messages between ranks of one process lie between their two transports, by number.
+    """Messages under way between ranks of one process; shared by the transports of all ranks.
 
-    arriving: what was handed over and not asked for yet. received: when each was there. compute: rank -> the stream of
-    its computations.
+    Attributes
+    ----------
+    arriving : dict
+        Message -> its tensor and the event of its arrival, from `send` to `receive`.
+    received : dict
+        Message -> when it arrived.
+    compute : dict
+        Rank -> the stream of its computations.
     """
 
     def __init__(self) -> None:
@@ -174,10 +202,21 @@ class Exchange:
 class LocalTransport:
     """One rank's end of links within a process: a message is a copy on its link's stream.
 
-    The host must hand over a message before it asks for it, so it runs the ranks' actions in a sequence that the
-    program allows.
+    The host must call `send` for a message before `receive`. So it submits the actions of all ranks in a sequence that
+    the program allows (see `ppexec.workers.worker.sequence_of`).
 
-    exchange: shared by the transports of all ranks.
+    Parameters
+    ----------
+    program : Program
+        What runs.
+    rank : int
+        This rank of the program.
+    device : Device
+        Where all ranks compute.
+    compute : Stream
+        The stream of this rank's computations.
+    exchange : Exchange
+        The one shared by the transports of all ranks.
     """
 
     def __init__(
@@ -203,12 +242,12 @@ class LocalTransport:
         exchange.compute[rank] = compute
 
     def start(self) -> None:
-        """Nothing is under way."""
+        """Begin a step."""
         self.sent = {}
 
     @property
     def received(self) -> dict[int, Mark]:
-        """When each of this rank's messages was there."""
+        """Message -> when it arrived, for the messages to this rank."""
         return {message: self._exchange.received[message] for message in self._incoming}
 
     def send(self, message: int, pending: Pending) -> None:
@@ -234,6 +273,6 @@ class LocalTransport:
         return pending
 
     def finish(self) -> None:
-        """Let the computations wait until all that was sent has left."""
+        """Let the computations wait until all sent messages have left."""
         for stream in self._streams.values():
             self._compute.wait(stream.record())

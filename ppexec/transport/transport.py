@@ -1,4 +1,4 @@
-"""Transport: what the runtime asks of whatever carries its messages."""
+"""Transport: the interface between the runtime and what carries its messages."""
 
 from __future__ import annotations
 
@@ -11,40 +11,39 @@ from ppsim import Program
 
 
 class Transport(Protocol):
-    """One rank's end of all its links; messages are numbered as in the program's table.
+    """One rank's end of all its links. Messages are numbered as in the program's message table.
 
-    sent, received: of each message since `start`,
-    when it was handed over by this rank, and when it was there for this rank.
+    Call `start` before every step and `finish` after it.
     """
 
     @property
     def window(self) -> int | None:
-        """How many receives of a link are posted ahead of their use; None where none are posted."""
+        """How many receives are posted ahead on each link; None where no receives are posted."""
 
     @property
     def sent(self) -> Mapping[int, Mark]:
-        """Message -> moment."""
+        """Message -> when this rank handed it over, in this step."""
 
     @property
     def received(self) -> Mapping[int, Mark]:
-        """Message -> moment."""
+        """Message -> when it had arrived at this rank, in this step."""
 
     @property
     def posted_bytes(self) -> int:
-        """The size of the receives that are posted and not yet used."""
+        """Size of the buffers of receives that are posted and not used yet."""
 
     def start(self) -> None:
-        """Before a step."""
+        """Begin a step."""
 
     def finish(self) -> None:
-        """After it: everything sent has left."""
+        """End a step: wait until all sent messages have left."""
 
     def send(self, message: int, pending: Pending) -> None:
-        """Hand over a tensor once the computations submitted so far are done; nobody waits for it."""
+        """Send a tensor once the computations submitted so far are done. The call does not wait for it."""
 
     def receive(self, message: int) -> Pending:
-        """Let the computations wait for a message; the tensor is the caller's own."""
+        """Let the computations submitted from now on wait for a message. Its tensor belongs to the caller."""
 
 
 MakeTransport = Callable[[Program, Sequence[TensorSpec], int], Transport]
-"""From a program, its messages' specs and how many receives are posted ahead."""
+"""Makes a transport from a program, the specs of its messages, and the number of receives to post ahead."""

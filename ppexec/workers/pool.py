@@ -1,4 +1,4 @@
-"""Pool: worker processes on this machine, started once and fed many runs."""
+"""Pool: worker processes on this machine that are started once and serve many runs."""
 
 from __future__ import annotations
 
@@ -26,11 +26,13 @@ _Request = tuple[Callable[..., Any], dict[str, Any]]
 
 
 class WorkerError(RuntimeError):
-    """A worker died or failed; the message says which rank, at what, and how."""
+    """A worker died or failed. The message names the rank, what it was doing, and the cause."""
 
 
 @dataclass(frozen=True, kw_only=True)
 class _Failure:
+    """An exception in a worker, as sent to the pool."""
+
     kind: str
     message: str
     is_value_error: bool
@@ -39,17 +41,19 @@ class _Failure:
 
 @dataclass(frozen=True, kw_only=True)
 class _Process:
+    """A worker process. `lifeline` is a pipe that closes when the pool's process ends."""
+
     process: Any
     connection: Connection
     lifeline: Connection
 
 
 class WorkerPool:
-    """Processes that take a run's ranks, one each; more are started when a run needs more.
+    """Worker processes, one for each rank of a run. More are started when a run needs more.
 
-    Use it as a context manager, or call `close`. Starting the first takes seconds (torch is imported once, in the
-    server that the workers are forked from), every further run milliseconds. If a worker dies or fails, the call
-    raises, all workers are replaced, and the pool can be used on.
+    Use it as a context manager, or call `close`. The first start takes seconds, since the server that workers are
+    forked from imports torch. Every further run starts in milliseconds. If a worker dies or fails, the call raises,
+    and all workers are ended. The next run starts new ones.
     """
 
     def __init__(self) -> None:
@@ -83,11 +87,26 @@ class WorkerPool:
 
     @property
     def process_ids(self) -> list[int]:
-        """The workers' process ids, by rank."""
+        """The process id of every worker, by rank."""
         return [worker.process.pid for worker in self._workers]
 
     def set_up(self, config: RunConfig, costs: Sequence[StageCost] | None = None) -> None:
-        """Make the first `config.world_size` workers the ranks of a run; with stage `costs`, of timed stages."""
+        """Give the ranks of a run to the first `config.world_size` workers.
+
+        Parameters
+        ----------
+        config : RunConfig
+            The run.
+        costs : sequence of StageCost, optional
+            If given, stages do not compute but wait for as long as these costs say.
+
+        Raises
+        ------
+        ValueError
+            If a worker finds that the configuration cannot be run.
+        WorkerError
+            If a worker dies or fails.
+        """
         self._grow(config.world_size)
         if self._store is None:
             self._store = dist.TCPStore("127.0.0.1", 0, is_master=True, wait_for_workers=False)
@@ -105,9 +124,28 @@ class WorkerPool:
         self._call(config.world_size, "set up", requests)
 
     def call(self, world_size: int, task: Callable[..., _Answer], **arguments: Any) -> list[_Answer]:
-        """Call `task(worker, **arguments)` in every process at once; the answers by process.
+        """Call `task(worker, **arguments)` in the first `world_size` processes at once.
 
-        task: a function of a module, which is sent by its name. Raises ValueError or WorkerError.
+        Parameters
+        ----------
+        world_size : int
+            Number of processes of the run that was set up.
+        task : callable
+            A function of a module. It is sent by name, so it cannot be a lambda or a nested function.
+        **arguments
+            Further arguments, which must be picklable.
+
+        Returns
+        -------
+        list
+            The answer of each process.
+
+        Raises
+        ------
+        ValueError
+            If the task raises one.
+        WorkerError
+            If a worker dies, or the task raises anything else.
         """
         return self._call(world_size, task.__name__, [(task, arguments)] * world_size)
 
@@ -115,7 +153,7 @@ class WorkerPool:
         workers = self._workers[:world_size]
         try:
             for worker, request in zip(workers, requests, strict=True):
-                with contextlib.suppress(BrokenPipeError):  # a dead worker is named below
+                with contextlib.suppress(BrokenPipeError):  # `_gather` finds and names a dead worker
                     worker.connection.send(request)
             return self._gather(workers, what)
         except BaseException:
@@ -132,7 +170,7 @@ class WorkerPool:
                 try:
                     answer = ready.recv()
                 except (EOFError, ConnectionError):
-                    raise WorkerError(_obituary(rank, workers[rank].process, what)) from None
+                    raise WorkerError(_cause_of_death(rank, workers[rank].process, what)) from None
                 if isinstance(answer, _Failure):
                     self._raise(rank, what, answer, workers, by_connection, results)
                 results[rank] = answer
@@ -147,14 +185,14 @@ class WorkerPool:
         by_connection: dict[Connection, int],
         results: dict[int, Any],
     ) -> None:
-        """Raise a failure; when a peer merely lost its connection, the one that caused it is named instead."""
+        """Raise a failure; if the rank only lost its connection to another rank, raise what happened there instead."""
         others = [c for c, other in by_connection.items() if other not in results and other != rank]
         for ready in cast(list[Connection], wait(others, timeout=0.5) if others else []):
             other = by_connection[ready]
             try:
                 answer = ready.recv()
             except (EOFError, ConnectionError):
-                raise WorkerError(_obituary(other, workers[other].process, what)) from None
+                raise WorkerError(_cause_of_death(other, workers[other].process, what)) from None
             if isinstance(answer, _Failure) and not failure.is_value_error and "onnection" in failure.message:
                 rank, failure = other, answer
         if failure.is_value_error:
@@ -165,7 +203,7 @@ class WorkerPool:
         if len(self._workers) >= count:
             return
         context = multiprocessing.get_context("forkserver")
-        # The second is what torch imports, for seconds, when a layer first runs on the meta device.
+        # torch imports torch._dynamo when a layer first runs on the meta device, which takes seconds.
         context.set_forkserver_preload(["ppexec.workers.worker", "torch._dynamo", "torch.distributed.tensor.parallel"])
         with _worker_environment(), _no_main_module():
             while len(self._workers) < count:
@@ -180,7 +218,8 @@ class WorkerPool:
                 self._workers.append(_Process(process=process, connection=connection, lifeline=lifeline))
 
 
-def _obituary(rank: int, process: Any, what: str) -> str:
+def _cause_of_death(rank: int, process: Any, what: str) -> str:
+    """Which rank died, how, and during what."""
     process.join(timeout=5)
     code = process.exitcode
     cause = f"was killed by {signal.Signals(-code).name}" if code is not None and code < 0 else f"exited with {code}"
@@ -189,7 +228,7 @@ def _obituary(rank: int, process: Any, what: str) -> str:
 
 @contextlib.contextmanager
 def _worker_environment() -> Iterator[None]:
-    """The allocator reads its settings when a process starts, so they must be there before the fork server is."""
+    """Set the allocator's variables while the fork server starts, since a process reads them only at its start."""
     before = {name: os.environ.get(name) for name in ALLOCATOR}
     os.environ.update({name: value for name, value in ALLOCATOR.items() if before[name] is None})
     try:
@@ -202,7 +241,7 @@ def _worker_environment() -> Iterator[None]:
 
 @contextlib.contextmanager
 def _no_main_module() -> Iterator[None]:
-    """Workers need nothing of the caller's script; without it they do not run it again (no __main__ guard needed)."""
+    """Hide the caller's script, so that workers do not run it again and it needs no `__main__` guard."""
     main = sys.modules["__main__"]
     sys.modules["__main__"] = types.ModuleType("__main__")
     try:
@@ -212,9 +251,9 @@ def _no_main_module() -> Iterator[None]:
 
 
 def _serve(connection: Connection, lifeline: Connection) -> None:
-    """A worker's life: requests in, answers out, until the pool closes or dies."""
+    """Answer requests in a worker process until the pool closes or its process ends."""
     signal.signal(signal.SIGINT, signal.SIG_IGN)
-    threading.Thread(target=_die_with, args=(lifeline,), daemon=True).start()
+    threading.Thread(target=_exit_with, args=(lifeline,), daemon=True).start()
     worker: Any = None
     while True:
         try:
@@ -244,7 +283,7 @@ def _serve(connection: Connection, lifeline: Connection) -> None:
 
 
 def _is_out_of_memory(error: Exception) -> bool:
-    """torch reports it as a RuntimeError; to the user it is a size that does not fit."""
+    """Whether memory ran out. torch raises RuntimeError then; for the user it is a configuration that is too large."""
     return isinstance(error, MemoryError) or "can't allocate memory" in str(error)
 
 
@@ -259,11 +298,12 @@ def _set_up(
     path: list[str],
     directory: str,
 ) -> Any:
+    """Join the world of a run and build this process's Worker."""
     from ppexec.machine.mesh import join_world
     from ppexec.machine.nccl import prepare_process
     from ppexec.workers.worker import Worker
 
-    # The caller's, as they are now: they may have changed since this process started.
+    # The caller's import path and directory may have changed since this process started.
     sys.path[:] = path
     os.chdir(directory)
     if config.device == "cuda":
@@ -279,8 +319,8 @@ def _set_up(
     return Worker(config, costs)
 
 
-def _die_with(lifeline: Connection) -> None:
-    """End this process when the pool's process is gone, even while it waits for a message that will never come."""
+def _exit_with(lifeline: Connection) -> None:
+    """End this process when the pool's process has ended, even in the middle of a task."""
     with contextlib.suppress(EOFError, OSError):
         lifeline.recv()
     os._exit(1)

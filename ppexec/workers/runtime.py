@@ -1,4 +1,4 @@
-"""Runtime: interprets a program on one rank. It has no schedule of its own."""
+"""Runtime: runs one rank's part of a program. It decides nothing about the order of actions."""
 
 from __future__ import annotations
 
@@ -22,12 +22,18 @@ from ppexec.transport.transport import Transport
 from ppsim import Kind, Program
 
 RUN_AHEAD = 8
-"""How many actions the host may be ahead of an asynchronous device at least, and at most half as many more: so the
-device has work, and what is allocated stays bounded."""
+"""How many actions the host may run ahead of an asynchronous device; up to half as many more.
+
+This keeps the device busy and bounds the memory of actions that are submitted and not yet done."""
 
 
 class _Row(NamedTuple):
-    """What a rank must know of one row of the program."""
+    """One row of the program, as its rank needs it. Rows and messages are numbers; -1 stands for none.
+
+    local_input: the row on this rank whose result this row takes. local_output: whether another row on this rank takes
+    this row's result. is_split: whether the microbatch's backward is split into I and W. reduces: whether this is the
+    stage's last backward, after which its gradients are added up over the replicas.
+    """
 
     row: int
     kind: Kind
@@ -43,13 +49,28 @@ class _Row(NamedTuple):
 
 @dataclass(kw_only=True)
 class StepRecord:
-    """What one rank saw of one step; times in nanoseconds of its clock, in the order of its rows.
+    """What one rank recorded of one step. Times are in nanoseconds on the rank's clock.
 
-    sent_ns: message -> when it was handed over. received_ns: message -> when its wait ended. levels: activation bytes
-    after each row, if a ledger counted; posted and gradients: after each row's action, the buffers of receives posted
-    and not yet used, and the parameters' gradients. outputs: the last stage's, by microbatch, if asked for. reduced_ns:
-    stage -> begin and end of its REDUCE_GRAD; reduced_bytes: stage -> bytes that this rank added up in it; both empty
-    without replicas.
+    Attributes
+    ----------
+    start_ns, end_ns : list of int, shape (rows,)
+        When each of the rank's rows began and ended.
+    sent_ns : dict
+        Message -> when this rank handed it over.
+    received_ns : dict
+        Message -> when this rank's wait for it ended.
+    levels : list of int, shape (rows,)
+        Activation bytes after each row; empty without ledgers, as are `posted` and `gradients`.
+    posted : list of int, shape (rows,)
+        Bytes of the buffers of receives posted and not used yet, after each row's action.
+    gradients : list of int, shape (rows,)
+        Bytes of the parameters' gradients, after each row's action.
+    outputs : dict
+        Microbatch -> output of the last stage, if it was asked for.
+    reduced_ns : dict
+        Stage -> begin and end of its REDUCE_GRAD; empty without replicas.
+    reduced_bytes : dict
+        Stage -> bytes that this rank added up in it; empty without replicas.
     """
 
     start_ns: list[int] = field(default_factory=list)
@@ -64,7 +85,7 @@ class StepRecord:
     reduced_bytes: dict[int, int] = field(default_factory=dict)
 
     def shift(self, offset_ns: int) -> None:
-        """Put its times on a clock that is ahead by so much."""
+        """Add an offset to all times."""
         self.start_ns = [time + offset_ns for time in self.start_ns]
         self.end_ns = [time + offset_ns for time in self.end_ns]
         self.sent_ns = {message: time + offset_ns for message, time in self.sent_ns.items()}
@@ -76,7 +97,7 @@ class StepRecord:
 
 @dataclass(kw_only=True)
 class _Step:
-    """A step under way: what was asked for, what is still needed, and the moments of what was done."""
+    """A step under way: what was asked for, results not used yet, and the moments recorded so far."""
 
     batch: Batch
     ledgers: Mapping[int, Ledger] | None
@@ -92,11 +113,27 @@ class _Step:
 
 
 class Runtime:
-    """One rank's part of a program, with its stages and its end of the links.
+    """Runs one rank's part of a program on the rank's stages.
 
-    replicas: the ranks that hold the same stages in other data-parallel replicas; a stage's gradients are added up over
-    them as soon as its last backward has ended (REDUCE_GRAD). None without replicas. tied: weights in two places, whose
-    gradients are added up when the step is over. device, compute: where stages compute, the CPU unless given.
+    Parameters
+    ----------
+    program : Program
+        What runs.
+    rank : int
+        This rank of the program.
+    stages : mapping
+        Stage number -> stage, for the stages of this rank.
+    transport : Transport
+        This rank's end of the links.
+    replicas : ProcessGroup or None
+        The ranks that hold the same stages in the data-parallel replicas. A stage's gradients are added up over them as
+        soon as its last backward has ended (REDUCE_GRAD). None without replicas.
+    tied : TiedGradients or None
+        Weights that stand in two places of the model. Their gradients are added up at the end of the step.
+    device : Device, optional
+        Where the stages compute; the CPU if not given.
+    compute : Stream, optional
+        The stream of the rank's computations; one of the device's if not given.
     """
 
     def __init__(
@@ -125,10 +162,20 @@ class Runtime:
     def step(
         self, batch: Batch, *, ledgers: Mapping[int, Ledger] | None = None, keep_outputs: bool = False
     ) -> StepRecord:
-        """Run one step and say when everything happened.
+        """Run one step from begin to end, for a rank that has its process to itself.
 
-        batch: this rank's microbatches. ledgers: by stage, to count activation bytes (a step slower for it).
-        keep_outputs: keep the last stage's outputs in the record.
+        Parameters
+        ----------
+        batch : Batch
+            The microbatches of the step.
+        ledgers : mapping, optional
+            Stage number -> ledger that counts the stage's activation bytes. A step with ledgers is slower.
+        keep_outputs : bool
+            Whether to keep the last stage's outputs in the record.
+
+        Returns
+        -------
+        StepRecord
         """
         self._device.begin()
         self.begin(batch, ledgers=ledgers, keep_outputs=keep_outputs)
@@ -146,9 +193,18 @@ class Runtime:
         keep_outputs: bool = False,
         is_timed: bool = True,
     ) -> None:
-        """Make ready for a step; its actions follow one by one, then `end`, and `record` when the device is done.
+        """Begin a step. Then call `act` for each action in sequence, then `end`, and `record` when the device is done.
 
-        is_timed: False for a step whose record has no times, which saves the device the events.
+        Parameters
+        ----------
+        batch : Batch
+            The microbatches of the step.
+        ledgers : mapping, optional
+            Stage number -> ledger that counts the stage's activation bytes.
+        keep_outputs : bool
+            Whether to keep the last stage's outputs in the record.
+        is_timed : bool
+            Whether to record times. Without them an asynchronous device has fewer events to record.
         """
         own = None if ledgers is None else {index: ledgers[index] for index in self.stages}
         self._under_way = _Step(batch=batch, ledgers=own, keeps_outputs=keep_outputs, is_timed=is_timed)
@@ -158,7 +214,7 @@ class Runtime:
         self._transport.start()
 
     def act(self, action: int) -> None:
-        """Submit one action, and the messages that it sends."""
+        """Submit one action, and sends of the messages that it produces."""
         step, rows, compute = self._under_way, self.actions[action], self._compute
         inputs = [self._input(row, step) for row in rows]
         outputs = [Pending() for _ in rows]
@@ -179,7 +235,7 @@ class Runtime:
                 step.ahead.popleft().synchronize()
 
     def _run(self, rows: Sequence[_Row], inputs: list[Pending], outputs: list[Pending], step: _Step) -> None:
-        """Compute an action; what its stream does."""
+        """Compute an action; runs on the compute stream."""
         mark = self._device.mark if step.is_timed else _no_mark
         for row, given, output in zip(rows, inputs, outputs, strict=True):
             value = given.take()
@@ -192,7 +248,7 @@ class Runtime:
                 step.record.levels.append(sum(ledger.level_bytes for ledger in step.ledgers.values()))
         for row, output in zip(rows, outputs, strict=True):
             if row.local_output and row.message_out < 0 and output.value is not None:
-                # As large as a message would have been: a view would hold on to all that it is a view of.
+                # A view would keep the whole tensor alive that it is a view of.
                 output.value = fitted(output.value)
             is_last_output = row.kind == Kind.F and row.stage.index == self._last_stage
             if step.keeps_outputs and is_last_output and output.value is not None:
@@ -202,7 +258,7 @@ class Runtime:
             step.record.gradients.extend([gradients] * len(rows))
 
     def _reduce(self, stage: Stage | TimedStage, replicas: dist.ProcessGroup, step: _Step) -> None:
-        """Start adding up a stage's gradients over the replicas, beside what is computed next."""
+        """Start to add up a stage's gradients over the replicas, while the next actions compute."""
         if not self._device.is_asynchronous:
             step.reductions[stage.index] = stage.reduce_gradients(replicas)
             return
@@ -219,7 +275,7 @@ class Runtime:
         stream.submit(add_up, f"adding up the gradients of stage {stage.index}")
 
     def end(self) -> None:
-        """Submit what ends the step."""
+        """Submit the end of the step: sends and gradient sums under way, then tied gradients."""
         step = self._under_way
         self._transport.finish()
         for stage_index, reduction in step.reductions.items():
@@ -231,7 +287,7 @@ class Runtime:
             self._compute.submit(self._tied.add, "adding up tied gradients")
 
     def record(self) -> StepRecord:
-        """What was seen of the step, once the device has done all."""
+        """The record of the step; call it when the device is done."""
         step, times_ns = self._under_way, self._device.times_ns
         self._under_way = _Step(batch=Batch(), ledgers=None, keeps_outputs=False)
         record = step.record
@@ -241,14 +297,14 @@ class Runtime:
         for found, marks in ((record.sent_ns, self._transport.sent), (record.received_ns, self._transport.received)):
             found.update(zip(marks, times_ns(list(marks.values())), strict=True))
         if not step.reductions:
-            record.reduced_ns = {
-                stage: (begin, end)
-                for stage, (begin, end) in ((s, times_ns(both)) for s, both in record.reduced_ns.items())
-            }
+            # A stream added the gradients up, so these are still marks of the device.
+            for stage, both in record.reduced_ns.items():
+                begin_ns, end_ns = times_ns(both)
+                record.reduced_ns[stage] = begin_ns, end_ns
         return record
 
     def _input(self, row: _Row, step: _Step) -> Pending:
-        """What a row needs: a message, another stage's result on this rank, data, or nothing."""
+        """A row's input: a message, the result of another row on this rank, data, or nothing."""
         if row.message_in >= 0:
             return self._transport.receive(row.message_in)
         if row.local_input >= 0:
@@ -257,15 +313,16 @@ class Runtime:
 
 
 def _no_mark() -> None:
-    """In a step that nobody times."""
+    """The mark of a step that is not timed."""
 
 
 def _spelled(rows: Sequence[_Row]) -> str:
+    """An action as text, for errors: "2F0", or "0F3 and 3B1" for an overlapped pair."""
     return " and ".join(f"{row.stage.index}{row.kind.name}{row.microbatch}" for row in rows)
 
 
 def _actions(program: Program, rank: int, stages: Mapping[int, Stage | TimedStage]) -> list[list[_Row]]:
-    """A rank's actions in sequence, each with its rows."""
+    """The rows of each of a rank's actions, in sequence."""
     needed_here = {
         int(program.needs[row]) for row in program.rows_of(rank) if program.needs[row] >= 0 > program.message_in[row]
     }

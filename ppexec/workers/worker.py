@@ -1,6 +1,6 @@
 """Worker: what one process of a run holds: its ranks, with their stages and their ends of the links.
 
-What a worker is asked to do is a task: a function of another room that takes the worker (see `ppexec.measure.tasks`).
+A worker is asked to do tasks. A task is a function that takes the worker, such as those in `ppexec.measure.tasks`.
 """
 
 from __future__ import annotations
@@ -43,12 +43,12 @@ from ppsim.costs.partition import bounds
 _Kept = TypeVar("_Kept")
 
 OPTIMIZER = "optimizer"
-"""Key under which a training keeps its optimizer in the worker."""
+"""Key under which training keeps its optimizer in the worker."""
 
 
 @dataclass(frozen=True, kw_only=True)
 class Rank:
-    """One rank of the pipeline: its stages, the stream it computes on, its end of the links, and what runs them."""
+    """One rank of the pipeline: its stages, its compute stream, its end of the links, and its runtime."""
 
     number: int
     stages: Mapping[int, Stage | TimedStage]
@@ -58,10 +58,30 @@ class Rank:
 
 
 class Worker:
-    """Built in every process of an initialised world, or in the only one of a pipeline whose ranks share a process.
+    """The state of one process of a run. Each process builds one after it has joined the world.
 
-    rank, dp_rank: this process's place in its pipeline and among the replicas. ranks: those of the pipeline that it
-    holds: one, or all of them. group: the processes of its pipeline; None if it is the only one of the run.
+    Parameters
+    ----------
+    config : RunConfig
+        The run.
+    costs : sequence of StageCost, optional
+        If given, stages do not compute but wait for as long as these costs say.
+
+    Attributes
+    ----------
+    rank, dp_rank : int
+        This process's number in its pipeline, and that of its replica. Both 0 in a run of one process.
+    ranks : list of Rank
+        The ranks that this process holds: one of them, or all with backend "local".
+    group : ProcessGroup or None
+        The processes of this pipeline; None in a run of one process.
+    offset_ns : int
+        What to add to this process's clock to read the first rank's.
+
+    Raises
+    ------
+    ValueError
+        If the model or the configuration cannot be run.
     """
 
     def __init__(self, config: RunConfig, costs: Sequence[StageCost] | None = None) -> None:
@@ -118,8 +138,8 @@ class Worker:
     def _warm_up(self) -> None:
         """Do every kind of action once before anything is received.
 
-        On a GPU libraries, kernels and communicators start when first used, and wait then until the GPU is idle. In a
-        step it may not be: receives that are posted ahead spin on it.
+        On a GPU, libraries, kernels and communicators are set up at their first use, and setting up waits until the GPU
+        is idle. In a step it would wait for ever, since receives that are posted ahead keep the GPU busy.
         """
         if self.replicas is not None:
             number = torch.ones(1, device=self.device.torch_device)
@@ -142,22 +162,22 @@ class Worker:
 
     @property
     def pipeline_group(self) -> dist.ProcessGroup:
-        """The processes of this pipeline. Raises ValueError if its ranks share one process."""
+        """The processes of this pipeline; raises ValueError if its ranks share one process."""
         if self.group is None:
             raise ValueError(
-                "this takes a process for each rank, but backend 'local' has one for all: take gloo or nccl"
+                "this needs a process for each rank, but backend 'local' has one for all: take gloo or nccl"
             )
         return self.group
 
     @property
     def replicas(self) -> dist.ProcessGroup | None:
-        """The processes that add up gradients with this one; None if there are none, or no gradients."""
+        """The processes that add up gradients with this one; None without replicas or in an evaluation."""
         if self.mesh is None or self.config.dp == 1 or self.config.forward_only:
             return None
         return self.mesh.get_group("dp")
 
     def _real_stages(self, rank: int) -> dict[int, Stage]:
-        """Of one rank. Ranks of one process have a model each, since its dropout knows one microbatch at a time."""
+        """One rank's stages. Ranks of one process have a model each: its dropout works on one microbatch at a time."""
         model = self.model if rank == self.rank else load_model(self.config)
         return {stage: self._real_stage(stage, model) for stage in self.config.pipeline.stages_of(rank)}
 
@@ -178,7 +198,7 @@ class Worker:
         )
 
     def _tied(self) -> TiedGradients | None:
-        """Weights in two places of the model; None if there are none, or no gradients."""
+        """The model's tied weights; None without any, or in an evaluation."""
         if self.costs is not None or self.config.forward_only or not self.model.tied:
             return None
         return TiedGradients(
@@ -201,15 +221,32 @@ class Worker:
         replicas: dist.ProcessGroup | None = None,
         tied: TiedGradients | None = None,
     ) -> list[Rank]:
-        """The ranks of a program that this process holds, with the given stages. Collective.
+        """Build the ranks of a program that this process holds. Collective.
 
-        window: receives posted ahead on each link, instead of the run's.
+        Parameters
+        ----------
+        program : Program
+            What they run.
+        specs : sequence of TensorSpec, shape (messages,)
+            Shape and type of each message.
+        stages_of : mapping
+            Rank -> its stages by number, for the ranks of this process.
+        window : int, optional
+            Receives posted ahead on each link; the run's if not given.
+        replicas : ProcessGroup, optional
+            The processes to add up gradients with.
+        tied : TiedGradients, optional
+            Weights whose gradients are added up at the end of a step.
+
+        Returns
+        -------
+        list of Rank
         """
         ranks = []
         computes = {rank: self.device.compute_stream(rank, len(stages_of)) for rank in stages_of}
         found = self.transports.open(program, specs, computes, window=window)
         for rank, stages in stages_of.items():
-            is_last = rank == max(stages_of)  # whose end is the end of all
+            is_last = rank == max(stages_of)  # it ends its step after the others of this process
             runtime = Runtime(
                 program,
                 rank,
@@ -227,12 +264,12 @@ class Worker:
 
     @property
     def real_stages(self) -> list[Stage]:
-        """The stages that compute."""
+        """The stages of this process that compute; none where compute is timed."""
         return [stage for stage in self.stages.values() if isinstance(stage, Stage)]
 
     @property
     def message_specs(self) -> list[TensorSpec]:
-        """Of each message: between stages s and s + 1 both ways what leaves the last layer of s."""
+        """The spec of each message: what leaves the last layer of stage s goes between s and s + 1 both ways."""
         program = self.program
         if self.costs is not None:
             return message_specs(program, self.costs)
@@ -241,9 +278,9 @@ class Worker:
         return [self.boundaries[self.layer_bounds[stage][1]] for stage in lower]
 
     def sample_actions(self, stage: Stage, batch: Batch) -> list[tuple[Kind, torch.Tensor | None]]:
-        """Each kind of action that the program has for a stage, with a tensor such as it is given; in sequence.
+        """Each kind of action that the program has for a stage, in its sequence, with an input to run it on.
 
-        With B and I both, as in DualPipeV, each has an F before it.
+        Where the stage has both B and I, as in DualPipeV, an F comes before each.
         """
         rows = np.flatnonzero(self.program.stage == stage.index)
         first, last = stage.first_layer, stage.first_layer + len(stage.layers)
@@ -262,7 +299,7 @@ class Worker:
         return [(kind, given(kind)) for way in ways or [[Kind.F]] for kind in way]
 
     def load(self, step: int) -> Batch:
-        """This process's microbatches of a step; none where compute is timed."""
+        """This process's microbatches of a step; empty where compute is timed."""
         if self.costs is not None:
             return Batch()
         return load_batch(
@@ -279,12 +316,15 @@ class Worker:
         )
 
     def clear(self) -> None:
-        """Forget gradients and losses of the step before."""
+        """Drop gradients and losses of the last step."""
         for stage in self.stages.values():
             stage.clear()
 
     def undisturbed_batches(self, first: int, count: int) -> Iterator[Batch]:
-        """The batches of `count` steps; all processes begin and end the body of the loop together."""
+        """Yield the batches of `count` steps, from step `first` on.
+
+        All processes begin and end the body of the loop together, and collect no garbage in it.
+        """
         for step in range(first, first + count):
             batch = self.load(step)
             self.clear()
@@ -299,7 +339,24 @@ class Worker:
         keep_outputs: bool = False,
         is_timed: bool = True,
     ) -> list[StepRecord]:
-        """One step; the record of each rank held here, on the first rank's clock."""
+        """Run one step of the run's program.
+
+        Parameters
+        ----------
+        batch : Batch
+            The microbatches, from `load`.
+        ledgers : mapping, optional
+            Stage number -> ledger that counts the stage's activation bytes.
+        keep_outputs : bool
+            Whether to keep the last stage's outputs in its record.
+        is_timed : bool
+            Whether to record times.
+
+        Returns
+        -------
+        list of StepRecord
+            One for each rank of this process, on the first rank's clock.
+        """
         records = run_step(
             self.device,
             self.ranks,
@@ -314,17 +371,17 @@ class Worker:
         return records
 
     def keep(self, key: Any, make: Callable[[], _Kept]) -> _Kept:
-        """What a task needs again in its next call: made in the first, by the task's own key."""
+        """The value under a key, which `make` makes at the first call. Tasks keep here what their next call needs."""
         if key not in self._kept:
             self._kept[key] = make()
         return cast(_Kept, self._kept[key])
 
     def kept(self, key: Any) -> Any:
-        """The same if it was made, else None."""
+        """The value under a key, or None if `keep` has not made it."""
         return self._kept.get(key)
 
     def close(self) -> None:
-        """Give the device back."""
+        """Drop what tasks kept, and close the device."""
         self._kept.clear()
         self.device.close()
 
@@ -344,9 +401,31 @@ def run_step(
     is_timed: bool = True,
     act: Callable[[Rank, int], None] | None = None,
 ) -> list[StepRecord]:
-    """Submit the actions of all ranks held here, in sequence, and wait until the device has done them.
+    """Run one step of some ranks that share a process.
 
-    act: submits one of them, instead of the rank's runtime.
+    Parameters
+    ----------
+    device : Device
+        Where they compute.
+    ranks : sequence of Rank
+        The ranks.
+    sequence : sequence of (int, int)
+        In what sequence to submit their actions, from `sequence_of`.
+    batch : Batch
+        The microbatches of the step.
+    ledgers : mapping, optional
+        Stage number -> ledger that counts the stage's activation bytes.
+    keep_outputs : bool
+        Whether to keep the last stage's outputs in its record.
+    is_timed : bool
+        Whether to record times.
+    act : callable, optional
+        Submits an action of a rank, instead of the rank's runtime.
+
+    Returns
+    -------
+    list of StepRecord
+        One for each rank, on this process's clock.
     """
     if is_timed:
         device.begin()
@@ -369,9 +448,22 @@ def run_step(
 
 
 def sequence_of(program: Program, held: Sequence[int]) -> list[tuple[int, int]]:
-    """(number among the held ranks, action of that rank), in a sequence in which no message is asked for too early.
+    """A sequence in which one process can submit the actions of the ranks it holds.
 
-    Of several ranks: as their actions would start if all took equally long.
+    A message is sent before it is received: actions of several ranks come in the order in which they would start if F,
+    I and W took equally long.
+
+    Parameters
+    ----------
+    program : Program
+        What runs.
+    held : sequence of int
+        The ranks of this process.
+
+    Returns
+    -------
+    list of (int, int)
+        Position of the rank in `held`, and number of the action on that rank.
     """
     if len(held) == 1:
         rank = held[0]
@@ -381,6 +473,6 @@ def sequence_of(program: Program, held: Sequence[int]) -> list[tuple[int, int]]:
     first_row = program.action_start[:-1]
     order = np.argsort(trace.start_s[first_row], kind="stable")
     rank_of = program.rank[first_row][order]
-    place = {rank: at for at, rank in enumerate(held)}
+    position = {rank: at for at, rank in enumerate(held)}
     own = (order - program.rank_actions[rank_of]).tolist()
-    return [(place[rank], action) for rank, action in zip(rank_of.tolist(), own, strict=True) if rank in place]
+    return [(position[rank], action) for rank, action in zip(rank_of.tolist(), own, strict=True) if rank in position]

@@ -177,8 +177,8 @@ def test_without_messages_there_is_nothing_to_share() -> None:
     assert not fits(ppsim.build_schedule("afab", ranks=1, microbatches=2).program, [])
 
 
-def places_taken() -> list[int]:
-    """Which places rank 0 takes when nothing is received, when some is, and in a step that overtakes the receiver."""
+def slots_taken() -> list[int]:
+    """Which slots rank 0 takes when nothing is received, when some is, and in a step that overtakes the receiver."""
     _, _, transport = opened(ONE_WAY, [6])
     taken = []
 
@@ -205,8 +205,8 @@ def places_taken() -> list[int]:
     return taken
 
 
-def test_a_message_takes_a_place_that_was_used_before_if_one_is_known_to_be_free(pool: WorkerPool) -> None:
-    assert on_every_rank(pool, 2, places_taken) == [[0, 1, 0, 2, 2], []]
+def test_a_message_takes_a_slot_that_was_used_before_if_one_is_known_to_be_free(pool: WorkerPool) -> None:
+    assert on_every_rank(pool, 2, slots_taken) == [[0, 1, 0, 2, 2], []]
 
 
 @pytest.mark.parametrize(("flags", "kind"), [({}, "SharedTransport"), ({"receive_window": 2}, "GlooTransport")])
@@ -220,7 +220,7 @@ def test_a_run_takes_what_it_can_and_gloo_where_a_window_is_asked_for(
 
 
 def posted() -> list[int]:
-    """Rank 1's places for messages to come: all of them, then one less after each use."""
+    """Bytes of rank 1's messages to come: all of them, then one less after each use."""
     _, _specs, transport = opened(ONE_WAY, [6])
     transport.start()
     levels = [transport.posted_bytes]
@@ -233,7 +233,7 @@ def posted() -> list[int]:
     return levels
 
 
-def test_places_not_yet_used_are_counted(pool: WorkerPool) -> None:
+def test_messages_to_come_are_counted(pool: WorkerPool) -> None:
     assert on_every_rank(pool, 2, posted) == [[0, 0, 0, 0], [72, 48, 24, 0]]
 
 
