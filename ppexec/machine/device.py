@@ -20,22 +20,25 @@ Mark = Any
 
 
 class Pending:
-    """A tensor that may not exist yet: work on one stream puts it here, work that comes after takes it."""
+    """A tensor that may not exist yet: work on one stream puts it here, work that comes after takes it.
+
+    Data for the first stage may be a pytree of tensors.
+    """
 
     __slots__ = ("value",)
 
-    def __init__(self, value: torch.Tensor | None = None) -> None:
+    def __init__(self, value: Any = None) -> None:
         self.value = value
 
-    def take(self) -> torch.Tensor | None:
-        """The tensor, which is held here no longer."""
+    def take(self) -> Any:
+        """The tensor, which is held here no longer; None if there is none."""
         value, self.value = self.value, None
         return value
 
 
 def taken(pending: Pending, message: int) -> torch.Tensor:
     """The tensor of a message. Raises RuntimeError if it is not there, which is a fault of the runtime."""
-    tensor = pending.take()
+    tensor: torch.Tensor | None = pending.take()
     if tensor is None:
         raise RuntimeError(f"message {message} was to be sent before it was computed")
     return tensor

@@ -8,10 +8,11 @@ from dataclasses import dataclass, field
 
 import torch
 
+from ppexec.models.shapes import Tree
 from ppexec.stage.ledger import Ledger, gradient_bytes, parameter_bytes
 from ppexec.stage.stage import Stage
 
-Make = Callable[[], "torch.Tensor | None"]
+Make = Callable[[], "Tree | None"]
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -38,7 +39,7 @@ def measure_footprint(
     stage: Stage,
     inputs: Make,
     gradient: Make,
-    target: torch.Tensor | None,
+    target: Tree | None,
     older: Iterable[torch.Tensor],
     *,
     split: bool,

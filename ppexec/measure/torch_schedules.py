@@ -28,7 +28,7 @@ def peer_step(worker: Worker, name: str) -> Callable[[Batch], Any]:
     if name not in PEERS:
         raise ValueError(f"unknown executor {name!r}: known are {', '.join(PEERS)}")
     (stage,) = (stage for stage in worker.stages.values() if isinstance(stage, Stage))
-    module = _plain(stage)
+    module = _plain(worker, stage)
     count, last = worker.config.pipeline.stages, stage.loss is not None
     pipeline_stage = PipelineStage(module, stage.index, count, worker.device.torch_device, group=worker.pipeline_group)
     loss = worker.model.loss
@@ -49,8 +49,12 @@ def peer_step(worker: Worker, name: str) -> Callable[[Batch], Any]:
     return step
 
 
-def _plain(stage: Stage) -> nn.Module:
+def _plain(worker: Worker, stage: Stage) -> nn.Module:
     """The stage's layers as PyTorch runs them, which tells nobody which microbatch it computes."""
+    if not all(boundary.tree.is_leaf() for boundary in worker.boundaries):
+        raise ValueError(
+            "PyTorch's schedules are compared on layers that hand on one tensor: this model's hand on more"
+        )
     if stage.randomness is not None or type(stage) is not Stage:
         raise ValueError("PyTorch's schedules know no keyed dropout or recomputation: compare with both switched off")
     return nn.Sequential(*stage.layers)
@@ -86,11 +90,13 @@ def time_compute(worker: Worker, rounds: int) -> list[dict[str, float]]:
     On a GPU F and B are what launching takes; the whole loop ends when the GPU is done.
     """
     (stage,) = (stage for stage in worker.stages.values() if isinstance(stage, Stage))
-    module = _plain(stage)
+    module = _plain(worker, stage)
     rows = [(Kind(int(worker.program.kind[row])), int(worker.program.microbatch[row]))
             for row in worker.program.rows_of(worker.rank)]  # fmt: skip
-    received = worker.boundaries[stage.first_layer].empty(worker.device.torch_device).normal_()
-    gradient = worker.boundaries[stage.first_layer + len(stage.layers)].empty(worker.device.torch_device).normal_()
+    received = worker.boundaries[stage.first_layer].message.empty(worker.device.torch_device).normal_()
+    gradient = (
+        worker.boundaries[stage.first_layer + len(stage.layers)].gradient.empty(worker.device.torch_device).normal_()
+    )
     found: list[dict[str, float]] = []
     for batch in worker.undisturbed_batches(0, rounds):
         spent: dict[str, float] = {}
