@@ -20,22 +20,25 @@ Mark = Any
 
 
 class Pending:
-    """A place for a tensor that may not exist yet: submitted work puts it here, and later work takes it."""
+    """A place for a value that may not exist yet: submitted work puts it here, and later work takes it.
+
+    It is a tensor. Data for the first stage may be a pytree of tensors.
+    """
 
     __slots__ = ("value",)
 
-    def __init__(self, value: torch.Tensor | None = None) -> None:
+    def __init__(self, value: Any = None) -> None:
         self.value = value
 
-    def take(self) -> torch.Tensor | None:
-        """Take the tensor out; it is not kept here."""
+    def take(self) -> Any:
+        """Take the value out; it is not kept here. None if there is none."""
         value, self.value = self.value, None
         return value
 
 
 def taken(pending: Pending, message: int) -> torch.Tensor:
     """Take the tensor of a message; raises RuntimeError if it is not there, which would be a bug of the runtime."""
-    tensor = pending.take()
+    tensor: torch.Tensor | None = pending.take()
     if tensor is None:
         raise RuntimeError(f"message {message} was to be sent before it was computed")
     return tensor

@@ -8,11 +8,12 @@ from dataclasses import dataclass, field
 
 import torch
 
+from ppexec.models.shapes import Tree
 from ppexec.stage.ledger import Ledger, gradient_bytes, parameter_bytes
 from ppexec.stage.stage import Stage
 
-Make = Callable[[], "torch.Tensor | None"]
-"""Makes a tensor anew at each call."""
+Make = Callable[[], "Tree | None"]
+"""Makes a value anew at each call."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -52,7 +53,7 @@ def measure_footprint(
     stage: Stage,
     inputs: Make,
     gradient: Make,
-    target: torch.Tensor | None,
+    target: Tree | None,
     older: Iterable[torch.Tensor],
     *,
     split: bool,

@@ -10,11 +10,12 @@ from statistics import fmean, median
 from typing import Any
 
 import torch
+from torch.utils import _pytree as pytree
 
 from ppexec.machine.device import Device, HostDevice, Mark, Stream
 from ppexec.measure.footprint import Footprint, measure_footprint
 from ppexec.models.batch import Batch
-from ppexec.models.shapes import TensorSpec
+from ppexec.models.shapes import BoundarySpec, Tree, differentiable, pack, tensors_in
 from ppexec.stage.ledger import tensors_of
 from ppexec.stage.stage import Stage, act
 from ppsim import Kind, LayerCost, Program, StageCost, partition
@@ -41,7 +42,7 @@ class LayerSamples:
 
     seconds: dict[str, dict[int, list[float]]] = field(default_factory=lambda: {name: {} for name in _TIMES})
     stage_seconds: dict[str, dict[int, list[float]]] = field(default_factory=lambda: {name: {} for name in _TIMES})
-    sizes: dict[int, dict[str, int]] = field(default_factory=dict)
+    sizes: dict[int, dict[str, int | None]] = field(default_factory=dict)
     stage_sizes: dict[int, dict[str, int]] = field(default_factory=dict)
 
 
@@ -77,7 +78,7 @@ class LayerProfiler:
         program: Program,
         rank: int,
         stages: Mapping[int, Stage],
-        boundaries: Sequence[TensorSpec],
+        boundaries: Sequence[BoundarySpec],
         overwriting: Sequence[int],
         *,
         device: Device | None = None,
@@ -103,7 +104,7 @@ class LayerProfiler:
         }
         self._trains = all(stage.trains for stage in stages.values())
         self._footprints: dict[int, Footprint] = {}
-        self._sizes: dict[int, dict[str, int]] = {}
+        self._sizes: dict[int, dict[str, int | None]] = {}
 
     def round(self, batch: Batch, *, by_layer: bool = True) -> LayerSamples:
         """Run one round of this rank alone; see `work` for what it does."""
@@ -179,7 +180,7 @@ class LayerProfiler:
             value = act(layer, kind, microbatch, value, batch, split=split)
             taken.layers.append((kind, layer.first_layer, begin, self._mark()))
 
-    def _given(self, first: Stage, last: Stage, kind: Kind, microbatch: int, batch: Batch) -> torch.Tensor | None:
+    def _given(self, first: Stage, last: Stage, kind: Kind, microbatch: int, batch: Batch) -> Tree | None:
         """An action's input: for F that of the `first` layer, for B or I the gradient of the `last` layer's output."""
         if kind == Kind.W:
             return None
@@ -202,10 +203,10 @@ class LayerProfiler:
             found.append(
                 measure_footprint(
                     stage,
-                    lambda: self._input(stage, 0, batch).clone(),
+                    lambda: pytree.tree_map_only(torch.Tensor, torch.clone, self._input(stage, 0, batch)),
                     lambda: self._gradient(stage),
                     batch.targets[0] if stage.loss is not None else None,
-                    [*tensors_of(stage.layers), *batch.targets],
+                    [*tensors_of(stage.layers), *tensors_in(batch.targets)],
                     split=split,
                 )
             )
@@ -214,20 +215,32 @@ class LayerProfiler:
         self.device.synchronize()
         return found[0]
 
-    def _input(self, layer: Stage, microbatch: int, batch: Batch) -> torch.Tensor:
+    def _input(self, layer: Stage, microbatch: int, batch: Batch) -> Tree:
         return batch.inputs[microbatch] if layer.is_first else self._noise(layer.first_layer)
 
     def _gradient(self, layer: Stage) -> torch.Tensor | None:
-        return None if layer.loss is not None else self._noise(layer.first_layer + len(layer.layers))
+        return None if layer.loss is not None else self._noise(layer.first_layer + len(layer.layers), is_gradient=True)
 
-    def _noise(self, boundary: int) -> torch.Tensor:
-        spec = self._boundaries[boundary]
-        value = spec.empty(self.device.torch_device)
-        return value.normal_() if spec.dtype.is_floating_point else value.zero_()
+    def _noise(self, boundary: int, *, is_gradient: bool = False) -> torch.Tensor:
+        """A made-up message: of what crosses a boundary, or of its gradient."""
+        device = self.device.torch_device
+        tensors = tensors_in(self._boundaries[boundary].empty(device))
+        for tensor in tensors:
+            if tensor.dtype.is_floating_point:
+                tensor.normal_()
+            else:
+                tensor.zero_()
+        return pack(differentiable(tensors) if is_gradient else tensors, device)
 
-    def _layer_sizes(self, layer: Stage, batch: Batch) -> dict[str, int]:
+    def _layer_sizes(self, layer: Stage, batch: Batch) -> dict[str, int | None]:
         found = self._footprint(layer, batch, split=False).amounts()
-        return {**found, "output_bytes": self._boundaries[layer.first_layer + 1].size_bytes}
+        return {**found, **output_sizes(self._boundaries[layer.first_layer + 1])}
+
+
+def output_sizes(boundary: BoundarySpec) -> dict[str, int | None]:
+    """The bytes of the messages that cross a boundary, by field of StageCost."""
+    ahead, back = boundary.message.size_bytes, boundary.gradient.size_bytes
+    return {"output_bytes": ahead, "output_gradient_bytes": None if back == ahead else back}
 
 
 @dataclass(kw_only=True)
@@ -326,7 +339,7 @@ def summarise(
     Profile
     """
     by_layer: dict[str, dict[int, list[float]]] = {name: defaultdict(list) for name in _TIMES}
-    sizes: dict[int, dict[str, int]] = {}
+    sizes: dict[int, dict[str, int | None]] = {}
     stage_sizes: dict[int, dict[str, int]] = {}
     by_stage: dict[int, dict[str, list[float]]] = defaultdict(lambda: defaultdict(list))
     for rounds in rounds_by_rank:

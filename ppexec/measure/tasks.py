@@ -22,6 +22,7 @@ from ppexec.measure.link_probe import LinkSample, probe_links, probe_sizes
 from ppexec.measure.ping import PingSample
 from ppexec.measure.profile import LayerProfiler, LayerSamples, run_in_turn
 from ppexec.measure.torch_schedules import time_compute, time_peer
+from ppexec.models.shapes import tensors_in
 from ppexec.stage.gradient_sum import ReductionSample, probe_reduction
 from ppexec.stage.ledger import Ledger, optimizer_bytes, parameter_bytes, tensors_of
 from ppexec.stage.stage import Stage
@@ -59,7 +60,7 @@ def count_memory(worker: Worker) -> list[RankMemory]:
     for rank in worker.ranks:
         footprints = {} if is_timed else _profiler(worker, rank).footprints(batch)
         for index, stage in rank.stages.items():
-            older: list[torch.Tensor | torch.UntypedStorage] = [*batch.targets]
+            older: list[torch.Tensor | torch.UntypedStorage] = [*tensors_in(batch.targets)]
             if isinstance(stage, Stage):
                 older += [*tensors_of(stage.layers), *footprints[index].older]
             ledgers[index] = Ledger(older)

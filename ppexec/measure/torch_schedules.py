@@ -29,7 +29,7 @@ def peer_step(worker: Worker, name: str) -> Callable[[Batch], Any]:
     if name not in PEERS:
         raise ValueError(f"unknown executor {name!r}: known are {', '.join(PEERS)}")
     (stage,) = (stage for stage in worker.stages.values() if isinstance(stage, Stage))
-    module = _plain(stage)
+    module = _plain(worker, stage)
     count, last = worker.config.pipeline.stages, stage.loss is not None
     pipeline_stage = PipelineStage(module, stage.index, count, worker.device.torch_device, group=worker.pipeline_group)
     loss = worker.model.loss
@@ -50,8 +50,10 @@ def peer_step(worker: Worker, name: str) -> Callable[[Batch], Any]:
     return step
 
 
-def _plain(stage: Stage) -> nn.Module:
+def _plain(worker: Worker, stage: Stage) -> nn.Module:
     """The stage's layers for PyTorch, whose schedules do not tell layers the microbatch that keyed dropout needs."""
+    if not all(boundary.tree.is_leaf() for boundary in worker.boundaries):
+        raise ValueError("PyTorch's schedules are compared on layers that give one tensor: this model's give several")
     if stage.randomness is not None or type(stage) is not Stage:
         raise ValueError("PyTorch's schedules have no keyed dropout or recomputation: switch both off to compare")
     return nn.Sequential(*stage.layers)
@@ -113,11 +115,11 @@ def time_compute(worker: Worker, rounds: int) -> list[dict[str, float]]:
         former are the times to launch the work, and the loop ends when the GPU is done.
     """
     (stage,) = (stage for stage in worker.stages.values() if isinstance(stage, Stage))
-    module = _plain(stage)
+    module = _plain(worker, stage)
     program, first, device = worker.program, stage.first_layer, worker.device.torch_device
     rows = [(Kind(int(program.kind[row])), int(program.microbatch[row])) for row in program.rows_of(worker.rank)]
-    received = worker.boundaries[first].empty(device).normal_()
-    gradient = worker.boundaries[first + len(stage.layers)].empty(device).normal_()
+    received = worker.boundaries[first].message.empty(device).normal_()
+    gradient = worker.boundaries[first + len(stage.layers)].gradient.empty(device).normal_()
     found: list[dict[str, float]] = []
     for batch in worker.undisturbed_batches(0, rounds):
         spent: dict[str, float] = {}

@@ -5,9 +5,11 @@ from __future__ import annotations
 from dataclasses import dataclass, field
 
 import torch
+from torch.utils import _pytree as pytree
 
 from ppexec.models.model import Sample
 from ppexec.models.seeds import microbatch_order, samples_of
+from ppexec.models.shapes import BoundarySpec, Tree
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -16,20 +18,23 @@ class Batch:
 
     Parameters
     ----------
-    inputs : list of Tensor
+    inputs : list of tensors or pytrees of tensors
         By microbatch, on the rank of the first stage; empty on others.
-    targets : list of Tensor
+    targets : list of tensors or pytrees of tensors
         By microbatch, on the rank of the last stage; empty on others.
     step : int
         Number of the step.
     samples : list of range
         By microbatch, on every rank, the global indices of its samples. Dropout is keyed by them.
+    boundaries : list of list of BoundarySpec
+        By microbatch, on every rank, what crosses the boundaries of the chain. Empty where all are single tensors.
     """
 
-    inputs: list[torch.Tensor] = field(default_factory=list)
-    targets: list[torch.Tensor] = field(default_factory=list)
+    inputs: list[Tree] = field(default_factory=list)
+    targets: list[Tree] = field(default_factory=list)
     step: int = 0
     samples: list[range] = field(default_factory=list)
+    boundaries: list[list[BoundarySpec]] = field(default_factory=list)
 
 
 def load_batch(
@@ -67,27 +72,37 @@ def load_batch(
     Raises
     ------
     ValueError
-        If a microbatch is not a pair of tensors.
+        If a microbatch is not a pair of tensors, or of pytrees of tensors.
     """
     order = microbatch_order(seed, step=step, microbatches=microbatches, dp=dp, dp_rank=dp_rank).tolist()
     batch = Batch(step=step, samples=[samples_of(index, micro_batch_size) for index in order])
     if not (has_first or has_last):
         return batch
     storages: set[int] = set()
+
+    def place(tensor: torch.Tensor) -> torch.Tensor:
+        return _own(tensor.to(device), storages)
+
     for index in order:
         inputs, targets = read_sample(sample, index)
         if has_first:
-            batch.inputs.append(_own(inputs.to(device), storages))
+            batch.inputs.append(pytree.tree_map_only(torch.Tensor, place, inputs))
         if has_last:
-            batch.targets.append(_own(targets.to(device), storages))
+            batch.targets.append(pytree.tree_map_only(torch.Tensor, place, targets))
     return batch
 
 
-def read_sample(sample: Sample, index: int) -> tuple[torch.Tensor, torch.Tensor]:
-    """Read the microbatch of a global index. Raises ValueError if it is not a pair of tensors."""
+def read_sample(sample: Sample, index: int) -> tuple[Tree, Tree]:
+    """Read the microbatch of a global index. Raises ValueError if it is not a pair of tensors or pytrees of them."""
     pair = sample(index)
-    if not (isinstance(pair, tuple) and len(pair) == 2 and all(isinstance(part, torch.Tensor) for part in pair)):
-        raise ValueError(f"sample({index}) must give (inputs, targets), two tensors, got {type(pair).__name__}")
+    wanted = f"sample({index}) must give (inputs, targets), two tensors"
+    if not (isinstance(pair, tuple) and len(pair) == 2):
+        raise ValueError(f"{wanted}, got {type(pair).__name__}")
+    for name, part in zip(("inputs", "targets"), pair, strict=True):
+        try:
+            BoundarySpec.of(part)
+        except ValueError as error:
+            raise ValueError(f"{wanted}; got as {name} {error}") from None
     return pair
 
 

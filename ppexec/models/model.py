@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 import torch
 from torch import nn
@@ -14,8 +14,8 @@ from ppexec.models.dropout import Randomness
 if TYPE_CHECKING:
     from torch.distributed.tensor.parallel import ParallelStyle
 
-Sample = Callable[[int], tuple[torch.Tensor, torch.Tensor]]
-Loss = Callable[[torch.Tensor, torch.Tensor], torch.Tensor]
+Sample = Callable[[int], tuple[Any, Any]]
+Loss = Callable[[Any, Any], torch.Tensor]
 Place = tuple[int, str]
 
 
@@ -26,11 +26,12 @@ class Model:
     Parameters
     ----------
     layers : sequence of Module
-        Each takes the output of the layer before it, one tensor, and gives one tensor. They may be on the meta device:
-        then every rank makes only its own layers real, and each module that owns a parameter needs
-        `reset_parameters()`.
+        Each takes the value that the layer before it gave, as one argument, and gives one value: a tensor, or a tuple,
+        list, dict or dataclass of tensors. Only floating tensors have gradients; masks, positions and other integers
+        are handed on without. Layers may be on the meta device: then every rank makes only its own layers real, and
+        each module that owns a parameter needs `reset_parameters()`.
     sample : callable
-        Global microbatch index to (inputs, targets), two tensors.
+        Global microbatch index to (inputs, targets), two such values.
     loss : callable
         (output, target) of one microbatch to a scalar tensor.
     plan : callable, optional

@@ -2,13 +2,22 @@
 
 from __future__ import annotations
 
+import dataclasses
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
+from functools import cached_property
+from itertools import accumulate
 from typing import Any
 
 import torch
 import torch.distributed as dist
 from torch import nn
+from torch.utils import _pytree as pytree
+
+Tree = Any
+"""A tensor, or a tuple, list, dict or dataclass of tensors, nested as one likes; None may stand for a tensor."""
+
+_ALIGNMENT_BYTES = 16  # of a tensor in a packed message: the largest item, a complex128
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -23,6 +32,9 @@ class TensorSpec:
         """The spec of a tensor."""
         return cls(shape=tuple(tensor.shape), dtype=tensor.dtype)
 
+    def __str__(self) -> str:
+        return f"a {str(self.dtype).removeprefix('torch.')} tensor of shape {list(self.shape)}"
+
     @property
     def size_bytes(self) -> int:
         """Bytes of the dense tensor."""
@@ -33,7 +45,143 @@ class TensorSpec:
         return torch.empty(self.shape, dtype=self.dtype, device=device)
 
 
-def infer_boundaries(layers: Sequence[nn.Module], inputs: TensorSpec) -> list[TensorSpec]:
+def tensors_in(value: Tree) -> list[torch.Tensor]:
+    """The tensors of a pytree, in its order."""
+    return [leaf for leaf in pytree.tree_leaves(value) if isinstance(leaf, torch.Tensor)]
+
+
+def differentiable(tensors: Sequence[torch.Tensor]) -> list[torch.Tensor]:
+    """Those that can have a gradient: of floating point or complex numbers."""
+    return [tensor for tensor in tensors if _has_gradient(tensor.dtype)]
+
+
+def _has_gradient(dtype: torch.dtype) -> bool:
+    return dtype.is_floating_point or dtype.is_complex
+
+
+def pack(tensors: Sequence[torch.Tensor], device: torch.device) -> torch.Tensor:
+    """One message of several tensors: a buffer of bytes. A tensor alone is its own message."""
+    if len(tensors) == 1:
+        return tensors[0]
+    specs = [TensorSpec.of(tensor) for tensor in tensors]
+    message = packed_spec(specs).empty(device)
+    for part, tensor in zip(unpack(message, specs), tensors, strict=True):
+        part.copy_(tensor)
+    return message
+
+
+def unpack(message: torch.Tensor, specs: Sequence[TensorSpec]) -> list[torch.Tensor]:
+    """The tensors of a message, which share its memory."""
+    if len(specs) == 1:
+        return [message]
+    return [
+        message[start : start + spec.size_bytes].view(spec.dtype).view(spec.shape)
+        for start, spec in zip(_starts(specs), specs, strict=False)
+    ]
+
+
+def packed_spec(specs: Sequence[TensorSpec]) -> TensorSpec:
+    """The spec of the message that `pack` makes of tensors with these specs."""
+    return specs[0] if len(specs) == 1 else TensorSpec(shape=(_starts(specs)[-1],), dtype=torch.uint8)
+
+
+def _starts(specs: Sequence[TensorSpec]) -> list[int]:
+    """Where each tensor begins in its message, and where the last one's place ends."""
+    places = [-(-spec.size_bytes // _ALIGNMENT_BYTES) * _ALIGNMENT_BYTES for spec in specs]
+    return [0, *accumulate(places)]
+
+
+@dataclass(frozen=True, kw_only=True)
+class BoundarySpec:
+    """What crosses the boundary between two layers, and the messages that carry it and its gradient.
+
+    Parameters
+    ----------
+    tree : TreeSpec
+        How the tensors are nested.
+    leaves : tuple of TensorSpec or None
+        The tensors in the tree's order; None where the tree has None.
+
+    Notes
+    -----
+    A message is one tensor. A tensor alone is sent as it is. Several are packed into one buffer of bytes, each at a
+    multiple of 16. The message that goes back has the gradients of the floating tensors only, and no bytes where there
+    are none.
+    """
+
+    tree: pytree.TreeSpec = field(hash=False)
+    leaves: tuple[TensorSpec | None, ...]
+
+    @classmethod
+    def of(cls, value: Tree) -> BoundarySpec:
+        """The spec of a value. Makes dataclasses in it known to PyTorch's pytrees.
+
+        Raises
+        ------
+        ValueError
+            If it has something else than tensors, or none.
+        """
+        leaves, tree = _flattened(value)
+        for leaf in leaves:
+            if leaf is not None and not isinstance(leaf, torch.Tensor):
+                inside = "" if leaf is value else f" with a {type(leaf).__name__} inside"
+                raise ValueError(
+                    f"{type(value).__name__}{inside}: give a tensor, or a tuple, list, dict or dataclass of tensors"
+                )
+        if not any(isinstance(leaf, torch.Tensor) for leaf in leaves):
+            raise ValueError(f"{type(value).__name__} without a tensor: give at least one")
+        return cls(tree=tree, leaves=tuple(None if leaf is None else TensorSpec.of(leaf) for leaf in leaves))
+
+    def __str__(self) -> str:
+        if self.tree.is_leaf():
+            return str(self.leaves[0])
+        return f"{self.tree.type.__name__} of {', '.join(map(str, self.tensors))}"
+
+    @cached_property
+    def tensors(self) -> list[TensorSpec]:
+        """The specs of the tensors."""
+        return [leaf for leaf in self.leaves if leaf is not None]
+
+    @cached_property
+    def message(self) -> TensorSpec:
+        """The spec of the message to the next stage."""
+        return packed_spec(self.tensors)
+
+    @cached_property
+    def gradient(self) -> TensorSpec:
+        """The spec of the message that comes back."""
+        return packed_spec([spec for spec in self.tensors if _has_gradient(spec.dtype)])
+
+    @property
+    def rows(self) -> int:
+        """The first dimension of the first tensor, which counts samples; 1 for a tensor without dimensions."""
+        return (*self.tensors[0].shape, 1)[0]
+
+    def empty(self, device: torch.device | str = "cpu") -> Tree:
+        """A value of this spec, not filled."""
+        return self._joined([spec.empty(device) for spec in self.tensors])
+
+    def unpack(self, message: torch.Tensor) -> Tree:
+        """The value that a message carries; its tensors share the message's memory."""
+        return message if self.tree.is_leaf() else self._joined([t.detach() for t in unpack(message, self.tensors)])
+
+    def _joined(self, tensors: Sequence[torch.Tensor]) -> Tree:
+        rest = iter(tensors)
+        return pytree.tree_unflatten([None if leaf is None else next(rest) for leaf in self.leaves], self.tree)
+
+
+def _flattened(value: Tree) -> tuple[list[Any], pytree.TreeSpec]:
+    """Leaves and tree. Dataclasses that pytrees do not know are made known, from the outermost to the innermost."""
+    while True:
+        leaves, tree = pytree.tree_flatten(value)
+        unknown = {type(leaf) for leaf in leaves if dataclasses.is_dataclass(leaf) and not isinstance(leaf, type)}
+        if not unknown:
+            return leaves, tree
+        for each in unknown:
+            pytree.register_dataclass(each)
+
+
+def infer_boundaries(layers: Sequence[nn.Module], inputs: BoundarySpec) -> list[BoundarySpec]:
     """The specs of what crosses the boundaries between layers, by running the chain on the meta device.
 
     Nothing is computed and no parameter is touched. The layers may differ in shape and dtype.
@@ -42,24 +190,24 @@ def infer_boundaries(layers: Sequence[nn.Module], inputs: TensorSpec) -> list[Te
     ----------
     layers : sequence of Module
         The chain.
-    inputs : TensorSpec
+    inputs : BoundarySpec
         Of one microbatch's input.
 
     Returns
     -------
-    list of TensorSpec, shape (layers + 1,)
+    list of BoundarySpec, shape (layers + 1,)
         Before each layer, and after the last.
 
     Raises
     ------
     ValueError
-        For the first layer that cannot take what it is given, or does not give one tensor.
+        For the first layer that cannot take what it is given, or gives something else than tensors.
 
     Examples
     --------
     >>> chain = [nn.Linear(4, 16), nn.GELU(), nn.Linear(16, 2)]
-    >>> specs = infer_boundaries(chain, TensorSpec(shape=(3, 4), dtype=torch.float32))
-    >>> [spec.shape for spec in specs]
+    >>> specs = infer_boundaries(chain, BoundarySpec.of(torch.zeros(3, 4)))
+    >>> [spec.message.shape for spec in specs]
     [(3, 4), (3, 16), (3, 16), (3, 2)]
     """
     specs = [inputs]
@@ -69,61 +217,107 @@ def infer_boundaries(layers: Sequence[nn.Module], inputs: TensorSpec) -> list[Te
             value = _on_meta(layer, value)
         except Exception as error:
             raise ValueError(
-                f"layer {index} ({type(layer).__name__}) cannot take {_text(specs[-1])}: {error}. Mend the layer "
+                f"layer {index} ({type(layer).__name__}) cannot take {specs[-1]}: {error}. Mend the layer "
                 "before it, and hold constant tensors as buffers, so that shapes can be known without running"
             ) from error
-        if not isinstance(value, torch.Tensor):
-            raise ValueError(
-                f"layer {index} ({type(layer).__name__}) gives {type(value).__name__}: a layer must give one tensor"
-            )
-        specs.append(TensorSpec.of(value))
+        try:
+            specs.append(BoundarySpec.of(value))
+        except ValueError as error:
+            raise ValueError(f"layer {index} ({type(layer).__name__}) gives {error}") from None
     return specs
 
 
-def agree_on_boundaries(
-    layers: Sequence[nn.Module], read: Callable[[], torch.Tensor], *, holder: int, group: dist.ProcessGroup | None
-) -> list[TensorSpec]:
-    """`infer_boundaries` on all ranks of a group, where only the holder reads an input. Collective.
+class Boundaries:
+    """The boundaries of a chain, for each kind of input that it has been given.
 
     Parameters
     ----------
     layers : sequence of Module
         The whole chain, which every rank has.
-    read : callable
-        Gives one microbatch's input. Called on the holder only.
     holder : int
-        Rank in the group of the first stage.
+        Rank in the group of the first stage, the only one that reads inputs.
     group : ProcessGroup or None
-        None where one process has all ranks: then it infers the boundaries itself.
-
-    Raises
-    ------
-    ValueError
-        On every rank, for a chain that does not fit together.
+        The ranks of the pipeline; None where one process has them all.
+    device : torch.device
+        What the group's collectives take tensors from.
     """
-    if group is None:
-        return infer_boundaries(layers, TensorSpec.of(read()))
-    message: list[Any] = [None]
-    if dist.get_rank(group) == holder:
-        try:
-            message = [infer_boundaries(layers, TensorSpec.of(read()))]
-        except ValueError as error:
-            message = [error]
-    dist.broadcast_object_list(message, group=group, group_src=holder)
-    if isinstance(message[0], Exception):
-        raise message[0]
-    agreed: list[TensorSpec] = message[0]
-    return agreed
+
+    def __init__(
+        self,
+        layers: Sequence[nn.Module],
+        *,
+        holder: int = 0,
+        group: dist.ProcessGroup | None = None,
+        device: torch.device | str = "cpu",
+    ) -> None:
+        self._layers, self._holder, self._group, self._device = layers, holder, group, device
+        self._numbers: dict[BoundarySpec, int] = {}
+        self._known: list[list[BoundarySpec]] = []
+
+    def agree(self, read: Callable[[], Sequence[Tree]], count: int) -> list[list[BoundarySpec]]:
+        """Let all ranks know the boundaries of some microbatches. Collective.
+
+        Parameters
+        ----------
+        read : callable
+            Gives their inputs. Called on the holder only.
+        count : int
+            How many there are.
+
+        Returns
+        -------
+        list of list of BoundarySpec
+            For each microbatch what `infer_boundaries` gives.
+
+        Raises
+        ------
+        ValueError
+            On every rank, for inputs that cannot be read, or a chain that does not fit together.
+        """
+        if self._group is None:
+            return self._found(*self._numbered(read()))
+        numbers = torch.zeros(count, dtype=torch.int64)
+        news: list[Any] = [None]
+        is_holder = dist.get_rank(self._group) == self._holder
+        if is_holder:
+            try:
+                found, new = self._numbered(read())
+                numbers, news = torch.tensor(found, dtype=torch.int64), [new]
+            except ValueError as error:
+                numbers, news = torch.full_like(numbers, len(self._known)), [error]
+        numbers = numbers.to(self._device)
+        dist.broadcast(numbers, group=self._group, group_src=self._holder)
+        found = numbers.tolist()
+        if max(found) >= len(self._known):
+            dist.broadcast_object_list(news, group=self._group, group_src=self._holder)
+            if isinstance(news[0], Exception):
+                raise news[0]
+            return self._found(found, news[0])
+        return self._found(found, [])
+
+    def _numbered(self, inputs: Sequence[Tree]) -> tuple[list[int], list[Tree]]:
+        """The number of each input's kind, and an input on the meta device of each new kind."""
+        specs = [BoundarySpec.of(value) for value in inputs]
+        new = [spec for spec in dict.fromkeys(specs) if spec not in self._numbers]
+        numbers = {**self._numbers, **{spec: len(self._known) + at for at, spec in enumerate(new)}}
+        return [numbers[spec] for spec in specs], [spec.empty("meta") for spec in new]
+
+    def _found(self, numbers: Sequence[int], new: Sequence[Tree]) -> list[list[BoundarySpec]]:
+        for value in new:
+            spec = BoundarySpec.of(value)
+            self._known.append(infer_boundaries(self._layers, spec))
+            self._numbers[spec] = len(self._numbers)
+        return [self._known[number] for number in numbers]
 
 
-def first_overwriting(layers: Sequence[nn.Module], inputs: TensorSpec) -> list[int]:
+def first_overwriting(layers: Sequence[nn.Module], inputs: BoundarySpec) -> list[int]:
     """For each layer the first one, itself or a later one, that works in place on this layer's input.
 
     Parameters
     ----------
     layers : sequence of Module
         A chain that `infer_boundaries` has accepted.
-    inputs : TensorSpec
+    inputs : BoundarySpec
         Of the first layer.
 
     Returns
@@ -135,22 +329,18 @@ def first_overwriting(layers: Sequence[nn.Module], inputs: TensorSpec) -> list[i
     given: list[tuple[int, torch.Tensor, int]] = []
     found = [len(layers)] * len(layers)
     for index, layer in enumerate(layers):
-        given.append((index, value, value._version))  # a tensor and its views share one version counter
-        storage = value.untyped_storage()._cdata
+        # A tensor and its views share one version counter.
+        given += [(index, tensor, tensor._version) for tensor in tensors_in(value)]
         value = _on_meta(layer, value)
         for before, tensor, version in given:
             if found[before] == len(layers) and tensor._version != version:
                 found[before] = index
-        if value.untyped_storage()._cdata != storage:
-            given.clear()
+        storages = {tensor.untyped_storage()._cdata for tensor in tensors_in(value)}
+        given = [each for each in given if each[1].untyped_storage()._cdata in storages]
     return found
 
 
-def _on_meta(layer: nn.Module, value: torch.Tensor) -> torch.Tensor:
+def _on_meta(layer: nn.Module, value: Tree) -> Tree:
     tensors = {name: tensor.detach().to("meta") for name, tensor in [*layer.named_parameters(), *layer.named_buffers()]}
     with torch.no_grad():
         return torch.func.functional_call(layer, tensors, (value,))
-
-
-def _text(spec: TensorSpec) -> str:
-    return f"a {str(spec.dtype).removeprefix('torch.')} tensor of shape {list(spec.shape)}"

@@ -2,40 +2,44 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from contextlib import AbstractContextManager, nullcontext
 from typing import Any, NamedTuple
 
 import torch
+from torch.utils import _pytree as pytree
 
+from ppexec.models.shapes import Tree, differentiable, pack, tensors_in
 from ppexec.stage.split_backward import Unit
-from ppexec.stage.stage import Stage
+from ppexec.stage.stage import Stage, gradients_of, message_of
 
 
 class _Kept(NamedTuple):
     """What is kept of a microbatch between its F and its backward; the inputs are those of all layers."""
 
-    inputs: list[torch.Tensor]
-    output: torch.Tensor
-    target: torch.Tensor | None
+    inputs: list[Tree]
+    output: Tree
+    target: Tree | None
 
 
 class _Entry(torch.autograd.Function):
-    """The start of a layer's graph. It keeps the gradient of the layer's input with its memory layout.
+    """The start of a layer's graph. It keeps the gradients of the layer's input with their memory layout.
 
     A leaf would change the layout, and kernels may add up in another order where the layout differs.
     """
 
     @staticmethod
-    def forward(ctx: Any, taken: list[torch.Tensor], anchor: torch.Tensor, value: torch.Tensor) -> torch.Tensor:
-        """The value itself; the anchor makes it differentiable."""
+    def forward(ctx: Any, taken: list[torch.Tensor | None], anchor: torch.Tensor, *values: torch.Tensor) -> Any:
+        """The values themselves; the anchor makes them differentiable."""
         ctx.taken = taken
-        return value.detach()
+        ctx.set_materialize_grads(False)
+        return tuple(value.detach() for value in values)
 
     @staticmethod
-    def backward(ctx: Any, *gradients: torch.Tensor) -> Any:
-        """Put the gradient into the list `taken`, and end."""
+    def backward(ctx: Any, *gradients: torch.Tensor | None) -> Any:
+        """Put the gradients into the list `taken`, and end."""
         ctx.taken.extend(gradients)
-        return None, None, None
+        return None, None, *(None for _ in gradients)
 
 
 class RecomputingStage(Stage):
@@ -56,18 +60,20 @@ class RecomputingStage(Stage):
         self._anchor = torch.zeros((), requires_grad=True)
 
     def forward(
-        self, microbatch: int, inputs: torch.Tensor | None, target: torch.Tensor | None, *, split: bool = False
+        self, microbatch: int, inputs: Tree | None, target: Tree | None, *, split: bool = False
     ) -> torch.Tensor:
         """Compute F as a Stage does. Raises ValueError if a layer changes its input, which is needed once more."""
         if not self.trains or inputs is None:
             return super().forward(microbatch, inputs, target, split=split)
         self._announce(microbatch)
-        kept, value = _Kept([], inputs, target), inputs
+        value = self._entered(microbatch, inputs)
+        kept = _Kept([], value, target)
         with torch.no_grad():
             for position, layer in enumerate(self.layers):
                 kept.inputs.append(value)
-                version, value = value._version, self._layer(position, value)
-                if kept.inputs[-1]._version != version:
+                versions = _versions(value)
+                value = self._layer(position, value)
+                if _versions(kept.inputs[-1]) != versions:
                     raise ValueError(
                         f"layer {self.first_layer + position} ({type(layer).__name__}) changes its input in place, so "
                         "it cannot be recomputed: take it without inplace=True, or do not recompute"
@@ -76,9 +82,9 @@ class RecomputingStage(Stage):
                 self.losses[microbatch] = self.loss(value, target)
         self._kept[microbatch] = kept = kept._replace(output=value)
         if self.ledger:
-            for tensor in (*kept.inputs, value):
+            for tensor in tensors_in([kept.inputs, value]):
                 self.ledger.hold(tensor)
-        return value.contiguous()
+        return message_of(value)
 
     def backward(self, microbatch: int, gradient: torch.Tensor | None) -> torch.Tensor | None:
         """Compute B: each layer again, from the last to the first, with its backward right after."""
@@ -93,35 +99,58 @@ class RecomputingStage(Stage):
     def _anew(self, microbatch: int, gradient: torch.Tensor | None, units: list[Unit] | None) -> torch.Tensor | None:
         inputs, output, target = self._kept.pop(microbatch)
         self._announce(microbatch)
-        stage_input = inputs[0]
-        reached = True
+        entering = tensors_in(inputs[0])
+        gradients: Sequence[torch.Tensor | None] = []
+        if self.loss is None:
+            gradients = gradients_of(differentiable(tensors_in(output)), gradient)
+        is_reached = True
         for position in reversed(range(len(self.layers))):
             value = inputs.pop()
-            if reached:
-                taken: list[torch.Tensor] = []
-                again = value.detach()
-                if value.is_floating_point() and position:
-                    again = _Entry.apply(taken, self._anchor, value)
-                elif value.is_floating_point() and not self.is_first:
-                    again.requires_grad_()
-                root = self._run(position, again, target, units)
-                reached = root.requires_grad
-                if reached:
-                    torch.autograd.backward(root, self._loss_share(root) if gradient is None else gradient)
-                del root
-                gradient = next(iter(taken), None) if position else again.grad
-                reached = reached and gradient is not None
+            if is_reached:
+                again, taken = self._again(position, value)
+                result = self._run(position, again, target, units)
+                if position == len(self.layers) - 1 and self.loss is not None:
+                    roots, gradients = [result], [self._loss_share(result)]
+                else:
+                    roots = differentiable(tensors_in(result))
+                pairs = [(r, g) for r, g in zip(roots, gradients, strict=True) if r.requires_grad and g is not None]
+                if pairs:
+                    torch.autograd.backward([root for root, _ in pairs], [given for _, given in pairs])
+                gradients = taken if position else [leaf.grad for leaf in differentiable(tensors_in(again))]
+                is_reached = any(each is not None for each in gradients)
+                del result, roots, pairs
             if self.ledger:
-                self.ledger.drop(value)
+                for tensor in tensors_in(value):
+                    self.ledger.drop(tensor)
         if self.ledger:
-            self.ledger.drop(output)
+            for tensor in tensors_in(output):
+                self.ledger.drop(tensor)
         if self.is_first:
             return None
-        return gradient if reached else torch.zeros_like(stage_input)
+        leaves = differentiable(entering)
+        found = gradients if is_reached else [None] * len(leaves)
+        each = [torch.zeros_like(leaf) if g is None else g for leaf, g in zip(leaves, found, strict=True)]
+        return pack(each, entering[0].device)
 
-    def _run(
-        self, position: int, value: torch.Tensor, target: torch.Tensor | None, units: list[Unit] | None
-    ) -> torch.Tensor:
+    def _again(self, position: int, value: Tree) -> tuple[Tree, list[torch.Tensor | None]]:
+        """A layer's input as the start of a graph, and the list that gets the gradients of its differentiable tensors.
+
+        The gradients of a stage's own input are in the tensors themselves.
+        """
+        leaves, tree = pytree.tree_flatten(value)
+        tensors = [leaf.detach() if isinstance(leaf, torch.Tensor) else leaf for leaf in leaves]
+        places = [at for at, leaf in enumerate(leaves) if isinstance(leaf, torch.Tensor) and differentiable([leaf])]
+        taken: list[torch.Tensor | None] = []
+        if position and places:
+            entered = _Entry.apply(taken, self._anchor, *(leaves[at] for at in places))
+            for at, tensor in zip(places, entered, strict=True):
+                tensors[at] = tensor
+        elif not position and not self.is_first:
+            for at in places:
+                tensors[at].requires_grad_()
+        return pytree.tree_unflatten(tensors, tree), taken
+
+    def _run(self, position: int, value: Tree, target: Tree | None, units: list[Unit] | None) -> Tree:
         """A layer's forward with its graph, followed by the loss if it is the model's last layer."""
         saving = self.ledger.saving() if self.ledger and units is not None else nullcontext()
         cutting: AbstractContextManager[list[Unit]] = nullcontext([])
@@ -139,3 +168,7 @@ class RecomputingStage(Stage):
         """Forget gradients, losses and all microbatches."""
         super().clear()
         self._kept.clear()
+
+
+def _versions(value: Tree) -> list[int]:
+    return [tensor._version for tensor in tensors_in(value)]

@@ -10,10 +10,12 @@ from typing import NamedTuple
 import torch
 import torch.distributed as dist
 from torch import nn
+from torch.utils import _pytree as pytree
 
 from ppexec.models.batch import Batch, fitted
 from ppexec.models.dropout import Randomness
 from ppexec.models.model import Loss
+from ppexec.models.shapes import TensorSpec, Tree, differentiable, pack, tensors_in, unpack
 from ppexec.stage.gradient_sum import Reduction
 from ppexec.stage.ledger import Ledger
 from ppexec.stage.split_backward import SplitBackward, Unit, add_weight_gradients
@@ -23,11 +25,11 @@ from ppsim import Kind
 
 
 class _Held(NamedTuple):
-    """What is kept of a microbatch until its backward. The backward starts at the root: the output, or the loss."""
+    """What is kept of a microbatch until its backward, which starts at the loss, or at the outputs without one."""
 
-    inputs: torch.Tensor
-    output: torch.Tensor
-    root: torch.Tensor
+    inputs: list[torch.Tensor]
+    outputs: list[torch.Tensor]
+    loss: torch.Tensor | None
 
 
 class Stage:
@@ -108,7 +110,7 @@ class Stage:
             self.randomness.at(self._batch.step, self._batch.samples[microbatch])
 
     def forward(
-        self, microbatch: int, inputs: torch.Tensor | None, target: torch.Tensor | None, *, split: bool = False
+        self, microbatch: int, inputs: Tree | None, target: Tree | None, *, split: bool = False
     ) -> torch.Tensor:
         """Compute F, and on the last stage the loss.
 
@@ -116,9 +118,9 @@ class Stage:
         ----------
         microbatch : int
             Its number in the step.
-        inputs : Tensor
-            Data, or the output of the stage before.
-        target : Tensor or None
+        inputs : Tensor or pytree of tensors
+            Data, or the message of the stage before.
+        target : Tensor, pytree of tensors or None
             On the last stage.
         split : bool
             Whether its backward will be I and W instead of B.
@@ -126,43 +128,55 @@ class Stage:
         Returns
         -------
         Tensor
-            The output, detached and contiguous, as a message is.
+            The message: the output, detached and contiguous, packed if it has several tensors.
         """
-        if inputs is None:
-            raise ValueError(f"stage {self.index} has no input for microbatch {microbatch}: give its data or message")
+        value = self._entered(microbatch, inputs)
         if not self.trains:
             with torch.no_grad():
-                output = self._chain(inputs)
+                output = self._chain(value)
                 if self.loss is not None and target is not None:
                     self.losses[microbatch] = fitted(self.loss(output, target))
-            return output.contiguous()
+            return message_of(output)
         self._announce(microbatch)
-        if not self.is_first and inputs.is_floating_point():
-            inputs.requires_grad_()
+        entering = tensors_in(value)
+        if not self.is_first:
+            for tensor in differentiable(entering):
+                tensor.requires_grad_()
         cutting: AbstractContextManager[list[Unit]] = self._split.recording(self.ledger) if split else nullcontext([])
+        loss = None
         with self.ledger.saving() if self.ledger else nullcontext(), cutting as units:
-            output = root = self._chain(inputs)
+            output = self._chain(value)
             if self.loss is not None and target is not None:
-                root = self.loss(output, target)
-                self.losses[microbatch] = loss = fitted(root.detach())
-                if type(root) is torch.Tensor:
-                    root.data = loss  # mse_loss leaves its mean in memory as large as the output; the graph needs none
+                loss = self.loss(output, target)
+                self.losses[microbatch] = kept = fitted(loss.detach())
+                if type(loss) is torch.Tensor:
+                    loss.data = kept  # mse_loss leaves its mean in memory as large as the output; the graph needs none
         # The runtime holds input and output until the backward ends, whether or not autograd saved them.
-        self._held[microbatch] = _Held(inputs, output, root)
+        self._held[microbatch] = held = _Held(entering, tensors_in(output), loss)
         self._units[microbatch] = units
         if self.ledger:
-            self.ledger.hold(inputs)
-            self.ledger.hold(output)
-        return output.detach().contiguous()
+            for tensor in (*held.inputs, *held.outputs):
+                self.ledger.hold(tensor)
+        return message_of(output)
 
-    def _chain(self, value: torch.Tensor) -> torch.Tensor:
+    def _entered(self, microbatch: int, inputs: Tree | None) -> Tree:
+        """What the first layer takes. Raises ValueError if there is nothing."""
+        if inputs is None:
+            raise ValueError(f"stage {self.index} has no input for microbatch {microbatch}: give its data or message")
+        if self.is_first or not self._batch.boundaries:
+            return inputs
+        return self._batch.boundaries[microbatch][self.first_layer].unpack(inputs)
+
+    def _chain(self, value: Tree) -> Tree:
         for position in range(len(self.layers)):
             value = self._layer(position, value)
         return value
 
-    def _layer(self, position: int, value: torch.Tensor) -> torch.Tensor:
+    def _layer(self, position: int, value: Tree) -> Tree:
         """A layer's output."""
-        return self.layers[position](value.clone() if self.copies_input and position == 0 else value)
+        if self.copies_input and position == 0:
+            value = pytree.tree_map_only(torch.Tensor, torch.clone, value)
+        return self.layers[position](value)
 
     def backward(self, microbatch: int, gradient: torch.Tensor | None) -> torch.Tensor | None:
         """Compute B, which adds to the parameters' gradients.
@@ -191,18 +205,23 @@ class Stage:
         add_weight_gradients(self._units.pop(microbatch))
 
     def _backward(self, microbatch: int, gradient: torch.Tensor | None) -> torch.Tensor | None:
-        inputs, output, root = self._held.pop(microbatch)
-        if root.requires_grad:
-            torch.autograd.backward(root, self._loss_share(root) if gradient is None else gradient)
+        inputs, outputs, loss = self._held.pop(microbatch)
+        roots = [loss] if loss is not None else differentiable(outputs)
+        gradients = [self._loss_share(loss)] if loss is not None else gradients_of(roots, gradient)
+        reached = [(root, given) for root, given in zip(roots, gradients, strict=True) if root.requires_grad]
+        if reached:
+            torch.autograd.backward([root for root, _ in reached], [given for _, given in reached])
         input_gradient = None
         if not self.is_first:
+            leaves = differentiable(inputs)
             # The stage before waits for a gradient even if the output does not depend on the input.
-            input_gradient = inputs.grad if inputs.grad is not None else torch.zeros_like(inputs)
-            inputs.grad = None
+            each = [leaf.grad if leaf.grad is not None else torch.zeros_like(leaf) for leaf in leaves]
+            input_gradient = pack(each, inputs[0].device)
+            for leaf in leaves:
+                leaf.grad = None
         if self.ledger:
-            del root
-            self.ledger.drop(inputs)
-            self.ledger.drop(output)
+            for tensor in (*inputs, *outputs):
+                self.ledger.drop(tensor)
         return input_gradient
 
     def _loss_share(self, loss: torch.Tensor) -> torch.Tensor:
@@ -268,8 +287,26 @@ class Stage:
             layer.zero_grad(set_to_none=True)
 
 
+def message_of(output: Tree) -> torch.Tensor:
+    """An output as it is sent."""
+    tensors = [tensor.detach() for tensor in tensors_in(output)]
+    return pack(tensors, tensors[0].device).contiguous()
+
+
+def gradients_of(outputs: Sequence[torch.Tensor], message: torch.Tensor | None) -> list[torch.Tensor]:
+    """The gradient of each differentiable output, from the message that came back.
+
+    Raises ValueError without one.
+    """
+    if not outputs:
+        return []
+    if message is None:
+        raise ValueError("a stage without a loss starts its backward from its output's gradient: give it")
+    return unpack(message, [TensorSpec.of(output) for output in outputs])
+
+
 def act(
-    stage: Stage | TimedStage, kind: Kind, microbatch: int, value: torch.Tensor | None, batch: Batch, *, split: bool
+    stage: Stage | TimedStage, kind: Kind, microbatch: int, value: Tree | None, batch: Batch, *, split: bool
 ) -> torch.Tensor | None:
     """Compute one action of a stage.
 
@@ -281,7 +318,7 @@ def act(
         F, B, I or W.
     microbatch : int
         Its number in the step.
-    value : Tensor or None
+    value : Tensor, pytree of tensors or None
         The input for F, the gradient of the output for B and I.
     batch : Batch
         Has the targets.

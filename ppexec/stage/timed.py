@@ -4,7 +4,6 @@ from __future__ import annotations
 
 from collections.abc import Callable, Sequence
 
-import numpy as np
 import torch
 import torch.distributed as dist
 
@@ -15,13 +14,14 @@ from ppexec.models.shapes import TensorSpec
 from ppexec.stage.gradient_sum import Reduction
 from ppexec.stage.ledger import Ledger
 from ppsim import Program, StageCost
+from ppsim.simulation.timed_program import message_bytes
 
 
 class TimedStage:
     """Takes the place of a Stage: each action waits until its stated time has passed.
 
-    Messages are real, of `output_bytes` each. Activations are not allocated; the ledger is told their stated bytes. So
-    the bubbles of more ranks than there are cores can be measured.
+    Messages are real, of the bytes that the costs state. Activations are not allocated; the ledger is told their
+    stated bytes. So the bubbles of more ranks than there are cores can be measured.
 
     Parameters
     ----------
@@ -66,7 +66,9 @@ class TimedStage:
         self._cost = cost
         self._output = None if is_last else torch.zeros(cost.output_bytes, dtype=torch.uint8, device=device)
         self._gradients: list[torch.Tensor] | None = None  # of the parameters, made when they are first added up
-        self._gradient = None if before is None else torch.zeros(before.output_bytes, dtype=torch.uint8, device=device)
+        self._gradient = (
+            None if before is None else torch.zeros(before.backward_message_bytes, dtype=torch.uint8, device=device)
+        )
 
     @property
     def is_first(self) -> bool:
@@ -154,6 +156,4 @@ def timed_stages(
 
 def message_specs(program: Program, costs: Sequence[StageCost]) -> list[TensorSpec]:
     """The spec of each message between timed stages: as many bytes as their costs state."""
-    messages = program.messages
-    lower = np.minimum(program.stage[messages.producer], program.stage[messages.consumer]).tolist()
-    return [TensorSpec(shape=(costs[stage].output_bytes,), dtype=torch.uint8) for stage in lower]
+    return [TensorSpec(shape=(size,), dtype=torch.uint8) for size in message_bytes(program, costs).tolist()]

@@ -2,19 +2,22 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from functools import partial
+from typing import Any
 
 import torch
 import torch.distributed as dist
 from torch import nn
+from torch.utils import _pytree as pytree
 
 from ppexec.config.config import RunConfig
 from ppexec.models.batch import Batch, load_batch
 from ppexec.models.initialize import initialize_layer
 from ppexec.models.load import load_model
-from ppexec.stage.stage import Stage
+from ppexec.models.shapes import BoundarySpec, unpack
+from ppexec.stage.stage import Stage, message_of
 from ppexec.stage.tensor_parallel import local, local_gradient, slice_like
 from ppexec.stage.tied import SharedWeights
 from ppexec.verify.rounding import NUDGES, allowed, nudged, sharded_roundings
@@ -84,7 +87,7 @@ class Reference:
     batches : list of Batch
         By replica, what `run` computes with.
     outputs : list of dict
-        By replica, each microbatch's output, after `run`.
+        By replica, each microbatch's output as a message, after `run`.
     """
 
     def __init__(self, config: RunConfig, device: torch.device) -> None:
@@ -98,6 +101,7 @@ class Reference:
         self._shared = SharedWeights(self.layers, self._model.tied)
         self.batches = [self._load(dp_rank) for dp_rank in range(config.dp)]
         self.outputs: list[dict[int, torch.Tensor]] = []
+        self._output_specs: list[dict[int, BoundarySpec]] = [{} for _ in self.batches]
         self._magnitudes: dict[nn.Parameter, torch.Tensor] = {}
         self._roundings = sharded_roundings(self._model, config)
         self._moved: dict[int | tuple[int, int], float] = {}
@@ -147,7 +151,9 @@ class Reference:
                         self._note(layer, p.grad - kept[p][1])  # type: ignore[operator]
             for replica, (before, after) in enumerate(zip(outputs, self.outputs, strict=True)):
                 for microbatch, output in after.items():
-                    self._note((replica, microbatch), output - before[microbatch])
+                    specs = self._output_specs[replica][microbatch].tensors
+                    for moved, still in zip(unpack(output, specs), unpack(before[microbatch], specs), strict=True):
+                        self._note((replica, microbatch), moved.double() - still.double())
         for parameter, (value, gradient) in kept.items():
             parameter.data.copy_(value)
             parameter.grad = gradient
@@ -160,9 +166,12 @@ class Reference:
     def output_rounding(self, dp_rank: int, microbatch: int) -> torch.Tensor:
         """The difference that sums over tp may make to an output (see `allowed`), float64 of shape (1,)."""
         output = self.outputs[dp_rank][microbatch]
-        largest = float(output.abs().max()) if output.numel() else 0.0
+        tensors = unpack(output, self._output_specs[dp_rank][microbatch].tensors)
+        floating = [tensor for tensor in tensors if tensor.is_floating_point()]
+        largest = max((float(tensor.abs().max()) for tensor in floating if tensor.numel()), default=0.0)
         moved = self._moved.get((dp_rank, microbatch), 0.0)
-        bound = allowed(self._roundings, output.dtype, largest=largest, moved=moved)
+        dtype = floating[0].dtype if floating else torch.float64
+        bound = allowed(self._roundings, dtype, largest=largest, moved=moved)
         return torch.tensor([bound], dtype=torch.float64, device=output.device)
 
     def _step(self, order: Sequence[int]) -> None:
@@ -172,19 +181,21 @@ class Reference:
         self._magnitudes.clear()
         self._shared.clear()
         self.outputs = [{} for _ in self.batches]
-        for batch, outputs in zip(self.batches, self.outputs, strict=True):
+        for batch, outputs, specs in zip(self.batches, self.outputs, self._output_specs, strict=True):
             for microbatch in order:
                 with torch.set_grad_enabled(not config.forward_only):
                     self._shared.renew()
                     if self._model.randomness is not None and not config.forward_only:
                         self._model.randomness.at(batch.step, batch.samples[microbatch])
-                    value = batch.inputs[microbatch].clone()  # layers may work in place
+                    value = _each(torch.clone, batch.inputs[microbatch])  # layers may work in place
                     for first, last in bounds(config.layer_sizes):
                         for layer in self.layers[first:last]:
                             value = layer(value)
-                        value = value.contiguous()  # kernels may differ by layout, and what crosses a cut is dense
+                        # Kernels may differ by layout, and what crosses a cut is dense.
+                        value = _each(torch.Tensor.contiguous, value)
                     loss = self._model.loss(value, batch.targets[microbatch]) / (config.microbatches * config.dp)
-                outputs[microbatch] = value.detach().clone()
+                specs[microbatch] = BoundarySpec.of(value)
+                outputs[microbatch] = message_of(value).clone()
                 if loss.requires_grad:
                     self._add_gradients(loss)
 
@@ -247,13 +258,20 @@ class Reference:
         return 2 * slips / (1 - slips) * magnitude + sharded
 
 
+def _each(change: Callable[[torch.Tensor], torch.Tensor], value: Any) -> Any:
+    """A value with every tensor changed."""
+    return pytree.tree_map_only(torch.Tensor, change, value)
+
+
 def gradient_of(parameter: torch.Tensor) -> torch.Tensor:
     """This rank's slice of a parameter's gradient, or zeros if it has none."""
     gradient = local_gradient(parameter)
     return torch.zeros_like(local(parameter)) if gradient is None else gradient.detach()
 
 
-def compare_with_reference(worker: Worker, outputs: dict[int, torch.Tensor]) -> list[Comparison]:
+def compare_with_reference(
+    worker: Worker, outputs: dict[int, torch.Tensor], specs: Sequence[BoundarySpec]
+) -> list[Comparison]:
     """Compare the outputs and gradients of this worker's ranks with the reference's. Collective over a pipeline.
 
     Parameters
@@ -261,7 +279,9 @@ def compare_with_reference(worker: Worker, outputs: dict[int, torch.Tensor]) -> 
     worker : Worker
         After a step, with its gradients.
     outputs : dict of int to Tensor
-        The last stage's, by microbatch; empty elsewhere.
+        The last stage's messages, by microbatch; empty elsewhere.
+    specs : sequence of BoundarySpec
+        By microbatch, what such a message holds.
 
     Returns
     -------
@@ -295,9 +315,9 @@ def compare_with_reference(worker: Worker, outputs: dict[int, torch.Tensor]) -> 
                     slack = None if reference is None else reference.output_rounding(worker.dp_rank, microbatch)
                     bound = _bring(worker, holder, slack, blank)
                 if theirs is not None:
-                    mine = outputs[microbatch]
-                    rounding = None if bound is None else bound.expand(mine.shape)
-                    result.append(_compare(mine, theirs, rounding, what="output", layer=-1, name=str(microbatch)))
+                    tensors = specs[microbatch].tensors
+                    mine, other = unpack(outputs[microbatch], tensors), unpack(theirs, tensors)
+                    result.append(_compare(mine, other, bound, what="output", layer=-1, name=str(microbatch)))
         for stage, stage_order in enumerate(orders):
             if stage_order == order and not config.forward_only:
                 result += _compare_gradients(worker, stage, reference)
@@ -324,7 +344,7 @@ def _compare_gradients(worker: Worker, stage: int, reference: Reference | None) 
                 theirs = slice_like(own[name], theirs)
                 rounding = None if rounding is None else slice_like(own[name], rounding)
                 result.append(
-                    _compare(gradient_of(own[name]), theirs, rounding, what="gradient", layer=layer, name=name)
+                    _compare([gradient_of(own[name])], [theirs], rounding, what="gradient", layer=layer, name=name)
                 )
     return result
 
@@ -345,11 +365,19 @@ def _bring(
 
 
 def _compare(
-    mine: torch.Tensor, theirs: torch.Tensor, rounding: torch.Tensor | None, *, what: str, layer: int, name: str
+    mine: Sequence[torch.Tensor],
+    theirs: Sequence[torch.Tensor],
+    rounding: torch.Tensor | None,
+    *,
+    what: str,
+    layer: int,
+    name: str,
 ) -> Comparison:
-    difference = (mine.double() - theirs.double()).abs()
-    bit_equal = _same_bits(mine, theirs)
-    allowed = torch.zeros_like(difference) if rounding is None else rounding
+    """Compare tensors pairwise. rounding: the tolerance of each element, or one for all."""
+    own, other = _elements(mine), _elements(theirs)
+    difference = (own - other).abs()
+    bit_equal = all(map(_same_bits, mine, theirs))
+    allowed = torch.zeros_like(difference) if rounding is None else rounding.reshape(-1).expand(len(difference))
     return Comparison(
         what=what,
         layer=layer,
@@ -358,8 +386,13 @@ def _compare(
         within=bit_equal or bool((difference <= allowed).all()),
         max_abs_diff=float(difference.max()) if difference.numel() else 0.0,
         tolerance=float(allowed.max()) if allowed.numel() else 0.0,
-        largest=float(theirs.double().abs().max()) if theirs.numel() else 0.0,
+        largest=float(other.abs().max()) if other.numel() else 0.0,
     )
+
+
+def _elements(tensors: Sequence[torch.Tensor]) -> torch.Tensor:
+    """All elements in a row, in float64."""
+    return torch.cat([tensor.double().reshape(-1) for tensor in tensors])
 
 
 def _same_bits(first: torch.Tensor, second: torch.Tensor) -> bool:

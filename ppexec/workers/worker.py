@@ -26,7 +26,7 @@ from ppexec.machine.waiting import sharpen_sleep
 from ppexec.models.batch import Batch, load_batch, read_sample
 from ppexec.models.load import load_model, refuse_what_does_not_fit
 from ppexec.models.model import Model
-from ppexec.models.shapes import TensorSpec, agree_on_boundaries, first_overwriting
+from ppexec.models.shapes import Boundaries, BoundarySpec, TensorSpec, Tree, first_overwriting
 from ppexec.stage.build import build_stage
 from ppexec.stage.ledger import Ledger
 from ppexec.stage.stage import Stage, act
@@ -109,12 +109,13 @@ class Worker:
             self.model = load_model(config)
             check_plan(self.model, config.tp)
             refuse_what_does_not_fit(self.model, config)
-            self.boundaries = agree_on_boundaries(
+            self._boundaries = Boundaries(
                 self.model.layers,
-                lambda: read_sample(self.model.sample, 0)[0],
                 holder=config.pipeline.placement[0],
                 group=self.group,
+                device=self.device.torch_device,
             )
+            (self.boundaries,) = self._boundaries.agree(lambda: [read_sample(self.model.sample, 0)[0]], 1)
             self.overwriting = first_overwriting(self.model.layers, self.boundaries[0])
             stages_of = {rank: self._real_stages(rank) for rank in held}
         self.transports = TransportChoice(
@@ -269,15 +270,23 @@ class Worker:
 
     @property
     def message_specs(self) -> list[TensorSpec]:
-        """The spec of each message: what leaves the last layer of stage s goes between s and s + 1 both ways."""
-        program = self.program
+        """The spec of each message if all microbatches are like the model's first."""
         if self.costs is not None:
-            return message_specs(program, self.costs)
-        messages = program.messages
-        lower = np.minimum(program.stage[messages.producer], program.stage[messages.consumer]).tolist()
-        return [self.boundaries[self.layer_bounds[stage][1]] for stage in lower]
+            return message_specs(self.program, self.costs)
+        return self._specs_of([self.boundaries] * self.config.microbatches)
 
-    def sample_actions(self, stage: Stage, batch: Batch) -> list[tuple[Kind, torch.Tensor | None]]:
+    def _specs_of(self, boundaries: Sequence[Sequence[BoundarySpec]]) -> list[TensorSpec]:
+        """The spec of each message: between stages s and s + 1 the output of the last layer of s, or its gradient."""
+        program, messages = self.program, self.program.messages
+        lower = np.minimum(program.stage[messages.producer], program.stage[messages.consumer]).tolist()
+        crossed = [
+            boundaries[microbatch][self.layer_bounds[stage][1]]
+            for microbatch, stage in zip(program.microbatch[messages.producer].tolist(), lower, strict=True)
+        ]
+        is_ahead = (program.kind[messages.producer] == Kind.F).tolist()
+        return [each.message if ahead else each.gradient for each, ahead in zip(crossed, is_ahead, strict=True)]
+
+    def sample_actions(self, stage: Stage, batch: Batch) -> list[tuple[Kind, Tree | None]]:
         """Each kind of action that the program has for a stage, in its sequence, with an input to run it on.
 
         Where the stage has both B and I, as in DualPipeV, an F comes before each.
@@ -286,12 +295,12 @@ class Worker:
         first, last = stage.first_layer, stage.first_layer + len(stage.layers)
         device = self.device.torch_device
 
-        def given(kind: Kind) -> torch.Tensor | None:
+        def given(kind: Kind) -> Tree | None:
             if kind == Kind.W or (kind != Kind.F and stage.loss is not None):
                 return None
             if kind == Kind.F and stage.is_first:
                 return batch.inputs[0]
-            spec = self.boundaries[first if kind == Kind.F else last]
+            spec = self.boundaries[first].message if kind == Kind.F else self.boundaries[last].gradient
             return torch.zeros(spec.shape, dtype=spec.dtype, device=device)
 
         present = set(self.program.kind[rows].tolist())
@@ -302,7 +311,7 @@ class Worker:
         """This process's microbatches of a step; empty where compute is timed."""
         if self.costs is not None:
             return Batch()
-        return load_batch(
+        batch = load_batch(
             self.model.sample,
             seed=self.config.seed,
             step=step,
@@ -314,6 +323,8 @@ class Worker:
             has_last=self.config.pipeline.stages - 1 in self.stages,
             device=self.device.torch_device,
         )
+        batch.boundaries.extend(self._boundaries.agree(lambda: batch.inputs, self.config.microbatches))
+        return batch
 
     def clear(self) -> None:
         """Drop gradients and losses of the last step."""
@@ -386,7 +397,7 @@ class Worker:
         self.device.close()
 
 
-def _act(stage: Stage, kind: Kind, value: torch.Tensor | None, batch: Batch, is_split: bool) -> None:
+def _act(stage: Stage, kind: Kind, value: Tree | None, batch: Batch, is_split: bool) -> None:
     act(stage, kind, 0, value, batch, split=is_split)
 
 

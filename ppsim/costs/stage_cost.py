@@ -43,8 +43,9 @@ class StageCost:
     backward_s: B, the full backward at once; None means I + W (a fused backward is often cheaper).
     activation_bytes: held from the start of F to the end of B: what autograd saved, each storage once, plus the input
     and the output of the stage. weight_activation_bytes: held instead from the end of I to the end of W.
-    output_bytes: the message to the next stage, and of the gradient that comes back. parameter_bytes: the weights.
-    gradient_bytes: of the weights that are trained; None means all of them.
+    output_bytes: the message to the next stage. parameter_bytes: the weights. gradient_bytes: of the weights that are
+    trained; None means all of them. output_gradient_bytes: the message with the gradient that comes back; None means as
+    many as output_bytes (masks and positions in the output have no gradient).
 
     Seconds are finite and >= 0, bytes are whole numbers from 0 to 2**53; otherwise CostError.
     """
@@ -58,6 +59,7 @@ class StageCost:
     parameter_bytes: int = 0
     backward_s: float | None = None
     gradient_bytes: int | None = None
+    output_gradient_bytes: int | None = None
 
     def __post_init__(self) -> None:
         for field in fields(self):
@@ -76,6 +78,11 @@ class StageCost:
     def full_backward_s(self) -> float:
         """Seconds of B."""
         return self.backward_input_s + self.backward_weight_s if self.backward_s is None else self.backward_s
+
+    @property
+    def backward_message_bytes(self) -> int:
+        """Bytes of the message that goes back to this stage from the next."""
+        return self.output_bytes if self.output_gradient_bytes is None else self.output_gradient_bytes
 
     @property
     def trained_bytes(self) -> int:
@@ -115,6 +122,7 @@ def stage_cost(layers: list[LayerCost] | tuple[LayerCost, ...]) -> StageCost:
         activation_bytes=max(sum(layer.activation_bytes for layer in layers) - shared, 0),
         weight_activation_bytes=sum(layer.weight_activation_bytes for layer in layers),
         output_bytes=layers[-1].output_bytes,
+        output_gradient_bytes=layers[-1].output_gradient_bytes,
         parameter_bytes=sum(layer.parameter_bytes for layer in layers),
         gradient_bytes=sum(layer.trained_bytes for layer in layers) if knows_gradients else None,
     )

@@ -178,7 +178,8 @@ class Problem:
                     continue
                 pair = (self.placement[stage], self.placement[target])
                 model = self.network.link(*pair)
-                size_bytes = self.costs[min(stage, target)].output_bytes
+                lower = self.costs[min(stage, target)]
+                size_bytes = lower.output_bytes if direction == AHEAD else lower.backward_message_bytes
                 link[direction, stage] = numbers.setdefault(pair, len(numbers))
                 occupied_s[direction, stage] = model.occupied_s(size_bytes)
                 latency_s[direction, stage] = model.piece(size_bytes).latency_s

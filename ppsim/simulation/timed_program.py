@@ -166,10 +166,15 @@ def row_durations(
 
 
 def message_bytes(program: Program, stages: Sequence[StageCost]) -> npt.NDArray[np.int64]:
-    """Bytes of each message, shape (messages,): between s and s + 1 `output_bytes` of stage s, in both directions."""
-    output = np.array([stage.output_bytes for stage in stages], np.int64)
-    messages = program.messages
-    return output[np.minimum(program.stage[messages.producer], program.stage[messages.consumer])]
+    """Bytes of each message, shape (messages,).
+
+    From stage s to s + 1 `output_bytes` of s. From s + 1 to s its `backward_message_bytes`.
+    """
+    sizes = np.array([[stage.output_bytes, stage.backward_message_bytes] for stage in stages], np.int64)
+    producer, consumer = program.messages.producer, program.messages.consumer
+    is_back = (program.kind[producer] != Kind.F).astype(np.int64)
+    found: npt.NDArray[np.int64] = sizes[np.minimum(program.stage[producer], program.stage[consumer]), is_back]
+    return found
 
 
 def _durations(program: Program, stages: Sequence[StageCost], conditions: Conditions) -> Seconds:

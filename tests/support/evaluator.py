@@ -184,7 +184,9 @@ def evaluate(
         begun = max(free(*where[producer]), posted(link, position))
         if position > 0:
             begun = max(begun, transfer(link, position - 1)[1])
-        size = costs[min(producer[0], consumer[0])].output_bytes
+        lower = costs[min(producer[0], consumer[0])]
+        goes_back = producer[0] > consumer[0] and lower.output_gradient_bytes is not None
+        size = lower.output_gradient_bytes if goes_back else lower.output_bytes
         if network is None:
             return begun, begun, begun
         whole = network.link(*link)

@@ -24,6 +24,7 @@ from torch import nn
 from ppexec import Model, RunConfig
 from ppexec.models.dropout import Randomness, SeededDropout
 from ppexec.models.gpt import gpt
+from tests.support.forms import counting, handing
 
 INTEGERS = 11  # what an embedding here can take
 
@@ -33,11 +34,14 @@ def spelled(factory: str, **arguments: Any) -> str:
     return f"{__name__}:{factory}__{json.dumps(arguments).encode().hex()}"
 
 
+_ELSEWHERE = {"counting": counting, "handing": handing}
+
+
 def __getattr__(name: str) -> Callable[[RunConfig], Model]:
     factory, mark, words = name.partition("__")
     if not (factory and mark and words):
         raise AttributeError(name)
-    return partial(globals()[factory], **json.loads(bytes.fromhex(words)))
+    return partial({**globals(), **_ELSEWHERE}[factory], **json.loads(bytes.fromhex(words)))
 
 
 # What the newest chain built in this process did: its model, and the (output, target) of each loss.

@@ -133,6 +133,7 @@ def stage_costs(stages: int) -> st.SearchStrategy[list[StageCost]]:
         activation_bytes=amounts,
         weight_activation_bytes=amounts,
         output_bytes=amounts,
+        output_gradient_bytes=st.none() | amounts,
     )
     return st.lists(cost, min_size=stages, max_size=stages)
 

@@ -12,7 +12,7 @@ from torch import nn
 
 from ppexec.measure.footprint import Footprint, measure_footprint
 from ppexec.models.mlp import MLPBlock
-from ppexec.models.shapes import TensorSpec, first_overwriting, infer_boundaries
+from ppexec.models.shapes import BoundarySpec, first_overwriting, infer_boundaries
 from ppexec.stage.ledger import Ledger, gradient_bytes, tensors_of
 from ppexec.stage.stage import Stage
 from tests.support.chains import Chain, chains
@@ -21,14 +21,14 @@ from tests.support.factories import Frozen, Half, Remembers, Skip, Table
 
 def stage_of(layers: list[nn.Module], like: torch.Tensor, *, index: int = 1, trains: bool = True) -> Stage:
     """A middle stage, as a worker would build it."""
-    begin = first_overwriting(layers, TensorSpec.of(like))[0]
+    begin = first_overwriting(layers, BoundarySpec.of(like))[0]
     return Stage(
         index, layers, first_layer=0, loss=None, microbatches=1, trains=trains, copies_input=begin < len(layers)
     )
 
 
 def footprint_of(stage: Stage, like: torch.Tensor, *, split: bool = False) -> Footprint:
-    output = infer_boundaries(stage.layers, TensorSpec.of(like))[-1]
+    output = infer_boundaries(stage.layers, BoundarySpec.of(like))[-1].message
 
     def noise() -> torch.Tensor:
         return output.empty().normal_() if output.dtype.is_floating_point else output.empty().zero_()

@@ -100,12 +100,12 @@ def test_between_the_halves_a_block_holds_inputs_and_output_gradients_of_its_wei
     assert stage.ledger.level_bytes == 0
 
 
-def test_an_input_that_can_have_no_gradient_sends_zeros() -> None:
+def test_an_input_that_can_have_no_gradient_sends_no_bytes() -> None:
     stage = stage_of([nn.Embedding(5, 3)])
     stage.forward(0, torch.tensor([1, 2]), None)
     given = stage.backward(0, torch.ones(2, 3))
     assert given is not None
-    assert torch.equal(given, torch.zeros(2, dtype=torch.int64))
+    assert given.nbytes == 0
 
 
 def test_an_output_that_ignores_its_input_sends_zeros() -> None:

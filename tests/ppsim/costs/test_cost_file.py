@@ -26,6 +26,7 @@ _layers = st.lists(
         weight_activation_bytes=_bytes,
         output_bytes=_bytes,
         parameter_bytes=_bytes,
+        output_gradient_bytes=st.none() | _bytes,
     ),
     min_size=1,
     max_size=4,

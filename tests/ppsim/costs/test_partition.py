@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+from dataclasses import replace
 from itertools import combinations
 
 import pytest
@@ -106,3 +107,9 @@ def test_impossible_cuts_are_refused_with_a_remedy(arguments: dict, said: str) -
     with pytest.raises(ValueError, match=r"take|give|add up") as caught:
         partition_sizes(12, **arguments)
     assert said in str(caught.value)
+
+
+def test_a_stage_sends_and_gets_back_what_its_last_layer_does() -> None:
+    layers = [replace(_layer(1), output_bytes=size, output_gradient_bytes=back) for size, back in [(9, 4), (8, None)]]
+    assert [stage.backward_message_bytes for stage in partition(layers, stages=2)] == [4, 8]
+    assert partition(layers[::-1], stages=1)[0].output_gradient_bytes == 4
