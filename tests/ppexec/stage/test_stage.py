@@ -146,7 +146,7 @@ def test_a_loss_holds_no_memory_but_its_number(trains: bool) -> None:
     stage.forward(0, torch.ones(4, 8), torch.zeros(4, 8))
     assert stage.losses[0].untyped_storage().nbytes() == stage.losses[0].nbytes
     if trains:
-        assert stage._held[0].root.untyped_storage().nbytes() == stage.losses[0].nbytes
+        assert stage._held[0].loss.untyped_storage().nbytes() == stage.losses[0].nbytes
         stage.backward(0, None)
         assert stage.layers[0].weight.grad is not None
 
