@@ -26,6 +26,31 @@ settings.register_profile("default", max_examples=40, **_COMMON)
 settings.register_profile("thorough", max_examples=600, **_COMMON)
 settings.load_profile(os.environ.get("HYPOTHESIS_PROFILE", "default"))
 
+# Beginnings of the names of tests that start processes of their own or take seconds.
+_SLOW = (
+    "tests/ppexec/experiment/",
+    "tests/ppexec/models/test_seeds.py::test_streams_are_the_same_in_every_process",
+    "tests/ppexec/stage/test_tied.py::test_under_torchrun",
+    "tests/ppexec/test_cli.py",
+    "tests/ppexec/test_torchrun.py",
+    "tests/ppexec/transport/test_nccl_rules.py",
+    "tests/ppexec/verify/test_pytorch_runtime.py",
+    "tests/ppexec/workers/",
+    "tests/ppsim/explain/test_attribution_options.py",
+    "tests/ppsim/search/test_search.py",
+    "tests/ppsim/sweep/",
+    "tests/ppsim/test_conditions.py::test_every_option_is_drawn",
+    "tests/ppsim/variation/test_jitter_fit.py",
+    "tests/studies/",
+)
+
+
+def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
+    """Mark as `fast` what neither uses the pool of workers nor is slow."""
+    for item in items:
+        if "pool" not in getattr(item, "fixturenames", ()) and not item.nodeid.startswith(_SLOW):
+            item.add_marker(pytest.mark.fast)
+
 
 @pytest.fixture(scope="session")
 def pool() -> Iterator[WorkerPool]:
