@@ -18,10 +18,24 @@ _REQUIRED = [name for name, field in _FIELDS.items() if field.default is MISSING
 
 
 def load_costs(path: str | Path) -> list[LayerCost]:
-    """Read layer costs from a `.json` file `{"layers": [{...}], "environment": {...}}` or a `.csv` file with a header.
+    """Read layer costs from a file.
 
-    Fields are those of LayerCost (seconds and bytes of one microbatch). Raises CostError that names file, layer, field
-    and value; OSError if the file cannot be read.
+    Parameters
+    ----------
+    path : str or Path
+        A `.json` file, `{"layers": [{...}], "environment": {...}}`, or a `.csv` file with a header. Fields are those of
+        LayerCost: seconds and bytes of one microbatch.
+
+    Returns
+    -------
+    list of LayerCost
+
+    Raises
+    ------
+    CostError
+        If the file is not of this form; the message names file, layer, field and value.
+    OSError
+        If the file cannot be read.
     """
     path = Path(path)
     try:
@@ -40,7 +54,22 @@ def load_costs(path: str | Path) -> list[LayerCost]:
 
 
 def save_costs(layers: Sequence[LayerCost], path: str | Path, *, environment: Mapping[str, Any] | None = None) -> None:
-    """Write layer costs, as JSON or CSV by the file's ending; `environment` (where they were measured) in JSON only."""
+    """Write layer costs to a file.
+
+    Parameters
+    ----------
+    layers : sequence of LayerCost
+        The costs.
+    path : str or Path
+        A file that ends in `.json` or `.csv`.
+    environment : mapping, optional
+        Where they were measured. Written to JSON only.
+
+    Raises
+    ------
+    CostError
+        If the file has another ending.
+    """
     path = Path(path)
     rows = [
         {name: _plain(name, getattr(layer, name)) for name in ["name", *(n for n in _FIELDS if n != "name")]}

@@ -14,10 +14,34 @@ Method = str | Sequence[int]
 
 
 def partition(layers: Sequence[LayerCost], *, stages: int, method: Method = "even") -> list[StageCost]:
-    """The stages' costs when `layers` are cut into `stages` runs of consecutive layers.
+    """Cut layers into stages of consecutive layers.
 
-    method: "even" (equal counts), "optimal" (the smallest possible largest stage by F + B seconds), or the number of
-    layers of each stage. Raises ValueError if the cut is impossible, with the nearest that works.
+    Parameters
+    ----------
+    layers : sequence of LayerCost
+        The chain of layers.
+    stages : int
+        Number of stages.
+    method : "even", "optimal" or sequence of int
+        "even" gives every stage as many layers. "optimal" makes the largest stage, by seconds of F + B, as small as
+        possible. Numbers are the layers of each stage.
+
+    Returns
+    -------
+    list of StageCost
+        The cost of each stage.
+
+    Raises
+    ------
+    ValueError
+        If the layers cannot be cut so; the message names the nearest cut that works.
+
+    Examples
+    --------
+    >>> from ppsim import LayerCost
+    >>> small, large = (LayerCost(forward_s=t, backward_input_s=t, backward_weight_s=t) for t in (1.0, 3.0))
+    >>> [stage.forward_s for stage in partition([small, small, small, large], stages=2, method="optimal")]
+    [3.0, 3.0]
     """
     sizes = partition_sizes(len(layers), stages=stages, method=method, work_s=[layer.work_s for layer in layers])
     return [stage_cost(tuple(layers[start:stop])) for start, stop in bounds(sizes)]
@@ -26,7 +50,26 @@ def partition(layers: Sequence[LayerCost], *, stages: int, method: Method = "eve
 def partition_sizes(
     layers: int, *, stages: int, method: Method = "even", work_s: Sequence[float] | None = None
 ) -> list[int]:
-    """The number of layers of each stage; `work_s`, seconds per layer, is needed by "optimal" alone."""
+    """Number of layers of each stage.
+
+    Parameters
+    ----------
+    layers, stages : int
+        How many there are.
+    method : "even", "optimal" or sequence of int
+        As in `partition`.
+    work_s : sequence of float, shape (layers,), optional
+        Seconds of F and B of each layer. Only "optimal" needs them.
+
+    Returns
+    -------
+    list of int, shape (stages,)
+
+    Raises
+    ------
+    ValueError
+        If the layers cannot be cut so.
+    """
     if stages < 1 or stages > layers:
         raise ValueError(f"{layers} layers cannot fill {stages} stages: take 1 to {layers} stages, or more layers")
     if method == "even":
@@ -64,10 +107,10 @@ def bounds(sizes: Sequence[int]) -> list[tuple[int, int]]:
 
 
 def _optimal_sizes(work_s: list[float], stages: int) -> list[int]:
-    """Dynamic programming over prefixes: best[k][n] is the least largest stage of the first n layers in k stages.
+    """Dynamic programming over prefixes: best[k][n] is the smallest possible largest stage of n layers in k stages.
 
-    The largest stage of a cut at j is max(best[k-1][j], sum of layers j..n); the first grows with j, the second falls,
-    so the best cut is where they cross, found by bisection: O(stages * layers * log layers).
+    If the last stage begins at layer j, the largest stage is max(best[k-1][j], sum of layers j to n). The first term
+    grows with j and the second falls, so bisection finds where they cross. It takes O(stages * layers * log layers).
     """
     count = len(work_s)
     prefix = [0.0, *accumulate(work_s)]

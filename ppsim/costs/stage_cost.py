@@ -39,15 +39,40 @@ def _shown(value: object) -> str:
 class StageCost:
     """What one microbatch costs on one stage.
 
-    forward_s: F. backward_input_s: I, the backward for the input. backward_weight_s: W, the backward for the weights.
-    backward_s: B, the full backward at once; None means I + W (a fused backward is often cheaper).
-    activation_bytes: held from the start of F to the end of B: what autograd saved, each storage once, plus the input
-    and the output of the stage. weight_activation_bytes: held instead from the end of I to the end of W.
-    output_bytes: the message to the next stage. parameter_bytes: the weights. gradient_bytes: of the weights that are
-    trained; None means all of them. output_gradient_bytes: the message with the gradient that comes back; None means as
-    many as output_bytes (masks and positions in the output have no gradient).
+    Parameters
+    ----------
+    forward_s : float
+        Seconds of F.
+    backward_input_s : float
+        Seconds of I, the backward for the input.
+    backward_weight_s : float
+        Seconds of W, the backward for the weights.
+    activation_bytes : int
+        Bytes held from the start of F to the end of B, or of I where the backward is split: what autograd saved, each
+        storage once, plus the stage's input and output.
+    weight_activation_bytes : int
+        Bytes held from the end of I to the end of W.
+    output_bytes : int
+        Bytes of the message to the next stage.
+    parameter_bytes : int
+        Bytes of the weights.
+    backward_s : float, optional
+        Seconds of B, the whole backward at once, which is often cheaper than I + W. By default I + W.
+    gradient_bytes : int, optional
+        Bytes of the weights that are trained. By default all weights are.
+    output_gradient_bytes : int, optional
+        Bytes of the message with the gradient that comes back. Fewer than `output_bytes`, the default, where the output
+        has masks or positions, which have no gradient.
 
-    Seconds are finite and >= 0, bytes are whole numbers from 0 to 2**53; otherwise CostError.
+    Raises
+    ------
+    CostError
+        If seconds are not finite and >= 0, or bytes are not whole numbers from 0 to 2**53.
+
+    Examples
+    --------
+    >>> StageCost(forward_s=1.0, backward_input_s=1.0, backward_weight_s=0.5).full_backward_s
+    1.5
     """
 
     forward_s: float
@@ -97,7 +122,13 @@ class StageCost:
 
 @dataclass(frozen=True, kw_only=True)
 class LayerCost(StageCost):
-    """What one microbatch costs in one layer run as a stage of its own; fields as in StageCost, and its name."""
+    """What one microbatch costs in one layer that is run as a stage of its own.
+
+    Parameters
+    ----------
+    name : str
+        The layer's name. All other fields are those of StageCost.
+    """
 
     name: str = ""
 
@@ -105,9 +136,11 @@ class LayerCost(StageCost):
 def stage_cost(layers: list[LayerCost] | tuple[LayerCost, ...]) -> StageCost:
     """The cost of consecutive layers as one stage.
 
-    Seconds and parameter bytes add. Activations add too, except that the output of one layer is the input of the
-    next and is held once (an upper bound: where no backward needs such a tensor it is not held at all, so exact bytes
-    come from a profile of the stage as cut). The stage's output is that of its last layer.
+    Notes
+    -----
+    Seconds and parameter bytes add up. So do activations, but a layer's output is the next one's input and counts once.
+    That is an upper bound, since a tensor that no backward needs is not held. Exact bytes come from a profile of the
+    stage as cut. The stage's output is that of its last layer.
     """
     if not layers:
         raise CostError("a stage needs at least one layer, got none")

@@ -11,14 +11,40 @@ from ppsim.estimate.work import Work
 
 @dataclass(frozen=True, kw_only=True)
 class Device:
-    """Rates of one device; an operation takes max(FLOPs / FLOPs per second, bytes / bytes per second) + launch_s.
+    """Rates of one device.
 
-    That is the roofline (Williams, Waterman and Patterson, 2009) for each operation by itself.
+    Parameters
+    ----------
+    flops_per_s : float
+        FLOPs per second of matrix products.
+    bytes_per_s : float
+        Bytes per second of the device's memory, reads and writes together.
+    efficiency, bandwidth_efficiency : float
+        The share of each rate that is reached, above 0 and up to 1.
+    launch_s : float
+        Seconds that each operation takes besides.
+    dtype_bytes : int, optional
+        Bytes of an element for which `flops_per_s` holds. By default it holds for any.
+    name, source : str
+        What device it is, and where its rates are from.
 
-    flops_per_s: of matrix products at `dtype_bytes` per element (None: at any). bytes_per_s: of the device's memory,
-    reads and writes together. efficiency, bandwidth_efficiency: the share of each that is reached, 0 < share <= 1; at 1
-    and with launch_s = 0 times are bounds that no kernel beats. launch_s: fixed seconds of each operation.
-    name, source: for reading.
+    Raises
+    ------
+    ValueError
+        If a rate or a share has no meaning.
+
+    Notes
+    -----
+    An operation takes max(FLOPs / FLOPs per second, bytes / bytes per second) + launch_s: the roofline of each
+    operation by itself (Williams, Waterman and Patterson, Roofline, 2009). With both shares 1 and launch_s 0 no kernel
+    is faster.
+
+    Examples
+    --------
+    >>> from ppsim.estimate.work import Work
+    >>> device = Device(flops_per_s=100.0, bytes_per_s=10.0, launch_s=0.5)
+    >>> device.operation_s(Work(flops=400, traffic_bytes=20))
+    4.5
     """
 
     flops_per_s: float
@@ -77,7 +103,25 @@ def device_names() -> list[str]:
 def named_device(
     name: str, *, efficiency: float = 1.0, bandwidth_efficiency: float = 1.0, launch_s: float = 0.0
 ) -> Device:
-    """A device at its vendor's 16-bit peak rates, of which the stated shares are reached. Raises ValueError."""
+    """A device with its vendor's peak rates for 16-bit elements.
+
+    Parameters
+    ----------
+    name : str
+        One of `device_names()`.
+    efficiency, bandwidth_efficiency, launch_s : float
+        As in `Device`.
+
+    Raises
+    ------
+    ValueError
+        If no device has this name.
+
+    Examples
+    --------
+    >>> named_device("h100", efficiency=0.5).flops_per_s
+    989000000000000.0
+    """
     if name not in _KNOWN:
         raise ValueError(
             f"unknown device {name!r}: take {', '.join(_KNOWN)}, or state flops_per_s and bytes_per_s of your own"

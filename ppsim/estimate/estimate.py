@@ -26,15 +26,48 @@ def estimate_costs(
     recompute: Recompute = "none",
     loss: bool = True,
 ) -> list[LayerCost]:
-    """Costs of [embedding, block 0, ..., head] for one microbatch of (micro_batch_size, seq) tokens on one rank.
+    """Estimate the costs of a transformer's layers for one microbatch on one rank.
 
-    Seconds: the sum over a layer's operations of `Device.operation_s`; B is I + W. With tp > 1 every block adds two
-    ring all-reduces of the residual stream to F and two to I over `tp_link` (None: they cost nothing), each
-    2 (t - 1) messages of 1 / t of its bytes (Shoeybi et al., Megatron-LM, 2019, section 3). Recomputation adds the
-    forward once more to I, never to W; what it holds while it runs is not counted. Bytes: as `transformer_work` says.
-    The other arguments are those of `ppsim.Execution`.
+    Parameters
+    ----------
+    architecture : Transformer
+        The model's shapes.
+    device : Device
+        The rates of each rank's device.
+    micro_batch_size, seq : int
+        Samples of a microbatch, and tokens of a sample.
+    dtype_bytes : int
+        Bytes of an element.
+    tp : int
+        Tensor-parallel ranks t.
+    tp_link : Link, optional
+        What connects them. By default their communication costs nothing.
+    split_vocabulary, attention, skip_masked, dropout, recompute, loss
+        As in `ppsim.Execution`.
 
-    Raises ValueError for shapes that do not fit, and for a device whose rate is for elements of another size.
+    Returns
+    -------
+    list of LayerCost
+        Of [embedding, block 0, ..., head]. Bytes are those of `transformer_work`.
+
+    Raises
+    ------
+    ValueError
+        If shapes do not fit, or if the device's rate is for elements of another size.
+
+    Notes
+    -----
+    The seconds of a layer are the sum of `Device.operation_s` over its operations. B is I + W. With t > 1 each block
+    adds two ring all-reduces of the residual stream to F and two to I (Shoeybi et al., Megatron-LM, 2019, section 3).
+    Recomputation adds the forward to I, not to W. What it holds while it runs is not counted.
+
+    Examples
+    --------
+    >>> import ppsim
+    >>> gpt = ppsim.Transformer.gpt(layers=2, hidden=1024, heads=16, vocabulary=50_304, positions=1024)
+    >>> costs = estimate_costs(gpt, ppsim.named_device("h100"), micro_batch_size=1, seq=1024)
+    >>> [cost.name for cost in costs]
+    ['embedding', 'block 0', 'block 1', 'head']
     """
     if device.dtype_bytes is not None and device.dtype_bytes != dtype_bytes:
         raise ValueError(
@@ -58,9 +91,20 @@ def estimate_costs(
 
 
 def all_reduce_s(size_bytes: int, ranks: int, link: Link) -> float:
-    """A ring all-reduce: 2 (t - 1) steps, each of size / t bytes and one latency.
+    """Seconds of a ring all-reduce over t ranks: 2 (t - 1) steps, each with 1 / t of the bytes and one latency.
 
-    (Patarasuk and Yuan, Bandwidth optimal all-reduce algorithms for clusters of workstations, 2009.)
+    Parameters
+    ----------
+    size_bytes : int
+        Bytes that are added up.
+    ranks : int
+        t.
+    link : Link
+        Between neighbours in the ring.
+
+    Notes
+    -----
+    Patarasuk and Yuan, Bandwidth optimal all-reduce algorithms for clusters of workstations, 2009.
     """
     return 2 * (ranks - 1) * (link.occupied_s(size_bytes / ranks) + link.latency_s)
 

@@ -10,18 +10,24 @@ from ppsim.estimate.work import INDEX_BYTES, STATISTIC_BYTES, Execution, LayerWo
 
 
 def transformer_work(model: Transformer, execution: Execution) -> list[LayerWork]:
-    """The work of [embedding, block 0, ..., head] for one microbatch on one (tensor-parallel) rank.
+    """The work of [embedding, block 0, ..., head] for one microbatch on one tensor-parallel rank.
 
-    Saved is what PyTorch's autograd keeps of: norms as one kernel each, linear layers of their own for q, k, v and o,
-    fused attention (keeps q, k, v, its output and a log-sum-exp per row) or plain attention (keeps probabilities),
-    activation functions that keep their input, and a gated MLP that keeps gate, up, act(gate) and the product.
-    Kept between I and W is, for every linear layer and norm, its input and the gradient of its output.
+    Raises
+    ------
+    ValueError
+        If tp does not divide the model, or if seq exceeds a learned table of positions.
 
-    Without the norms' statistics an unfused GPT block with dropout and 2-byte elements saves the classic
-    s b h (10 + 24 / t + 5 a s / (h t)) bytes (Korthikanti et al., Reducing Activation Recomputation in Large
-    Transformer Models, 2022, equation 2; with t = 1, equation 1: 34 s b h + 5 a s^2 b).
+    Notes
+    -----
+    `saved` is what PyTorch's autograd keeps. Norms are one kernel each; q, k, v and o are linear layers of their own.
+    Fused attention keeps q, k, v, its output and a log-sum-exp per row; unfused attention keeps probabilities.
+    Activation functions keep their input. A gated MLP keeps gate, up, act(gate) and the product.
 
-    Raises ValueError where tp does not divide, or seq exceeds a learned table of positions.
+    `kept`, between I and W, is the input of every linear layer and norm and the gradient of its output.
+
+    Without the norms' statistics an unfused GPT block with dropout and 2-byte elements saves
+    s b h (10 + 24 / t + 5 a s / (h t)) bytes, as in Korthikanti et al., Reducing Activation Recomputation in Large
+    Transformer Models, 2022, equation 2. With t = 1 that is equation 1, 34 s b h + 5 a s^2 b.
     """
     model.check_shards(execution.tp)
     if execution.split_vocabulary and model.vocabulary % execution.tp:

@@ -13,15 +13,37 @@ _WHOLE = ("layers", "hidden", "intermediate", "heads", "kv_heads", "head_dim", "
 class Transformer:
     """An embedding, `layers` pre-norm blocks of attention and MLP, and a head of a final norm and a projection.
 
-    hidden: width h of the residual stream. intermediate: width f of the MLP. heads: query heads a. kv_heads: heads of
-    keys and values (fewer than `heads`: grouped-query attention; 1: multi-query). head_dim: width of a head, mostly
-    hidden / heads. vocabulary: V. positions: rows of a learned table of positions; 0: positions have no parameters
-    (rotary). gated: the MLP is down(act(gate(x)) * up(x)) with three matrices, else fc2(act(fc1(x))) with two. tied:
-    the head's projection is the embedding's table. norm: "layernorm" (weight and bias) or "rmsnorm" (weight).
-    qkv_bias, output_bias, mlp_bias, head_bias: which linear layers have biases. window: how many positions back a
-    token sees, itself included; None: all of them.
+    Parameters
+    ----------
+    layers : int
+        Number of blocks.
+    hidden : int
+        Width h of the residual stream.
+    intermediate : int
+        Width f of the MLP.
+    heads, kv_heads : int
+        Heads a of queries, and heads of keys and values. Fewer of the latter is grouped-query attention.
+    head_dim : int
+        Width d of a head, mostly h / a.
+    vocabulary : int
+        V.
+    positions : int
+        Rows of a learned table of positions. 0 if positions have no parameters, as with rotary embeddings.
+    gated : bool
+        Whether the MLP is down(act(gate(x)) * up(x)), three matrices, instead of fc2(act(fc1(x))), two.
+    tied : bool
+        Whether the head's projection is the embedding's table.
+    norm : "layernorm" or "rmsnorm"
+        The former has weight and bias, the latter a weight.
+    qkv_bias, output_bias, mlp_bias, head_bias : bool
+        Which linear layers have biases.
+    window : int, optional
+        How many positions a token sees, itself and those before it. By default all.
 
-    Raises ValueError for shapes that cannot be.
+    Raises
+    ------
+    ValueError
+        If the shapes do not fit together.
     """
 
     layers: int
@@ -58,7 +80,14 @@ class Transformer:
     def gpt(
         cls, *, layers: int, hidden: int, heads: int, vocabulary: int, positions: int, tied: bool = True
     ) -> Transformer:
-        """A GPT: learned positions, layer norms, biases everywhere but in the head, f = 4 h, d = h / a."""
+        """A GPT: learned positions, layer norms, biases everywhere but in the head, f = 4 h, d = h / a.
+
+        Examples
+        --------
+        >>> gpt2 = Transformer.gpt(layers=12, hidden=768, heads=12, vocabulary=50257, positions=1024)
+        >>> gpt2.parameters
+        124439808
+        """
         for name, value in (("hidden", hidden), ("heads", heads)):
             _check_whole(name, value, least=1)
         if hidden % heads:
