@@ -21,7 +21,7 @@ T = TypeVar("T")
 
 def one_word(
     read: Callable[[str], Any], kind: type | tuple[type, ...], metavar: str, wanted: str
-) -> PrimitiveConstructorSpec:
+) -> PrimitiveConstructorSpec[Any]:
     """How tyro reads a flag of one word that may be unset. Its own way shows as {None}|INT and complains twice."""
 
     def from_text(words: list[str]) -> Any:

@@ -16,7 +16,7 @@ from ppsim.estimate.estimate import estimate_costs
 from ppsim.estimate.huggingface import read_huggingface_config
 from ppsim.estimate.transformer import Transformer
 from ppsim.export.text_table import text_table
-from ppsim.network.network import Link
+from ppsim.network.link import Link
 
 _DEVICE_HELP = tyro.conf.arg(help=f"A device at its vendor's 16-bit peak rates: {', '.join(device_names())}.")
 _MOST_LAYERS = 100_000

@@ -7,7 +7,7 @@ from ppsim.estimate.device import Device
 from ppsim.estimate.layer_work import transformer_work
 from ppsim.estimate.transformer import Transformer
 from ppsim.estimate.work import Attention, Execution, LayerWork, Recompute
-from ppsim.network.network import Link
+from ppsim.network.link import Link
 
 
 def estimate_costs(

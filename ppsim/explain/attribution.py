@@ -34,32 +34,50 @@ class Attribution:
         rank 1  w  F0 F1 F2 F3 w  w     B0 B1 B2 B3  d             w  warm-up: before the first action
         rank 2  w  w  F0 F1 F2 F3 B0 B1 B2 B3  d  d                d  drain: after the last action
 
-    warm_up_s: before the rank's first action, whatever the cause; and from then to its first backward the waiting for
-    computation that the order asks for even of equal stages with free messages (the pipeline fills).
-    drain_s: after its last action, whatever the cause; and after its last forward the waiting for computation that the
-    order asks for even of equal stages with free messages (the pipeline empties). All of a rank without actions.
-    imbalance_s: other waiting for another rank's computation: stages that take unequally long, or an order that does
-    not suit its costs.
-    messages_s: waiting while a message is under way (queued on its link, in transfer, or in its latency), and the
-    waiting for computation that messages had made late (messages_knock_on_s).
-    device_s: inputs there, rank free, and yet not started; and the waiting for computation made late by that elsewhere
-    (device_knock_on_s). In a simulation: another rank's work on a shared device, or the stated cost of dispatching. In
-    a measurement: the executor's own time and the machine's, from one action to the next.
-    straggler_s: the waiting for computation that is there because actions took longer than usual; see `attribute`. A
-    delay handed on from rank to rank is still the straggler's.
+    Parameters
+    ----------
+    trace : Trace
+        The step.
+    warm_up_s : array of shape (p,)
+        All waiting before the rank's first action. From then to its first backward, the waiting for computation that
+        the order causes even with equal stages and free messages: the pipeline fills.
+    drain_s : array of shape (p,)
+        All waiting after its last action. After its last forward, the waiting for computation that the order causes
+        even with equal stages and free messages: the pipeline empties. For a rank without actions, the whole step.
+    imbalance_s : array of shape (p,)
+        Other waiting for another rank's computation: stages take unequally long, or the order does not suit them.
+    messages_s : array of shape (p,)
+        Waiting while a message is queued on its link, in transfer or in its latency, and the waiting for computation
+        that messages made late (`messages_knock_on_s`).
+    device_s : array of shape (p,)
+        Waiting though inputs are there and the rank is free, and the waiting for computation that such waits elsewhere
+        made late (`device_knock_on_s`). In a simulation a shared device is busy, or dispatching takes its stated time.
+        In a measurement it is the executor's and the machine's own time from one action to the next.
+    straggler_s : array of shape (p,)
+        Waiting for computation that is late because actions took longer than usual, here or further up the pipeline.
+    warm_up_of_s, drain_of_s : mapping of str to array of shape (p,)
+        These two parts by cause: "compute", "messages", "device", "straggler". No faster link or device shortens
+        "compute".
+    queueing_s, transfer_s, latency_s, messages_knock_on_s : arrays of shape (p,)
+        What `messages_s` is made of. A measured message is all transfer.
+    device_knock_on_s : array of shape (p,)
+        A part of `device_s`.
+    usual_s : array of shape (rows,)
+        What each row usually takes.
+    stretched_s : array of shape (p,), or None
+        By how much the rank's computations that took longer than `expected` did so, in sum. None if nothing was
+        expected. It is no part of the bubble, since the rank is at work. Ranks that share cores evenly show it: they
+        hardly wait for each other, but all compute more slowly.
+    graph : StepGraph
+        The step with its delays.
 
-    So with equal stages and free messages AFAB has warm_up_s[r] = r F + (p - 1 - r)(F + B) and drain_s[r] = r B, 1F1B
-    (m >= p) has warm_up_s[r] = r F + (p - 1 - r) B and drain_s[r] = r B + (p - 1 - r) F, and nothing else.
+    Notes
+    -----
+    With equal stages and free messages there is nothing but warm-up and drain. AFAB has
+    warm_up_s[r] = r F + (p - 1 - r)(F + B) and drain_s[r] = r B. 1F1B with m >= p has
+    warm_up_s[r] = r F + (p - 1 - r) B and drain_s[r] = r B + (p - 1 - r) F.
 
-    A wait is followed to its root: who waits for a rank that itself waits for a message waits for the message.
-    warm_up_of_s, drain_of_s: those two parts by cause ("compute", "messages", "device", "straggler"), each (p,):
-    "compute" is the fill and drain that no faster link or device takes away. queueing_s,
-    transfer_s, latency_s: with messages_knock_on_s they make up messages_s; a measured message is all transfer.
-    usual_s: shape (rows,), what counted as each row's usual duration. stretched_s: (p,), by how much the rank's own
-    computations took longer than `expected`, those that did, in sum; None if nothing was expected. No part of the
-    bubble, since the rank is at work: where ranks share cores evenly (`simulate(sharing="fair")`, or an operating
-    system) they hardly wait for each other, and it shows here.
-    graph: the step with its delays.
+    A wait is followed to its root: if a rank waits for a rank that waits for a message, both wait for the message.
     """
 
     trace: Trace = field(repr=False)
@@ -168,28 +186,56 @@ class Attribution:
 def attribute(trace: Trace, *, expected: Sequence[StageCost] | None = None) -> Attribution:
     """Split each rank's bubble by what the rank waited for; from a simulated and a measured trace alike.
 
-    Which waiting is for computation, for a message or for a device is read off the times, moment by moment
-    (`explain.waits`). Why computation came late is then asked by replaying the step with one cause after the other
-    taken away: actions longer than usual are cut to that (what this spares is the straggler's), then messages cost
-    nothing, then no device is waited for, at last all stages take equally long (what is left is the pipeline's fill
-    and drain, what this spared is imbalance). Each is counted for a rank before its first backward, after its last
-    forward, and between, and is no more than the rank's waiting for computation there.
+    Parameters
+    ----------
+    trace : Trace
+        A step.
+    expected : sequence of StageCost, shape (stages,), optional
+        What the stages should take, which then counts as usual. So a rank that is slow as a whole is a straggler too.
+        The overlap and the scale that the trace was simulated with are expected as well, slow ranks are not. By default
+        the usual duration is the median of the same stage and kind in this trace, with overlapped pairs apart.
 
-    Usual is the median duration of the same stage and kind (in an overlapped pair apart) in this trace; or, with
-    `expected` (a cost per stage), what the stage should take, so that a rank slow as a whole is a straggler too. The
-    overlap and the scale that the trace was simulated with (its `conditions`) are expected as well, slow_ranks are not.
+    Returns
+    -------
+    Attribution
+        Its parts add up to `trace.bubble_s`, to the last bit or two.
 
-    Parts add up to `trace.bubble_s` to the last bit or two. Times that cannot be (a message there before it was sent,
-    by clocks that disagree) shorten the part they would make negative.
+    Raises
+    ------
+    ValueError
+        If `expected` does not fit the stages, if rows end before they start, or if they overlap on a rank so much that
+        it computes longer than the step lasts.
+    ScheduleError
+        If the schedule could not have run.
 
-    Raises ValueError if `expected` does not fit the stages, or if rows end before they start or overlap on a rank so
-    much that it computes longer than the step lasts. ScheduleError if the schedule could not have run.
+    Notes
+    -----
+    The times show, moment by moment, whether a rank waits for computation, a message or a device (`explain.waits`). To
+    find out why computation was late, the step is replayed without one cause after another:
+
+    1. Actions take no longer than usual. What this saves is the straggler's.
+    2. Messages cost nothing.
+    3. No action waits for a device.
+    4. All stages take equally long. What this saves is imbalance, what is left is the pipeline's filling and emptying.
+
+    Each is counted before a rank's first backward, after its last forward, and between, and is no more than the rank's
+    waiting for computation there. Where clocks disagree (a message arrives before it was sent) the part that would be
+    negative is shortened to nothing.
+
+    Examples
+    --------
+    >>> import ppsim
+    >>> stage = ppsim.StageCost(forward_s=1.0, backward_input_s=1.0, backward_weight_s=1.0)
+    >>> trace = ppsim.simulate(ppsim.build_schedule("afab", ranks=2, microbatches=4), [stage] * 2)
+    >>> found = attribute(trace)
+    >>> found.warm_up_s.tolist(), found.drain_s.tolist(), trace.bubble_s.tolist()
+    ([3.0, 1.0], [0.0, 2.0], [3.0, 3.0])
     """
     return attributed(trace, None, expected)
 
 
 def attributed(trace: Trace, wiring: Wiring | None, expected: Sequence[StageCost] | None = None) -> Attribution:
-    """`attribute` for who has the wiring of the trace's program already."""
+    """As `attribute`, with the wiring of the trace's program if there is one already."""
     if expected is not None and len(expected) != trace.schedule.stages:
         raise ValueError(
             f"{len(expected)} expected costs for a schedule of {trace.schedule.stages} stages: give one for each"
@@ -205,7 +251,22 @@ def attributed(trace: Trace, wiring: Wiring | None, expected: Sequence[StageCost
 
 
 def critical_path(trace: Trace) -> CriticalPath:
-    """The chain of computations, messages and gaps that is as long as the step; `attribute(trace).critical_path`."""
+    """The chain of computations, messages and gaps that is as long as the step.
+
+    Raises
+    ------
+    ValueError
+        If the trace's times have no meaning, as in `attribute`.
+
+    Examples
+    --------
+    >>> import ppsim
+    >>> stage = ppsim.StageCost(forward_s=1.0, backward_input_s=1.0, backward_weight_s=1.0)
+    >>> trace = ppsim.simulate(ppsim.build_schedule("1f1b", ranks=2, microbatches=2), [stage] * 2)
+    >>> path = critical_path(trace)
+    >>> path.length_s, [path.label(segment) for segment in path.segments if segment.what == "compute"][:2]
+    (9.0, ['0F0 on rank 0', '1F0 on rank 1'])
+    """
     _check_times(trace)
     return path_of(StepGraph.of(trace))
 

@@ -213,7 +213,7 @@ def _idle_after(graph: StepGraph, times: GraphTimes) -> Seconds:
     """The idle time after each rank's last action, shape (p,)."""
     last = np.zeros(graph.program.ranks)
     np.maximum.at(last, graph.wiring.rank, times.end_s)
-    return times.end_s.max() - last
+    return float(times.end_s.max()) - last
 
 
 def _fitted(parts: BubbleParts, trace: Trace) -> BubbleParts:

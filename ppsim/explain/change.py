@@ -44,7 +44,7 @@ class Change:
     replays: int
 
 
-class _PathWeights(NamedTuple):
+class PathWeights(NamedTuple):
     """The share of a path that crosses each action, each message on its link, and each message's latency.
 
     A share is 0 or 1, or between where several paths are equally long. A message that queues waits for the link of the
@@ -56,11 +56,11 @@ class _PathWeights(NamedTuple):
     latency: Shares
 
     @classmethod
-    def zeros(cls, wiring: Wiring) -> _PathWeights:
+    def zeros(cls, wiring: Wiring) -> PathWeights:
         actions, messages = len(wiring.order), len(wiring.producer)
         return cls(np.zeros(actions), np.zeros(messages), np.zeros(messages))
 
-    def add(self, other: _PathWeights, width: float) -> None:
+    def add(self, other: PathWeights, width: float) -> None:
         """Add `width` times the other's."""
         for mine, its in zip(self, other, strict=True):
             np.add(mine, width * its, out=mine)
@@ -72,7 +72,7 @@ class _Line(NamedTuple):
     share: float
     length_s: float
     slope_s: float
-    weights: _PathWeights
+    weights: PathWeights
 
     def at(self, share: float) -> float:
         """The path's length at another share."""
@@ -127,7 +127,7 @@ class _Way:
     def __init__(self, wiring: Wiring, before: Delays, after: Delays) -> None:
         self.wiring, self.before, self.after = wiring, before, after
         self.moved = Delays(*(new - old for old, new in zip(before, after, strict=True)))
-        self.weights = _PathWeights.zeros(wiring)
+        self.weights = PathWeights.zeros(wiring)
         self.replays = 0
         # Spans of the way whose critical paths are not known yet, by how much is in doubt; see `_count_or_keep`.
         self._spans: list[tuple[float, int, _Line, _Line]] = []
@@ -158,7 +158,7 @@ class _Way:
 
         self.replays += 1
         delays = self.before if share == 0 else self.after if share == 1 else self.before.towards(self.after, share)
-        times, weights = replay(self.wiring, delays), _PathWeights.zeros(self.wiring)
+        times, weights = replay(self.wiring, delays), PathWeights.zeros(self.wiring)
         length_s = float(times.end_s.max())
         kernels.trace_back(self.wiring, times, _TIE * length_s, weights)
         moved = self.moved

@@ -25,17 +25,28 @@ Seconds = npt.NDArray[np.float64]
 
 @dataclass(frozen=True, kw_only=True, eq=False)
 class Comparison:
-    """measured minus predicted, always: the second step that `compare` was given minus the first.
+    """What makes a measured step longer than a predicted one. All differences are measured minus predicted.
 
-    contributions: groups whose seconds add up to difference_s, largest first; the last is the residual. row_s: shape
-    (rows,), what each computation's own duration contributes. bubbles_s: for each part of the bubble its difference,
-    shape (p,). longer_s: shape (rows,), by how much each computation takes longer, critical or not. memory: ranks whose
-    activation bytes differ, at the first place.
+    Parameters
+    ----------
+    predicted, measured : Attribution
+        Those of the first and of the second step.
+    contributions : tuple of Contribution
+        Groups whose seconds add up to `difference_s`, largest first. The last is the residual.
+    row_s : array of shape (rows,)
+        Seconds that the duration of each computation contributes.
+    bubbles_s : dict of str to array of shape (p,)
+        The difference of each part of the bubble.
+    longer_s : array of shape (rows,)
+        By how much each computation takes longer, on the critical path or off it.
+    memory : tuple of MemoryDifference
+        Ranks whose activation bytes differ, and after which action first.
 
-    How: all delays (durations, messages, waits for devices) move together in a straight line from the predicted step's
-    to the measured one's. What changes while it is on the critical path makes the step longer by as much; what is off
-    it does not (`explain.change`). So contributions need no order, and a change that only takes up slack counts
-    nothing.
+    Notes
+    -----
+    All delays (durations, messages, waits for devices) move together, in a straight line, from the predicted step's to
+    the measured step's. A change makes the step longer as long as it is on the critical path, and counts nothing off it
+    (`explain.change`). So contributions depend on no order.
     """
 
     predicted: Attribution = field(repr=False)
@@ -159,8 +170,29 @@ class Comparison:
 def compare(predicted: Trace, measured: Trace) -> Comparison:
     """Say which actions, links and devices make the measured step longer or shorter than the predicted one.
 
-    Any two traces of one program will do, such as two predictions. Raises ValueError that names the first difference
-    if the programs differ, and what `attribute` raises.
+    Parameters
+    ----------
+    predicted, measured : Trace
+        Two traces of one program. Two predictions, or two measurements, will do.
+
+    Returns
+    -------
+    Comparison
+
+    Raises
+    ------
+    ValueError
+        If the programs differ; the message names the first difference. Also what `attribute` raises.
+
+    Examples
+    --------
+    >>> import ppsim
+    >>> stage = ppsim.StageCost(forward_s=1.0, backward_input_s=1.0, backward_weight_s=1.0)
+    >>> schedule = ppsim.build_schedule("1f1b", ranks=2, microbatches=4)
+    >>> calm, slow = (ppsim.simulate(schedule, [stage] * 2, slow_ranks=ranks) for ranks in ({}, {1: 1.5}))
+    >>> found = compare(calm, slow)
+    >>> found.difference_s, found.contributions[0].name, found.contributions[0].seconds
+    (6.0, 'B of stage 1', 4.0)
     """
     _check_same(predicted, measured)
     wiring = Wiring.of(predicted.program)

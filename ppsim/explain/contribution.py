@@ -18,8 +18,19 @@ Seconds = npt.NDArray[np.float64]
 class Contribution:
     """What one group of delays adds to the difference in step time; negative where it takes away.
 
-    part: "compute" (a stage's actions of one kind), "messages" (a link's), "device" (how long a rank's actions start
-    after everything is there) or "residual" (rounding). Where a field does not apply it is None.
+    Parameters
+    ----------
+    part : str
+        "compute": a stage's actions of one kind. "messages": those of a link. "device": the time between a rank's
+        actions being ready and their start. "residual": rounding.
+    seconds : float
+        What it adds.
+    stage, kind : int, str
+        Of "compute"; None otherwise.
+    source, destination : int
+        The ranks of "messages"; None otherwise.
+    rank : int
+        Of "device"; None otherwise.
     """
 
     part: str
@@ -52,9 +63,23 @@ class MemoryDifference:
 
 
 def contributions(program: Program, *, row_s: Seconds, message_s: Seconds, device_s: Seconds) -> list[Contribution]:
-    """What rows, messages and ranks' devices contribute, by stage and kind, by link and by rank; largest first.
+    """Add up what rows, messages and devices contribute by stage and kind, by link and by rank.
 
-    row_s: shape (rows,); message_s: (messages,); device_s: (p,).
+    Parameters
+    ----------
+    program : Program
+        What ran.
+    row_s : array of shape (rows,)
+        Seconds that each row contributes.
+    message_s : array of shape (messages,)
+        Seconds that each message contributes.
+    device_s : array of shape (p,)
+        Seconds that each rank's device contributes.
+
+    Returns
+    -------
+    list of Contribution
+        Largest first.
     """
     messages = program.messages
     found = [
@@ -83,7 +108,7 @@ def _sums(
 
 
 def memory_differences(predicted: Trace, measured: Trace) -> tuple[MemoryDifference, ...]:
-    """Of each rank where there is one the first difference in activation bytes."""
+    """The first difference in activation bytes of each rank that has one."""
     program, found = predicted.program, []
     for rank in range(program.ranks):
         rows = np.array(program.rows_of(rank), np.int64)

@@ -7,17 +7,23 @@ takes a second to import, so this module is imported only where a pass is run.
 from __future__ import annotations
 
 import math
+from typing import TYPE_CHECKING
 
 import numpy as np
 
 from ppsim.kernel_cache import kernel
+
+if TYPE_CHECKING:
+    from ppsim.explain.change import PathWeights
+    from ppsim.explain.step_graph import Delays, GraphTimes, Integers, Seconds, Wiring
+    from ppsim.explain.waits import Waits
 
 _FIRST_ROOM = 8  # intervals of idle time that a rank has room for at first; doubled whenever it is full
 _COMPUTE, _QUEUE, _TRANSFER, _LATENCY, _DEVICE = range(5)  # as in `explain.waits.Cause`
 
 
 @kernel
-def replay(wiring, delays, times):
+def replay(wiring: Wiring, delays: Delays, times: GraphTimes) -> None:
     """Fill in the times that follow from the delays: the longest path to every action and message."""
     for action in wiring.order:
         before = wiring.previous[action]
@@ -47,7 +53,7 @@ def replay(wiring, delays, times):
 
 
 @kernel
-def trace_back(wiring, times, tie_s, weights):
+def trace_back(wiring: Wiring, times: GraphTimes, tie_s: float, weights: PathWeights) -> None:
     """Send one unit back from the step's end along all critical paths, and note how much of it crosses what.
 
     A unit that reaches an action goes on to what the action waited for: the action before it on its rank, or a message.
@@ -101,7 +107,7 @@ def trace_back(wiring, times, tie_s, weights):
 
 
 @kernel
-def find_slack(wiring, times, slack_s):
+def find_slack(wiring: Wiring, times: GraphTimes, slack_s: Seconds) -> None:
     """Fill in by how much each action could end later without a longer step, from the last action to the first."""
     end_s, arrival_s, left_s = times.end_s, times.arrival_s, times.left_s
     step_end_s = end_s.max()
@@ -127,7 +133,7 @@ def find_slack(wiring, times, slack_s):
 
 
 @kernel
-def split_waits(wiring, times, shown_left_s, step_end_s, waits):
+def split_waits(wiring: Wiring, times: GraphTimes, shown_left_s: Seconds, step_end_s: float, waits: Waits) -> None:
     """Add up every wait by what it comes from, moment by moment; see `explain.waits.follow_waits`.
 
     `waits` holds zeros and is added to. For every rank its idle time so far is kept as a list of intervals (begin, end,
@@ -177,7 +183,7 @@ def split_waits(wiring, times, shown_left_s, step_end_s, waits):
 
 
 @kernel
-def _add(idle, place, rank, begin, end, cause, sums):
+def _add(idle: Seconds, place: Integers, rank: int, begin: float, end: float, cause: int, sums: Seconds) -> Seconds:
     """Append an interval to the rank's list and add its length to the cause's sum. Intervals that touch are joined."""
     if end <= begin:
         return idle
@@ -197,7 +203,7 @@ def _add(idle, place, rank, begin, end, cause, sums):
 
 
 @kernel
-def _with_room(idle, place, rank):
+def _with_room(idle: Seconds, place: Integers, rank: int) -> Seconds:
     """Move the rank's list to the table's free end, with room for twice as many intervals."""
     offset, count = place[rank, 0], place[rank, 1]
     room = 2 * place[rank, 2]
@@ -213,7 +219,7 @@ def _with_room(idle, place, rank):
 
 
 @kernel
-def _copy(idle, place, rank, other, begin, end, sums):
+def _copy(idle: Seconds, place: Integers, rank: int, other: int, begin: float, end: float, sums: Seconds) -> Seconds:
     """Append what the other rank does between two moments: its causes where it is idle, COMPUTE where it is not."""
     at = begin
     low, count = 0, place[other, 1]
