@@ -177,7 +177,17 @@ def measure_missing(
 
 
 def run_case(case: Case, pool: WorkerPool, watch: OutsideLoad) -> Outcome:
-    """Predict and measure one case."""
+    """Predict and measure one case.
+
+    Parameters
+    ----------
+    case : Case
+        What to run.
+    pool : WorkerPool
+        Workers to use.
+    watch : OutsideLoad
+        Tells which steps other programs disturb.
+    """
     return predict_and_measure(case.config(), pool=pool, costs=case.costs(), verify=False, watch=watch)
 
 

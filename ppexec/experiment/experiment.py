@@ -148,15 +148,35 @@ def predict_and_measure(
     watch: OutsideLoad | None = None,
     advance: Callable[[str], None] | None = None,
 ) -> Outcome:
-    """Profile, predict, run and verify a configuration.
+    """Profile, predict, run and verify one configuration.
 
-    Rounds of profiling, measured steps and known runs for the calibration take turns, so that a machine whose speed
-    drifts drifts under all alike. The prediction is the median of many samples: where ranks wait for one another, what
-    varies costs more than its mean.
-    costs: of each stage, if known; then nothing is profiled, ranks wait instead of computing (timed compute), and there
-    are no gradients to verify. Timed compute without a cost file is profiled once, before. calibration: made here
-    unless given. watch: tells which steps are disturbed from outside; these, and the rounds of profiling beside them,
-    do not count. advance: called as each of `experiment_length(config)` parts is done, with its name.
+    Parameters
+    ----------
+    config : RunConfig
+        What to run.
+    pool : WorkerPool, optional
+        Workers to use. By default some are started, and stopped afterwards.
+    costs : sequence of StageCost, optional
+        Costs of the stages, if known. Then nothing is profiled, ranks wait instead of computing, and there are no
+        gradients to verify. Timed compute without a cost file is profiled once, before.
+    verify : bool
+        Whether to compare outputs and gradients with one process.
+    calibration : Calibration, optional
+        What the machine adds to a step. By default it is measured here, with known runs.
+    watch : OutsideLoad, optional
+        Tells which steps other programs disturb. These do not count, nor do the rounds of profiling beside them.
+    advance : callable, optional
+        Called with the name of each of the `experiment_length(config)` parts when it is done.
+
+    Returns
+    -------
+    Outcome
+        Prediction and measurements, with what they are made of.
+
+    Notes
+    -----
+    Profiling, measured steps and known runs take turns, so that a machine whose speed drifts affects all alike. The
+    prediction is the median of many samples: where ranks wait for one another, variation costs more than its mean.
     """
     with contextlib.ExitStack() as owned:
         if pool is None and not under_torchrun():

@@ -42,10 +42,22 @@ class Overhead:
 
 
 def measure_overhead(config: RunConfig, *, pool: WorkerPool, advance: Callable[[], Any] = lambda: None) -> Overhead:
-    """Run a step of every executor in turn, `config.steps` times after `config.warmup`.
+    """Run a step of every executor in turn.
 
-    The floor is the prediction from F and B alone, each timed in a plain loop without messages in the same turns.
-    config: its schedule is "afab" or "1f1b", with one stage on each rank. advance: called after each turn.
+    Parameters
+    ----------
+    config : RunConfig
+        One stage on each rank, schedule "afab" or "1f1b". `config.steps` turns count, after `config.warmup` that do
+        not.
+    pool : WorkerPool
+        Workers to use.
+    advance : callable
+        Called after each turn.
+
+    Notes
+    -----
+    The floor that executors are held against is the prediction from F and B alone. Each is timed in a plain loop
+    without messages, in the same turns.
     """
     if config.schedule not in PEER_OF:
         raise ValueError(f"PyTorch's overhead is known for {' and '.join(PEER_OF)}, not {config.schedule!r}")

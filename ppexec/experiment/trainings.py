@@ -77,11 +77,22 @@ def train_on_meshes(
 
 
 def allowed_distances(expected: Sequence[float], control: Sequence[float], dtype: torch.dtype) -> list[float]:
-    """How far the loss of each step may be from one process's.
+    """How far the loss of each step may be from one process's, relative to it.
 
-    What rounding alone does to a training is measured by a control: one process whose every parameter starts one
-    rounding away. Allowed is ten times the control's largest distance so far, or four roundings of the loss if that is
-    more, and never more than a thousandth of the loss: a training that amplifies roundings beyond that shows nothing.
+    Parameters
+    ----------
+    expected : sequence of float, shape (steps,)
+        Losses of one process.
+    control : sequence of float, shape (steps,)
+        Losses of one process whose every parameter starts one rounding away. They show what rounding alone does.
+    dtype : torch.dtype
+        Of the losses.
+
+    Returns
+    -------
+    list of float, shape (steps,)
+        Ten times the control's largest distance so far, or four roundings of the loss if that is more. It is never more
+        than 0.001: a training that amplifies roundings beyond that shows nothing.
     """
     rounding = torch.finfo(dtype).eps
     farthest, bounds = 0.0, []

@@ -61,10 +61,21 @@ def measure_in_turn(
     watch: OutsideLoad | None,
     advance: Callable[[str], None],
 ) -> Measured:
-    """Profile, run and calibrate in turn. Disturbed steps are made up for, twice as many as were asked for at most.
+    """Profile, run and calibrate in turn.
 
-    Raises ValueError if all are disturbed. For the arguments see `experiment.predict_and_measure`; calibrates: whether
-    to make known runs.
+    Disturbed steps are repeated, up to as many as were asked for.
+
+    Parameters
+    ----------
+    calibrates : bool
+        Whether to make known runs.
+    config, pool, costs, verify, watch, advance
+        As in `experiment.predict_and_measure`.
+
+    Raises
+    ------
+    ValueError
+        If all steps are disturbed.
     """
     with Session(config, pool=pool, costs=costs) as session:
         is_timed = session.costs is not None

@@ -144,7 +144,7 @@ def memory(schedule: str, pool: WorkerPool) -> list[Row]:
 
 
 def overhead(schedule: str, peer: str, pool: WorkerPool) -> list[Row]:
-    """What running a microbatch costs beside its computations, here and in PyTorch: one rank, tiny tensors."""
+    """Time what a microbatch costs beside its computations, here and in PyTorch, on one rank with tiny tensors."""
     config = nccl(schedule=schedule, ranks=1, layers=2, hidden=16, seq=4, microbatches=32)
     times: dict[str, list[float]] = {"plain": [], "ours": [], peer: []}
     with Session(config, pool=pool) as session:
@@ -170,7 +170,7 @@ def overhead(schedule: str, peer: str, pool: WorkerPool) -> list[Row]:
 
 
 def precision(model: str, reference: Wider, pool: WorkerPool) -> list[Row]:
-    """A step in bfloat16 against one in a wider type, on one stream: the pipeline's own is bit-equal to the former."""
+    """Compare a step in bfloat16 with one in a wider type, both on one stream."""
     device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
     report = compare_precision(local(model=model, dtype="bfloat16"), reference, device)
     return [{"what": f"{model}, {reference}", "passed": report.passed, **asdict(report)}]

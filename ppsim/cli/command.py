@@ -59,10 +59,27 @@ Real = Annotated[float, one_word(float, (int, float), "FLOAT", "a number"), HINT
 
 
 def parse(command: type[T] | Any, *, prog: str, description: str, args: Sequence[str] | None = None) -> T:
-    """Read the command line into `command`, a dataclass whose fields are the flags, or a union of subcommands.
+    """Read the command line.
 
-    args: the words after the program's name; None takes them from sys.argv. Raises ValueError with one message for
-    words that do not fit, and SystemExit(0) once help has been printed.
+    Parameters
+    ----------
+    command : type
+        A dataclass whose fields are the flags, or a union of subcommands.
+    prog, description : str
+        For the help text.
+    args : sequence of str, optional
+        The words after the program's name. By default those of `sys.argv`.
+
+    Returns
+    -------
+    An object of `command`.
+
+    Raises
+    ------
+    ValueError
+        If the words do not fit, with one message.
+    SystemExit
+        With code 0, once help has been printed.
     """
     complaint = io.StringIO()
     try:

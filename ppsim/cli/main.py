@@ -39,7 +39,7 @@ class ScheduleCommand(ScheduleFlags):
     """Print one JSON object instead of text."""
 
     def run(self) -> None:
-        """Do it."""
+        """Check the schedule, then print or write what the flags ask for."""
         schedule = self.load_schedule()
         if self.csv is not None:
             self.csv.write_text(schedule.to_csv(messages=self.messages), encoding="utf-8")
@@ -87,7 +87,7 @@ class SearchCommand(NetworkFlags, CostFlags):
     """Print one JSON object instead of text."""
 
     def run(self) -> None:
-        """Do it."""
+        """Search, then print or write what the flags ask for."""
         for name in ("ranks", "microbatches", "stages_per_rank"):
             if getattr(self, name) < 1:
                 raise ValueError(f"--{name.replace('_', '-')} must be 1 or more, got {getattr(self, name)}")

@@ -31,7 +31,7 @@ class AttributeCommand:
     """Print one JSON object instead of text."""
 
     def run(self) -> None:
-        """Do it."""
+        """Attribute the trace and print the result."""
         trace = load_trace(self.trace)
         costs = CostFlags(costs=self.costs, partition=self.partition)
         is_expected = self.costs is not None or self.partition is not None
@@ -54,7 +54,7 @@ class CompareCommand:
     """Print one JSON object instead of text."""
 
     def run(self) -> None:
-        """Do it."""
+        """Compare the traces and print the result."""
         found = compare(load_trace(self.predicted), load_trace(self.measured))
         if self.json:
             command.print_json(found.to_dict())

@@ -15,9 +15,14 @@ Pairs = Mapping[str, npt.ArrayLike]
 
 
 def accuracy(series: Pairs, *, labels: Mapping[str, Sequence[str]] | None = None) -> go.Figure:
-    """Measured to the right, predicted upwards, both logarithmic, with the line on which they are equal.
+    """Draw predicted over measured times on logarithmic axes, with the line on which they are equal.
 
-    labels: name of a series -> what each of its points is, shown on hovering.
+    Parameters
+    ----------
+    series : mapping
+        Name -> measured and predicted times.
+    labels : mapping
+        Name -> what each point is, shown on hovering.
     """
     picture = go.Figure(layout=layout(height=460, title=None, bottom=60, entries=len(series) + 1))
     times_ms = {name: 1e3 * np.asarray(pairs, np.float64).reshape(-1, 2) for name, pairs in series.items()}
@@ -42,9 +47,10 @@ def accuracy(series: Pairs, *, labels: Mapping[str, Sequence[str]] | None = None
 
 
 def errors(series: Pairs) -> go.Figure:
-    """Which share of the predictions has an error, relative to what was measured, of at most so much.
+    """Draw which share of the predictions has at most a given relative error.
 
-    Steep at 0 where predictions are close; half way up at 0 where they are as often too short as too long.
+    The curve is steep at 0 where predictions are close. It passes 0 at one half where as many are too short as too
+    long.
     """
     picture = go.Figure(layout=layout(height=340, title=None, bottom=60, entries=len(series)))
     for number, (name, pairs) in enumerate(series.items()):

@@ -25,10 +25,15 @@ _MOST_TICKS = 24  # beyond, bars have no room for their trace's name below them
 
 
 def attribution(traces: Mapping[str, Trace], *, title: str | None = None) -> go.Figure:
-    """Stacked bars: the parts of each rank's bubble (`ppsim.attribute`) as shares of the trace's makespan.
+    """Draw the parts of each rank's bubble (`ppsim.attribute`) as stacked bars, in shares of the makespan.
 
-    One bar per rank and trace, a rank's traces side by side, and last the mean over ranks, as high as the trace's
-    `bubble_fraction`. Raises ValueError if there are no traces, and what `attribute` raises.
+    There is a bar for each rank and trace, those of a rank side by side. The last is the mean over ranks, as high as
+    the trace's `bubble_fraction`.
+
+    Raises
+    ------
+    ValueError
+        If there are no traces. Also what `attribute` raises.
     """
     chosen = style.named(traces)
     ranks = max(trace.ranks for trace in chosen.values())

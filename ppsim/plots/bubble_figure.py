@@ -16,10 +16,14 @@ _LABELLED_BARS = 30
 
 
 def bubbles(traces: Mapping[str, Trace], *, title: str | None = None) -> go.Figure:
-    """Bubble of each rank as a share of its trace's makespan, grouped by rank, and last that of all ranks together.
+    """Draw the bubble of each rank as a share of its trace's makespan, grouped by rank.
 
-    The last group is `Trace.bubble_fraction`. Bars carry their percentage while there are few.
-    Raises ValueError if there are no traces.
+    The last group is all ranks together, `Trace.bubble_fraction`. Few bars carry their percentage.
+
+    Raises
+    ------
+    ValueError
+        If there are no traces.
     """
     chosen = style.named(traces)
     ranks = max(trace.ranks for trace in chosen.values())

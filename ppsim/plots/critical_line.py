@@ -15,10 +15,10 @@ _BELOW = 0.3  # the middle of a lane, so that numbers in bars stay legible
 
 
 def critical_lines(blocks: Sequence[tuple[Trace, float]], unit: Unit) -> list[go.Scatter]:
-    """The critical path of each trace; its rank r has the lane y = top + r.
+    """Lines for the critical path of each trace, whose rank r has the lane y = top + r.
 
-    One broken line through computations and along messages, and a dotted one for waits with everything there. On a
-    message the line goes from the sender's lane, where it is ready, to the receiver's, where it is there.
+    A solid line runs through computations and along messages: from the sender's lane, where a message is ready, to the
+    receiver's, where it arrives. A dotted line marks an action that waits although its inputs are there.
     """
     lines: dict[bool, tuple[list[float | None], list[float | None]]] = {False: ([], []), True: ([], [])}
     for trace, top in blocks:

@@ -19,11 +19,16 @@ _TITLE_PX = 34
 
 
 def memory(traces: Mapping[str, Trace], *, title: str | None = None) -> go.Figure:
-    """Activation bytes over time, one panel per rank, all panels on the same two axes; a line per trace.
+    """Draw activation bytes over time: a panel for each rank, a line for each trace.
 
-    Each trace starts at 0. A level holds from the moment an action takes effect (`Trace.effect_s`); the dot is where
-    the peak is first reached. Beside measured traces simulated ones are dashed and drawn on top. With up to
-    four traces each panel's title gives their peaks. Raises ValueError if there are no traces.
+    All panels have the same axes, and each trace starts at 0. A level holds from the moment an action takes effect
+    (`Trace.effect_s`). The dot marks where the peak is first reached. Beside measured traces, simulated ones are dashed
+    and drawn on top. With up to four traces each panel's title gives their peaks.
+
+    Raises
+    ------
+    ValueError
+        If there are no traces.
     """
     chosen = style.named(traces)
     ranks = max(trace.ranks for trace in chosen.values())

@@ -23,10 +23,14 @@ _PARTS = {
 
 
 def memory_parts(traces: Mapping[str, Trace], *, title: str | None = None) -> go.Figure:
-    """One stacked bar for each rank and trace: the parts of the most that the rank holds at one time.
+    """Draw what the most is made of that each rank holds at one time: a stacked bar for each rank and trace.
 
-    A part beside activations that no trace knows, or that is nowhere more than 0, is left out. Raises ValueError if
-    there are no traces.
+    A part beside activations is left out if no trace has it, or if it is 0 everywhere.
+
+    Raises
+    ------
+    ValueError
+        If there are no traces.
     """
     chosen = style.named(traces)
     held = {name: trace.held_at_peak() for name, trace in chosen.items()}

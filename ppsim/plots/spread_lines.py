@@ -18,9 +18,19 @@ _INK = "rgba(20, 20, 20, 0.85)"
 
 
 def spread_lines(blocks: Sequence[tuple[Trace, float, Ensemble]], unit: Unit) -> go.Scatter:
-    """One broken line with a bracket for every action. blocks: trace, y of rank 0, and the samples of its program.
+    """One broken line with a bracket for every action.
 
-    Raises ValueError if an ensemble is of another program.
+    Parameters
+    ----------
+    blocks : sequence
+        For each trace: the trace, y of its rank 0, and the samples of its program.
+    unit : Unit
+        Of time.
+
+    Raises
+    ------
+    ValueError
+        If samples are of another program than the trace.
     """
     x, y = [], []
     for trace, top, ensemble in blocks:

@@ -39,12 +39,23 @@ def step_times(
     measured: Mapping[str, Trace | npt.ArrayLike] | None = None,
     title: str | None = None,
 ) -> go.Figure:
-    """How long a step takes how often: above a histogram (as a density), below the share of steps that
-    took no longer.
+    """Draw how long steps take: above a histogram as a density, below the share of steps that took no longer.
 
-    ensembles: predictions (`ppsim.monte_carlo`), dashed. measured: seconds of every measured step, or a trace whose
-    details hold them as `step_times_s`; solid. Points mark the 5th, 50th, 95th and 99th percentiles; the legend has the
-    median and the 95th. Raises ValueError if there is nothing to draw, or a trace that has no steps' times.
+    Points mark the 5th, 50th, 95th and 99th percentiles. The legend gives the median and the 95th.
+
+    Parameters
+    ----------
+    ensembles : mapping of str to Ensemble
+        Predictions of `ppsim.monte_carlo`, drawn dashed.
+    measured : mapping
+        Name -> seconds of every measured step, or a trace whose details have them as `step_times_s`; drawn solid.
+    title : str
+        Of the figure.
+
+    Raises
+    ------
+    ValueError
+        If there is nothing to draw, or if a trace has no steps' times.
     """
     samples = [(name, each.step_s, False) for name, each in ensembles.items()]
     samples += [(name, _measured(name, each), True) for name, each in (measured or {}).items()]

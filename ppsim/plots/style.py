@@ -49,7 +49,7 @@ def series_colour(index: int) -> str:
 
 
 def series_round(index: int) -> int:
-    """How often the colours have been used up before that index: what else must differ then."""
+    """How often all colours are used up before that trace: what else must differ from there on."""
     return index // len(SERIES_COLOURS)
 
 
@@ -77,10 +77,18 @@ def named(traces: Mapping[str, Trace]) -> dict[str, Trace]:
 
 
 def layout(*, height: int, title: str | None, top: int = 40, bottom: int = 44, entries: int = 0) -> go.Layout:
-    """The layout that figures start from: white, without frame, a plot `height` px high.
+    """The layout that figures start from: white, without frame.
 
-    top, bottom: margins in px, without the title's. entries: the legend's; it stands above the plot, or beside it if
-    it has more than would fit there.
+    Parameters
+    ----------
+    height : int
+        Pixels of the plot.
+    title : str
+        Of the figure.
+    top, bottom : int
+        Margins in pixels, without the title's.
+    entries : int
+        Number of entries in the legend. It stands above the plot, or beside it if it has too many.
     """
     above = {"orientation": "h", "x": 0, "xanchor": "left", "y": 1 + (top - 30) / height, "yanchor": "bottom"}
     beside = {"orientation": "v", "x": 1.01, "xanchor": "left", "y": 1, "yanchor": "top"}

@@ -50,19 +50,32 @@ def timeline(
     critical_path: bool = False,
     spreads: Mapping[str, Ensemble] | None = None,
 ) -> go.Figure:
-    """Timelines one above the other on one time axis: a block per trace, in it a lane per rank, rank 0 on top.
+    """Draw timelines one above the other on one time axis: a block for each trace, in it a lane for each rank.
 
-    Each trace starts at 0. Bars have the colour of their kind and carry the microbatch's number where it fits; an
-    overlapped pair is drawn as its two parts. Where a rank holds several stages, bars of its later stages are
-    lighter. Grey is bubble. Above each block stand its makespan and bubble. The figure grows with the lanes. Hatched
-    strips along a lane's lower edge are reductions of gradients over replicas, which go on beside the compute.
+    Each trace starts at 0. A bar has the colour of its kind, and the microbatch's number where that fits. An overlapped
+    pair is drawn as its two parts. Where a rank holds several stages, later stages are lighter. Grey is bubble. Hatched
+    strips at the lower edge of a lane are sums of gradients over replicas, which run beside computations. Above each
+    block stand its makespan and bubble.
 
-    messages: draw each message as a thin line from the transfer's start on the sender's lane to the arrival on the
-    receiver's. critical_path: draw each trace's critical path as one red line through the lanes: through what is
-    computed, along the messages, dotted where an action waits though everything is there.
-    spreads: samples of some traces' programs, by the traces' names; a bracket on each action tells when it starts in
-    90% of them. Legible for some tens of actions per rank.
-    Raises ValueError if there are no traces, or samples for a name or program that is not drawn.
+    Parameters
+    ----------
+    traces : mapping of str to Trace
+        By title of the block.
+    title : str
+        Of the figure.
+    messages : bool
+        Whether to draw each message as a thin line, from the start of its transfer to its arrival.
+    critical_path : bool
+        Whether to draw each trace's critical path as a red line, dotted where an action waits although its inputs are
+        there.
+    spreads : mapping of str to Ensemble
+        Samples of some traces' programs, by the traces' names. A bracket on each action shows when it starts in 90 % of
+        them. Legible for some tens of actions on each rank.
+
+    Raises
+    ------
+    ValueError
+        If there are no traces, or if samples are for a name or program that is not drawn.
     """
     blocks, bottom = _stack(style.named(traces))
     longest_s = max(block.trace.step_s for block in blocks)
