@@ -349,6 +349,11 @@ class RunConfig:
         sizes[-1] += after
         return ppsim.partition_sizes(self.chain_length, stages=stages, method=sizes)
 
+    @property
+    def stage_of_layers(self) -> list[int]:
+        """The stage of each layer of the chain."""
+        return [stage for stage, size in enumerate(self.layer_sizes) for _ in range(size)]
+
     def warnings(self) -> list[str]:
         """What the user may want to know before a run that is possible."""
         return bubble_warning(self.pipeline)

@@ -38,8 +38,7 @@ def initialize_layer(layer: nn.Module, *, index: int, seed: int, device: torch.d
     name). Only that parameter is kept of the draw. A parameter without such a module keeps the value from the factory,
     which is the same on every rank.
     """
-    owners = {name: _owner(layer, name) for name, _ in layer.named_parameters()}
-    stateless = [name for name, parameter in layer.named_parameters() if parameter.is_meta and owners[name] is None]
+    stateless = [name for name, parameter in layer.named_parameters() if parameter.is_meta and not _owner(layer, name)]
     stateless += [name for name, buffer in layer.named_buffers() if buffer.is_meta]
     if stateless:
         raise ValueError(
@@ -51,7 +50,7 @@ def initialize_layer(layer: nn.Module, *, index: int, seed: int, device: torch.d
     drawn: dict[str, torch.Tensor] = {}
     with torch.random.fork_rng(devices=[]):
         for name, parameter in layer.named_parameters():
-            owner = owners[name]
+            owner = _owner(layer, name)
             if owner is not None:
                 torch.manual_seed(parameter_seed(seed, layer=index, name=name))
                 owner.reset_parameters()  # type: ignore[operator]

@@ -6,15 +6,18 @@ import importlib
 import os
 import sys
 from collections.abc import Callable
+from dataclasses import replace
 from typing import TYPE_CHECKING
 
 import torch
+from torch import nn
 
 from ppexec.machine.environment import memory_bytes
 from ppexec.models.gpt import gpt
 from ppexec.models.mlp import mlp
 from ppexec.models.model import Model
 from ppexec.models.seeds import derive
+from ppexec.models.ties import joined_ties, tie
 
 if TYPE_CHECKING:
     from ppexec.config.config import RunConfig
@@ -55,12 +58,13 @@ def resolve_factory(name: str) -> Callable[[RunConfig], Model]:
 
 
 def load_model(config: RunConfig) -> Model:
-    """Build the model that the configuration names, the same on every rank.
+    """Build the model that the configuration names, the same on every rank. Its `tied` has all ties (`joined_ties`).
 
     Raises
     ------
     ValueError
-        If the factory gives no Model, or one with another number of layers than the configuration.
+        If the factory gives no Model, one with another number of layers than the configuration, or one whose `tied`
+        cannot be tied.
     """
     with torch.random.fork_rng(devices=[]):
         # Layers that draw their weights while they are built draw the same weights on every rank.
@@ -73,12 +77,15 @@ def load_model(config: RunConfig) -> Model:
             f"model {config.model!r} has {len(model.layers)} layers, the configuration says {config.chain_length}: "
             f"pass --layers {len(model.layers)}, or build config.layers of them"
         )
+    model = replace(model, tied=joined_ties(model.layers, model.tied))
+    for index, layer in enumerate(model.layers):
+        tie({index: layer}, model.tied)  # so that a parameter with two places in one layer counts once everywhere
     return model
 
 
 def refuse_what_does_not_fit(model: Model, config: RunConfig) -> None:
     """Raise ValueError if parameters and gradients exceed the machine's memory, before a process is killed for it."""
-    parameters = sum(parameter.nbytes for layer in model.layers for parameter in layer.parameters())
+    parameters = sum(parameter.nbytes for parameter in nn.ModuleList(model.layers).parameters())
     needed, there = parameters * (1 if config.forward_only else 2), memory_bytes()
     if needed > there:
         raise ValueError(

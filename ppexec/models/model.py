@@ -39,9 +39,10 @@ class Model:
         `torch.distributed.tensor.parallel.parallelize_module` takes them. A layer with none is replicated.
     randomness : Randomness, optional
         Tells the layers' dropout which step and samples it computes.
-    tied : sequence of pairs
-        Pairs of (layer, parameter name) that are one weight. The second starts with the value of the first, and each
-        gets the sum of both gradients.
+    tied : sequence of sequences of (layer, parameter name)
+        Places that are one weight, two or more. The first in the chain gives its value and says whether it is trained.
+        Each place gets the sum of all gradients. Layers that share a module or a parameter are tied without being
+        listed here.
 
     Examples
     --------
@@ -63,4 +64,4 @@ class Model:
     loss: Loss
     plan: Callable[[nn.Module], dict[str, ParallelStyle]] | None = None
     randomness: Randomness | None = None
-    tied: Sequence[tuple[Place, Place]] = ()
+    tied: Sequence[Sequence[Place]] = ()

@@ -6,12 +6,11 @@ from typing import TYPE_CHECKING
 
 import torch
 
-from ppexec.models.initialize import initialize_layer
 from ppexec.models.model import Model
+from ppexec.stage.draws import Draws
 from ppexec.stage.recomputing_stage import RecomputingStage
 from ppexec.stage.stage import Stage
-from ppexec.stage.tensor_parallel import shard_layer
-from ppexec.stage.tied import start_tied
+from ppexec.stage.tied import build_layers
 
 if TYPE_CHECKING:
     from torch.distributed.device_mesh import DeviceMesh
@@ -31,7 +30,7 @@ def build_stage(
     copies_input: bool = False,
     mesh: DeviceMesh | None = None,
 ) -> Stage:
-    """Build a stage. Its own layers are made real; the model's other layers stay as they are.
+    """Build a stage. Its own layers are made real (`build_layers`); the model's other layers stay as they are.
 
     Parameters
     ----------
@@ -46,7 +45,7 @@ def build_stage(
     microbatches : int
         Of the step over all replicas.
     trains : bool
-        False for an evaluation.
+        False for an evaluation, for which modules are put into evaluation mode.
     recompute : bool
         Whether it keeps only its layers' inputs (see `RecomputingStage`).
     seed : int
@@ -56,20 +55,17 @@ def build_stage(
     copies_input : bool
         Whether a layer works in place on the stage's input.
     mesh : DeviceMesh, optional
-        Of the tp dimension. Each layer is sharded over it as soon as it is real, so only one is ever whole.
+        Of the tp dimension, over which layers are sharded.
     """
-    modules = []
-    for layer in layers:
-        whole = initialize_layer(model.layers[layer], index=layer, seed=seed, device=device)
-        start_tied(whole, model, index=layer, seed=seed, device=device)
-        modules.append(shard_layer(whole, model, mesh, index=layer))
+    modules = build_layers(model, layers, seed=seed, device=device, mesh=mesh)
     return (RecomputingStage if recompute else Stage)(
         index,
-        modules,
+        modules if trains else [module.eval() for module in modules],
         first_layer=layers.start,
         loss=model.loss if is_last else None,
         microbatches=microbatches,
         trains=trains,
         copies_input=copies_input,
         randomness=model.randomness,
+        draws=Draws(seed),
     )

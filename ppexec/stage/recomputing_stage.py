@@ -2,15 +2,18 @@
 
 from __future__ import annotations
 
+from collections import Counter
 from collections.abc import Sequence
 from contextlib import AbstractContextManager, nullcontext
+from functools import cached_property
 from typing import Any, NamedTuple
 
 import torch
+from torch import nn
 from torch.utils import _pytree as pytree
 
 from ppexec.models.shapes import Tree, differentiable, pack, tensors_in
-from ppexec.stage.split_backward import Unit
+from ppexec.stage.split_backward import Unit, summed_apart
 from ppexec.stage.stage import Stage, gradients_of, message_of
 
 
@@ -79,7 +82,7 @@ class RecomputingStage(Stage):
                         "it cannot be recomputed: take it without inplace=True, or do not recompute"
                     )
             if self.loss is not None and target is not None:
-                self.losses[microbatch] = self.loss(value, target)
+                self.losses[microbatch] = self._loss_of(value, target)
         self._kept[microbatch] = kept = kept._replace(output=value)
         if self.ledger:
             for tensor in tensors_in([kept.inputs, value]):
@@ -103,6 +106,35 @@ class RecomputingStage(Stage):
         gradients: Sequence[torch.Tensor | None] = []
         if self.loss is None:
             gradients = gradients_of(differentiable(tensors_in(output)), gradient)
+        with summed_apart(self._used_by_several_layers):
+            gradients, is_reached = self._through_layers(inputs, target, gradients, units)
+        if self.ledger:
+            for tensor in tensors_in(output):
+                self.ledger.drop(tensor)
+        if self.is_first:
+            return None
+        leaves = differentiable(entering)
+        found = gradients if is_reached else [None] * len(leaves)
+        each = [torch.zeros_like(leaf) if g is None else g for leaf, g in zip(leaves, found, strict=True)]
+        return pack(each, entering[0].device)
+
+    @cached_property
+    def _used_by_several_layers(self) -> list[nn.Parameter]:
+        """Parameters whose gradients several of the backwards of one microbatch add to."""
+        uses = Counter(parameter for layer in self.layers for parameter in layer.parameters())
+        return [parameter for parameter, times in uses.items() if times > 1]
+
+    def _through_layers(
+        self,
+        inputs: list[Tree],
+        target: Tree | None,
+        gradients: Sequence[torch.Tensor | None],
+        units: list[Unit] | None,
+    ) -> tuple[Sequence[torch.Tensor | None], bool]:
+        """Recompute each layer, from the last to the first, with its backward right after.
+
+        Returns the gradients of the first layer's input, and whether any gradient has reached it.
+        """
         is_reached = True
         for position in reversed(range(len(self.layers))):
             value = inputs.pop()
@@ -122,15 +154,7 @@ class RecomputingStage(Stage):
             if self.ledger:
                 for tensor in tensors_in(value):
                     self.ledger.drop(tensor)
-        if self.ledger:
-            for tensor in tensors_in(output):
-                self.ledger.drop(tensor)
-        if self.is_first:
-            return None
-        leaves = differentiable(entering)
-        found = gradients if is_reached else [None] * len(leaves)
-        each = [torch.zeros_like(leaf) if g is None else g for leaf, g in zip(leaves, found, strict=True)]
-        return pack(each, entering[0].device)
+        return gradients, is_reached
 
     def _again(self, position: int, value: Tree) -> tuple[Tree, list[torch.Tensor | None]]:
         """A layer's input as the start of a graph, and the list that gets the gradients of its differentiable tensors.
@@ -159,7 +183,7 @@ class RecomputingStage(Stage):
         with saving, cutting as found:
             root = self._layer(position, value)
             if position == len(self.layers) - 1 and self.loss is not None and target is not None:
-                root = self.loss(root, target)
+                root = self._loss_of(root, target)
         if units is not None:
             units[:0] = found  # in the order of the layers, though they are recomputed from the last
         return root

@@ -16,6 +16,7 @@ from ppexec.models.batch import Batch, fitted
 from ppexec.models.dropout import Randomness
 from ppexec.models.model import Loss
 from ppexec.models.shapes import TensorSpec, Tree, differentiable, pack, tensors_in, unpack
+from ppexec.stage.draws import LOSS, Draws
 from ppexec.stage.gradient_sum import Reduction
 from ppexec.stage.ledger import Ledger
 from ppexec.stage.split_backward import SplitBackward, Unit, add_weight_gradients
@@ -54,6 +55,8 @@ class Stage:
         the tensor, so a copy is computed with.
     randomness : Randomness, optional
         The model's, if it has dropout.
+    draws : Draws, optional
+        Keys what layers draw from PyTorch's generators. Without it they draw as they come.
 
     Attributes
     ----------
@@ -74,6 +77,7 @@ class Stage:
         trains: bool,
         copies_input: bool = False,
         randomness: Randomness | None = None,
+        draws: Draws | None = None,
     ) -> None:
         self.index = index
         self.copies_input = copies_input
@@ -83,6 +87,7 @@ class Stage:
         self.microbatches = microbatches
         self.trains = trains
         self.randomness = randomness
+        self.draws = draws
         self.ledger: Ledger | None = None
         self._batch = Batch()
         self._held: dict[int, _Held] = {}
@@ -95,6 +100,11 @@ class Stage:
         """Whether its input is data instead of another stage's output."""
         return self.index == 0
 
+    @property
+    def parameters(self) -> list[nn.Parameter]:
+        """The trained parameters, each once."""
+        return [parameter for parameter in nn.ModuleList(self.layers).parameters() if parameter.requires_grad]
+
     @cached_property
     def _split(self) -> SplitBackward:
         """Made when it is first needed, since its hooks slow every forward down."""
@@ -105,9 +115,13 @@ class Stage:
         self._batch = batch
 
     def _announce(self, microbatch: int) -> None:
-        """Tell the layers' dropout which microbatch is computed next."""
-        if self.randomness is not None:
+        """Say which microbatch is computed next, for what layers draw."""
+        if not self._batch.samples:
+            return
+        if self.randomness is not None and self.trains:
             self.randomness.at(self._batch.step, self._batch.samples[microbatch])
+        if self.draws is not None:
+            self.draws.at(self._batch.step, self._batch.samples[microbatch])
 
     def forward(
         self, microbatch: int, inputs: Tree | None, target: Tree | None, *, split: bool = False
@@ -131,13 +145,13 @@ class Stage:
             The message: the output, detached and contiguous, packed if it has several tensors.
         """
         value = self._entered(microbatch, inputs)
+        self._announce(microbatch)
         if not self.trains:
             with torch.no_grad():
                 output = self._chain(value)
                 if self.loss is not None and target is not None:
-                    self.losses[microbatch] = fitted(self.loss(output, target))
+                    self.losses[microbatch] = fitted(self._loss_of(output, target))
             return message_of(output)
-        self._announce(microbatch)
         entering = tensors_in(value)
         if not self.is_first:
             for tensor in differentiable(entering):
@@ -147,7 +161,7 @@ class Stage:
         with self.ledger.saving() if self.ledger else nullcontext(), cutting as units:
             output = self._chain(value)
             if self.loss is not None and target is not None:
-                loss = self.loss(output, target)
+                loss = self._loss_of(output, target)
                 self.losses[microbatch] = kept = fitted(loss.detach())
                 if type(loss) is torch.Tensor:
                     loss.data = kept  # mse_loss leaves its mean in memory as large as the output; the graph needs none
@@ -176,7 +190,18 @@ class Stage:
         """A layer's output."""
         if self.copies_input and position == 0:
             value = pytree.tree_map_only(torch.Tensor, torch.clone, value)
-        return self.layers[position](value)
+        if self.draws is None:
+            return self.layers[position](value)
+        return self.draws.call(self.first_layer + position, self.layers[position], value)
+
+    def _loss_of(self, output: Tree, target: Tree) -> torch.Tensor:
+        """The loss of a microbatch. Raises ValueError if it is not one number."""
+        assert self.loss is not None
+        loss = self.loss(output, target) if self.draws is None else self.draws.call(LOSS, self.loss, output, target)
+        if not isinstance(loss, torch.Tensor) or loss.numel() != 1:
+            what = f"a tensor of shape {list(loss.shape)}" if isinstance(loss, torch.Tensor) else repr(loss)
+            raise ValueError(f"the loss is {what}: give a tensor of one number, such as the mean")
+        return loss
 
     def backward(self, microbatch: int, gradient: torch.Tensor | None) -> torch.Tensor | None:
         """Compute B, which adds to the parameters' gradients.
@@ -225,12 +250,7 @@ class Stage:
         return input_gradient
 
     def _loss_share(self, loss: torch.Tensor) -> torch.Tensor:
-        """The gradient of a microbatch's loss, 1 / microbatches. Made once: to divide each loss takes three kernels.
-
-        Raises ValueError for a loss that is not one number.
-        """
-        if loss.numel() != 1:
-            raise ValueError(f"the loss has shape {tuple(loss.shape)}: give one number, such as its mean")
+        """The gradient of a microbatch's loss, 1 / microbatches. Made once: to divide each loss takes three kernels."""
         share = self._share
         if share is None or (share.shape, share.dtype) != (loss.shape, loss.dtype):
             share = self._share = torch.full_like(loss, 1.0) / self.microbatches
@@ -239,20 +259,17 @@ class Stage:
     def reduce_gradients(self, group: dist.ProcessGroup) -> Reduction:
         """Start to add up the gradients of all replicas, each rank of tp its own slices."""
         gradients = []
-        for layer in self.layers:
-            for parameter in layer.parameters():
-                if parameter.requires_grad:
-                    if parameter.grad is None:  # every replica must take part
-                        parameter.grad = torch.zeros_like(parameter)
-                    gradient = local_gradient(parameter)
-                    if gradient is not None:
-                        gradients.append(gradient)
+        for parameter in self.parameters:
+            if parameter.grad is None:  # every replica must take part
+                parameter.grad = torch.zeros_like(parameter)
+            gradient = local_gradient(parameter)
+            if gradient is not None:
+                gradients.append(gradient)
         return Reduction(gradients, group)
 
     def blank_gradients(self) -> list[torch.Tensor]:
         """Zeros of the shape of each gradient that `reduce_gradients` adds up, on this rank."""
-        parameters = [parameter for layer in self.layers for parameter in layer.parameters()]
-        return [torch.zeros_like(local(p)) for p in parameters if p.requires_grad]
+        return [torch.zeros_like(local(parameter)) for parameter in self.parameters]
 
     def part(self, begin: int, end: int, *, copies_input: bool) -> Stage:
         """A new stage of the layers from `begin` to `end` - 1, with their data and loss."""
@@ -265,6 +282,7 @@ class Stage:
             trains=self.trains,
             copies_input=copies_input,
             randomness=self.randomness,
+            draws=self.draws,
         )
         part.begin(self._batch)
         return part
@@ -280,6 +298,8 @@ class Stage:
         """Forget gradients, losses and all microbatches."""
         if self.randomness is not None:
             self.randomness.off()
+        if self.draws is not None:
+            self.draws.off()
         self._held.clear()
         self._units.clear()
         self.losses.clear()

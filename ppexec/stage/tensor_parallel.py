@@ -138,6 +138,11 @@ def _wait_for_output(module: nn.Module, arguments: tuple[Any, ...], output: Any)
     return pytree.tree_map(lambda leaf: _Wait.apply(leaf) if isinstance(leaf, AsyncCollectiveTensor) else leaf, output)
 
 
+def placements(tensor: torch.Tensor) -> str:
+    """How a tensor is laid out over tp; empty for a plain tensor."""
+    return str(getattr(tensor, "placements", ""))
+
+
 def local(tensor: torch.Tensor) -> torch.Tensor:
     """This rank's slice of a tensor that is sharded over tp, else the tensor itself. It shares the memory."""
     if type(tensor) in (torch.Tensor, nn.Parameter):

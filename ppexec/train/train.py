@@ -37,18 +37,19 @@ class Trainer:
             for name, parameter in layer.named_parameters()
             if parameter.requires_grad
         }
+        self._each = list({id(parameter): parameter for parameter in self._parameters.values()}.values())
         config = worker.config
         # Not foreach, which does not take plain and sharded parameters together.
         self._optimizer = worker.keep(
             OPTIMIZER,
             lambda: torch.optim.AdamW(
-                [{"params": list(self._parameters.values())}],
+                [{"params": self._each}],
                 lr=config.learning_rate,
                 weight_decay=config.weight_decay,
                 foreach=False,
             ),
         )
-        for parameter in self._parameters.values():
+        for parameter in self._each:
             # As AdamW makes it in its first step; made here so that a checkpoint can be loaded into it.
             self._optimizer.state[parameter] = {
                 "step": torch.zeros(()),
@@ -65,7 +66,7 @@ class Trainer:
         batch = worker.load(self.next_step)
         worker.clear()
         worker.step(batch, is_timed=False)
-        for parameter in self._parameters.values():
+        for parameter in self._each:
             if local_gradient(parameter) is None:
                 parameter.grad = torch.zeros_like(parameter)
         self._optimizer.step()
@@ -89,9 +90,16 @@ class Trainer:
 
         The difference that this makes to a training is the difference that rounding alone can make.
         """
-        for key, parameter in self._parameters.items():
+        first_of = {
+            checkpoint.parameter_key(*place): checkpoint.parameter_key(*places[0])
+            for places in self._worker.model.tied
+            for place in places
+        }
+        keys = {id(parameter): first_of.get(key, key) for key, parameter in self._parameters.items()}
+        for parameter in self._each:
             whole = torch.ones(parameter.shape, dtype=parameter.dtype)
-            local(parameter).detach().mul_(slice_like(parameter, nudged(whole, self._worker.config.seed, key)))
+            moved = nudged(whole, self._worker.config.seed, keys[id(parameter)])
+            local(parameter).detach().mul_(slice_like(parameter, moved))
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -14,12 +14,12 @@ from torch.utils import _pytree as pytree
 
 from ppexec.config.config import RunConfig
 from ppexec.models.batch import Batch, load_batch
-from ppexec.models.initialize import initialize_layer
 from ppexec.models.load import load_model
 from ppexec.models.shapes import BoundarySpec, unpack
+from ppexec.stage.draws import LOSS, Draws
 from ppexec.stage.stage import Stage, message_of
 from ppexec.stage.tensor_parallel import local, local_gradient, slice_like
-from ppexec.stage.tied import SharedWeights
+from ppexec.stage.tied import SharedWeights, build_layers
 from ppexec.verify.rounding import NUDGES, allowed, nudged, sharded_roundings
 from ppexec.workers.worker import Worker
 from ppsim import Kind, Program
@@ -95,10 +95,14 @@ class Reference:
         self._device = device
         self._config = config
         self.layers = [
-            initialize_layer(layer, index=index, seed=config.seed, device=device)
-            for index, layer in enumerate(self._model.layers)
+            layer
+            for first, last in bounds(config.layer_sizes)
+            for layer in build_layers(self._model, range(first, last), seed=config.seed, device=device)
         ]
-        self._shared = SharedWeights(self.layers, self._model.tied)
+        if config.forward_only:
+            self.layers = [layer.eval() for layer in self.layers]
+        self._draws = Draws(config.seed)
+        self._shared = SharedWeights(self.layers, self._model.tied, stage_of=config.stage_of_layers)
         self.batches = [self._load(dp_rank) for dp_rank in range(config.dp)]
         self.outputs: list[dict[int, torch.Tensor]] = []
         self._output_specs: list[dict[int, BoundarySpec]] = [{} for _ in self.batches]
@@ -187,13 +191,15 @@ class Reference:
                     self._shared.renew()
                     if self._model.randomness is not None and not config.forward_only:
                         self._model.randomness.at(batch.step, batch.samples[microbatch])
+                    self._draws.at(batch.step, batch.samples[microbatch])
                     value = _each(torch.clone, batch.inputs[microbatch])  # layers may work in place
                     for first, last in bounds(config.layer_sizes):
-                        for layer in self.layers[first:last]:
-                            value = layer(value)
+                        for index in range(first, last):
+                            value = self._draws.call(index, self.layers[index], value)
                         # Kernels may differ by layout, and what crosses a cut is dense.
                         value = _each(torch.Tensor.contiguous, value)
-                    loss = self._model.loss(value, batch.targets[microbatch]) / (config.microbatches * config.dp)
+                    loss = self._draws.call(LOSS, self._model.loss, value, batch.targets[microbatch])
+                    loss = loss / (config.microbatches * config.dp)
                 specs[microbatch] = BoundarySpec.of(value)
                 outputs[microbatch] = message_of(value).clone()
                 if loss.requires_grad:
@@ -203,7 +209,7 @@ class Reference:
         if self._config.dp == 1:
             loss.backward()
             return
-        parameters = [p for layer in self.layers for p in layer.parameters() if p.requires_grad]
+        parameters = [p for p in nn.ModuleList(self.layers).parameters() if p.requires_grad]
         sums = {parameter: parameter.grad for parameter in parameters}
         for parameter in parameters:
             parameter.grad = None
@@ -239,20 +245,20 @@ class Reference:
         -----
         Over dp: the sum of n terms g in floating point, in any order, is off by at most (n - 1) u / (1 - (n - 1) u)
         times the sum of |g| (Higham, Accuracy and Stability of Numerical Algorithms, equation 4.4). Both sums are, the
-        pipeline's and this one's. A tied weight has two terms for each microbatch, one of each use.
+        pipeline's and this one's. A weight that is tied over n stages has n terms for each microbatch.
 
         Over tp: `allowed` for all gradients of the layer as one vector. A gradient that is zero except for rounding,
         such as that of a key's bias in attention, has no magnitude of its own.
         """
-        is_tied = self._shared.is_tied(layer, name)
+        stages = self._shared.stages(layer, name)
         layer, name = self._shared.place(layer, name)
         parameter = self.layers[layer].get_parameter(name)
         every = [gradient_of(p) for p in self.layers[layer].parameters() if p.requires_grad]
         largest = max((float(gradient.abs().max()) for gradient in every if gradient.numel()), default=0.0)
         sharded = allowed(self._roundings, parameter.dtype, largest=largest, moved=self._moved.get(layer, 0.0))
-        terms = self._config.microbatches * self._config.dp * (2 if is_tied else 1)
+        terms = self._config.microbatches * self._config.dp * stages
         slips = (terms - 1) * torch.finfo(parameter.dtype).eps / 2
-        magnitude = self._shared.magnitude(parameter) if is_tied else self._magnitudes.get(parameter)
+        magnitude = self._shared.magnitude(parameter) if stages > 1 else self._magnitudes.get(parameter)
         if magnitude is None:
             magnitude = torch.zeros(parameter.shape, dtype=torch.float64, device=parameter.device)
         return 2 * slips / (1 - slips) * magnitude + sharded
@@ -336,8 +342,7 @@ def _compare_gradients(worker: Worker, stage: int, reference: Reference | None) 
             whole = local(own[name]).new_empty(parameter.shape) if own else None
             theirs = _bring(worker, holder, reference.gradient(layer, name) if reference else None, whole)
             rounding = None
-            is_tied = any((layer, name) in pair for pair in worker.model.tied)
-            if worker.config.dp > 1 or worker.config.tp > 1 or is_tied:
+            if worker.config.dp > 1 or worker.config.tp > 1 or (layer, name) in worker.tied_over_stages:
                 blank = None if whole is None else whole.double()
                 rounding = _bring(worker, holder, reference.rounding(layer, name) if reference else None, blank)
             if own and theirs is not None:

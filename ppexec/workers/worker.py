@@ -7,7 +7,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
-from functools import partial
+from functools import cached_property, partial
 from typing import Any, TypeVar, cast
 
 import numpy as np
@@ -25,8 +25,9 @@ from ppexec.machine.quiet import set_apart_what_stays, undisturbed
 from ppexec.machine.waiting import sharpen_sleep
 from ppexec.models.batch import Batch, load_batch, read_sample
 from ppexec.models.load import load_model, refuse_what_does_not_fit
-from ppexec.models.model import Model
+from ppexec.models.model import Model, Place
 from ppexec.models.shapes import Boundaries, BoundarySpec, TensorSpec, Tree, first_overwriting
+from ppexec.models.ties import places_by_stage
 from ppexec.stage.build import build_stage
 from ppexec.stage.ledger import Ledger
 from ppexec.stage.stage import Stage, act
@@ -198,13 +199,19 @@ class Worker:
             mesh=None if self.mesh is None else self.mesh["tp"],
         )
 
+    @cached_property
+    def tied_over_stages(self) -> set[Place]:
+        """The places whose gradients are added up over several stages."""
+        stage_of = self.config.stage_of_layers
+        return {place for places in self.model.tied if len(places_by_stage(places, stage_of)) > 1 for place in places}
+
     def _tied(self) -> TiedGradients | None:
         """The model's tied weights; None without any, or in an evaluation."""
-        if self.costs is not None or self.config.forward_only or not self.model.tied:
+        if self.costs is not None or self.config.forward_only or not self.tied_over_stages:
             return None
         return TiedGradients(
             self.model.tied,
-            stage_of=[stage for stage, size in enumerate(self.config.layer_sizes) for _ in range(size)],
+            stage_of=self.config.stage_of_layers,
             placement=self.config.pipeline.placement,
             modules={
                 stage.first_layer + at: layer for stage in self.real_stages for at, layer in enumerate(stage.layers)

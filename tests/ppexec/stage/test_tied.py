@@ -10,13 +10,12 @@ import torch
 from torch import nn
 
 import ppexec
-from ppexec import Model, WorkerPool
+from ppexec import WorkerPool
 from ppexec.models.gpt import next_byte_loss
-from ppexec.models.initialize import initialize_layer
 from ppexec.models.load import load_model
 from ppexec.stage.build import build_stage
 from ppexec.stage.stage import Stage
-from ppexec.stage.tied import SharedWeights, start_tied
+from ppexec.stage.tied import SharedWeights, build_layers
 from ppexec.verify.tasks import verify as verify_step
 from tests.support.factories import kept_gradients, spelled
 from tests.support.launching import torchrun
@@ -59,18 +58,17 @@ def test_the_rest_starts_as_without_tying() -> None:
                 assert torch.equal(one, two) == (name != "logits.weight"), name
 
 
-def test_tied_parameters_of_different_shapes_are_refused() -> None:
-    layers = [nn.Linear(2, 3), nn.Linear(2, 4)]
-    model = Model(layers=layers, sample=None, loss=None, tied=[((0, "weight"), (1, "weight"))])  # type: ignore[arg-type]
-    with pytest.raises(ValueError, match=r"layer 0 weight and layer 1 weight are tied, but are \[3, 2\].*\[4, 2\]"):
-        start_tied(layers[1], model, index=1, seed=0, device=CPU)
+def test_places_of_one_stage_are_one_parameter_and_those_of_several_are_not() -> None:
+    (whole,) = stages_of(small(), range(6))
+    assert whole.layers[0].tokens.weight is whole.layers[5].logits.weight
+    assert sum(1 for parameter in whole.parameters if parameter is whole.layers[0].tokens.weight) == 1
 
 
 def test_one_process_has_one_parameter_and_knows_how_large_its_terms_are() -> None:
     config = small(dtype="float64")
     model = load_model(config)
-    layers = [initialize_layer(layer, index=at, seed=0, device=CPU) for at, layer in enumerate(model.layers)]
-    shared = SharedWeights(layers, model.tied)
+    layers = [layer for cut in (range(3), range(3, 6)) for layer in build_layers(model, cut, seed=0, device=CPU)]
+    shared = SharedWeights(layers, model.tied, stage_of=[0, 0, 0, 1, 1, 1])
     weight = layers[0].tokens.weight
     assert shared.place(5, "logits.weight") == (0, "tokens.weight")
     assert "logits.weight" not in dict(layers[5].named_parameters())
@@ -95,7 +93,6 @@ def test_one_process_has_one_parameter_and_knows_how_large_its_terms_are() -> No
 @pytest.mark.parametrize(
     "values",
     [
-        {"ranks": 1},
         {"ranks": 2, "schedule": "1f1b"},
         {"ranks": 2, "schedule": "zb-v"},  # both stages on rank 0
         {"ranks": 3, "schedule": "zb-h1", "layers": 3},  # a rank with neither
@@ -112,6 +109,12 @@ def test_both_copies_have_the_reference_gradient_within_roundings(
     assert report.gradients_equal
     assert report.max_gradient_diff <= report.tolerance
     assert 0 < report.tolerance < (1e-4 if dtype == "float32" else 1e-12)
+
+
+def test_one_stage_with_both_places_has_the_reference_gradient_bit_by_bit(pool: WorkerPool) -> None:
+    report = ppexec.verify(small(ranks=1), pool=pool)
+    assert report.gradients_bit_equal
+    assert report.tolerance == 0
 
 
 def test_every_other_gradient_is_bit_equal_and_the_copies_are_equal_to_each_other(pool: WorkerPool) -> None:
