@@ -78,6 +78,10 @@ def load_model(config: RunConfig) -> Model:
             f"pass --layers {len(model.layers)}, or build config.layers of them"
         )
     model = replace(model, tied=joined_ties(model.layers, model.tied))
+    for places in model.tied:
+        first, *others = (model.layers[layer].get_parameter(name) for layer, name in places)
+        for other in others:
+            other.requires_grad_(first.requires_grad)
     for index, layer in enumerate(model.layers):
         tie({index: layer}, model.tied)  # so that a parameter with two places in one layer counts once everywhere
     return model

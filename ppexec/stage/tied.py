@@ -59,10 +59,8 @@ def build_layers(
         modules[index] = made[id(layer)]
     for places in model.tied:
         held = [place for place in places if place[0] in layers]
-        for layer_index, name in held:
-            parameter = modules[layer_index].get_parameter(name)
-            _check_alike(held[0], (layer_index, name), modules)
-            parameter.requires_grad_(_parameter(model, places[0]).requires_grad)
+        for place in held[1:]:
+            _check_alike(held[0], place, modules)
     tie(modules, model.tied)
     return list(modules.values())
 
