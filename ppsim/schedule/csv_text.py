@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import csv
 import io
+import re
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 
@@ -13,6 +14,7 @@ from ppsim.schedule.tables import ProgramTables
 
 _SENDS = (Kind.SEND_F, Kind.SEND_B)
 _MESSAGES = (*_SENDS, Kind.RECV_F, Kind.RECV_B)
+_BACKWARD = re.compile(r"(?<![\w])(\d+)(BW|B|I|W)(\d+)", re.ASCII)
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -78,18 +80,39 @@ def with_reductions(actions: Sequence[Action | OverlappedPair]) -> list[Action |
 def read_cells(text: str) -> list[list[Cell]]:
     """The cells of each rank that hold something; blank lines at the end are no ranks.
 
+    PyTorch 2.5 and older spell a whole backward BW and its first half B. This is told by a BW, or by a B that has a W.
+
     Raises
     ------
     ScheduleError
-        If the text is not CSV, or a cell holds no action.
+        If the text is not CSV, a cell holds no action, or the spelling is neither the older nor the newer.
     """
     try:
-        rows = list(csv.reader(io.StringIO(text, newline=None)))
+        rows = list(csv.reader(io.StringIO(text.removeprefix("\ufeff"), newline=None)))
     except csv.Error as error:
         raise ScheduleError(f"the schedule is not CSV: {error}; write a row per rank and a cell per action") from None
     while rows and not rows[-1]:
         rows.pop()
-    return [_read_row(number, cells) for number, cells in enumerate(rows, start=1)]
+    return [_read_row(number, cells) for number, cells in enumerate(_in_newer_spelling(rows), start=1)]
+
+
+def _in_newer_spelling(rows: list[list[str]]) -> list[list[str]]:
+    """The cells with B for a whole backward and I for its first half, as PyTorch 2.6 and newer write them."""
+    found = [_BACKWARD.findall(cell) for row in rows for cell in row]
+    of_kind: dict[str, set[tuple[str, str]]] = {name: set() for name in ("BW", "B", "I", "W")}
+    for stage, name, microbatch in (each for cell in found for each in cell):
+        of_kind[name].add((stage, microbatch))
+    if not of_kind["BW"] and (of_kind["I"] or not of_kind["B"] & of_kind["W"]):
+        return rows
+    if of_kind["I"]:
+        raise ScheduleError(
+            "the schedule has both I and BW, which PyTorch never wrote together: spell a whole backward B, or its "
+            "halves I and W"
+        )
+    newer = {"BW": "B", "B": "I", "W": "W"}
+    return [
+        [_BACKWARD.sub(lambda match: f"{match[1]}{newer[match[2]]}{match[3]}", cell) for cell in row] for row in rows
+    ]
 
 
 def _read_row(row: int, cells: list[str]) -> list[Cell]:

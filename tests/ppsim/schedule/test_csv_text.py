@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from pathlib import Path
 
 import pytest
@@ -84,3 +85,26 @@ def test_files_that_pytorch_writes_are_read(theirs: str, ours: str, placement: s
         path = tmp_path / f"{form}.csv"
         schedule._dump_csv(str(path), format=form)
         assert Schedule.from_csv(path.read_text(), name=ours) == wanted
+
+
+def older(text: str) -> str:
+    """A schedule as PyTorch 2.5 spelled it."""
+    return re.sub(r"(?<![\w])(\d+)([BI])(\d+)", lambda m: f"{m[1]}{'BW' if m[2] == 'B' else 'B'}{m[3]}", text)
+
+
+@pytest.mark.parametrize("name", schedule_names())
+def test_the_older_spelling_of_backwards_is_read(name: str) -> None:
+    schedule = build_schedule(name, ranks=4, microbatches=8)
+    for text in (schedule.to_csv(), schedule.to_csv(messages=True)):
+        again = Schedule.from_csv(older(text))
+        assert again.to_csv() == schedule.to_csv()
+
+
+def test_one_spelling_is_not_taken_for_the_other() -> None:
+    with pytest.raises(ScheduleError, match=r"both I and BW.*spell a whole backward B"):
+        Schedule.from_csv("0F0,0F1,0I0,0BW1,0W0\n")
+
+
+def test_a_byte_order_mark_is_no_part_of_the_first_action() -> None:
+    text = build_schedule("1f1b", ranks=2, microbatches=4).to_csv()
+    assert Schedule.from_csv("\ufeff" + text).to_csv() == text
