@@ -29,6 +29,7 @@ settings.load_profile(os.environ.get("HYPOTHESIS_PROFILE", "default"))
 # Beginnings of the names of tests that start processes of their own or take seconds.
 _SLOW = (
     "tests/ppexec/experiment/",
+    "tests/ppexec/models/test_models.py::test_what_a_model_prints",
     "tests/ppexec/models/test_seeds.py::test_streams_are_the_same_in_every_process",
     "tests/ppexec/stage/test_tied.py::test_under_torchrun",
     "tests/ppexec/test_cli.py",

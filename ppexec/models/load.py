@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import importlib
 import os
 import sys
@@ -46,7 +47,8 @@ def resolve_factory(name: str) -> Callable[[RunConfig], Model]:
     if os.getcwd() not in sys.path:
         sys.path.insert(0, os.getcwd())
     try:
-        module = importlib.import_module(module_name)
+        with contextlib.redirect_stdout(sys.stderr):
+            module = importlib.import_module(module_name)
     except ImportError as error:
         raise ValueError(
             f"model {name!r}: cannot import {module_name!r} ({error}); run where it can be found"
@@ -66,7 +68,8 @@ def load_model(config: RunConfig) -> Model:
         If the factory gives no Model, one with another number of layers than the configuration, or one whose `tied`
         cannot be tied.
     """
-    with torch.random.fork_rng(devices=[]):
+    # What a factory prints goes to standard error: standard output may be one JSON object.
+    with torch.random.fork_rng(devices=[]), contextlib.redirect_stdout(sys.stderr):
         # Layers that draw their weights while they are built draw the same weights on every rank.
         torch.manual_seed(derive(config.seed, "model"))
         model = resolve_factory(config.model)(config)

@@ -253,6 +253,7 @@ def _no_main_module() -> Iterator[None]:
 def _serve(connection: Connection, lifeline: Connection) -> None:
     """Answer requests in a worker process until the pool closes or its process ends."""
     signal.signal(signal.SIGINT, signal.SIG_IGN)
+    sys.stdout = sys.stderr  # what a model prints: the caller's standard output may be one JSON object
     threading.Thread(target=_exit_with, args=(lifeline,), daemon=True).start()
     worker: Any = None
     while True:

@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+import json
+import os
+import subprocess
 import sys
 from pathlib import Path
 
@@ -48,6 +51,39 @@ def test_a_model_in_the_working_directory_is_found(tmp_path: Path, monkeypatch: 
     monkeypatch.setattr(sys, "path", [entry for entry in sys.path if entry])
     monkeypatch.chdir(tmp_path)
     assert resolve_factory("here_and_nowhere_else:make")(3) == 3  # type: ignore[arg-type]
+
+
+def test_what_a_model_prints_is_not_on_standard_output(tmp_path: Path) -> None:
+    """Its module, factory, data, layers and loss may print; with --json standard output is one object all the same."""
+    (tmp_path / "loud.py").write_text(
+        "print('module')\n"
+        "import torch, ppexec\n"
+        "class Loud(torch.nn.Linear):\n"
+        "    def forward(self, value):\n"
+        "        print('layer')\n"
+        "        return super().forward(value)\n"
+        "def make(config):\n"
+        "    print('factory')\n"
+        "    def sample(index):\n"
+        "        print('data')\n"
+        "        return torch.ones(2, 4), torch.ones(2, 4)\n"
+        "    def loss(output, target):\n"
+        "        print('loss')\n"
+        "        return (output - target).square().mean()\n"
+        "    return ppexec.Model(layers=[Loud(4, 4) for _ in range(4)], sample=sample, loss=loss)\n"
+    )
+    words = ["verify", "--model", "loud:make", "--layers", "4", "--ranks", "2", "--microbatches", "4", "--json"]
+    done = subprocess.run(
+        [sys.executable, "-m", "ppexec.cli", *words],
+        cwd=tmp_path,
+        env={**os.environ, "PYTHONPATH": str(Path(__file__).parents[3])},
+        capture_output=True,
+        text=True,
+    )
+    assert done.returncode == 0, done.stderr
+    assert json.loads(done.stdout)["gradients_bit_equal"] is True
+    for word in ("module", "factory", "data", "layer", "loss"):
+        assert word in done.stderr.split()
 
 
 def test_a_factory_that_gives_no_model_is_refused() -> None:
