@@ -33,7 +33,7 @@ def run(config: RunConfig, *, pool: WorkerPool | None = None) -> Trace:
 
     Raises
     ------
-    ValueError
+    InputError
         For a run that cannot be.
     WorkerError
         If a worker fails or dies.
@@ -94,7 +94,7 @@ def verify(config: RunConfig, *, pool: WorkerPool | None = None) -> VerifyReport
 
     Raises
     ------
-    ValueError, WorkerError
+    InputError, WorkerError
         As for `run`.
 
     Examples
@@ -137,7 +137,7 @@ def train(
 
     Raises
     ------
-    ValueError
+    InputError
         For a run that cannot be, or a checkpoint of another model.
     WorkerError
         If a worker fails or dies.
@@ -178,7 +178,7 @@ def profile(config: RunConfig, *, pool: WorkerPool | None = None) -> list[LayerC
 
     Raises
     ------
-    ValueError, WorkerError
+    InputError, WorkerError
         As for `run`.
     """
     return profile_with_stages(config, pool=pool).layers

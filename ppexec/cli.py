@@ -5,7 +5,7 @@ from __future__ import annotations
 import json
 import sys
 import warnings
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from dataclasses import asdict, dataclass
 from typing import Annotated, Any
 
@@ -18,6 +18,7 @@ from ppexec.session import under_torchrun
 from ppsim import save_costs
 from ppsim.cli import command
 from ppsim.cli.command import OptionalFile
+from ppsim.errors import InputError
 from ppsim.export.text_table import text_table
 from ppsim.export.trace_files import write_trace
 
@@ -42,9 +43,9 @@ class Run(RunConfig, Output):
     def __post_init__(self) -> None:
         super().__post_init__()
         if self.out is not None and not self.out.parent.is_dir():
-            raise ValueError(f"cannot write {self.out}: there is no directory {str(self.out.parent)!r}; make it first")
+            raise InputError(f"cannot write {self.out}: there is no directory {str(self.out.parent)!r}; make it first")
         if self.out is not None and self.out.is_dir():
-            raise ValueError(f"cannot write {self.out}: it is a directory; give the path of a file")
+            raise InputError(f"cannot write {self.out}: it is a directory; give the path of a file")
 
     def execute(self) -> None:
         """Run, then write and print the trace."""
@@ -128,7 +129,7 @@ class Profile(Run):
     def __post_init__(self) -> None:
         super().__post_init__()
         if self.out is not None and self.out.suffix.lower() not in (".json", ".csv"):
-            raise ValueError(f"cannot write {self.out}: cost files end in .json or .csv")
+            raise InputError(f"cannot write {self.out}: cost files end in .json or .csv")
 
     def execute(self) -> None:
         """Profile, then write and print the costs."""
@@ -216,33 +217,7 @@ def main(args: Sequence[str] | None = None) -> int:
         warnings.showwarning = show_warning
         command.parse(Command, prog="ppexec", description=_DESCRIPTION, args=args).execute()
 
-    return run_command(work)
-
-
-def run_command(work: Callable[[], None], *, prog: str = "ppexec") -> int:
-    """Do the work of a command, and give its exit code.
-
-    Parameters
-    ----------
-    work : callable
-        May raise SystemExit.
-    prog : str
-        Name of the command, for messages.
-
-    Returns
-    -------
-    int
-        As of `ppsim.cli.command.run`; 1 with a message if a worker failed or died.
-    """
-
-    def guarded() -> None:
-        try:
-            work()
-        except ppexec.WorkerError as error:
-            print(f"{prog}: {error}", file=sys.stderr)
-            raise SystemExit(1) from None
-
-    return command.run(guarded, prog=prog)
+    return command.run(work, prog="ppexec", args=args)
 
 
 if __name__ == "__main__":

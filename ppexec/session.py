@@ -37,6 +37,7 @@ from ppexec.verify.verify import VerifyReport
 from ppexec.workers.pool import WorkerPool
 from ppexec.workers.worker import Worker
 from ppsim import Link, Network, Reduction, StageCost, Trace
+from ppsim.errors import InputError
 
 _Answer = TypeVar("_Answer")
 
@@ -61,7 +62,7 @@ class Session:
 
     Raises
     ------
-    ValueError
+    InputError
         For a run that cannot be.
     WorkerError
         If a worker fails or dies; so do all methods.
@@ -220,7 +221,7 @@ class Session:
 
     def _refuse_timed(self, what: str) -> None:
         if self.costs is not None:
-            raise ValueError(f"timed compute has nothing to {what}: use compute='real'")
+            raise InputError(f"timed compute has nothing to {what}: use compute='real'")
 
     def summarise(self, rounds_by_rank: list[Any]) -> Profile:
         """Sum up rounds by rank, from one or more calls of `profile_rounds`."""
@@ -323,7 +324,7 @@ class Session:
         """
         self._refuse_timed("train")
         if self.config.forward_only:
-            raise ValueError("a run with forward_only has no gradients to train with: leave forward_only out")
+            raise InputError("a run with forward_only has no gradients to train with: leave forward_only out")
         return mean_losses(self.config, self._workers.call(train_steps, steps=steps))
 
     @property
@@ -362,7 +363,7 @@ class Session:
 
         Raises
         ------
-        ValueError
+        InputError
             If there is no checkpoint, or it is of another model.
         """
         self._refuse_timed("load")
@@ -395,10 +396,10 @@ def _stage_costs(config: RunConfig, costs: Sequence[StageCost] | None) -> Sequen
     """The cost of each stage where compute is timed; None where it is real."""
     if costs is None and config.compute == "timed":
         if config.layer_costs is None:
-            raise ValueError("timed compute needs costs: give a cost file, or profile the model first")
+            raise InputError("timed compute needs costs: give a cost file, or profile the model first")
         costs = ppsim.partition(config.layer_costs, stages=config.pipeline.stages, method=config.layer_sizes)
     if costs is not None and len(costs) != config.pipeline.stages:
-        raise ValueError(f"{len(costs)} stage costs for {config.pipeline.stages} stages: give one for each")
+        raise InputError(f"{len(costs)} stage costs for {config.pipeline.stages} stages: give one for each")
     return costs
 
 

@@ -13,8 +13,9 @@ from typing import Any
 
 from tqdm import tqdm
 
-from ppexec.cli import run_command, show_warning
+from ppexec.cli import show_warning
 from ppsim.cli import command
+from ppsim.errors import InputError
 from ppsim.export.html_report import Report
 
 
@@ -95,7 +96,7 @@ def study_main(study: type[StudyCommand], documentation: str | None) -> int:
         warnings.showwarning = show_warning
         command.parse(study, prog=script, description=(documentation or "").split("\n")[0]).execute()
 
-    return run_command(work, prog=script)
+    return command.run(work, prog=script)
 
 
 def progress(items: Iterable[Any] | None = None, **options: Any) -> Any:
@@ -112,8 +113,8 @@ def without_advice() -> Iterator[None]:
 
 
 def _existing_directory(path: Path) -> Path:
-    """Make a directory for results. Raises ValueError if something else has its name."""
+    """Make a directory for results. Raises InputError if something else has its name."""
     if path.exists() and not path.is_dir():
-        raise ValueError(f"{path} is not a directory: give --out a directory, new or old")
+        raise InputError(f"{path} is not a directory: give --out a directory, new or old")
     path.mkdir(parents=True, exist_ok=True)
     return path

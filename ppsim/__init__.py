@@ -5,7 +5,7 @@ from ppsim.costs.cost_file import load_costs, save_costs
 from ppsim.costs.partition import partition, partition_sizes
 from ppsim.costs.recompute import recompute_layers
 from ppsim.costs.stage_cost import LayerCost, StageCost
-from ppsim.errors import CostError, ScheduleError
+from ppsim.errors import CostError, InputError, RunError, ScheduleError
 from ppsim.estimate.device import Device, device_names, named_device
 from ppsim.estimate.estimate import estimate_costs
 from ppsim.estimate.huggingface import read_huggingface_config
@@ -44,6 +44,7 @@ __all__ = [
     "Device",
     "Ensemble",
     "Execution",
+    "InputError",
     "Jitter",
     "Kind",
     "LayerCost",
@@ -54,6 +55,7 @@ __all__ = [
     "OverlappedPair",
     "Program",
     "Reduction",
+    "RunError",
     "Schedule",
     "ScheduleError",
     "SearchResult",

@@ -10,6 +10,7 @@ from typing import Any, Literal, get_args
 import numpy as np
 import numpy.typing as npt
 
+from ppsim.errors import InputError
 from ppsim.network.all_reduce import Reduction
 
 Sharing = Literal["turns", "fair"]
@@ -55,7 +56,7 @@ class Conditions:
 
     Raises
     ------
-    ValueError
+    InputError
         For an option that cannot be, or two that contradict. What depends on the program (shapes, numbers of ranks, the
         smallest window) is checked when a step is run.
 
@@ -86,7 +87,7 @@ class Conditions:
 
     def __post_init__(self) -> None:
         if not (np.isfinite(self.overlap) and self.overlap > 0):
-            raise ValueError(f"overlap must be a finite number > 0, got {self.overlap!r}")
+            raise InputError(f"overlap must be a finite number > 0, got {self.overlap!r}")
         self._set("scale", _amounts("scale", self.scale, "factors"))
         self._set("dispatch_s", _amounts("dispatch_s", self.dispatch_s, "seconds"))
         self._set("send_s", _amounts("send_s", self.send_s, "seconds"))
@@ -94,45 +95,45 @@ class Conditions:
             self._set("durations_s", _amounts("durations_s", self.durations_s, "seconds"))
             for name in ("scale", "overlap"):
                 if np.any(np.asarray(getattr(self, name)) != 1):
-                    raise ValueError(f"durations_s holds what each row takes: leave out {name} or durations_s")
+                    raise InputError(f"durations_s holds what each row takes: leave out {name} or durations_s")
         self._set("slow_ranks", MappingProxyType(dict(self.slow_ranks)) if self.slow_ranks else None)
         if self.slow_ranks is not None:
             for rank, factor in self.slow_ranks.items():
                 if not (np.isfinite(factor) and factor > 0):
-                    raise ValueError(f"slow_ranks[{rank}] must be a finite factor > 0, got {factor!r}")
+                    raise InputError(f"slow_ranks[{rank}] must be a finite factor > 0, got {factor!r}")
         for name in ("receive_window", "cores"):
             value = getattr(self, name)
             if value is not None and (isinstance(value, bool) or not isinstance(value, int) or value < 1):
-                raise ValueError(f"{name} must be a whole number of 1 or more, got {value!r}")
+                raise InputError(f"{name} must be a whole number of 1 or more, got {value!r}")
         self._check_sharing()
 
     def _check_sharing(self) -> None:
         if self.devices is not None:
             self._set("devices", tuple(self.devices))
             if any(isinstance(each, bool) or not isinstance(each, int) or each < 0 for each in self.devices):
-                raise ValueError(f"devices are counted from 0, got {list(self.devices)}")
+                raise InputError(f"devices are counted from 0, got {list(self.devices)}")
         if self.sharing not in get_args(Sharing):
-            raise ValueError(f"sharing must be one of {', '.join(get_args(Sharing))}, got {self.sharing!r}")
+            raise InputError(f"sharing must be one of {', '.join(get_args(Sharing))}, got {self.sharing!r}")
         if not 0 < self.sharing_efficiency <= 1:
-            raise ValueError(f"sharing_efficiency must be above 0 and at most 1, got {self.sharing_efficiency!r}")
+            raise InputError(f"sharing_efficiency must be above 0 and at most 1, got {self.sharing_efficiency!r}")
         is_fair = self.sharing == "fair"
         if self.speeds is not None:
             self._set("speeds", tuple(self.speeds))
             if not self.speeds or not all(0 < speed <= 1 for speed in self.speeds):
-                raise ValueError(f"speeds must be one or more numbers above 0 and at most 1, got {list(self.speeds)}")
+                raise InputError(f"speeds must be one or more numbers above 0 and at most 1, got {list(self.speeds)}")
             if not is_fair:
-                raise ValueError("speeds are of ranks that compute at once: give them with sharing 'fair'")
+                raise InputError("speeds are of ranks that compute at once: give them with sharing 'fair'")
             for name in ("cores", "sharing_efficiency"):
                 if name in self.to_dict():
-                    raise ValueError(f"speeds say how fast ranks run together: leave out {name} or speeds")
+                    raise InputError(f"speeds say how fast ranks run together: leave out {name} or speeds")
         elif self.cores is None and self.devices is None:
             for name in ("sharing", "sharing_efficiency"):
                 if name in self.to_dict():
-                    raise ValueError(
+                    raise InputError(
                         f"{name} {getattr(self, name)!r} is of ranks that share a device: give it with cores or devices"
                     )
         elif self.sharing_efficiency != 1 and not is_fair:
-            raise ValueError(
+            raise InputError(
                 f"sharing_efficiency {self.sharing_efficiency!r} is of ranks that compute at once: give it with "
                 "sharing 'fair'"
             )
@@ -156,7 +157,7 @@ class Conditions:
 
     @classmethod
     def from_dict(cls, given: Mapping[str, Any]) -> Conditions:
-        """The conditions that `to_dict` wrote. Raises ValueError or TypeError for other content."""
+        """The conditions that `to_dict` wrote. Raises InputError or TypeError for other content."""
         read = dict(given)
         if read.get("slow_ranks") is not None:
             read["slow_ranks"] = {int(rank): factor for rank, factor in read["slow_ranks"].items()}
@@ -170,7 +171,7 @@ def _amounts(name: str, given: npt.ArrayLike, unit: str) -> float | npt.NDArray[
     amounts = np.array(given, np.float64)
     if not (np.isfinite(amounts).all() and (amounts >= 0).all()):
         shown = f", got {given!r}" if amounts.ndim == 0 else ""
-        raise ValueError(f"{name} must be {unit}, finite and >= 0{shown}")
+        raise InputError(f"{name} must be {unit}, finite and >= 0{shown}")
     amounts.flags.writeable = False
     return amounts if amounts.ndim else amounts.item()
 

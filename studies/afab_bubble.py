@@ -30,6 +30,7 @@ import ppsim
 from ppexec.experiment.text import environment_rows
 from ppexec.machine.environment import describe_environment
 from ppexec.study import Findings, StudyCommand, progress, study_main, without_advice
+from ppsim.errors import InputError
 from ppsim.export.html_report import Report
 from ppsim.export.text_table import text_table
 from ppsim.plots.growth_figure import bubble_and_memory
@@ -61,11 +62,11 @@ class Study(StudyCommand):
         for name in ("ranks", "microbatches"):
             values = getattr(self, name)
             if not values or min(values) < 1 or max(values) > 256:
-                raise ValueError(f"{name} must be whole numbers from 1 to 256, got {values}")
+                raise InputError(f"{name} must be whole numbers from 1 to 256, got {values}")
         if self.steps < 1:
-            raise ValueError(f"steps must be 1 or more, got {self.steps}")
+            raise InputError(f"steps must be 1 or more, got {self.steps}")
         if not 0 <= self.message_bytes <= 2**30:
-            raise ValueError(f"message_bytes must be 0 to {2**30}, got {self.message_bytes}")
+            raise InputError(f"message_bytes must be 0 to {2**30}, got {self.message_bytes}")
         self.cost(0)
 
     def cost(self, activation_bytes: int) -> ppsim.StageCost:

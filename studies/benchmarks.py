@@ -53,6 +53,7 @@ from ppexec.experiment.text import environment_rows
 from ppexec.experiment.timing import BenchmarkRow
 from ppexec.machine.environment import describe_environment
 from ppexec.study import Findings, StudyCommand, progress, study_main, without_advice
+from ppsim.errors import InputError
 from ppsim.export.html_report import Report
 from ppsim.export.text_table import text_table
 
@@ -76,7 +77,7 @@ class Study(StudyCommand):
     def findings(self, directory: Path | None) -> Findings:
         """Measure every part that is wanted."""
         if self.turns < 1:
-            raise ValueError(f"turns must be 1 or more, got {self.turns}")
+            raise InputError(f"turns must be 1 or more, got {self.turns}")
         turns, quick = self.turns, self.quick
         parts: dict[Part, Callable[[], list[BenchmarkRow]]] = {
             "engines": lambda: engine_rates(turns, quick=quick),

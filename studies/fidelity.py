@@ -58,6 +58,7 @@ from ppexec.experiment.cases import GROUPS, Group, cases, measure_missing, store
 from ppexec.experiment.text import environment_rows
 from ppexec.machine.environment import describe_environment, usable_cores
 from ppexec.study import Findings, StudyCommand, progress, study_main, without_advice
+from ppsim.errors import InputError
 from ppsim.export.html_report import Report
 from ppsim.export.text_table import text_table
 from ppsim.plots import accuracy_figure
@@ -85,13 +86,13 @@ class Study(StudyCommand):
 
     def __post_init__(self) -> None:
         if self.steps < 0:
-            raise ValueError(f"steps must be 0 or more, got {self.steps}")
+            raise InputError(f"steps must be 0 or more, got {self.steps}")
         if self.repeats < 1:
-            raise ValueError(f"repeats must be 1 or more, got {self.repeats}")
+            raise InputError(f"repeats must be 1 or more, got {self.repeats}")
         if not 0 <= self.limit_s < float("inf"):
-            raise ValueError(f"limit_s must be seconds, finite and >= 0, got {self.limit_s}")
+            raise InputError(f"limit_s must be seconds, finite and >= 0, got {self.limit_s}")
         if unknown := set(self.schedules) - set(ppsim.schedule_names()):
-            raise ValueError(f"no schedule {min(unknown)!r}: take from {', '.join(ppsim.schedule_names())}")
+            raise InputError(f"no schedule {min(unknown)!r}: take from {', '.join(ppsim.schedule_names())}")
 
     def findings(self, directory: Path | None) -> Findings:
         """Measure the configurations that the store lacks, and judge all that it has."""
@@ -101,7 +102,7 @@ class Study(StudyCommand):
             if case.schedule in (self.schedules or (case.schedule,)) and case.ranks in (self.ranks or (case.ranks,))
         ]
         if not wanted:
-            raise ValueError("nothing to measure: no schedule allows these ranks on this machine's cores")
+            raise InputError("nothing to measure: no schedule allows these ranks on this machine's cores")
         with Store(None if directory is None else directory / "results.sqlite") as store:
             with without_advice():
                 measure_missing(wanted, store, limit_s=self.limit_s, progress=progress)

@@ -41,6 +41,7 @@ from ppexec.experiment.links import fit_network, link_entry, probe_links, sample
 from ppexec.experiment.text import environment_rows
 from ppexec.study import Findings, StudyCommand, progress, study_main, without_advice
 from ppsim import Link, Network
+from ppsim.errors import InputError
 from ppsim.export.html_report import Report
 from ppsim.export.text_table import text_table
 from ppsim.plots.link_figure import link_times
@@ -67,12 +68,12 @@ class Study(StudyCommand):
 
     def __post_init__(self) -> None:
         if not 2 <= self.ranks <= 64:
-            raise ValueError(f"ranks must be 2 to 64 (a link needs two), got {self.ranks}")
+            raise InputError(f"ranks must be 2 to 64 (a link needs two), got {self.ranks}")
         if not self.sizes or min(self.sizes) < 1 or max(self.sizes) > _MOST_BYTES:
-            raise ValueError(f"sizes must be whole numbers from 1 to {_MOST_BYTES}, got {self.sizes}")
+            raise InputError(f"sizes must be whole numbers from 1 to {_MOST_BYTES}, got {self.sizes}")
         for name in ("rounds", "pieces"):
             if getattr(self, name) < 1:
-                raise ValueError(f"{name} must be 1 or more, got {getattr(self, name)}")
+                raise InputError(f"{name} must be 1 or more, got {getattr(self, name)}")
 
     def findings(self, directory: Path | None) -> Findings:
         """Measure every link and fit it."""

@@ -35,6 +35,7 @@ from ppexec.experiment.cuts import CutComparison, compare_cuts
 from ppexec.experiment.text import environment_rows
 from ppexec.measure.assemble import median_step
 from ppexec.study import Findings, StudyCommand, progress, study_main, without_advice
+from ppsim.errors import InputError
 from ppsim.export.html_report import Report
 from ppsim.export.text_table import text_table
 from ppsim.plots.cuts_figure import layer_times, steps_by_turn
@@ -67,9 +68,9 @@ class Study(StudyCommand, RunConfig):
         if self.model == "mlp" and self.vocabulary == Study.vocabulary:
             object.__setattr__(self, "vocabulary", 0)
         if self.partition == "optimal":
-            raise ValueError("partition is the cut that the optimal one is held against: take even, or sizes")
+            raise InputError("partition is the cut that the optimal one is held against: take even, or sizes")
         if self.most_cuts < 0:
-            raise ValueError(f"most_cuts must be 0 or more, got {self.most_cuts}")
+            raise InputError(f"most_cuts must be 0 or more, got {self.most_cuts}")
         super().__post_init__()
 
     def findings(self, directory: Path | None) -> Findings:

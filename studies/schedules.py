@@ -35,6 +35,7 @@ from ppexec.experiment.experiment import Outcome, predict_and_measure
 from ppexec.experiment.profiling import profiling_config
 from ppexec.experiment.text import environment_rows
 from ppexec.study import Findings, StudyCommand, progress, study_main, without_advice
+from ppsim.errors import InputError
 from ppsim.export.html_report import Report
 from ppsim.export.text_table import text_table
 from ppsim.plots.timeline_figure import timeline
@@ -93,7 +94,7 @@ class Study(StudyCommand, RunConfig):
                     raise
                 print(f"left out: {error}", file=sys.stderr)
         if not found:
-            raise ValueError(
+            raise InputError(
                 f"no schedule allows {self.ranks} ranks, {self.microbatches} microbatches and {self.layers} layers"
             )
         return found

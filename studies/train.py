@@ -36,6 +36,7 @@ from ppexec.experiment.text import environment_rows
 from ppexec.experiment.trainings import distance, train_on_meshes
 from ppexec.machine.environment import describe_environment
 from ppexec.study import Findings, StudyCommand, progress, study_main, without_advice
+from ppsim.errors import InputError
 from ppsim.export.html_report import Report
 from ppsim.export.text_table import text_table
 from ppsim.plots.loss_figure import loss_curves
@@ -69,11 +70,11 @@ class Study(StudyCommand, RunConfig):
     def __post_init__(self) -> None:
         super().__post_init__()
         if (self.dp, self.ranks, self.tp) != (1, 1, 1) or self.from_csv is not None:
-            raise ValueError("this study takes its meshes from --meshes and its schedule by name: leave the others out")
+            raise InputError("this study takes its meshes from --meshes and its schedule by name: leave the others out")
         if self.steps < 2:
-            raise ValueError(f"steps must be 2 or more, so that there is a half to resume from, got {self.steps}")
+            raise InputError(f"steps must be 2 or more, so that there is a half to resume from, got {self.steps}")
         if not self.meshes:
-            raise ValueError("meshes is empty: give at least one, such as 2x2x1")
+            raise InputError("meshes is empty: give at least one, such as 2x2x1")
         for mesh in self.meshes:
             self.on(mesh)
 
@@ -83,9 +84,9 @@ class Study(StudyCommand, RunConfig):
         try:
             dp, pp, tp = (int(size) for size in sizes.split("x"))
         except ValueError:
-            raise ValueError(f"a mesh is three sizes, dp x pp x tp, such as 2x2x1, got {mesh!r}") from None
+            raise InputError(f"a mesh is three sizes, dp x pp x tp, such as 2x2x1, got {mesh!r}") from None
         if dp < 1 or self.microbatches % dp:
-            raise ValueError(f"{self.microbatches} microbatches do not divide over dp={dp} of mesh {mesh}: take others")
+            raise InputError(f"{self.microbatches} microbatches do not divide over dp={dp} of mesh {mesh}: take others")
         batches = self.microbatches // dp
         return replace(self.plain(), dp=dp, ranks=pp, tp=tp, microbatches=batches, schedule=schedule or self.schedule)
 

@@ -10,6 +10,7 @@ import numpy as np
 import numpy.typing as npt
 
 from ppsim import Conditions, Jitter, Link, Network, Program, StageCost, Trace
+from ppsim.errors import InputError
 from ppsim.simulation.timed_program import row_durations
 
 # A message sent so long before has arrived: several times what one takes between processes of a machine.
@@ -155,7 +156,7 @@ def fit(steps: Sequence[Step]) -> Calibration:
 
     Raises
     ------
-    ValueError
+    InputError
         For a schedule with overlapped pairs.
 
     Notes
@@ -229,7 +230,7 @@ class _Seen:
 def _look(trace: Trace, stages: Sequence[StageCost]) -> _Seen:
     program = trace.program
     if program.has_pairs:
-        raise ValueError(
+        raise InputError(
             f"schedule {program.schedule.name!r} has overlapped pairs, between whose parts there is no gap: fit a "
             "calibration to a schedule without overlapped pairs, such as 1f1b"
         )

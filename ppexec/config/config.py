@@ -13,6 +13,7 @@ import torch
 import ppsim
 from ppexec.config.bubble_warning import bubble_warning
 from ppsim.cli.command import read_text
+from ppsim.errors import InputError
 from ppsim.schedule.deadlock import smallest_receive_window
 
 _PRESETS: dict[str, dict[str, int]] = {
@@ -29,7 +30,7 @@ class RunConfig:
 
     Raises
     ------
-    ValueError
+    InputError
         For a run that cannot be, with the value and the remedy.
 
     Examples
@@ -44,7 +45,7 @@ class RunConfig:
 
     >>> RunConfig(layers=3, ranks=2)
     Traceback (most recent call last):
-    ValueError: 3 layers do not divide evenly over 2 stages: take 2 or 4 layers, or 1 or 3 stages, ...
+    ppsim.errors.InputError: 3 layers do not divide evenly over 2 stages: take 2 or 4 layers, or 1 or 3 stages, ...
     """
 
     model: str = "mlp"
@@ -135,10 +136,10 @@ class RunConfig:
         for name in (*sizes, "threads", "warmup", "receive_window"):
             self._at_least(name, 0)
         if not 0 < self.timeout_s < 1e7:
-            raise ValueError(f"timeout_s must be seconds > 0 (and below 1e7), got {self.timeout_s}")
+            raise InputError(f"timeout_s must be seconds > 0 (and below 1e7), got {self.timeout_s}")
         for name in ("learning_rate", "weight_decay"):
             if not 0 <= getattr(self, name) < 1e6:
-                raise ValueError(f"{name} must be a number of 0 or more, got {getattr(self, name)}")
+                raise InputError(f"{name} must be a number of 0 or more, got {getattr(self, name)}")
         self._settle_device()
         for name, value in _PRESETS[self.preset].items():
             self._default(name, value)
@@ -159,10 +160,10 @@ class RunConfig:
     def _at_least(self, name: str, least: int) -> None:
         value = getattr(self, name)
         if isinstance(value, bool) or not isinstance(value, int) or value < least:
-            raise ValueError(f"{name} must be a whole number of {least} or more, got {value!r}")
+            raise InputError(f"{name} must be a whole number of {least} or more, got {value!r}")
         most = _MOST.get(name, 2**31)
         if value > most:
-            raise ValueError(f"{name} must be at most {most} in a real run, got {value} (a simulation takes more)")
+            raise InputError(f"{name} must be at most {most} in a real run, got {value} (a simulation takes more)")
 
     def _default(self, name: str, value: int) -> None:
         if getattr(self, name) == 0:
@@ -173,24 +174,24 @@ class RunConfig:
         self._at_least("heads", 0)
         self._at_least("vocabulary", 0)
         if isinstance(self.dropout, bool) or not 0 <= self.dropout < 1:
-            raise ValueError(f"dropout must be a probability, 0 <= dropout < 1, got {self.dropout!r}")
+            raise InputError(f"dropout must be a probability, 0 <= dropout < 1, got {self.dropout!r}")
         if self.text is not None and not self.text.is_file():
-            raise ValueError(f"text {self.text} is not a file: give the path of one")
+            raise InputError(f"text {self.text} is not a file: give the path of one")
         if self.model == "mlp":
             for name in ("heads", "vocabulary", "text", "dropout", "tied"):
                 if getattr(self, name):
-                    raise ValueError(f"{name}={getattr(self, name)} has no meaning for model 'mlp': take --model gpt")
+                    raise InputError(f"{name}={getattr(self, name)} has no meaning for model 'mlp': take --model gpt")
         if self.model == "gpt":
             self._default("vocabulary", 256)
             if self.vocabulary < 256:
-                raise ValueError(f"vocabulary must be 256 (one for each byte) or more, got {self.vocabulary}")
+                raise InputError(f"vocabulary must be 256 (one for each byte) or more, got {self.vocabulary}")
             wanted = max(self.hidden // 64, 4)
             self._default("heads", next(n for n in range(wanted, 0, -1) if self.hidden % n == 0))
             for what, value in (("hidden", self.hidden), ("heads", self.heads)):
                 by, count = ("heads", self.heads) if what == "hidden" else ("tp", self.tp)
                 if value % count:
                     fitting = next(n for n in range(count, 0, -1) if value % n == 0)
-                    raise ValueError(f"{what} {value} does not divide by {by} {count}: take {by} {fitting} for example")
+                    raise InputError(f"{what} {value} does not divide by {by} {count}: take {by} {fitting} for example")
 
     def _settle_device(self) -> None:
         """Choose where ranks compute, and refuse a device that does not fit the backend."""
@@ -200,19 +201,19 @@ class RunConfig:
             object.__setattr__(self, "device", fitting)
         able = {"gloo": ("cpu", "threads"), "nccl": ("cuda",), "local": ("cuda", "threads")}[self.backend]
         if self.device not in able:
-            raise ValueError(f"backend {self.backend!r} works with device {' or '.join(able)}, not {self.device!r}")
+            raise InputError(f"backend {self.backend!r} works with device {' or '.join(able)}, not {self.device!r}")
         if self.device == "cuda" and not torch.cuda.is_available():
-            raise ValueError(
+            raise InputError(
                 f"backend {self.backend!r} on device 'cuda' needs an NVIDIA GPU and a PyTorch built for CUDA, and "
                 f"PyTorch {torch.__version__} sees none: take --backend gloo, or --backend local --device threads"
             )
         if self.devices == "shared" and self.backend != "nccl":
-            raise ValueError(
+            raise InputError(
                 f"devices='shared' needs backend 'nccl', got {self.backend!r}: leave it out (with local, ranks always "
                 "share one device)"
             )
         if self.is_local and (self.dp > 1 or self.tp > 1):
-            raise ValueError(
+            raise InputError(
                 f"backend 'local' has one process, so dp and tp must be 1, got dp={self.dp} and tp={self.tp}: take "
                 "gloo or nccl"
             )
@@ -223,7 +224,7 @@ class RunConfig:
             return
         here, gpus = int(os.environ.get("LOCAL_WORLD_SIZE", self.world_size)), torch.cuda.device_count()
         if here > gpus:
-            raise ValueError(
+            raise InputError(
                 f"{here} processes on this machine need a GPU each, and there are {gpus}: take --devices shared (to "
                 "verify and to count memory), --backend local (all ranks on one GPU), or more machines with torchrun"
             )
@@ -239,12 +240,12 @@ class RunConfig:
             nearest = f"{below} or {above}" if below else f"{above}"
             fitting = max(n for n in range(1, self.micro_batch_size + 1) if size % (n * self.dp) == 0 or n == 1)
             dp = f" x {self.dp} replicas" if self.dp > 1 else ""
-            raise ValueError(
+            raise InputError(
                 f"global_batch_size {size} does not divide by micro_batch_size {self.micro_batch_size}{dp}: "
                 f"take a global batch of {nearest}, or a micro batch of {fitting}"
             )
         if self.microbatches and self.microbatches * per_round != size:
-            raise ValueError(
+            raise InputError(
                 f"global_batch_size {size} is {size // per_round} microbatches of {self.micro_batch_size}, but "
                 f"microbatches is {self.microbatches}: leave one of the two out"
             )
@@ -253,7 +254,7 @@ class RunConfig:
     def _check_window(self) -> None:
         needed = smallest_receive_window(self.pipeline.program) if self.receive_window else 0
         if self.receive_window < needed:
-            raise ValueError(
+            raise InputError(
                 f"receive_window {self.receive_window} is too small: a rank of this schedule waits for ever unless "
                 f"{needed} receives are posted at once on a link; take {needed} or more, or 0"
             )
@@ -293,7 +294,7 @@ class RunConfig:
         schedule = ppsim.Schedule.from_csv(read_text(path), name=path.stem)
         for name in ("ranks", "microbatches"):
             if getattr(self, name) not in (0, getattr(schedule, name)):
-                raise ValueError(
+                raise InputError(
                     f"{path} has {getattr(schedule, name)} {name}, but {name} is {getattr(self, name)}: leave it out"
                 )
         return schedule
@@ -309,7 +310,7 @@ class RunConfig:
             which = f"layers is {self.layers}" + (f" with {ends} more for embedding and head" if ends else "")
             fitting = len(costs) - ends
             remedy = f"pass {fitting}" if fitting > 0 else "profile this model"
-            raise ValueError(f"{self.costs} has {len(costs)} layers, but {which}: {remedy}")
+            raise InputError(f"{self.costs} has {len(costs)} layers, but {which}: {remedy}")
         return costs
 
     @property
@@ -338,7 +339,7 @@ class RunConfig:
             try:
                 method = [int(size) for size in method.split(",")]
             except ValueError:
-                raise ValueError(f"partition must be even, optimal or sizes such as 3,2,3, got {method!r}") from None
+                raise InputError(f"partition must be even, optimal or sizes such as 3,2,3, got {method!r}") from None
         stages = self.pipeline.stages
         if method == "optimal":
             work_s = None if self.layer_costs is None else [layer.work_s for layer in self.layer_costs]

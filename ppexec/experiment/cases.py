@@ -42,7 +42,7 @@ class Case:
     repeat: int = 0
 
     def config(self) -> RunConfig:
-        """What to run. Raises ValueError where the schedule does not allow it."""
+        """What to run. Raises InputError where the schedule does not allow it."""
         hidden, seq = _REAL[self.size]
         schedule = ppsim.build_schedule(self.schedule, ranks=self.ranks, microbatches=self.microbatches)
         return RunConfig(

@@ -58,9 +58,9 @@ class Cut:
 
     @property
     def prediction(self) -> Trace:
-        """The predicted step; ValueError before there is one."""
+        """The predicted step; RuntimeError before there is one."""
         if self.predicted is None:
-            raise ValueError(f"the cut {self.name} has not been predicted yet")
+            raise RuntimeError(f"the cut {self.name} has not been predicted yet")
         return self.predicted
 
     @property

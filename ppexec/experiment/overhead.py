@@ -11,6 +11,7 @@ import ppsim
 from ppexec.config.config import RunConfig
 from ppexec.session import Session
 from ppexec.workers.pool import WorkerPool
+from ppsim.errors import InputError
 
 PEER_OF = {"afab": "torch-gpipe", "1f1b": "torch-1f1b"}
 """PyTorch's class for the same schedule, by name."""
@@ -60,7 +61,7 @@ def measure_overhead(config: RunConfig, *, pool: WorkerPool, advance: Callable[[
     without messages, in the same turns.
     """
     if config.schedule not in PEER_OF:
-        raise ValueError(f"PyTorch's overhead is known for {' and '.join(PEER_OF)}, not {config.schedule!r}")
+        raise InputError(f"PyTorch's overhead is known for {' and '.join(PEER_OF)}, not {config.schedule!r}")
     executors = ["ours", PEER_OF[config.schedule], "torch-runtime"]
     times: dict[str, list[float]] = {name: [] for name in executors}
     compute: list[list[dict[str, float]]] = [[] for _ in range(config.ranks)]

@@ -18,6 +18,7 @@ from ppexec.session import Session
 from ppexec.verify.verify import VerifyReport
 from ppexec.workers.pool import WorkerPool
 from ppsim import Reduction, StageCost, Trace
+from ppsim.errors import InputError
 
 _MOST_DISTURBED = 2  # steps, for each one that was asked for
 _ROUNDS_BY_LAYER = 3  # of profiling; only stages are timed in later ones
@@ -74,7 +75,7 @@ def measure_in_turn(
 
     Raises
     ------
-    ValueError
+    InputError
         If all steps are disturbed.
     """
     with Session(config, pool=pool, costs=costs) as session:
@@ -110,7 +111,7 @@ def measure_in_turn(
                 known.kept += known_steps
             advance("profile and step")
         if not traces:
-            raise ValueError(
+            raise InputError(
                 f"all of {len(disturbed)} steps were disturbed by other load on this machine: run it when there is none"
             )
         reduction = session.probe_reduction()

@@ -15,11 +15,12 @@ from typing import Any
 
 import torch
 
-from ppexec.cli import run_command, show_warning
+from ppexec.cli import show_warning
 from ppexec.gpucheck.parts import PARTS, Part
 from ppexec.machine.environment import describe_environment
 from ppexec.workers.pool import WorkerPool
 from ppsim.cli import command
+from ppsim.errors import InputError
 
 _MOST_FAILURES = 2  # cases of a part; each may take as long as its time-out
 _IN_JSON_ALONE = (
@@ -48,15 +49,15 @@ class GpuCheck:
     """Parts to run, by name; all unless given."""
 
     def execute(self) -> int:
-        """Run the parts; 0 if all passed, 1 if some did not. Raises ValueError without a GPU."""
+        """Run the parts; 0 if all passed, 1 if some did not. Raises InputError without a GPU."""
         if not torch.cuda.is_available():
-            raise ValueError(
+            raise InputError(
                 f"PyTorch {torch.__version__} sees no NVIDIA GPU: run this where there is one, with a PyTorch for CUDA"
             )
         known = [part.name for part in PARTS]
         for name in self.only:
             if name not in known:
-                raise ValueError(f"unknown part {name!r}: known are {', '.join(known)}")
+                raise InputError(f"unknown part {name!r}: known are {', '.join(known)}")
         document: dict[str, Any] = {"machine": describe_machine(), "parts": {}}
         for part in PARTS:
             if not self.only or part.name in self.only:
@@ -156,7 +157,7 @@ def main(args: Sequence[str] | None = None) -> int:
         if check.execute():
             raise SystemExit(1)
 
-    return run_command(work, prog="ppexec.gpucheck")
+    return command.run(work, prog="ppexec.gpucheck", args=args)
 
 
 if __name__ == "__main__":

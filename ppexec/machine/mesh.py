@@ -8,6 +8,8 @@ from datetime import timedelta
 import torch.distributed as dist
 from torch.distributed.device_mesh import DeviceMesh, init_device_mesh
 
+from ppsim.errors import InputError
+
 WORLD_BACKENDS = {"gloo": "gloo", "nccl": "cpu:gloo,cuda:nccl", "local": "gloo"}
 """The backend of a world, by the run's backend. Objects and barriers go over gloo, tensors on GPUs over NCCL."""
 
@@ -55,12 +57,12 @@ def build_mesh(*, dp: int, pp: int, tp: int, device_type: str = "cpu") -> Device
 
     Raises
     ------
-    ValueError
+    InputError
         If the world does not have dp * pp * tp processes.
     """
     world = dist.get_world_size()
     if dp * pp * tp != world:
-        raise ValueError(
+        raise InputError(
             f"dp {dp} x ranks {pp} x tp {tp} needs {dp * pp * tp} processes, there are {world}: start that many"
         )
     return init_device_mesh(device_type, (dp, pp, tp), mesh_dim_names=("dp", "pp", "tp"))

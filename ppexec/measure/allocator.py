@@ -23,6 +23,7 @@ from ppexec.models.batch import Batch
 from ppexec.stage.stage import Stage, act
 from ppexec.workers.worker import Worker
 from ppsim import Kind, Program
+from ppsim.errors import InputError
 
 _MAKES_GRADIENTS = (Kind.B, Kind.W)
 
@@ -98,13 +99,13 @@ def allocator_peak(worker: Worker, allocator: AllocatorBytes | None = None) -> A
 
     Raises
     ------
-    ValueError
+    InputError
         On a device without a caching allocator, if none is given.
     """
     device = worker.device.torch_device
     if allocator is None:
         if device.type != "cuda":
-            raise ValueError(f"device {worker.config.device!r} has no caching allocator: take a GPU")
+            raise InputError(f"device {worker.config.device!r} has no caching allocator: take a GPU")
         allocator = _CudaBytes(device)
     batch = worker.load(0)
     worker.clear()

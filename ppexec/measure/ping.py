@@ -26,6 +26,7 @@ from ppexec.models.shapes import TensorSpec
 from ppexec.transport.gloo import GlooTransport
 from ppexec.transport.transport import MakeTransport, Transport
 from ppsim import Program, Schedule
+from ppsim.errors import InputError
 
 ASLEEP_S = 0.003
 """After waiting this long a receiver counts as asleep: its core has had time to idle."""
@@ -136,7 +137,7 @@ def ping(
 
     Raises
     ------
-    ValueError
+    InputError
         If `rounds` is below 1.
     """
     counts = [count for count in BURSTS if count <= 2 or count * size_bytes <= _BURST_BYTES]
@@ -215,7 +216,7 @@ def ping_asleep(
 def _take_turns(kinds: dict[str, Callable[[], list[int]]], rounds: int) -> dict[str, Times]:
     """Take `rounds` rounds of every kind in turn, after a few that do not count."""
     if rounds < 1:
-        raise ValueError(f"rounds must be 1 or more, got {rounds}")
+        raise InputError(f"rounds must be 1 or more, got {rounds}")
     found: dict[str, list[list[int]]] = {name: [] for name in kinds}
     for _ in range(_UNCOUNTED + rounds):
         for name, measure in kinds.items():

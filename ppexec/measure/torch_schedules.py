@@ -16,6 +16,7 @@ from ppexec.models.batch import Batch
 from ppexec.stage.stage import Stage
 from ppexec.workers.worker import Worker
 from ppsim import Kind
+from ppsim.errors import InputError
 
 PEERS = ("torch-gpipe", "torch-1f1b", "torch-runtime")
 """PyTorch's executors. "torch-runtime" interprets this run's own schedule, and the others run their own."""
@@ -24,10 +25,10 @@ PEERS = ("torch-gpipe", "torch-1f1b", "torch-runtime")
 def peer_step(worker: Worker, name: str) -> Callable[[Batch], Any]:
     """Make a function that runs one step of one of `PEERS` on this rank's one stage.
 
-    Raises ValueError for other names, and for stages with keyed dropout or recomputation.
+    Raises InputError for other names, and for stages with keyed dropout or recomputation.
     """
     if name not in PEERS:
-        raise ValueError(f"unknown executor {name!r}: known are {', '.join(PEERS)}")
+        raise InputError(f"unknown executor {name!r}: known are {', '.join(PEERS)}")
     (stage,) = (stage for stage in worker.stages.values() if isinstance(stage, Stage))
     module = _plain(worker, stage)
     count, last = worker.config.pipeline.stages, stage.loss is not None
@@ -53,9 +54,9 @@ def peer_step(worker: Worker, name: str) -> Callable[[Batch], Any]:
 def _plain(worker: Worker, stage: Stage) -> nn.Module:
     """The stage's layers for PyTorch, whose schedules do not tell layers the microbatch that keyed dropout needs."""
     if not all(boundary.tree.is_leaf() for boundary in worker.boundaries):
-        raise ValueError("PyTorch's schedules are compared on layers that give one tensor: this model's give several")
+        raise InputError("PyTorch's schedules are compared on layers that give one tensor: this model's give several")
     if stage.randomness is not None or type(stage) is not Stage:
-        raise ValueError("PyTorch's schedules have no keyed dropout or recomputation: switch both off to compare")
+        raise InputError("PyTorch's schedules have no keyed dropout or recomputation: switch both off to compare")
     return nn.Sequential(*stage.layers)
 
 

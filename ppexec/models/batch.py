@@ -10,6 +10,7 @@ from torch.utils import _pytree as pytree
 from ppexec.models.model import Sample
 from ppexec.models.seeds import microbatch_order, samples_of
 from ppexec.models.shapes import BoundarySpec, Tree
+from ppsim.errors import InputError
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -71,7 +72,7 @@ def load_batch(
 
     Raises
     ------
-    ValueError
+    InputError
         If a microbatch is not a pair of tensors, or of pytrees of tensors.
     """
     order = microbatch_order(seed, step=step, microbatches=microbatches, dp=dp, dp_rank=dp_rank).tolist()
@@ -93,16 +94,16 @@ def load_batch(
 
 
 def read_sample(sample: Sample, index: int) -> tuple[Tree, Tree]:
-    """Read the microbatch of a global index. Raises ValueError if it is not a pair of tensors or pytrees of them."""
+    """Read the microbatch of a global index. Raises InputError if it is not a pair of tensors or pytrees of them."""
     pair = sample(index)
     wanted = f"sample({index}) must give (inputs, targets), two tensors"
     if not (isinstance(pair, tuple) and len(pair) == 2):
-        raise ValueError(f"{wanted}, got {type(pair).__name__}")
+        raise InputError(f"{wanted}, got {type(pair).__name__}")
     for name, part in zip(("inputs", "targets"), pair, strict=True):
         try:
             BoundarySpec.of(part)
         except ValueError as error:
-            raise ValueError(f"{wanted}; got as {name} {error}") from None
+            raise InputError(f"{wanted}; got as {name} {error}") from None
     return pair
 
 

@@ -8,6 +8,7 @@ import torch
 from torch import nn
 
 from ppexec.models.seeds import dropout_mask
+from ppsim.errors import InputError
 
 
 class Randomness:
@@ -68,12 +69,12 @@ class SeededDropout(nn.Module):
         return f"drop={self.drop}, layer={self.layer}, site={self.site!r}"
 
     def forward(self, inputs: torch.Tensor) -> torch.Tensor:
-        """(samples, ...) -> (samples, ...). Raises ValueError for another number of samples than was announced."""
+        """(samples, ...) -> (samples, ...). Raises InputError for another number of samples than was announced."""
         samples = self.randomness.samples
         if not self.drop or samples is None or inputs.is_meta:
             return inputs
         if len(samples) != len(inputs):
-            raise ValueError(
+            raise InputError(
                 f"dropout {self.site!r} of layer {self.layer} is given {len(inputs)} samples in a microbatch of "
                 f"{len(samples)}: let the first dimension count the micro batch's samples"
             )

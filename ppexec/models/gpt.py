@@ -142,7 +142,7 @@ def gpt(config: RunConfig) -> Model:
 
     Raises
     ------
-    ValueError
+    InputError
         If the text cannot be read. `sample` raises it for a text that is shorter than a window.
 
     Notes

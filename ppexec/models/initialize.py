@@ -6,6 +6,7 @@ import torch
 from torch import nn
 
 from ppexec.models.seeds import parameter_seed
+from ppsim.errors import InputError
 
 
 def initialize_layer(layer: nn.Module, *, index: int, seed: int, device: torch.device) -> nn.Module:
@@ -29,7 +30,7 @@ def initialize_layer(layer: nn.Module, *, index: int, seed: int, device: torch.d
 
     Raises
     ------
-    ValueError
+    InputError
         For a parameter or buffer on the meta device that no module can fill.
 
     Notes
@@ -41,7 +42,7 @@ def initialize_layer(layer: nn.Module, *, index: int, seed: int, device: torch.d
     stateless = [name for name, parameter in layer.named_parameters() if parameter.is_meta and not _owner(layer, name)]
     stateless += [name for name, buffer in layer.named_buffers() if buffer.is_meta]
     if stateless:
-        raise ValueError(
+        raise InputError(
             f"layer {index} ({type(layer).__name__}) has {stateless[0]!r} on the meta device and no reset_parameters() "
             "that would fill it: add one to the module that owns it, or build the layer on the CPU"
         )

@@ -19,6 +19,7 @@ from ppexec.models.mlp import mlp
 from ppexec.models.model import Model
 from ppexec.models.seeds import derive
 from ppexec.models.ties import joined_ties, tie
+from ppsim.errors import InputError
 
 if TYPE_CHECKING:
     from ppexec.config.config import RunConfig
@@ -36,26 +37,26 @@ def resolve_factory(name: str) -> Callable[[RunConfig], Model]:
 
     Raises
     ------
-    ValueError
+    InputError
         If it is not found, with the part that is missing.
     """
     if name in _BUILT_IN:
         return _BUILT_IN[name]
     module_name, colon, attribute = name.partition(":")
     if not colon or not module_name or not attribute:
-        raise ValueError(f"unknown model {name!r}: take {', '.join(_BUILT_IN)} or your own as package.module:factory")
+        raise InputError(f"unknown model {name!r}: take {', '.join(_BUILT_IN)} or your own as package.module:factory")
     if os.getcwd() not in sys.path:
         sys.path.insert(0, os.getcwd())
     try:
         with contextlib.redirect_stdout(sys.stderr):
             module = importlib.import_module(module_name)
     except ImportError as error:
-        raise ValueError(
+        raise InputError(
             f"model {name!r}: cannot import {module_name!r} ({error}); run where it can be found"
         ) from error
     factory: Callable[[RunConfig], Model] | None = getattr(module, attribute, None)
     if not callable(factory):
-        raise ValueError(f"model {name!r}: {module_name!r} has no function {attribute!r}: give the name of one")
+        raise InputError(f"model {name!r}: {module_name!r} has no function {attribute!r}: give the name of one")
     return factory
 
 
@@ -64,7 +65,7 @@ def load_model(config: RunConfig) -> Model:
 
     Raises
     ------
-    ValueError
+    InputError
         If the factory gives no Model, one with another number of layers than the configuration, or one whose `tied`
         cannot be tied.
     """
@@ -74,9 +75,9 @@ def load_model(config: RunConfig) -> Model:
         torch.manual_seed(derive(config.seed, "model"))
         model = resolve_factory(config.model)(config)
     if not isinstance(model, Model):
-        raise ValueError(f"model {config.model!r}: the factory must give a ppexec.Model, got {type(model).__name__}")
+        raise InputError(f"model {config.model!r}: the factory must give a ppexec.Model, got {type(model).__name__}")
     if len(model.layers) != config.chain_length:
-        raise ValueError(
+        raise InputError(
             f"model {config.model!r} has {len(model.layers)} layers, the configuration says {config.chain_length}: "
             f"pass --layers {len(model.layers)}, or build config.layers of them"
         )
@@ -91,11 +92,11 @@ def load_model(config: RunConfig) -> Model:
 
 
 def refuse_what_does_not_fit(model: Model, config: RunConfig) -> None:
-    """Raise ValueError if parameters and gradients exceed the machine's memory, before a process is killed for it."""
+    """Raise InputError if parameters and gradients exceed the machine's memory, before a process is killed for it."""
     parameters = sum(parameter.nbytes for parameter in nn.ModuleList(model.layers).parameters())
     needed, there = parameters * (1 if config.forward_only else 2), memory_bytes()
     if needed > there:
-        raise ValueError(
+        raise InputError(
             f"parameters and gradients of {config.layers} layers take {needed / 2**30:.1f} GiB, this machine has "
             f"{there / 2**30:.1f} GiB: take a smaller hidden size or fewer layers"
         )

@@ -14,6 +14,8 @@ import numpy as np
 import numpy.typing as npt
 import torch
 
+from ppsim.errors import InputError
+
 
 def derive(seed: int, *key: int | str) -> int:
     """A number of 63 bits that depends on the seed and the key alone.
@@ -87,13 +89,13 @@ def dropout_mask(
 
     Raises
     ------
-    ValueError
+    InputError
         For another probability, or a last dimension that does not divide by tp.
     """
     if not 0 <= drop < 1:
-        raise ValueError(f"drop must be a probability, 0 <= drop < 1, got {drop}")
+        raise InputError(f"drop must be a probability, 0 <= drop < 1, got {drop}")
     if shape[-1] % tp:
-        raise ValueError(f"the last dimension {shape[-1]} does not divide over tp={tp}: take a divisor of it")
+        raise InputError(f"the last dimension {shape[-1]} does not divide over tp={tp}: take a divisor of it")
     width = shape[-1] // tp
     rows = []
     for sample in samples:

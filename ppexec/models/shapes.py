@@ -14,6 +14,8 @@ import torch.distributed as dist
 from torch import nn
 from torch.utils import _pytree as pytree
 
+from ppsim.errors import InputError
+
 Tree = Any
 """A tensor, or a tuple, list, dict or dataclass of tensors, nested as one likes; None may stand for a tensor."""
 
@@ -118,18 +120,18 @@ class BoundarySpec:
 
         Raises
         ------
-        ValueError
+        InputError
             If it has something else than tensors, or none.
         """
         leaves, tree = _flattened(value)
         for leaf in leaves:
             if leaf is not None and not isinstance(leaf, torch.Tensor):
                 inside = "" if leaf is value else f" with a {type(leaf).__name__} inside"
-                raise ValueError(
+                raise InputError(
                     f"{type(value).__name__}{inside}: give a tensor, or a tuple, list, dict or dataclass of tensors"
                 )
         if not any(isinstance(leaf, torch.Tensor) for leaf in leaves):
-            raise ValueError(f"{type(value).__name__} without a tensor: give at least one")
+            raise InputError(f"{type(value).__name__} without a tensor: give at least one")
         return cls(tree=tree, leaves=tuple(None if leaf is None else TensorSpec.of(leaf) for leaf in leaves))
 
     def __str__(self) -> str:
@@ -200,7 +202,7 @@ def infer_boundaries(layers: Sequence[nn.Module], inputs: BoundarySpec) -> list[
 
     Raises
     ------
-    ValueError
+    InputError
         For the first layer that cannot take what it is given, or gives something else than tensors.
 
     Examples
@@ -216,14 +218,14 @@ def infer_boundaries(layers: Sequence[nn.Module], inputs: BoundarySpec) -> list[
         try:
             value = _on_meta(layer, value)
         except Exception as error:
-            raise ValueError(
+            raise InputError(
                 f"layer {index} ({type(layer).__name__}) cannot take {specs[-1]}: {error}. Mend the layer "
                 "before it, and hold constant tensors as buffers, so that shapes can be known without running"
             ) from error
         try:
             specs.append(BoundarySpec.of(value))
         except ValueError as error:
-            raise ValueError(f"layer {index} ({type(layer).__name__}) gives {error}") from None
+            raise InputError(f"layer {index} ({type(layer).__name__}) gives {error}") from None
     return specs
 
 
@@ -271,7 +273,7 @@ class Boundaries:
 
         Raises
         ------
-        ValueError
+        InputError
             On every rank, for inputs that cannot be read, or a chain that does not fit together.
         """
         if self._group is None:

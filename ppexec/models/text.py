@@ -9,6 +9,7 @@ import torch
 
 import ppsim
 from ppexec.models.seeds import derive
+from ppsim.errors import InputError
 
 
 def load_text(path: Path | None) -> torch.Tensor:
@@ -21,7 +22,7 @@ def load_text(path: Path | None) -> torch.Tensor:
 
     Raises
     ------
-    ValueError
+    InputError
         If the file cannot be read.
     """
     if path is None:
@@ -32,7 +33,7 @@ def load_text(path: Path | None) -> torch.Tensor:
         try:
             text = path.read_bytes()
         except OSError as error:
-            raise ValueError(f"cannot read the text {path}: {error.strerror or error}") from None
+            raise InputError(f"cannot read the text {path}: {error.strerror or error}") from None
     return torch.from_numpy(np.frombuffer(text, dtype=np.uint8).copy())
 
 
@@ -41,7 +42,7 @@ def window(text: torch.Tensor, seq: int, *, seed: int, sample: int) -> torch.Ten
 
     Raises
     ------
-    ValueError
+    InputError
         If the text has fewer bytes.
 
     Examples
@@ -51,6 +52,6 @@ def window(text: torch.Tensor, seq: int, *, seed: int, sample: int) -> torch.Ten
     [1, 2, 3, 4]
     """
     if len(text) <= seq:
-        raise ValueError(f"a text of {len(text)} bytes has no window of seq + 1 = {seq + 1}: take a longer text")
+        raise InputError(f"a text of {len(text)} bytes has no window of seq + 1 = {seq + 1}: take a longer text")
     start = derive(seed, "window", sample) % (len(text) - seq)
     return text[start : start + seq + 1].long()

@@ -8,6 +8,7 @@ from collections.abc import Iterable, Mapping, Sequence
 from torch import nn
 
 from ppexec.models.model import Place
+from ppsim.errors import InputError
 
 
 def joined_ties(layers: Sequence[nn.Module], tied: Sequence[Sequence[Place]]) -> list[tuple[Place, ...]]:
@@ -27,7 +28,7 @@ def joined_ties(layers: Sequence[nn.Module], tied: Sequence[Sequence[Place]]) ->
 
     Raises
     ------
-    ValueError
+    InputError
         For a place that is not there, or places that differ in shape or dtype.
 
     Examples
@@ -43,7 +44,7 @@ def joined_ties(layers: Sequence[nn.Module], tied: Sequence[Sequence[Place]]) ->
     found: list[set[Place]] = []
     for stated in tied:
         if len(places := _checked(layers, stated)) < 2:
-            raise ValueError(f"tied: {list(stated)} is one place: give two or more, or leave it out")
+            raise InputError(f"tied: {list(stated)} is one place: give two or more, or leave it out")
         _join(found, places)
     for places in shared.values():
         if len(places) > 1:
@@ -57,24 +58,24 @@ def joined_ties(layers: Sequence[nn.Module], tied: Sequence[Sequence[Place]]) ->
 
 
 def _checked(layers: Sequence[nn.Module], stated: Sequence[Place]) -> list[Place]:
-    """The places of a tie, each once. Raises ValueError if they cannot be tied."""
+    """The places of a tie, each once. Raises InputError if they cannot be tied."""
     places: list[Place] = []
     for place in stated:
         try:
             layer, name = place
         except (TypeError, ValueError):
-            raise ValueError(f"tied: {place!r} is no place: give (layer, parameter name)") from None
+            raise InputError(f"tied: {place!r} is no place: give (layer, parameter name)") from None
         if isinstance(layer, bool) or not isinstance(layer, int) or not 0 <= layer < len(layers):
-            raise ValueError(f"tied: there is no layer {layer!r}: the chain has layers 0 to {len(layers) - 1}")
+            raise InputError(f"tied: there is no layer {layer!r}: the chain has layers 0 to {len(layers) - 1}")
         there = dict(layers[layer].named_parameters(remove_duplicate=False))
         if name not in there:
-            raise ValueError(
+            raise InputError(
                 f"tied: layer {layer} ({type(layers[layer]).__name__}) has no parameter {name!r}: it has "
                 f"{', '.join(there) or 'none'}"
             )
         first, other = layers[places[0][0]].get_parameter(places[0][1]) if places else there[name], there[name]
         if (first.shape, first.dtype) != (other.shape, other.dtype):
-            raise ValueError(
+            raise InputError(
                 f"layer {places[0][0]} {places[0][1]} and layer {layer} {name} are tied, but are {list(first.shape)} "
                 f"{first.dtype} and {list(other.shape)} {other.dtype}: make them alike"
             )

@@ -11,6 +11,7 @@ from torch import nn
 
 from ppexec.models.seeds import derive
 from ppexec.stage.tensor_parallel import placements
+from ppsim.errors import InputError
 
 LOSS = -1
 """The number of the loss, which may draw too, among the layers."""
@@ -63,7 +64,7 @@ class Draws:
 
         Raises
         ------
-        ValueError
+        InputError
             If a layer draws that is sharded over tp, since each rank would draw for its own slices.
         """
         if self._now is None or layer in self._quiet:
@@ -83,7 +84,7 @@ class Draws:
         if all(map(torch.equal, before, after)):
             self._quiet.add(layer)
         elif isinstance(function, nn.Module) and any(placements(each) for each in function.parameters()):
-            raise ValueError(
+            raise InputError(
                 f"layer {layer} ({type(function).__name__}) is sharded over tp and draws random numbers, which would "
                 "differ from mesh to mesh: take SeededDropout of ppexec.models.dropout, or leave it out of the plan"
             )

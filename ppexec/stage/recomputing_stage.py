@@ -15,6 +15,7 @@ from torch.utils import _pytree as pytree
 from ppexec.models.shapes import Tree, differentiable, pack, tensors_in
 from ppexec.stage.split_backward import Unit, summed_apart
 from ppexec.stage.stage import Stage, gradients_of, message_of
+from ppsim.errors import InputError
 
 
 class _Kept(NamedTuple):
@@ -65,7 +66,7 @@ class RecomputingStage(Stage):
     def forward(
         self, microbatch: int, inputs: Tree | None, target: Tree | None, *, split: bool = False
     ) -> torch.Tensor:
-        """Compute F as a Stage does. Raises ValueError if a layer changes its input, which is needed once more."""
+        """Compute F as a Stage does. Raises InputError if a layer changes its input, which is needed once more."""
         if not self.trains or inputs is None:
             return super().forward(microbatch, inputs, target, split=split)
         self._announce(microbatch)
@@ -77,7 +78,7 @@ class RecomputingStage(Stage):
                 versions = _versions(value)
                 value = self._layer(position, value)
                 if _versions(kept.inputs[-1]) != versions:
-                    raise ValueError(
+                    raise InputError(
                         f"layer {self.first_layer + position} ({type(layer).__name__}) changes its input in place, so "
                         "it cannot be recomputed: take it without inplace=True, or do not recompute"
                     )

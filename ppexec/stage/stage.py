@@ -23,6 +23,7 @@ from ppexec.stage.split_backward import SplitBackward, Unit, add_weight_gradient
 from ppexec.stage.tensor_parallel import local, local_gradient
 from ppexec.stage.timed import TimedStage
 from ppsim import Kind
+from ppsim.errors import InputError
 
 
 class _Held(NamedTuple):
@@ -174,9 +175,9 @@ class Stage:
         return message_of(output)
 
     def _entered(self, microbatch: int, inputs: Tree | None) -> Tree:
-        """What the first layer takes. Raises ValueError if there is nothing."""
+        """What the first layer takes. Raises InputError if there is nothing."""
         if inputs is None:
-            raise ValueError(f"stage {self.index} has no input for microbatch {microbatch}: give its data or message")
+            raise RuntimeError(f"stage {self.index} has no input for microbatch {microbatch}: give its data or message")
         if self.is_first or not self._batch.boundaries:
             return inputs
         return self._batch.boundaries[microbatch][self.first_layer].unpack(inputs)
@@ -195,12 +196,12 @@ class Stage:
         return self.draws.call(self.first_layer + position, self.layers[position], value)
 
     def _loss_of(self, output: Tree, target: Tree) -> torch.Tensor:
-        """The loss of a microbatch. Raises ValueError if it is not one number."""
+        """The loss of a microbatch. Raises InputError if it is not one number."""
         assert self.loss is not None
         loss = self.loss(output, target) if self.draws is None else self.draws.call(LOSS, self.loss, output, target)
         if not isinstance(loss, torch.Tensor) or loss.numel() != 1:
             what = f"a tensor of shape {list(loss.shape)}" if isinstance(loss, torch.Tensor) else repr(loss)
-            raise ValueError(f"the loss is {what}: give a tensor of one number, such as the mean")
+            raise InputError(f"the loss is {what}: give a tensor of one number, such as the mean")
         return loss
 
     def backward(self, microbatch: int, gradient: torch.Tensor | None) -> torch.Tensor | None:
@@ -316,12 +317,12 @@ def message_of(output: Tree) -> torch.Tensor:
 def gradients_of(outputs: Sequence[torch.Tensor], message: torch.Tensor | None) -> list[torch.Tensor]:
     """The gradient of each differentiable output, from the message that came back.
 
-    Raises ValueError without one.
+    Raises InputError without one.
     """
     if not outputs:
         return []
     if message is None:
-        raise ValueError("a stage without a loss starts its backward from its output's gradient: give it")
+        raise RuntimeError("a stage without a loss starts its backward from its output's gradient: give it")
     return unpack(message, [TensorSpec.of(output) for output in outputs])
 
 

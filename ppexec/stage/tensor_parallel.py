@@ -17,6 +17,8 @@ import torch
 from torch import nn
 from torch.utils import _pytree as pytree
 
+from ppsim.errors import InputError
+
 if TYPE_CHECKING:  # else imported where needed: DTensor takes half a second
     from torch.distributed.device_mesh import DeviceMesh
     from torch.distributed.tensor.parallel import ParallelStyle
@@ -34,7 +36,7 @@ def check_plan(model: Model, tp: int) -> None:
 
     Raises
     ------
-    ValueError
+    InputError
         For a plan that names a module which the layer does not have, a module that the style cannot shard, or a size
         that does not divide by tp.
     """
@@ -63,7 +65,7 @@ def _styled(
             if len(name.split(".")) == len(parts) and all(map(fnmatchcase, name.split("."), parts))
         ]
         if not found:
-            raise ValueError(
+            raise InputError(
                 f"the plan of layer {index} ({type(layer).__name__}) names {pattern!r}, which it does not have: it has "
                 f"{', '.join(name for name, _ in layer.named_modules() if name) or 'no modules inside'}"
             )
@@ -77,14 +79,14 @@ def _check_style(where: str, module: nn.Module, style: ParallelStyle, tp: int) -
         return
     sizes = next((sizes for kind, sizes in _SIZES.items() if isinstance(module, kind)), None)
     if sizes is None:
-        raise ValueError(
+        raise InputError(
             f"{where} is a {type(module).__name__}, but {type(style).__name__} shards only nn.Linear and nn.Embedding: "
             "leave it out of the plan"
         )
     name = sizes[isinstance(style, RowwiseParallel)]
     size = getattr(module, name)
     if size % tp:
-        raise ValueError(f"{where}: {name} {size} does not divide by tp={tp}: take a multiple of {tp}, or another tp")
+        raise InputError(f"{where}: {name} {size} does not divide by tp={tp}: take a multiple of {tp}, or another tp")
 
 
 def shard_layer(layer: nn.Module, model: Model, mesh: DeviceMesh | None, *, index: int) -> nn.Module:

@@ -21,6 +21,7 @@ from ppexec.models.initialize import initialize_layer
 from ppexec.models.model import Model, Place
 from ppexec.models.ties import places_by_stage, put_parameter, tie
 from ppexec.stage.tensor_parallel import local, placements, shard_layer
+from ppsim.errors import InputError
 
 
 def build_layers(
@@ -45,7 +46,7 @@ def build_layers(
 
     Raises
     ------
-    ValueError
+    InputError
         If tied parameters are sharded in different ways.
     """
     own = _apart(model, layers)
@@ -72,7 +73,7 @@ def _parameter(model: Model, place: Place) -> nn.Parameter:
 def _check_alike(first: Place, other: Place, modules: Mapping[int, nn.Module]) -> None:
     ways = [placements(modules[layer].get_parameter(name)) for layer, name in (first, other)]
     if ways[0] != ways[1]:
-        raise ValueError(_sharded_apart([first, other], " and ".join(ways)))
+        raise InputError(_sharded_apart([first, other], " and ".join(ways)))
 
 
 def _sharded_apart(places: Sequence[Place], ways: str) -> str:
@@ -161,7 +162,7 @@ class TiedGradients:
                 ways: list[str] = [""] * len(ranks)
                 dist.all_gather_object(ways, placements(held[0]), group=group)
                 if len(set(ways)) > 1:
-                    raise ValueError(_sharded_apart(firsts, " and ".join(sorted(set(ways)))))
+                    raise InputError(_sharded_apart(firsts, " and ".join(sorted(set(ways)))))
             if held:
                 self._sums.append((held, group))
 

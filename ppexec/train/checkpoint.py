@@ -14,6 +14,8 @@ from typing import Any
 import torch
 from torch import nn
 
+from ppsim.errors import InputError
+
 _METADATA = ".metadata"
 
 
@@ -73,7 +75,7 @@ def load(directory: Path, state: dict[str, Any]) -> int:
 
     Raises
     ------
-    ValueError
+    InputError
         If there is no checkpoint, or it is of another model.
     """
     import torch.distributed.checkpoint as dcp
@@ -84,7 +86,7 @@ def load(directory: Path, state: dict[str, Any]) -> int:
         there = getattr(held.get(key), "size", None)
         if there != value.shape:
             found = "nothing" if there is None else f"a tensor of shape {list(there)}"
-            raise ValueError(
+            raise InputError(
                 f"{directory} holds {found} for {key}, where this model has shape {list(value.shape)}: "
                 "resume with the model and sizes that were saved"
             )
@@ -94,10 +96,10 @@ def load(directory: Path, state: dict[str, Any]) -> int:
 
 
 def newest(directory: Path) -> Path:
-    """The newest complete checkpoint in a directory, or the directory if it is one. Raises ValueError without any."""
+    """The newest complete checkpoint in a directory, or the directory if it is one. Raises InputError without any."""
     if (directory / _METADATA).is_file():
         return directory
     complete = sorted(path.parent for path in directory.glob(f"step-*/{_METADATA}"))
     if not complete:
-        raise ValueError(f"there is no complete checkpoint in {directory}: give the directory that was saved to")
+        raise InputError(f"there is no complete checkpoint in {directory}: give the directory that was saved to")
     return complete[-1]

@@ -145,13 +145,13 @@ def mean_losses(config: RunConfig, by_process: Sequence[Sequence[Mapping[int, fl
 
     Raises
     ------
-    ValueError
+    InputError
         If a microbatch's loss is missing.
     """
     losses = []
     for step in zip(*by_process, strict=True):
         every = {index: loss for seen in step for index, loss in seen.items()}
         if len(every) != config.microbatches * config.dp:
-            raise ValueError(f"{len(every)} losses of {config.microbatches * config.dp}: the step is not complete")
+            raise RuntimeError(f"{len(every)} losses of {config.microbatches * config.dp}: the step is not complete")
         losses.append(sum(every[index] for index in sorted(every)) / len(every))
     return losses

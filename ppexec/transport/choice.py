@@ -18,6 +18,7 @@ from ppexec.transport.shared_memory import LARGEST_BYTES, SharedMemory, SharedTr
 from ppexec.transport.streams import Exchange, GroupChannel, LocalTransport, StreamTransport
 from ppexec.transport.transport import MakeTransport, Transport
 from ppsim import Program
+from ppsim.errors import InputError
 from ppsim.schedule.deadlock import smallest_receive_window
 
 _BUFFER_BYTES = 16 << 20  # of posted receives on each link
@@ -125,12 +126,12 @@ class TransportChoice:
 
         Raises
         ------
-        ValueError
+        InputError
             If ranks share a process or compute on streams.
         """
         group, memory = self._group, self._probe_memory
         if group is None or self._device.is_asynchronous:
-            raise ValueError("single messages are timed between processes on CPUs: take --backend gloo --device cpu")
+            raise InputError("single messages are timed between processes on CPUs: take --backend gloo --device cpu")
 
         def make(program: Program, specs: Sequence[TensorSpec], window: int) -> Transport:
             if memory is not None and fits(program, specs):

@@ -16,6 +16,7 @@ from ppexec.config.config import RunConfig
 from ppexec.models.batch import Batch
 from ppexec.verify.reference import Reference, gradient_of
 from ppexec.verify.rounding import NUDGES, nudged, unit_rounding
+from ppsim.errors import InputError
 
 _SPREAD = 4.0  # standard deviations of a sum of independent roundings
 
@@ -106,7 +107,7 @@ def compare_precision(config: RunConfig, reference: Wider, device: torch.device)
 
     Raises
     ------
-    ValueError
+    InputError
         If the reference is not wider.
     """
     narrow = Reference(config, device)
@@ -114,7 +115,7 @@ def compare_precision(config: RunConfig, reference: Wider, device: torch.device)
     rounding = unit_rounding(config.torch_dtype)
     wider = replace(config, dtype=reference).torch_dtype
     if unit_rounding(wider) >= rounding:
-        raise ValueError(f"reference {reference!r} is not wider than {config.dtype!r}: take float32 or float64")
+        raise InputError(f"reference {reference!r} is not wider than {config.dtype!r}: take float32 or float64")
     wide.batches = [_widened(batch, wider) for batch in narrow.batches]
     order = range(config.microbatches)
     narrow.run(order)

@@ -55,12 +55,12 @@ class VerifyReport:
 
     @classmethod
     def of(cls, config: RunConfig, comparisons: Sequence[Comparison]) -> VerifyReport:
-        """Sum up the comparisons of all workers. Raises ValueError if an output is missing."""
+        """Sum up the comparisons of all workers. Raises InputError if an output is missing."""
         expected = config.microbatches * config.dp * config.tp
         outputs = [c for c in comparisons if c.what == "output"]
         gradients = [c for c in comparisons if c.what == "gradient"]
         if len(outputs) != expected:
-            raise ValueError(f"compared {len(outputs)} outputs of {expected}: the run is not complete")
+            raise RuntimeError(f"compared {len(outputs)} outputs of {expected}: the run is not complete")
         first = next((c for c in [*outputs, *gradients] if not c.bit_equal), None)
         return cls(
             outputs_bit_equal=all(c.bit_equal for c in outputs),

@@ -20,12 +20,13 @@ import torch.distributed as dist
 from ppexec.config.config import RunConfig
 from ppexec.machine.environment import ALLOCATOR
 from ppsim import StageCost
+from ppsim.errors import InputError, RunError
 
 _Answer = TypeVar("_Answer")
 _Request = tuple[Callable[..., Any], dict[str, Any]]
 
 
-class WorkerError(RuntimeError):
+class WorkerError(RunError):
     """A worker died or failed. The message names the rank, what it was doing, and the cause."""
 
 
@@ -35,7 +36,7 @@ class _Failure:
 
     kind: str
     message: str
-    is_value_error: bool
+    is_input: bool
     details: str
 
 
@@ -102,7 +103,7 @@ class WorkerPool:
 
         Raises
         ------
-        ValueError
+        InputError
             If a worker finds that the configuration cannot be run.
         WorkerError
             If a worker dies or fails.
@@ -142,7 +143,7 @@ class WorkerPool:
 
         Raises
         ------
-        ValueError
+        InputError
             If the task raises one.
         WorkerError
             If a worker dies, or the task raises anything else.
@@ -193,10 +194,10 @@ class WorkerPool:
                 answer = ready.recv()
             except (EOFError, ConnectionError):
                 raise WorkerError(_cause_of_death(other, workers[other].process, what)) from None
-            if isinstance(answer, _Failure) and not failure.is_value_error and "onnection" in failure.message:
+            if isinstance(answer, _Failure) and not failure.is_input and "onnection" in failure.message:
                 rank, failure = other, answer
-        if failure.is_value_error:
-            raise ValueError(failure.message.split("\n")[0])
+        if failure.is_input:
+            raise InputError(failure.message.split("\n")[0])
         raise WorkerError(f"rank {rank} failed to {what}: {failure.kind}: {failure.message}\n{failure.details}")
 
     def _grow(self, count: int) -> None:
@@ -277,7 +278,7 @@ def _serve(connection: Connection, lifeline: Connection) -> None:
             answer = _Failure(
                 kind=type(error).__name__,
                 message=str(error) + "".join(f" ({note})" for note in getattr(error, "__notes__", [])),
-                is_value_error=isinstance(error, ValueError) or _is_out_of_memory(error),
+                is_input=isinstance(error, InputError) or _is_out_of_memory(error),
                 details=traceback.format_exc(),
             )
         connection.send(answer)

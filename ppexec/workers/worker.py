@@ -40,6 +40,7 @@ from ppexec.transport.transport import Transport
 from ppexec.workers.runtime import Runtime, StepRecord
 from ppsim import Kind, Program, StageCost
 from ppsim.costs.partition import bounds
+from ppsim.errors import InputError
 
 _Kept = TypeVar("_Kept")
 
@@ -81,7 +82,7 @@ class Worker:
 
     Raises
     ------
-    ValueError
+    InputError
         If the model or the configuration cannot be run.
     """
 
@@ -164,9 +165,9 @@ class Worker:
 
     @property
     def pipeline_group(self) -> dist.ProcessGroup:
-        """The processes of this pipeline; raises ValueError if its ranks share one process."""
+        """The processes of this pipeline; raises InputError if its ranks share one process."""
         if self.group is None:
-            raise ValueError(
+            raise InputError(
                 "this needs a process for each rank, but backend 'local' has one for all: take gloo or nccl"
             )
         return self.group

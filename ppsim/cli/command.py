@@ -8,6 +8,8 @@ import json
 import os
 import re
 import sys
+import tempfile
+import traceback
 from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Annotated, Any, TypeVar
@@ -15,6 +17,8 @@ from typing import Annotated, Any, TypeVar
 import numpy as np
 import tyro
 from tyro.constructors import PrimitiveConstructorSpec
+
+from ppsim.errors import InputError, RunError
 
 T = TypeVar("T")
 
@@ -28,7 +32,7 @@ def one_word(
         try:
             return read(words[0])
         except ValueError:
-            raise ValueError(f"must be {wanted}, got {_short(words[0])!r}") from None
+            raise InputError(f"must be {wanted}, got {_short(words[0])!r}") from None
 
     return PrimitiveConstructorSpec(
         nargs=1,
@@ -76,7 +80,7 @@ def parse(command: type[T] | Any, *, prog: str, description: str, args: Sequence
 
     Raises
     ------
-    ValueError
+    InputError
         If the words do not fit, with one message.
     SystemExit
         With code 0, once help has been printed.
@@ -94,7 +98,7 @@ def parse(command: type[T] | Any, *, prog: str, description: str, args: Sequence
     except SystemExit as stop:
         if not stop.code:
             raise
-        raise ValueError(_without_frame(complaint.getvalue())) from None
+        raise InputError(_without_frame(complaint.getvalue())) from None
 
 
 def _without_frame(text: str) -> str:
@@ -134,12 +138,25 @@ def _without_frame(text: str) -> str:
     return "; ".join(parts)
 
 
-def run(work: Callable[[], None], *, prog: str) -> int:
-    """Do the work of a command and return its exit code, with every error a user can cause as one message.
+def run(work: Callable[[], None], *, prog: str, args: Sequence[str] | None = None) -> int:
+    """Do the work of a command and return its exit code. Whatever goes wrong becomes one message on standard error.
 
-    0: done, or the code of a SystemExit. 2: bad input, that is ValueError or OSError, or a size that memory does not
-    hold; the message goes to standard error. 130: interrupted. 141: whoever read standard output stopped (`| head`),
-    which is no error.
+    Parameters
+    ----------
+    work : callable
+        Does all of it; may raise SystemExit.
+    prog : str
+        Name of the command, for messages.
+    args : sequence of str, optional
+        The words of its command line. By default those of `sys.argv`.
+
+    Returns
+    -------
+    int
+        0: done, or the code of a SystemExit. 1: a run that began could not end (RunError), or a fault of this project,
+        whose traceback follows the message (with `--json` it is kept in a file, which the message names). 2: bad input:
+        an InputError, a file that cannot be read or written, or a size that memory does not hold. 130: interrupted.
+        141: whoever read standard output stopped (`| head`), which is no error.
     """
     for name in ("stdout", "stderr"):
         if getattr(sys, name) is None:  # closed by the caller (`>&-`): print knows that, tyro does not
@@ -161,8 +178,13 @@ def run(work: Callable[[], None], *, prog: str) -> int:
         message, code = _reason(error), 2
     except MemoryError as error:
         message, code = f"not enough memory ({str(error) or 'no size given'}): take fewer microbatches or ranks", 2
-    except ValueError as error:
+    except InputError as error:
         message, code = str(error), 2
+    except RunError as error:
+        message, code = "\n".join(filter(None, [str(error), error.details])), 1
+    except Exception as error:
+        is_json = "--json" in (sys.argv[1:] if args is None else args)
+        message, code = _fault(error, to_file=is_json), 1
     with contextlib.suppress(OSError, ValueError):
         print(f"{prog}: {message}", file=sys.stderr)
     try:
@@ -170,6 +192,22 @@ def run(work: Callable[[], None], *, prog: str) -> int:
     except OSError:
         _drop_output()
     return code
+
+
+def _fault(error: Exception, *, to_file: bool) -> str:
+    """What is said of an error that no input should cause."""
+    frames = "".join(traceback.format_exception(error)).rstrip()
+    kept = f"\n{frames}"
+    if to_file:
+        with (
+            contextlib.suppress(OSError),
+            tempfile.NamedTemporaryFile(
+                "w", encoding="utf-8", prefix="traceback-", suffix=".txt", delete=False
+            ) as file,
+        ):
+            file.write(f"{frames}\n")
+            kept = f" with the traceback in {file.name}"
+    return f"this is a fault of ppsim, please report it ({type(error).__name__}: {error}){kept}"
 
 
 def _reason(error: OSError) -> str:
@@ -188,7 +226,7 @@ def _drop_output() -> None:
 def print_json(document: Mapping[str, Any]) -> None:
     """Print one JSON object on one line; arrays and NumPy numbers become lists and numbers.
 
-    Raises ValueError for NaN and infinities, which JSON does not have.
+    Raises InputError for NaN and infinities, which JSON does not have.
     """
     print(json.dumps(document, allow_nan=False, default=_plain))
 
@@ -204,8 +242,8 @@ def _plain(value: Any) -> Any:
 
 
 def read_text(path: Path) -> str:
-    """The text of a file. Raises OSError if it cannot be read, ValueError if it is not text."""
+    """The text of a file. Raises OSError if it cannot be read, InputError if it is not text."""
     try:
         return path.read_text(encoding="utf-8-sig")  # spreadsheets put a byte order mark first
     except UnicodeDecodeError:
-        raise ValueError(f"{path} is not text: give a text file") from None
+        raise InputError(f"{path} is not text: give a text file") from None

@@ -11,6 +11,7 @@ from ppsim.cli import command
 from ppsim.cli.command import OptionalFile, OptionalName, OptionalReal, OptionalWhole, Real
 from ppsim.costs.cost_file import save_costs
 from ppsim.costs.stage_cost import LayerCost
+from ppsim.errors import InputError
 from ppsim.estimate.device import Device, device_names, named_device
 from ppsim.estimate.estimate import estimate_costs
 from ppsim.estimate.huggingface import read_huggingface_config
@@ -112,18 +113,18 @@ class EstimateCommand:
         given = [name for name, value in {**flags, "vocabulary": self.vocabulary}.items() if value is not None]
         if self.huggingface is not None:
             if given:
-                raise ValueError(f"--huggingface holds the whole model: leave out --{given[0]} or --huggingface")
+                raise InputError(f"--huggingface holds the whole model: leave out --{given[0]} or --huggingface")
             model = read_huggingface_config(self.huggingface)
         else:
             missing = [name for name, value in flags.items() if value is None]
             if missing:
-                raise ValueError(
+                raise InputError(
                     f"--{missing[0]} is missing: give --layers, --hidden and --heads, or --huggingface FILE"
                 )
             vocabulary = 50257 if self.vocabulary is None else self.vocabulary
             model = Transformer.gpt(**flags, vocabulary=vocabulary, positions=max(self.seq, 1), tied=False)
         if model.layers > _MOST_LAYERS:
-            raise ValueError(f"{model.layers} layers are more than this can hold: take at most {_MOST_LAYERS}")
+            raise InputError(f"{model.layers} layers are more than this can hold: take at most {_MOST_LAYERS}")
         return model
 
     def _device(self) -> Device:
@@ -135,10 +136,10 @@ class EstimateCommand:
         if self.device is not None:
             if self.flops_per_s is not None or self.bytes_per_s is not None:
                 flag = "flops-per-s" if self.flops_per_s is not None else "bytes-per-s"
-                raise ValueError(f"--device {self.device} has its rates: leave out --{flag} or --device")
+                raise InputError(f"--device {self.device} has its rates: leave out --{flag} or --device")
             return named_device(self.device, **shares)
         if self.flops_per_s is None or self.bytes_per_s is None:
-            raise ValueError("no device: give --device NAME, or both --flops-per-s and --bytes-per-s")
+            raise InputError("no device: give --device NAME, or both --flops-per-s and --bytes-per-s")
         return Device(flops_per_s=self.flops_per_s, bytes_per_s=self.bytes_per_s, **shares)
 
 

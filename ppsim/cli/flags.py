@@ -12,6 +12,7 @@ from ppsim.cli.command import OptionalFile, OptionalName, OptionalReal, Optional
 from ppsim.costs.cost_file import load_costs
 from ppsim.costs.partition import Method, partition
 from ppsim.costs.stage_cost import StageCost
+from ppsim.errors import InputError
 from ppsim.network.network import Network
 from ppsim.schedule.action import Kind
 from ppsim.schedule.named.registry import build_schedule, natural_stages_per_rank, schedule_names
@@ -37,23 +38,23 @@ class ScheduleFlags:
     """Schedule in PyTorch's CSV format, a row per rank and a cell per action such as 2F0; instead of --schedule."""
 
     def load_schedule(self) -> Schedule:
-        """The checked schedule. Raises ValueError for flags that are missing, contradict or cannot be met."""
+        """The checked schedule. Raises InputError for flags that are missing, contradict or cannot be met."""
         if self.from_csv is not None:
             for flag in ("schedule", "ranks", "microbatches", "stages_per_rank"):
                 if getattr(self, flag) is not None:
-                    raise ValueError(f"--from-csv holds the whole schedule: leave out {flag_of(flag)} or --from-csv")
+                    raise InputError(f"--from-csv holds the whole schedule: leave out {flag_of(flag)} or --from-csv")
             text = read_text(self.from_csv)
             try:
                 schedule = Schedule.from_csv(text, name=self.from_csv.name)
                 schedule.check()
             except ValueError as error:
-                raise ValueError(f"{self.from_csv}: {error}") from None
+                raise InputError(f"{self.from_csv}: {error}") from None
             return schedule
         if self.schedule is None:
-            raise ValueError("no schedule: give --schedule, --ranks and --microbatches, or --from-csv FILE")
+            raise InputError("no schedule: give --schedule, --ranks and --microbatches, or --from-csv FILE")
         if self.ranks is None or self.microbatches is None:
             missing = "ranks" if self.ranks is None else "microbatches"
-            raise ValueError(f"--schedule {self.schedule} needs --{missing}: give a whole number of 1 or more")
+            raise InputError(f"--schedule {self.schedule} needs --{missing}: give a whole number of 1 or more")
         _refuse_giants(self.schedule, self.ranks, self.microbatches, self.stages_per_rank)
         schedule = build_schedule(
             self.schedule,
@@ -68,12 +69,12 @@ class ScheduleFlags:
 def _refuse_giants(name: str, ranks: int, microbatches: int, stages_per_rank: int | None) -> None:
     """Refuse sizes that would fill the memory before anything could complain."""
     if ranks > _MOST_RANKS:
-        raise ValueError(f"--ranks {ranks} is more than this can hold: take at most {_MOST_RANKS}")
+        raise InputError(f"--ranks {ranks} is more than this can hold: take at most {_MOST_RANKS}")
     stages = ranks * (natural_stages_per_rank(name) if stages_per_rank is None else stages_per_rank)
     if ranks > 0 and stages > 0 and 2 * stages * microbatches > MOST_ACTIONS:
         most = MOST_ACTIONS // (2 * stages)
         remedy = f"at most {most} microbatches or fewer stages" if most else "fewer stages"
-        raise ValueError(
+        raise InputError(
             f"{stages} stages and --microbatches {microbatches} make {2 * stages * microbatches} actions, at most "
             f"{MOST_ACTIONS} can be held: take {remedy}"
         )
@@ -109,18 +110,18 @@ class CostFlags:
         uniform = {name: getattr(self, name) for name in _UNIFORM if getattr(self, name) is not None}
         if self.costs is not None:
             if uniform:
-                raise ValueError(
+                raise InputError(
                     f"--costs holds every stage's cost: leave out {flag_of(next(iter(uniform)))} or --costs"
                 )
             layers = load_costs(self.costs)
             return partition(layers, stages=stages, method=_method(self.partition))
         if self.partition is not None:
-            raise ValueError(f"--partition {self.partition} cuts the layers of a cost file: give it with --costs FILE")
+            raise InputError(f"--partition {self.partition} cuts the layers of a cost file: give it with --costs FILE")
         if not uniform:
             return [StageCost(forward_s=1, backward_input_s=1, backward_weight_s=1)] * stages
         missing = self._missing_costs(kinds)
         if missing:
-            raise ValueError(f"{flag_of(missing)} is missing: give it in seconds, or all costs with --costs FILE")
+            raise InputError(f"{flag_of(missing)} is missing: give it in seconds, or all costs with --costs FILE")
         # What no action of this schedule takes may be left out, but a StageCost has a number for everything.
         return [StageCost(**{"backward_input_s": 0.0, "backward_weight_s": 0.0, **uniform})] * stages
 
@@ -146,7 +147,7 @@ class NetworkFlags:
     """Links on which everything takes longer, from rank to rank, as in 0-1=3,1-0=3."""
 
     def load_network(self, ranks: int) -> Network:
-        """The links between that many ranks. Raises ValueError for flags that contradict or cannot be."""
+        """The links between that many ranks. Raises InputError for flags that contradict or cannot be."""
         network = self._network()
         return network if self.slow_link is None else network.slowed(_slow_links(self.slow_link, ranks))
 
@@ -155,7 +156,7 @@ class NetworkFlags:
         if self.network is None:
             return Network(**given)
         if given:
-            raise ValueError(f"--network holds every link: leave out {flag_of(next(iter(given)))} or --network")
+            raise InputError(f"--network holds every link: leave out {flag_of(next(iter(given)))} or --network")
         return Network.from_file(self.network)
 
 
@@ -172,16 +173,16 @@ _UNIFORM = (
 
 
 def numbers_by_name(text: str, wanted: str) -> dict[str, float]:
-    """`a=1.5,b=2` as names and finite numbers > 0. Raises ValueError that says `wanted`."""
+    """`a=1.5,b=2` as names and finite numbers > 0. Raises InputError that says `wanted`."""
     found: dict[str, float] = {}
     for part in text.split(","):
         name, equals, number = part.partition("=")
         try:
             factor = float(number)
         except ValueError:
-            raise ValueError(wanted) from None
+            raise InputError(wanted) from None
         if not equals or name in found or not (math.isfinite(factor) and factor > 0):
-            raise ValueError(wanted)
+            raise InputError(wanted)
         found[name] = factor
     return found
 
@@ -197,9 +198,9 @@ def _slow_links(text: str, ranks: int) -> dict[tuple[int, int], float]:
     for name, factor in numbers_by_name(text, wanted).items():
         source, _, destination = name.partition("-")
         if not (source.isdecimal() and destination.isdecimal()):
-            raise ValueError(wanted)
+            raise InputError(wanted)
         if source == destination or max(int(source), int(destination)) >= ranks:
-            raise ValueError(f"--slow-link {text}: {name} is no link between the ranks 0 to {ranks - 1}")
+            raise InputError(f"--slow-link {text}: {name} is no link between the ranks 0 to {ranks - 1}")
         found[int(source), int(destination)] = factor
     return found
 
@@ -213,4 +214,4 @@ def _method(text: str | None) -> Method:
     try:
         return [int(count) for count in text.split(",")]
     except ValueError:
-        raise ValueError(f"--partition {text}: give even, optimal, or the layers of each stage as in 3,2,3") from None
+        raise InputError(f"--partition {text}: give even, optimal, or the layers of each stage as in 3,2,3") from None

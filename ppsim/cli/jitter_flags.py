@@ -5,6 +5,7 @@ from __future__ import annotations
 from dataclasses import dataclass
 
 from ppsim.cli.command import OptionalReal, OptionalWhole
+from ppsim.errors import InputError
 from ppsim.schedule.program import Program
 from ppsim.variation.jitter import Jitter
 
@@ -42,27 +43,27 @@ class JitterFlags:
     """What they are drawn from: the same seed, the same answer (default: 0)."""
 
     def load_jitter(self, program: Program) -> tuple[Jitter, int, int] | None:
-        """Jitter, samples and seed; None if no flag asks for samples. Raises ValueError for flags without meaning."""
+        """Jitter, samples and seed; None if no flag asks for samples. Raises InputError for flags without meaning."""
         given = {flag: getattr(self, flag) for flag in _FIELDS if getattr(self, flag) is not None}
         for flag, value in given.items():
             try:
                 Jitter(**{_FIELDS[flag]: value})
             except ValueError as error:
                 said = str(error).removeprefix(_FIELDS[flag])
-                raise ValueError(f"--{flag.replace('_', '-')}{said}") from None
+                raise InputError(f"--{flag.replace('_', '-')}{said}") from None
         for one, other in (("hiccup_probability", "hiccup_s"), ("hiccup_s", "hiccup_probability")):
             if one in given and other not in given:
                 one, other = (name.replace("_", "-") for name in (one, other))
-                raise ValueError(f"--{one} is one half of what hiccups are: give --{other} with it")
+                raise InputError(f"--{one} is one half of what hiccups are: give --{other} with it")
         if self.samples is None and not given:
             if self.seed is not None:
-                raise ValueError("--seed is what samples are drawn from: give it with --jitter or --samples")
+                raise InputError("--seed is what samples are drawn from: give it with --jitter or --samples")
             return None
         samples = 1000 if self.samples is None else self.samples
         seed = 0 if self.seed is None else self.seed
         most = min(_MOST_SAMPLED // program.actions, _MOST_KEPT // program.ranks)
         if not 1 <= samples <= most:
-            raise ValueError(f"--samples must be from 1 to {most} for this schedule, got {samples}")
+            raise InputError(f"--samples must be from 1 to {most} for this schedule, got {samples}")
         if seed < 0:
-            raise ValueError(f"--seed must be 0 or more, got {seed}")
+            raise InputError(f"--seed must be 0 or more, got {seed}")
         return Jitter(**{_FIELDS[flag]: value for flag, value in given.items()}), samples, seed

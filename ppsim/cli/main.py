@@ -16,6 +16,7 @@ from ppsim.cli.flags import MOST_ACTIONS, CostFlags, NetworkFlags, ScheduleFlags
 from ppsim.cli.simulate_command import SimulateCommand
 from ppsim.cli.tables import about_of, listed, results_of, table_of
 from ppsim.cli.trace_commands import AttributeCommand, CompareCommand
+from ppsim.errors import InputError
 from ppsim.export.staircase import staircase, unit_trace
 from ppsim.export.trace_files import write_trace
 from ppsim.schedule.action import Kind
@@ -90,10 +91,10 @@ class SearchCommand(NetworkFlags, CostFlags):
         """Search, then print or write what the flags ask for."""
         for name in ("ranks", "microbatches", "stages_per_rank"):
             if getattr(self, name) < 1:
-                raise ValueError(f"--{name.replace('_', '-')} must be 1 or more, got {getattr(self, name)}")
+                raise InputError(f"--{name.replace('_', '-')} must be 1 or more, got {getattr(self, name)}")
         stages = self.ranks * self.stages_per_rank
         if 3 * stages * self.microbatches > MOST_ACTIONS:
-            raise ValueError(
+            raise InputError(
                 f"{stages} stages and {self.microbatches} microbatches make {3 * stages * self.microbatches} actions, "
                 f"at most {MOST_ACTIONS} can be searched: take fewer"
             )
@@ -162,7 +163,7 @@ def main(args: Sequence[str] | None = None) -> int:
         chosen: Any = command.parse(Command, prog="ppsim", description=_DESCRIPTION, args=args)
         chosen.run()
 
-    return command.run(work, prog="ppsim")
+    return command.run(work, prog="ppsim", args=args)
 
 
 if __name__ == "__main__":

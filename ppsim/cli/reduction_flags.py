@@ -6,6 +6,7 @@ from dataclasses import dataclass
 
 from ppsim.cli.command import OptionalReal, OptionalWhole
 from ppsim.cli.flags import flag_of
+from ppsim.errors import InputError
 from ppsim.network.all_reduce import Reduction
 
 
@@ -21,12 +22,12 @@ class ReductionFlags:
     """Bandwidth between neighbours of the ring, in bytes per second; with --replicas (default: no limit)."""
 
     def load_reduction(self) -> Reduction | None:
-        """The ring; None without replicas. Raises ValueError for flags that contradict."""
+        """The ring; None without replicas. Raises InputError for flags that contradict."""
         values = {"latency_s": self.reduce_latency_s, "bytes_per_s": self.reduce_bytes_per_s}
         given = {name: value for name, value in values.items() if value is not None}
         if self.replicas is None:
             if given:
-                raise ValueError(
+                raise InputError(
                     f"{flag_of('reduce_' + next(iter(given)))} says what replicas cost: give --replicas too"
                 )
             return None

@@ -10,6 +10,7 @@ import tyro
 from ppsim.cli import command
 from ppsim.cli.command import OptionalFile, OptionalName
 from ppsim.cli.flags import CostFlags
+from ppsim.errors import InputError
 from ppsim.explain.attribution import attribute
 from ppsim.explain.comparison import compare
 from ppsim.trace.trace import Trace
@@ -63,7 +64,7 @@ class CompareCommand:
 
 
 def load_trace(path: Path) -> Trace:
-    """Read a saved trace. Raises ValueError that says how to write one if the file's name promises another format."""
+    """Read a saved trace. Raises InputError that says how to write one if the file's name promises another format."""
     if path.name.endswith((".json", ".json.gz", ".csv")) and path.exists():
-        raise ValueError(f"{path} is not a saved trace, and such files cannot be read back: give a trace {_SAVED}")
+        raise InputError(f"{path} is not a saved trace, and such files cannot be read back: give a trace {_SAVED}")
     return Trace.load(path)

@@ -9,6 +9,7 @@ from functools import partial
 from itertools import accumulate
 
 from ppsim.costs.stage_cost import LayerCost, StageCost, stage_cost
+from ppsim.errors import InputError
 
 Method = str | Sequence[int]
 
@@ -33,7 +34,7 @@ def partition(layers: Sequence[LayerCost], *, stages: int, method: Method = "eve
 
     Raises
     ------
-    ValueError
+    InputError
         If the layers cannot be cut so; the message names the nearest cut that works.
 
     Examples
@@ -67,33 +68,33 @@ def partition_sizes(
 
     Raises
     ------
-    ValueError
+    InputError
         If the layers cannot be cut so.
     """
     if stages < 1 or stages > layers:
-        raise ValueError(f"{layers} layers cannot fill {stages} stages: take 1 to {layers} stages, or more layers")
+        raise InputError(f"{layers} layers cannot fill {stages} stages: take 1 to {layers} stages, or more layers")
     if method == "even":
         if layers % stages:
             fewer = next(n for n in range(stages, 0, -1) if layers % n == 0)
             more = next((n for n in range(stages, layers + 1) if layers % n == 0), fewer)
             below, above = layers - layers % stages, layers + stages - layers % stages
             divisors = " or ".join(str(count) for count in sorted({fewer, more}))
-            raise ValueError(
+            raise InputError(
                 f"{layers} layers do not divide evenly over {stages} stages: take {below} or {above} layers, "
                 f"or {divisors} stages, or the method 'optimal', or explicit sizes"
             )
         return [layers // stages] * stages
     if method == "optimal":
         if work_s is None:
-            raise ValueError("an optimal partition needs the layers' costs: profile the model, or give a cost file")
+            raise InputError("an optimal partition needs the layers' costs: profile the model, or give a cost file")
         if len(work_s) != layers:
-            raise ValueError(f"{len(work_s)} costs for {layers} layers: give one for each")
+            raise InputError(f"{len(work_s)} costs for {layers} layers: give one for each")
         return _optimal_sizes(list(work_s), stages)
     if isinstance(method, str):
-        raise ValueError(f"unknown partition method {method!r}: take 'even', 'optimal' or explicit sizes such as 3,2,3")
+        raise InputError(f"unknown partition method {method!r}: take 'even', 'optimal' or explicit sizes such as 3,2,3")
     sizes = list(method)
     if len(sizes) != stages or sum(sizes) != layers or any(size < 1 for size in sizes):
-        raise ValueError(
+        raise InputError(
             f"sizes {sizes} do not cut {layers} layers into {stages} stages: give {stages} numbers of 1 or more "
             f"that add up to {layers} (these: {len(sizes)} numbers, sum {sum(sizes)})"
         )
@@ -115,7 +116,7 @@ def _optimal_sizes(work_s: list[float], stages: int) -> list[int]:
     count = len(work_s)
     prefix = [0.0, *accumulate(work_s)]
     if not math.isfinite(prefix[-1]):
-        raise ValueError("the layers' seconds add up to more than a float holds: give them in seconds")
+        raise InputError("the layers' seconds add up to more than a float holds: give them in seconds")
     best = [[0.0] * (count + 1) for _ in range(stages + 1)]
     cut = [[0] * (count + 1) for _ in range(stages + 1)]
     best[1] = prefix[:]

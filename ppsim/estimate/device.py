@@ -6,6 +6,7 @@ import math
 from collections.abc import Iterable
 from dataclasses import dataclass, replace
 
+from ppsim.errors import InputError
 from ppsim.estimate.work import Work
 
 
@@ -30,7 +31,7 @@ class Device:
 
     Raises
     ------
-    ValueError
+    InputError
         If a rate or a share has no meaning.
 
     Notes
@@ -60,13 +61,13 @@ class Device:
         for rate in ("flops_per_s", "bytes_per_s"):
             value = getattr(self, rate)
             if not (math.isfinite(value) and value > 0):
-                raise ValueError(f"{rate} must be finite and > 0, got {value!r}")
+                raise InputError(f"{rate} must be finite and > 0, got {value!r}")
         for share in ("efficiency", "bandwidth_efficiency"):
             value = getattr(self, share)
             if not 0 < value <= 1:
-                raise ValueError(f"{share} must be a share above 0 and up to 1, got {value!r}")
+                raise InputError(f"{share} must be a share above 0 and up to 1, got {value!r}")
         if not (math.isfinite(self.launch_s) and self.launch_s >= 0):
-            raise ValueError(f"launch_s must be seconds, finite and >= 0, got {self.launch_s!r}")
+            raise InputError(f"launch_s must be seconds, finite and >= 0, got {self.launch_s!r}")
 
     def operation_s(self, work: Work) -> float:
         """Seconds of one operation."""
@@ -114,7 +115,7 @@ def named_device(
 
     Raises
     ------
-    ValueError
+    InputError
         If no device has this name.
 
     Examples
@@ -123,7 +124,7 @@ def named_device(
     989000000000000.0
     """
     if name not in _KNOWN:
-        raise ValueError(
+        raise InputError(
             f"unknown device {name!r}: take {', '.join(_KNOWN)}, or state flops_per_s and bytes_per_s of your own"
         )
     return replace(_KNOWN[name], efficiency=efficiency, bandwidth_efficiency=bandwidth_efficiency, launch_s=launch_s)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from ppsim.costs.stage_cost import LayerCost
+from ppsim.errors import InputError
 from ppsim.estimate.device import Device
 from ppsim.estimate.layer_work import transformer_work
 from ppsim.estimate.transformer import Transformer
@@ -52,7 +53,7 @@ def estimate_costs(
 
     Raises
     ------
-    ValueError
+    InputError
         If shapes do not fit, or if the device's rate is for elements of another size.
 
     Notes
@@ -70,7 +71,7 @@ def estimate_costs(
     ['embedding', 'block 0', 'block 1', 'head']
     """
     if device.dtype_bytes is not None and device.dtype_bytes != dtype_bytes:
-        raise ValueError(
+        raise InputError(
             f"the rate of {device.name or 'this device'} is for elements of {device.dtype_bytes} bytes, dtype_bytes is "
             f"{dtype_bytes}: state flops_per_s and bytes_per_s for that size"
         )

@@ -7,6 +7,7 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
+from ppsim.errors import InputError
 from ppsim.estimate.transformer import Transformer
 
 
@@ -14,25 +15,25 @@ def read_huggingface_config(path: str | Path) -> Transformer:
     """The model that a config.json of the transformers library describes; nothing is downloaded or imported.
 
     Known `model_type`s: gpt2, llama, mistral, qwen2. Fields that the file leaves out take the library's defaults, but
-    sizes must be there. Raises ValueError that names file, field and value, OSError if the file cannot be read.
+    sizes must be there. Raises InputError that names file, field and value, OSError if the file cannot be read.
     """
     path = Path(path)
     try:
         document = json.loads(path.read_text(encoding="utf-8-sig"))
     except (ValueError, RecursionError) as error:  # not text, bad syntax, or nested beyond Python's limits
-        raise ValueError(f"{path} is not JSON: {error}") from None
+        raise InputError(f"{path} is not JSON: {error}") from None
     if not isinstance(document, dict):
-        raise ValueError(f"{path} must be a JSON object, as a model's config.json is")
+        raise InputError(f"{path} must be a JSON object, as a model's config.json is")
     fields = _Fields(path, document)
     kind = document.get("model_type")
     reader = _READERS.get(kind) if isinstance(kind, str) else None
     if reader is None:
-        raise ValueError(f"{path}: model_type must be one of {', '.join(sorted(_READERS))}, got {kind!r}")
+        raise InputError(f"{path}: model_type must be one of {', '.join(sorted(_READERS))}, got {kind!r}")
     try:
         return reader(fields)
     except ValueError as error:
         said = str(error)
-        raise ValueError(said if said.startswith(str(path)) else f"{path}: {said}") from None
+        raise InputError(said if said.startswith(str(path)) else f"{path}: {said}") from None
 
 
 class _Fields:
@@ -47,9 +48,9 @@ class _Fields:
         if value is None and default is not None:
             return default
         if value is None:
-            raise ValueError(f"{self._path}: {name} is missing: give a whole number of 1 or more")
+            raise InputError(f"{self._path}: {name} is missing: give a whole number of 1 or more")
         if not isinstance(value, int) or isinstance(value, bool) or value < 1:
-            raise ValueError(f"{self._path}: {name} must be a whole number of 1 or more, got {value!r}")
+            raise InputError(f"{self._path}: {name} must be a whole number of 1 or more, got {value!r}")
         return value
 
     def flag(self, name: str, default: bool) -> bool:
@@ -58,7 +59,7 @@ class _Fields:
         if value is None:
             return default
         if not isinstance(value, bool):
-            raise ValueError(f"{self._path}: {name} must be true or false, got {value!r}")
+            raise InputError(f"{self._path}: {name} must be true or false, got {value!r}")
         return value
 
     def has(self, name: str) -> bool:
@@ -73,7 +74,7 @@ class _Fields:
         """One field over another that must divide it."""
         whole, count = self.whole(total), self.whole(parts)
         if whole % count:
-            raise ValueError(f"{self._path}: {parts} {count} must divide {total} {whole}")
+            raise InputError(f"{self._path}: {parts} {count} must divide {total} {whole}")
         return whole // count
 
 
@@ -131,7 +132,7 @@ def _mistral(fields: _Fields) -> Transformer:
 
 def _qwen2(fields: _Fields) -> Transformer:
     if fields.flag("use_sliding_window", False):
-        raise ValueError("use_sliding_window true gives layers different windows, which is not modelled: set it false")
+        raise InputError("use_sliding_window true gives layers different windows, which is not modelled: set it false")
     return _gated(fields, 32, qkv_bias=True)
 
 

@@ -5,6 +5,7 @@ Letters: m = b s tokens, h hidden, f intermediate, a heads, d head_dim, t tensor
 
 from __future__ import annotations
 
+from ppsim.errors import InputError
 from ppsim.estimate.transformer import Transformer
 from ppsim.estimate.work import INDEX_BYTES, STATISTIC_BYTES, Execution, LayerWork, Operation, Work
 
@@ -14,7 +15,7 @@ def transformer_work(model: Transformer, execution: Execution) -> list[LayerWork
 
     Raises
     ------
-    ValueError
+    InputError
         If tp does not divide the model, or if seq exceeds a learned table of positions.
 
     Notes
@@ -31,12 +32,12 @@ def transformer_work(model: Transformer, execution: Execution) -> list[LayerWork
     """
     model.check_shards(execution.tp)
     if execution.split_vocabulary and model.vocabulary % execution.tp:
-        raise ValueError(
+        raise InputError(
             f"tp {execution.tp} does not divide the vocabulary {model.vocabulary}: pad the vocabulary, "
             "or leave embedding and head whole"
         )
     if model.positions and execution.seq > model.positions:
-        raise ValueError(f"seq {execution.seq} exceeds the model's {model.positions} positions: take a shorter one")
+        raise InputError(f"seq {execution.seq} exceeds the model's {model.positions} positions: take a shorter one")
     blocks = [block_work(model, execution, f"block {index}") for index in range(model.layers)]
     return [embedding_work(model, execution), *blocks, head_work(model, execution)]
 

@@ -5,6 +5,8 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import Literal
 
+from ppsim.errors import InputError
+
 Norm = Literal["layernorm", "rmsnorm"]
 _WHOLE = ("layers", "hidden", "intermediate", "heads", "kv_heads", "head_dim", "vocabulary")
 
@@ -42,7 +44,7 @@ class Transformer:
 
     Raises
     ------
-    ValueError
+    InputError
         If the shapes do not fit together.
     """
 
@@ -70,11 +72,11 @@ class Transformer:
         if self.window is not None:
             _check_whole("window", self.window, least=1)
         if self.heads % self.kv_heads:
-            raise ValueError(
+            raise InputError(
                 f"kv_heads {self.kv_heads} must divide heads {self.heads}: every group has as many query heads"
             )
         if self.norm not in ("layernorm", "rmsnorm"):
-            raise ValueError(f"norm must be 'layernorm' or 'rmsnorm', got {self.norm!r}")
+            raise InputError(f"norm must be 'layernorm' or 'rmsnorm', got {self.norm!r}")
 
     @classmethod
     def gpt(
@@ -91,7 +93,7 @@ class Transformer:
         for name, value in (("hidden", hidden), ("heads", heads)):
             _check_whole(name, value, least=1)
         if hidden % heads:
-            raise ValueError(f"heads {heads} must divide hidden {hidden}")
+            raise InputError(f"heads {heads} must divide hidden {hidden}")
         return cls(
             layers=layers,
             hidden=hidden,
@@ -146,7 +148,7 @@ class Transformer:
         """Of one block on one of `tp` tensor-parallel ranks (Shoeybi et al., Megatron-LM, 2019).
 
         q, k, v and fc1 (gate, up) are cut by columns with their biases, o and fc2 by rows; norms and the biases of o
-        and fc2 are whole on every rank. Raises ValueError for a tp that does not divide.
+        and fc2 are whole on every rank. Raises InputError for a tp that does not divide.
         """
         self.check_shards(tp)
         query, kv, width = self.query_width // tp, self.kv_width // tp, self.intermediate // tp
@@ -157,11 +159,11 @@ class Transformer:
         return attention + mlp + 2 * self.norm_parameters
 
     def check_shards(self, tp: int) -> None:
-        """Raise ValueError unless every rank of `tp` gets as many heads and columns as the others."""
+        """Raise InputError unless every rank of `tp` gets as many heads and columns as the others."""
         _check_whole("tp", tp, least=1)
         for name in ("heads", "kv_heads", "intermediate"):
             if getattr(self, name) % tp:
-                raise ValueError(f"tp {tp} must divide {name} {getattr(self, name)}: take a divisor")
+                raise InputError(f"tp {tp} must divide {name} {getattr(self, name)}: take a divisor")
 
     def pairs(self, seq: int, *, masked: bool) -> int:
         """Pairs of (query, key) whose score one head computes for a sequence.
@@ -181,4 +183,4 @@ class Transformer:
 
 def _check_whole(name: str, value: object, *, least: int) -> None:
     if not isinstance(value, int) or isinstance(value, bool) or value < least:
-        raise ValueError(f"{name} must be a whole number of {least} or more, got {value!r}")
+        raise InputError(f"{name} must be a whole number of {least} or more, got {value!r}")

@@ -6,6 +6,8 @@ from collections.abc import Iterable
 from dataclasses import dataclass, field
 from typing import Literal
 
+from ppsim.errors import InputError
+
 Recompute = Literal["none", "selective", "full"]
 Attention = Literal["fused", "unfused"]
 INDEX_BYTES = 8  # a token id is int64
@@ -45,7 +47,7 @@ class Execution:
     attention and MLP, and on unfused scores. recompute: per block, "none", "selective" (unfused scores; Korthikanti et
     al., 2022) or "full" (all but the block's input). loss: whether the head computes the cross entropy.
 
-    Raises ValueError for values that have no meaning.
+    Raises InputError for values that have no meaning.
     """
 
     micro_batch_size: int
@@ -63,13 +65,13 @@ class Execution:
         for name in ("micro_batch_size", "seq", "dtype_bytes", "tp"):
             value = getattr(self, name)
             if not isinstance(value, int) or isinstance(value, bool) or value < 1:
-                raise ValueError(f"{name} must be a whole number of 1 or more, got {value!r}")
+                raise InputError(f"{name} must be a whole number of 1 or more, got {value!r}")
         if self.attention not in ("fused", "unfused"):
-            raise ValueError(f"attention must be 'fused' or 'unfused', got {self.attention!r}")
+            raise InputError(f"attention must be 'fused' or 'unfused', got {self.attention!r}")
         if self.recompute not in ("none", "selective", "full"):
-            raise ValueError(f"recompute must be 'none', 'selective' or 'full', got {self.recompute!r}")
+            raise InputError(f"recompute must be 'none', 'selective' or 'full', got {self.recompute!r}")
         if self.recompute == "selective" and self.attention == "fused":
-            raise ValueError(
+            raise InputError(
                 "recompute 'selective' drops the attention scores, which fused attention does not keep: "
                 "take 'none' or 'full', or attention 'unfused'"
             )

@@ -12,6 +12,7 @@ import numpy as np
 import numpy.typing as npt
 
 from ppsim.costs.stage_cost import StageCost
+from ppsim.errors import InputError
 from ppsim.explain.bubble_parts import BubbleParts, split_bubbles
 from ppsim.explain.path_and_slack import CriticalPath, path_of, slack_of
 from ppsim.explain.step_graph import StepGraph, Wiring
@@ -202,7 +203,7 @@ def attribute(trace: Trace, *, expected: Sequence[StageCost] | None = None) -> A
 
     Raises
     ------
-    ValueError
+    InputError
         If `expected` does not fit the stages, if rows end before they start, or if they overlap on a rank so much that
         it computes longer than the step lasts.
     ScheduleError
@@ -237,7 +238,7 @@ def attribute(trace: Trace, *, expected: Sequence[StageCost] | None = None) -> A
 def attributed(trace: Trace, wiring: Wiring | None, expected: Sequence[StageCost] | None = None) -> Attribution:
     """As `attribute`, with the wiring of the trace's program if there is one already."""
     if expected is not None and len(expected) != trace.schedule.stages:
-        raise ValueError(
+        raise InputError(
             f"{len(expected)} expected costs for a schedule of {trace.schedule.stages} stages: give one for each"
         )
     _check_times(trace)
@@ -255,7 +256,7 @@ def critical_path(trace: Trace) -> CriticalPath:
 
     Raises
     ------
-    ValueError
+    InputError
         If the trace's times have no meaning, as in `attribute`.
 
     Examples
@@ -274,18 +275,18 @@ def critical_path(trace: Trace) -> CriticalPath:
 def _check_times(trace: Trace) -> None:
     for name in ("start_s", "end_s", "message_start_s", "message_left_s", "message_arrival_s"):
         if not np.isfinite(getattr(trace, name)).all():
-            raise ValueError(f"the trace's {name} holds a time that is no finite number: record every row and message")
+            raise InputError(f"the trace's {name} holds a time that is no finite number: record every row and message")
     backward = trace.end_s < trace.start_s
     if backward.any():
         row = int(np.argmax(backward))
-        raise ValueError(
+        raise InputError(
             f"{trace.program.action_of(row)} ends at {trace.end_s[row]!r} s, before its start at "
             f"{trace.start_s[row]!r} s: record both on the rank's own clock"
         )
     too_busy = trace.bubble_s < -1e-9 * trace.makespan_s
     if too_busy.any():
         rank = int(np.argmax(too_busy))
-        raise ValueError(
+        raise InputError(
             f"rank {rank} computes for {trace.compute_s[rank]:.6g} s in a step of {trace.makespan_s:.6g} s: its rows "
             "overlap in time; record one after the other"
         )

@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 import numpy.typing as npt
 
+from ppsim.errors import InputError
 from ppsim.explain.attribution import Attribution, attributed
 from ppsim.explain.change import explain_change
 from ppsim.explain.comparison_text import explanation, length_s, step_names, table
@@ -93,7 +94,7 @@ class Comparison:
     def largest_rows(self, count: int = 10, *, by: str = "contribution") -> list[int]:
         """The rows that explain most ("contribution"), or whose durations differ most ("duration"); largest first."""
         if by not in ("contribution", "duration"):
-            raise ValueError(f'by must be "contribution" or "duration", got {by!r}')
+            raise InputError(f'by must be "contribution" or "duration", got {by!r}')
         amounts = self.row_s if by == "contribution" else self.longer_s
         order = np.argsort(-np.abs(amounts), kind="stable")[:count]
         return [int(row) for row in order if amounts[row] != 0]
@@ -181,7 +182,7 @@ def compare(predicted: Trace, measured: Trace) -> Comparison:
 
     Raises
     ------
-    ValueError
+    InputError
         If the programs differ; the message names the first difference. Also what `attribute` raises.
 
     Examples
@@ -235,9 +236,9 @@ def _check_same(one: Trace, other: Trace) -> None:
     for name, what in (("ranks", "ranks"), ("microbatches", "microbatches")):
         values = getattr(one.schedule, name), getattr(other.schedule, name)
         if values[0] != values[1]:
-            raise ValueError(f"the traces are of different programs: {values[0]} {what} and {values[1]}")
+            raise InputError(f"the traces are of different programs: {values[0]} {what} and {values[1]}")
     if tuple(one.schedule.placement) != tuple(other.schedule.placement):
-        raise ValueError(
+        raise InputError(
             f"the traces are of different programs: stages on ranks {list(one.schedule.placement)} and "
             f"{list(other.schedule.placement)}"
         )
@@ -246,12 +247,12 @@ def _check_same(one: Trace, other: Trace) -> None:
             continue
         for place, actions in enumerate(zip(mine, its, strict=False)):
             if actions[0] != actions[1]:
-                raise ValueError(
+                raise InputError(
                     f"the traces are of different programs: action {place} of rank {rank} is {actions[0]} in the "
                     f"{first} and {actions[1]} in the {second} one"
                 )
         if len(mine) != len(its):
-            raise ValueError(
+            raise InputError(
                 f"the traces are of different programs: rank {rank} has {len(mine)} actions in the {first} and "
                 f"{len(its)} in the {second} one"
             )

@@ -25,6 +25,7 @@ from typing import Any
 import numpy as np
 import numpy.typing as npt
 
+from ppsim.errors import InputError
 from ppsim.schedule.action import Kind
 from ppsim.trace.trace import Trace
 
@@ -41,11 +42,11 @@ def save_perfetto(traces: Mapping[str, Trace], path: str | Path) -> None:
 def perfetto_json(traces: Mapping[str, Trace]) -> str:
     """Traces by name, such as `{"predicted": t, "measured": u}`, as one JSON object in Chrome's trace format.
 
-    Each trace starts at 0. `ts` and `dur` are in microseconds, rounded to whole nanoseconds. Raises ValueError if there
+    Each trace starts at 0. `ts` and `dur` are in microseconds, rounded to whole nanoseconds. Raises InputError if there
     are no traces.
     """
     if not traces:
-        raise ValueError('there is no trace to export: give at least one by name, as in {"predicted": trace}')
+        raise InputError('there is no trace to export: give at least one by name, as in {"predicted": trace}')
     world_size = max(trace.ranks for trace in traces.values())
     # Holistic Trace Analysis finds the rank by the first match of "rank":\s+(\d+): this head first, and its space kept.
     head = json.dumps(

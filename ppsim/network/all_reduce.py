@@ -9,6 +9,8 @@ from dataclasses import asdict, dataclass
 import numpy as np
 import numpy.typing as npt
 
+from ppsim.errors import InputError
+
 
 @dataclass(frozen=True, kw_only=True)
 class Reduction:
@@ -25,7 +27,7 @@ class Reduction:
 
     Raises
     ------
-    ValueError
+    InputError
         For numbers that cannot be.
 
     Notes
@@ -47,11 +49,11 @@ class Reduction:
 
     def __post_init__(self) -> None:
         if isinstance(self.replicas, bool) or not isinstance(self.replicas, int) or self.replicas < 1:
-            raise ValueError(f"replicas must be a whole number of 1 or more, got {self.replicas!r}")
+            raise InputError(f"replicas must be a whole number of 1 or more, got {self.replicas!r}")
         if not (math.isfinite(self.latency_s) and self.latency_s >= 0):
-            raise ValueError(f"latency_s must be seconds, finite and >= 0, got {self.latency_s!r}")
+            raise InputError(f"latency_s must be seconds, finite and >= 0, got {self.latency_s!r}")
         if not self.bytes_per_s > 0:
-            raise ValueError(f"bytes_per_s must be > 0 (leave it out for no limit), got {self.bytes_per_s!r}")
+            raise InputError(f"bytes_per_s must be > 0 (leave it out for no limit), got {self.bytes_per_s!r}")
 
     @classmethod
     def fitted(cls, replicas: int, size_bytes: npt.ArrayLike, seconds: npt.ArrayLike) -> Reduction:
@@ -72,17 +74,17 @@ class Reduction:
 
         Raises
         ------
-        ValueError
+        InputError
             For fewer than 2 replicas, lists that are empty or differ in length, or numbers that are not finite or
             negative, or a time of 0.
         """
         sizes, times = np.asarray(size_bytes, float), np.asarray(seconds, float)
         if isinstance(replicas, bool) or not isinstance(replicas, int) or replicas < 2:
-            raise ValueError(f"replicas must be 2 or more to have something to fit, got {replicas!r}")
+            raise InputError(f"replicas must be 2 or more to have something to fit, got {replicas!r}")
         if sizes.ndim != 1 or sizes.shape != times.shape or not len(sizes):
-            raise ValueError(f"size_bytes and seconds must be lists of one length, got {sizes.shape} and {times.shape}")
+            raise InputError(f"size_bytes and seconds must be lists of one length, got {sizes.shape} and {times.shape}")
         if not (np.isfinite(sizes).all() and np.isfinite(times).all() and (sizes >= 0).all() and (times > 0).all()):
-            raise ValueError("size_bytes must be finite and >= 0, seconds finite and > 0")
+            raise InputError("size_bytes must be finite and >= 0, seconds finite and > 0")
         rounds = 2 * (replicas - 1)
         scale = float(sizes.max()) or 1.0
         matrix = np.column_stack([np.ones(len(sizes)), sizes / scale]) * (rounds / times)[:, None]

@@ -9,6 +9,8 @@ from itertools import pairwise
 import numpy as np
 import numpy.typing as npt
 
+from ppsim.errors import InputError
+
 _ROUNDING = 1e-9  # relative; where two pieces meet, rounding alone must not make the larger message the cheaper
 
 
@@ -31,7 +33,7 @@ class LinkPiece:
 
     Raises
     ------
-    ValueError
+    InputError
         For seconds that are negative or not finite, a bandwidth not > 0, or `from_bytes` that is no whole number.
 
     Notes
@@ -49,13 +51,13 @@ class LinkPiece:
         for name in ("latency_s", "gap_s"):
             value = getattr(self, name)
             if not (_is_number(value) and math.isfinite(value) and value >= 0):
-                raise ValueError(f"{name} must be seconds, finite and >= 0, got {value!r}")
+                raise InputError(f"{name} must be seconds, finite and >= 0, got {value!r}")
         if not (_is_number(self.bytes_per_s) and self.bytes_per_s > 0):
-            raise ValueError(f"bytes_per_s must be > 0 (leave it out for no limit), got {self.bytes_per_s!r}")
+            raise InputError(f"bytes_per_s must be > 0 (leave it out for no limit), got {self.bytes_per_s!r}")
         if not (isinstance(self.from_bytes, int | np.integer) and not isinstance(self.from_bytes, bool)):
-            raise ValueError(f"from_bytes must be a whole number of bytes, got {self.from_bytes!r}")
+            raise InputError(f"from_bytes must be a whole number of bytes, got {self.from_bytes!r}")
         if self.from_bytes < 0:
-            raise ValueError(f"from_bytes must be 0 or more, got {self.from_bytes!r}")
+            raise InputError(f"from_bytes must be 0 or more, got {self.from_bytes!r}")
 
     def occupied_s(self, size_bytes: float) -> float:
         """Seconds for which a message of that size occupies the link."""
@@ -89,7 +91,7 @@ class Link:
 
     Raises
     ------
-    ValueError
+    InputError
         If the pieces do not ascend, or a message would arrive sooner than a smaller one.
 
     Examples
@@ -109,21 +111,21 @@ class Link:
         for smaller, piece in pairwise(self.pieces):
             size = piece.from_bytes
             if size <= smaller.from_bytes:
-                raise ValueError(
+                raise InputError(
                     f"pieces must ascend in from_bytes, from 1 on, got {size} after {smaller.from_bytes}: sort them"
                 )
             before_s, here_s = smaller.one_way_s(size - 1), piece.one_way_s(size)
             if before_s > here_s * (1 + _ROUNDING):
-                raise ValueError(
+                raise InputError(
                     f"a message of {size} bytes would take {here_s!r} s and one of {size - 1} bytes {before_s!r} s: "
                     "give pieces in which no message is cheaper than a smaller one"
                 )
 
     @classmethod
     def of(cls, *pieces: LinkPiece) -> Link:
-        """The link of these pieces, the first from 0 bytes on. Raises ValueError as `Link(...)` does."""
+        """The link of these pieces, the first from 0 bytes on. Raises InputError as `Link(...)` does."""
         if not pieces or pieces[0].from_bytes != 0:
-            raise ValueError(f"the first piece must have from_bytes 0, got {pieces[:1]!r}: add such a piece")
+            raise InputError(f"the first piece must have from_bytes 0, got {pieces[:1]!r}: add such a piece")
         first = pieces[0]
         return cls(
             latency_s=first.latency_s, gap_s=first.gap_s, bytes_per_s=first.bytes_per_s, larger=tuple(pieces[1:])
@@ -168,9 +170,9 @@ class Link:
             return gap_s[which] + size_bytes / bytes_per_s[which], latency_s[which]
 
     def slowed(self, factor: float) -> Link:
-        """The link on which every message takes `factor` times as long. Raises ValueError for no finite factor > 0."""
+        """The link on which every message takes `factor` times as long. Raises InputError for no finite factor > 0."""
         if not (_is_number(factor) and math.isfinite(factor) and factor > 0):
-            raise ValueError(f"a link is slowed by a finite factor > 0 (3.0: three times as long), got {factor!r}")
+            raise InputError(f"a link is slowed by a finite factor > 0 (3.0: three times as long), got {factor!r}")
         return Link.of(*(piece.slowed(factor) for piece in self.pieces))
 
 

@@ -11,6 +11,7 @@ from typing import Any
 import numpy as np
 import numpy.typing as npt
 
+from ppsim.errors import InputError
 from ppsim.network.link import Link, LinkPiece
 
 _REWEIGHTINGS = 12  # iterations from least squares toward least absolute errors; later ones change nothing visible
@@ -49,7 +50,7 @@ def fit_link(
 
     Raises
     ------
-    ValueError
+    InputError
         If lengths differ, there is no size, or a number is not finite, negative, or a time of 0.
 
     Notes
@@ -83,18 +84,18 @@ def fit_link(
 
 
 def _check(sizes: npt.NDArray[Any], one_way: npt.NDArray[Any], occupied: npt.NDArray[Any], most_pieces: int) -> None:
-    """Raise ValueError for measurements that cannot be."""
+    """Raise InputError for measurements that cannot be."""
     if not (sizes.ndim == 1 and sizes.shape == one_way.shape == occupied.shape and len(sizes) > 0):
-        raise ValueError(
+        raise InputError(
             f"size_bytes, one_way_s and occupied_s must be lists of one length, 1 or more, got shapes {sizes.shape}, "
             f"{one_way.shape} and {occupied.shape}"
         )
     for name, values, least in (("size_bytes", sizes, 0), ("occupied_s", occupied, 0), ("one_way_s", one_way, 1e-15)):
         wrong = values[~(np.isfinite(values) & (values >= least))]
         if len(wrong):
-            raise ValueError(f"{name} must be finite and {'>= 0' if least == 0 else '> 0'}, got {wrong[0]!r}")
+            raise InputError(f"{name} must be finite and {'>= 0' if least == 0 else '> 0'}, got {wrong[0]!r}")
     if most_pieces < 1:
-        raise ValueError(f"most_pieces must be 1 or more, got {most_pieces}")
+        raise InputError(f"most_pieces must be 1 or more, got {most_pieces}")
 
 
 def _cuts(sizes: npt.NDArray[Any], most_pieces: int) -> Iterator[tuple[int, ...]]:

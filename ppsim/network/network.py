@@ -108,7 +108,7 @@ class Network:
 
         Raises
         ------
-        ValueError
+        InputError
             For a factor that is not finite or not > 0.
         """
         slow = {pair: self.link(*pair).slowed(factor) for pair, factor in factors.items()}

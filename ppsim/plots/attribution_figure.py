@@ -32,7 +32,7 @@ def attribution(traces: Mapping[str, Trace], *, title: str | None = None) -> go.
 
     Raises
     ------
-    ValueError
+    InputError
         If there are no traces. Also what `attribute` raises.
     """
     chosen = style.named(traces)

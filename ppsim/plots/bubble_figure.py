@@ -22,7 +22,7 @@ def bubbles(traces: Mapping[str, Trace], *, title: str | None = None) -> go.Figu
 
     Raises
     ------
-    ValueError
+    InputError
         If there are no traces.
     """
     chosen = style.named(traces)

@@ -27,7 +27,7 @@ def memory(traces: Mapping[str, Trace], *, title: str | None = None) -> go.Figur
 
     Raises
     ------
-    ValueError
+    InputError
         If there are no traces.
     """
     chosen = style.named(traces)

@@ -29,7 +29,7 @@ def memory_parts(traces: Mapping[str, Trace], *, title: str | None = None) -> go
 
     Raises
     ------
-    ValueError
+    InputError
         If there are no traces.
     """
     chosen = style.named(traces)

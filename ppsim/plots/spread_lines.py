@@ -7,6 +7,7 @@ from collections.abc import Sequence
 import numpy as np
 import plotly.graph_objects as go
 
+from ppsim.errors import InputError
 from ppsim.plots.units import Unit
 from ppsim.trace.trace import Trace
 from ppsim.variation.ensemble import Ensemble
@@ -29,7 +30,7 @@ def spread_lines(blocks: Sequence[tuple[Trace, float, Ensemble]], unit: Unit) ->
 
     Raises
     ------
-    ValueError
+    InputError
         If samples are of another program than the trace.
     """
     x, y = [], []
@@ -39,7 +40,7 @@ def spread_lines(blocks: Sequence[tuple[Trace, float, Ensemble]], unit: Unit) ->
             np.array_equal(getattr(ensemble.program, name), getattr(program, name))
             for name in ("rank", "stage", "kind", "microbatch", "action_start")
         ):
-            raise ValueError("spreads need samples of the trace's own program: give its ensemble")
+            raise InputError("spreads need samples of the trace's own program: give its ensemble")
         first = program.action_start[:-1]
         begin_s, end_s = ensemble.start_quantiles_s(_RANGE)[:, first]
         rank = program.rank[first]

@@ -10,6 +10,7 @@ import numpy as np
 import numpy.typing as npt
 import plotly.graph_objects as go
 
+from ppsim.errors import InputError
 from ppsim.plots import style
 from ppsim.plots.units import Unit, time_unit
 from ppsim.trace.trace import Trace
@@ -54,13 +55,13 @@ def step_times(
 
     Raises
     ------
-    ValueError
+    InputError
         If there is nothing to draw, or if a trace has no steps' times.
     """
     samples = [(name, each.step_s, False) for name, each in ensembles.items()]
     samples += [(name, _measured(name, each), True) for name, each in (measured or {}).items()]
     if not samples:
-        raise ValueError('there is nothing to draw: give an ensemble by name, as in {"predicted": ensemble}')
+        raise InputError('there is nothing to draw: give an ensemble by name, as in {"predicted": ensemble}')
     series = [
         _Series(name=name, step_s=np.sort(step_s), is_measured=is_measured, colour=style.series_colour(index))
         for index, (name, step_s, is_measured) in enumerate(samples)
@@ -111,11 +112,11 @@ def step_times(
 def _measured(name: str, given: Trace | npt.ArrayLike) -> Seconds:
     if isinstance(given, Trace):
         if "step_times_s" not in given.details:
-            raise ValueError(f"the trace {name!r} has no step_times_s in its details: give the steps' seconds instead")
+            raise InputError(f"the trace {name!r} has no step_times_s in its details: give the steps' seconds instead")
         given = given.details["step_times_s"]
     step_s = np.asarray(given, np.float64).ravel()
     if not (len(step_s) and np.isfinite(step_s).all()):
-        raise ValueError(f"the steps of {name!r} must be finite seconds, one or more")
+        raise InputError(f"the steps of {name!r} must be finite seconds, one or more")
     return step_s
 
 

@@ -7,6 +7,7 @@ from types import MappingProxyType
 
 import plotly.graph_objects as go
 
+from ppsim.errors import InputError
 from ppsim.schedule.action import Kind
 from ppsim.trace.trace import Trace
 
@@ -70,9 +71,9 @@ def _parts(colour: str) -> list[int]:
 
 
 def named(traces: Mapping[str, Trace]) -> dict[str, Trace]:
-    """The traces to draw; raises ValueError if there are none."""
+    """The traces to draw; raises InputError if there are none."""
     if not traces:
-        raise ValueError('there is no trace to draw: give at least one by name, as in {"predicted": trace}')
+        raise InputError('there is no trace to draw: give at least one by name, as in {"predicted": trace}')
     return dict(traces)
 
 

@@ -10,6 +10,7 @@ import numpy as np
 import numpy.typing as npt
 import plotly.graph_objects as go
 
+from ppsim.errors import InputError
 from ppsim.plots import style
 from ppsim.plots.critical_line import critical_lines
 from ppsim.plots.spread_lines import spread_lines
@@ -74,7 +75,7 @@ def timeline(
 
     Raises
     ------
-    ValueError
+    InputError
         If there are no traces, or if samples are for a name or program that is not drawn.
     """
     blocks, bottom = _stack(style.named(traces))
@@ -95,7 +96,7 @@ def timeline(
         drawn = {block.name: block for block in blocks}
         unknown = next((name for name in spreads if name not in drawn), None)
         if unknown is not None:
-            raise ValueError(f"there are samples for {unknown!r}, but the traces are {', '.join(map(repr, drawn))}")
+            raise InputError(f"there are samples for {unknown!r}, but the traces are {', '.join(map(repr, drawn))}")
         figure.add_trace(
             spread_lines([(drawn[name].trace, drawn[name].top, each) for name, each in spreads.items()], unit)
         )

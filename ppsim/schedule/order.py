@@ -11,7 +11,7 @@ from typing import Any, overload
 import numpy as np
 import numpy.typing as npt
 
-from ppsim.errors import ScheduleError
+from ppsim.errors import InputError, ScheduleError
 from ppsim.schedule.action import LARGEST_NUMBER, Action, Kind, OverlappedPair, parse_action
 
 Integers = npt.NDArray[np.integer]
@@ -235,14 +235,14 @@ def concatenate(orders: Sequence[Order]) -> Order:
 
 
 def interleave(*orders: Order) -> Order:
-    """One action of each order in turn. Raises ValueError unless all have the same length; none may hold pairs.
+    """One action of each order in turn. Raises InputError unless all have the same length; none may hold pairs.
 
     >>> interleave(forwards(0, range(2)), backwards(1, range(2)))
     Order(0F0 1B0 0F1 1B1)
     """
     lengths = [len(order.stage) for order in orders]
     if len(set(lengths)) > 1:
-        raise ValueError(f"interleave needs orders of one length, got {' and '.join(map(str, lengths))} actions")
+        raise InputError(f"interleave needs orders of one length, got {' and '.join(map(str, lengths))} actions")
     return Order(
         *(
             np.stack([getattr(order, name) for order in orders], axis=1).reshape(-1)
@@ -271,7 +271,7 @@ def in_slots(*runs: tuple[Order, npt.ArrayLike]) -> Order:
 
     Raises
     ------
-    ValueError
+    InputError
         If there are not as many slots as parts.
 
     Examples
@@ -290,7 +290,7 @@ def in_slots(*runs: tuple[Order, npt.ArrayLike]) -> Order:
     together = concatenate([order for order, _ in runs])
     slots = np.concatenate([np.asarray(slots) for _, slots in runs])
     if len(slots) != len(together.stage):
-        raise ValueError(f"in_slots needs a slot for each part, got {len(slots)} for {len(together.stage)} parts")
+        raise InputError(f"in_slots needs a slot for each part, got {len(slots)} for {len(together.stage)} parts")
     return together.take(np.argsort(slots, kind="stable"))
 
 

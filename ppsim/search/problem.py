@@ -12,6 +12,7 @@ import numpy as np
 import numpy.typing as npt
 
 from ppsim.costs.stage_cost import StageCost
+from ppsim.errors import InputError
 from ppsim.network.network import Network
 from ppsim.schedule.action import Kind
 from ppsim.schedule.schedule import loop_placement, v_placement
@@ -201,22 +202,22 @@ def make_problem(
 
     Raises
     ------
-    ValueError
+    InputError
         For a value out of range, for a number of costs that does not fit the ranks, and for a limit under which no
         order exists. The message names the value and the remedy.
     """
     counts = (("ranks", ranks), ("microbatches", microbatches), ("stages_per_rank", stages_per_rank))
     for name, value in counts:
         if isinstance(value, bool) or not isinstance(value, int | np.integer) or value < 1:
-            raise ValueError(f"{name} must be a whole number of 1 or more, got {value!r}")
+            raise InputError(f"{name} must be a whole number of 1 or more, got {value!r}")
     if placement not in _PLACEMENTS:
-        raise ValueError(f"placement must be 'loop' or 'v', got {placement!r}")
+        raise InputError(f"placement must be 'loop' or 'v', got {placement!r}")
     if placement == "v" and stages_per_rank != 2:
-        raise ValueError(f"placement 'v' has 2 stages per rank, got stages_per_rank={stages_per_rank}: set it to 2")
+        raise InputError(f"placement 'v' has 2 stages per rank, got stages_per_rank={stages_per_rank}: set it to 2")
     if objective not in _OBJECTIVES:
-        raise ValueError(f"objective must be 'makespan' or 'rank_time', got {objective!r}")
+        raise InputError(f"objective must be 'makespan' or 'rank_time', got {objective!r}")
     if len(costs) != ranks * stages_per_rank:
-        raise ValueError(
+        raise InputError(
             f"{len(costs)} stage costs for {ranks} ranks with {stages_per_rank} stage(s) each: "
             f"give {ranks * stages_per_rank}"
         )
@@ -233,7 +234,7 @@ def make_problem(
     if len(short):
         rank = int(short[0])
         least = problem.smallest_limit_bytes
-        raise ValueError(
+        raise InputError(
             f"no order fits memory_limit_bytes: rank {rank} may hold {problem.limit_bytes[rank]} bytes, but one "
             f"microbatch on its stages holds {least[rank]}; the smallest limit that fits is {least.max()} for all "
             f"ranks, or {least.tolist()} rank by rank"
@@ -247,10 +248,10 @@ def _limits(given: float | Sequence[float] | None, ranks: int) -> Integers:
         return np.full(ranks, UNLIMITED_BYTES, np.int64)
     values = np.asarray(given, float)
     if values.ndim > 1 or (values.ndim == 1 and len(values) != ranks):
-        raise ValueError(
+        raise InputError(
             f"memory_limit_bytes has shape {values.shape}: give one number, or one for each of {ranks} ranks"
         )
     if np.isnan(values).any() or (values < 0).any():
-        raise ValueError(f"memory_limit_bytes must be bytes >= 0 (leave it out for no limit), got {given!r}")
+        raise InputError(f"memory_limit_bytes must be bytes >= 0 (leave it out for no limit), got {given!r}")
     limits = [UNLIMITED_BYTES if value >= UNLIMITED_BYTES else math.floor(value) for value in np.atleast_1d(values)]
     return np.broadcast_to(np.array(limits, np.int64), (ranks,)).copy()

@@ -72,7 +72,7 @@ def search(
 
     Raises
     ------
-    ValueError
+    InputError
         For a limit under which no order exists, naming the smallest that suffices, and for numbers that do not match.
 
     Notes

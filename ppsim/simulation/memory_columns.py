@@ -7,6 +7,7 @@ from typing import Any
 
 import numpy as np
 
+from ppsim.errors import InputError
 from ppsim.simulation.memory_levels import optimizer_state_bytes, receive_levels
 from ppsim.trace.trace import Trace
 
@@ -30,7 +31,7 @@ def with_columns(trace: Trace, *, receive_window: int | None = None, optimizer: 
 
     Raises
     ------
-    ValueError
+    InputError
         For a window below 1, an unknown optimizer, or an optimizer without known gradients.
     """
     changes: dict[str, Any] = {}
@@ -39,7 +40,7 @@ def with_columns(trace: Trace, *, receive_window: int | None = None, optimizer: 
     if optimizer is not None:
         trained = trace.memory.gradient_bytes
         if trained is None:
-            raise ValueError("an optimizer's state follows the gradients, and this trace does not know them")
+            raise InputError("an optimizer's state follows the gradients, and this trace does not know them")
         changes["optimizer_bytes"] = np.array(
             [optimizer_state_bytes(optimizer, int(each)) for each in trained], np.int64
         )

@@ -9,7 +9,7 @@ import numpy as np
 import numpy.typing as npt
 
 from ppsim.costs.stage_cost import StageCost
-from ppsim.errors import CostError
+from ppsim.errors import CostError, InputError
 from ppsim.schedule.action import Kind
 from ppsim.schedule.program import Program
 
@@ -126,7 +126,7 @@ def receive_levels(program: Program, message_bytes: npt.NDArray[np.int64], windo
 
     Raises
     ------
-    ValueError
+    InputError
         For a window below 1.
 
     Notes
@@ -135,7 +135,7 @@ def receive_levels(program: Program, message_bytes: npt.NDArray[np.int64], windo
     uses its messages as it starts. From then on they count as the input of its stage.
     """
     if window < 1:
-        raise ValueError(f"a receive window must be 1 or more, got {window}")
+        raise InputError(f"a receive window must be 1 or more, got {window}")
     messages, row_action = program.messages, program.row_action
     held = np.zeros(len(program.stage), np.int64)
     bounds = [*np.flatnonzero(messages.position == 0).tolist(), len(messages)]
@@ -170,11 +170,11 @@ def optimizer_state_bytes(optimizer: str, trained_bytes: int, *, tensors: int = 
 
     Raises
     ------
-    ValueError
+    InputError
         For other optimizers.
     """
     if optimizer not in OPTIMIZERS:
-        raise ValueError(f"unknown optimizer {optimizer!r}: take {', '.join(OPTIMIZERS)}")
+        raise InputError(f"unknown optimizer {optimizer!r}: take {', '.join(OPTIMIZERS)}")
     moments, counters = OPTIMIZERS[optimizer]
     return moments * trained_bytes + counters * 4 * tensors
 

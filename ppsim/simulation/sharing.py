@@ -5,6 +5,7 @@ from __future__ import annotations
 from dataclasses import dataclass
 
 from ppsim.conditions import Conditions, Sharing
+from ppsim.errors import InputError
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -41,7 +42,7 @@ class Devices:
 
         Raises
         ------
-        ValueError
+        InputError
             If `devices` does not name one device for each rank.
 
         Notes
@@ -53,7 +54,7 @@ class Devices:
             return None
         of_rank = (0,) * ranks if conditions.devices is None else tuple(conditions.devices)
         if len(of_rank) != ranks:
-            raise ValueError(f"devices names {len(of_rank)} devices for {ranks} ranks: give each rank's")
+            raise InputError(f"devices names {len(of_rank)} devices for {ranks} ranks: give each rank's")
         most = max(map(of_rank.count, of_rank))  # ranks on one device
         cores = 1 if conditions.cores is None else conditions.cores
         capacity = conditions.sharing_efficiency * cores

@@ -11,6 +11,7 @@ import numpy.typing as npt
 
 from ppsim.conditions import Conditions
 from ppsim.costs.stage_cost import StageCost
+from ppsim.errors import InputError
 from ppsim.network.network import Network
 from ppsim.schedule.schedule import Schedule
 from ppsim.simulation.engines.by_name import run_engine
@@ -65,7 +66,7 @@ def simulate(
     ------
     ScheduleError
         If the schedule is incomplete or could hang.
-    ValueError
+    InputError
         If costs and stages do not match, or an option cannot be.
 
     Notes
@@ -116,7 +117,7 @@ def predicted(
 
     Raises
     ------
-    ValueError
+    InputError
         If the step is longer than a float holds.
     """
     program = timed.program
@@ -142,9 +143,9 @@ def predicted(
 
 
 def check_finite(*times_s: npt.NDArray[np.float64]) -> None:
-    """Raise ValueError if some time is infinite."""
+    """Raise InputError if some time is infinite."""
     if not all(np.isfinite(each).all() for each in times_s):
-        raise ValueError("the step takes longer than a float holds: give smaller costs, or a higher bytes_per_s")
+        raise InputError("the step takes longer than a float holds: give smaller costs, or a higher bytes_per_s")
 
 
 def network_details(network: Network) -> dict[str, Any]:

@@ -8,6 +8,8 @@ numbers of microbatches whose activations are held at once (`_peak_activations`)
 
 from __future__ import annotations
 
+from ppsim.errors import InputError
+
 
 def afab_makespan_s(
     *, ranks: int, microbatches: int, forward_s: float, backward_s: float, latency_s: float = 0.0
@@ -43,7 +45,7 @@ def one_f_one_b_makespan_s(
 
     Raises
     ------
-    ValueError
+    InputError
         For a latency where m is no multiple of p.
 
     Notes
@@ -56,7 +58,7 @@ def one_f_one_b_makespan_s(
     if latency_s == 0 or ranks == 1:
         return step_s
     if microbatches % ranks:
-        raise ValueError(
+        raise InputError(
             f"1F1B with latency has a closed form for m a multiple of p, got m={microbatches}, p={ranks}: "
             f"take m={microbatches // ranks * ranks or ranks} or simulate"
         )

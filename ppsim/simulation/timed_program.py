@@ -10,6 +10,7 @@ import numpy.typing as npt
 
 from ppsim.conditions import Conditions
 from ppsim.costs.stage_cost import StageCost
+from ppsim.errors import InputError
 from ppsim.network.network import Network
 from ppsim.schedule.action import Kind
 from ppsim.schedule.deadlock import smallest_receive_window
@@ -67,13 +68,13 @@ class TimedProgram:
 
         Raises
         ------
-        ValueError
+        InputError
             If stages or conditions do not fit the program.
         """
         conditions = conditions or Conditions()
         count = program.schedule.stages
         if len(stages) != count:
-            raise ValueError(f"{len(stages)} stage costs for a schedule of {count} stages: give one for each")
+            raise InputError(f"{len(stages)} stage costs for a schedule of {count} stages: give one for each")
         with np.errstate(over="ignore"):  # whoever runs this refuses infinite times
             occupied_s, latency_s = network.transfer_times(program, message_bytes(program, stages))
         return cls(
@@ -146,7 +147,7 @@ def row_durations(
 
     Raises
     ------
-    ValueError
+    InputError
         If `scale` does not broadcast to (stages, microbatches).
     """
     table = np.empty((4, len(stages)))
@@ -161,7 +162,7 @@ def row_durations(
     try:
         factors = np.broadcast_to(np.asarray(scale, np.float64), shape)
     except ValueError:
-        raise ValueError(f"scale has shape {np.shape(scale)}: give one that broadcasts to {shape}") from None
+        raise InputError(f"scale has shape {np.shape(scale)}: give one that broadcasts to {shape}") from None
     return durations_s if (factors == 1).all() else durations_s * factors[program.stage, program.microbatch]
 
 
@@ -185,13 +186,13 @@ def _durations(program: Program, stages: Sequence[StageCost], conditions: Condit
         durations_s = np.array(conditions.durations_s, np.float64)
         rows = len(program.stage)
         if durations_s.shape != (rows,):
-            raise ValueError(
+            raise InputError(
                 f"durations_s has shape {durations_s.shape}: give one number for each of the program's {rows} rows"
             )
     factors = np.ones(program.ranks)
     for rank, factor in (conditions.slow_ranks or {}).items():
         if not 0 <= rank < program.ranks:
-            raise ValueError(f"slow_ranks has rank {rank}, but there are {program.ranks} ranks, counted from 0")
+            raise InputError(f"slow_ranks has rank {rank}, but there are {program.ranks} ranks, counted from 0")
         factors[rank] = factor
     return durations_s * factors[program.rank] if conditions.slow_ranks else durations_s
 
@@ -199,7 +200,7 @@ def _durations(program: Program, stages: Sequence[StageCost], conditions: Condit
 def _by_action(program: Program, name: str, given_s: npt.ArrayLike) -> Seconds:
     """Seconds of each action, shape (actions,)."""
     if np.shape(given_s) not in ((), (program.actions,)):
-        raise ValueError(f"{name} has shape {np.shape(given_s)}: give one number, or one for each of {program.actions}")
+        raise InputError(f"{name} has shape {np.shape(given_s)}: give one number, or one for each of {program.actions}")
     return np.full(program.actions, given_s, np.float64)
 
 
@@ -212,7 +213,7 @@ def _sends(program: Program) -> npt.NDArray[np.bool_]:
 
 def _checked_window(program: Program, window: int | None) -> int | None:
     if window is not None and window < (needed := smallest_receive_window(program)):
-        raise ValueError(
+        raise InputError(
             f"receive_window {window} is too small: this schedule needs {needed} receives posted at once on a link, or "
             "it waits for ever; give that or more, or None"
         )

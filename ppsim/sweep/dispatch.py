@@ -15,6 +15,7 @@ from typing import TYPE_CHECKING, Any
 import cloudpickle
 import loky
 
+from ppsim.errors import InputError
 from ppsim.sweep.grid import Listed, Point, Product
 from ppsim.sweep.key import digest
 from ppsim.sweep.store import PointOutcome, Store
@@ -80,7 +81,7 @@ class LocalProcesses:
 
     Raises
     ------
-    ValueError
+    InputError
         If the function cannot be sent to another process.
 
     Notes
@@ -94,7 +95,7 @@ class LocalProcesses:
         try:
             self._function = cloudpickle.dumps(function)
         except Exception as error:
-            raise ValueError(
+            raise InputError(
                 f"the function cannot be sent to another process ({type(error).__name__}: {error}): build what it "
                 "holds inside it, or give executor=concurrent.futures.ThreadPoolExecutor()"
             ) from error

@@ -7,6 +7,7 @@ import math
 from collections.abc import Iterable, Mapping, Sequence
 from typing import Any, overload
 
+from ppsim.errors import InputError
 from ppsim.sweep.key import canonical_json
 
 Point = Mapping[str, Any]
@@ -78,7 +79,7 @@ class Listed(Sequence[Point]):
         self._texts: list[str] = []
         for number, point in enumerate(points):
             if not isinstance(point, Mapping):
-                raise ValueError(f"point {number} of the grid must be a mapping name -> value, got {point!r:.100}")
+                raise InputError(f"point {number} of the grid must be a mapping name -> value, got {point!r:.100}")
             texts = [_named(name, point[name]) for name in sorted(map(_checked_name, point))]
             self._points.append(dict(point))
             self._texts.append("{" + ",".join(texts) + "}")
@@ -113,7 +114,7 @@ def points_of(grid: Mapping[str, Iterable[Any]] | Iterable[Point]) -> Product | 
 
     Raises
     ------
-    ValueError
+    InputError
         For values without a canonical form, names that are no text and axes that are no lists.
 
     Examples
@@ -124,13 +125,13 @@ def points_of(grid: Mapping[str, Iterable[Any]] | Iterable[Point]) -> Product | 
     if isinstance(grid, Mapping):
         return Product(grid)
     if isinstance(grid, (str, bytes)) or not isinstance(grid, Iterable):
-        raise ValueError(f"a grid is a mapping name -> values or an iterable of points, got {grid!r:.100}")
+        raise InputError(f"a grid is a mapping name -> values or an iterable of points, got {grid!r:.100}")
     return Listed(grid)
 
 
 def _axis(name: str, values: Iterable[Any]) -> list[Any]:
     if isinstance(values, (str, bytes, Mapping)) or not isinstance(values, Iterable):
-        raise ValueError(
+        raise InputError(
             f"the grid's {name!r} must be a sequence of values, got {values!r:.100}: write [value] for one"
         )
     return list(values)
@@ -138,7 +139,7 @@ def _axis(name: str, values: Iterable[Any]) -> list[Any]:
 
 def _checked_name(name: Any) -> str:
     if not isinstance(name, str):
-        raise ValueError(f"names in a grid are the function's arguments, text, got {name!r:.100}")
+        raise InputError(f"names in a grid are the function's arguments, text, got {name!r:.100}")
     return name
 
 
@@ -146,4 +147,4 @@ def _named(name: str, value: Any) -> str:
     try:
         return f"{json.dumps(_checked_name(name))}:{canonical_json(value)}"
     except ValueError as error:
-        raise ValueError(f"the grid's {name!r}: {error}") from None
+        raise InputError(f"the grid's {name!r}: {error}") from None

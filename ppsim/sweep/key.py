@@ -16,13 +16,15 @@ from typing import Any
 
 import numpy as np
 
+from ppsim.errors import InputError
+
 
 def canonical_json(value: Any) -> str:
     """The one spelling of a value that is part of a configuration.
 
     Raises
     ------
-    ValueError
+    InputError
         For a value that has none. The message names the remedy.
 
     Notes
@@ -45,14 +47,14 @@ def canonical_json(value: Any) -> str:
     try:
         return _spelled(_plain(value))
     except RecursionError:
-        raise ValueError("a configuration is nested too deeply, or holds itself: give plain values") from None
+        raise InputError("a configuration is nested too deeply, or holds itself: give plain values") from None
 
 
 def _spelled(plain: Any) -> str:
     try:
         return json.dumps(plain, sort_keys=True, allow_nan=False, separators=(",", ":"))
     except ValueError as error:  # whole numbers of thousands of digits
-        raise ValueError(f"a configuration has no canonical form: {error}") from None
+        raise InputError(f"a configuration has no canonical form: {error}") from None
 
 
 def _plain(value: Any) -> Any:
@@ -76,7 +78,7 @@ def _plain(value: Any) -> Any:
         compared = {field.name: _plain(getattr(value, field.name)) for field in fields(value) if field.compare}
         return {"$type": _type_name(type(value)), "fields": compared}
     remedy = "give its .tolist()" if isinstance(value, np.ndarray) else "give numbers, text, lists or a dataclass"
-    raise ValueError(
+    raise InputError(
         f"a configuration holds {value!r:.100}, a {type(value).__name__}, which has no canonical form: {remedy}, "
         "and build the rest in the function"
     )
@@ -131,17 +133,17 @@ def function_name(function: Callable[..., Any], *, why: str | None) -> str:
 
     Raises
     ------
-    ValueError
+    InputError
         For a lambda, a function inside a function, a partial or a method of an object where `why` is given, and for
         what cannot be called.
     """
     if not callable(function):
-        raise ValueError(f"a sweep needs a function, got {function!r:.100}")
+        raise InputError(f"a sweep needs a function, got {function!r:.100}")
     name = getattr(function, "__qualname__", None) or type(function).__qualname__
     module_name = getattr(function, "__module__", None) or "builtins"
     module = sys.modules.get(module_name)
     if why is not None and _look_up(module, name) is not function:
-        raise ValueError(
+        raise InputError(
             f"{why} needs a function that can be imported by its name, and {module_name}.{name} is not: define it with "
             "`def` at the top level of a module, and give bound arguments as an axis of one value, grid={'a': [1], ...}"
         )
@@ -159,7 +161,7 @@ def _look_up(module: Any, name: str) -> Any:
 
 
 def check_arguments(function: Callable[..., Any], names: frozenset[str]) -> None:
-    """Raise ValueError where the function cannot be called with arguments of these names."""
+    """Raise InputError where the function cannot be called with arguments of these names."""
     try:
         signature = inspect.signature(function)
     except (TypeError, ValueError):  # some built-in functions do not say
@@ -168,7 +170,7 @@ def check_arguments(function: Callable[..., Any], names: frozenset[str]) -> None
         signature.bind(**dict.fromkeys(names))
     except TypeError as error:
         shown = ", ".join(sorted(names)) or "no arguments"
-        raise ValueError(
+        raise InputError(
             f"{getattr(function, '__name__', function)}{signature} cannot be called with {shown}: {error}"
         ) from None
 

@@ -137,7 +137,7 @@ def load_sweep(path: str | Path, function: Callable[..., Any] | str | None = Non
     ------
     FileNotFoundError
         If there is no such file.
-    ValueError
+    InputError
         If the file is no store.
     """
     name = function_name(function, why=None) if callable(function) else function

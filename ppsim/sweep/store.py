@@ -9,6 +9,8 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+from ppsim.errors import InputError
+
 _APPLICATION_ID = 0x70707377  # "ppsw": marks the file as ours
 _SCHEMA_VERSION = 1
 _WAIT_S = 60.0  # for another process that writes
@@ -58,7 +60,7 @@ class Store:
 
     Raises
     ------
-    ValueError
+    InputError
         If the file is no store of this version.
     OSError
         As `open` raises it, if the file cannot be opened.
@@ -131,7 +133,7 @@ class Store:
         """Check that the file is ours, and make the table where the file is empty."""
         version = self._version()
         if version is None and read_only:
-            raise ValueError(f"{self._path} holds no results: it is empty")
+            raise InputError(f"{self._path} holds no results: it is empty")
         if version is None:
             # Readers do not wait for the writer then, and a commit costs no wait for the disk. SQLite does not wait
             # by itself where two processes switch at once.
@@ -143,14 +145,14 @@ class Store:
                 self._connection.execute(f"PRAGMA user_version = {_SCHEMA_VERSION}")
             self._connection.execute("COMMIT")
         elif version != _SCHEMA_VERSION:
-            raise ValueError(
+            raise InputError(
                 f"{self._path} is a store of version {version}, this is version {_SCHEMA_VERSION}: "
                 "use the release that made it, or another file"
             )
         self._connection.execute("PRAGMA synchronous = NORMAL")  # enough for whatever happens to a process
 
     def _version(self) -> int | None:
-        """The schema's version; None for an empty file. Raises ValueError where the database is another's."""
+        """The schema's version; None for an empty file. Raises InputError where the database is another's."""
         # The tables are counted first: another process that makes the store commits table and number together. Read the
         # other way round, a store that appears in between would look like another's database.
         tables = self._number("SELECT count(*) FROM sqlite_master")
@@ -158,7 +160,7 @@ class Store:
         if application_id == _APPLICATION_ID:
             return self._number("PRAGMA user_version")
         if application_id != 0 or tables != 0:
-            raise ValueError(f"{self._path} is a database, but not a store of sweeps: give another path")
+            raise InputError(f"{self._path} is a database, but not a store of sweeps: give another path")
         return None
 
     def _number(self, query: str) -> int:
@@ -181,7 +183,7 @@ class Store:
         except sqlite3.DatabaseError as error:
             known = "not a database" in str(error) or "malformed" in str(error)
             what = "is not a store of sweeps, or is damaged" if known else "cannot be used as a store of sweeps"
-            raise ValueError(f"{self._path} {what} ({error}): give another path") from None
+            raise InputError(f"{self._path} {what} ({error}): give another path") from None
 
 
 def _outcome(columns: Any) -> PointOutcome:

@@ -7,6 +7,7 @@ from concurrent.futures import Executor, ProcessPoolExecutor
 from pathlib import Path
 from typing import Any
 
+from ppsim.errors import InputError
 from ppsim.sweep.grid import Listed, Point, Product, points_of
 from ppsim.sweep.key import check_arguments, digest, function_name
 from ppsim.sweep.result import SweepResult
@@ -53,7 +54,7 @@ def sweep(
 
     Raises
     ------
-    ValueError
+    InputError
         The function, the grid or the store cannot be used; the message says why.
     RuntimeError
         The given executor is broken, or every process died.
@@ -89,9 +90,9 @@ def sweep(
 
     for name, count in (("workers", workers), ("in_flight", in_flight)):
         if count is not None and count < 1:
-            raise ValueError(f"{name} must be at least 1, got {count}")
+            raise InputError(f"{name} must be at least 1, got {count}")
     if executor is not None and workers is not None:
-        raise ValueError(f"workers={workers} is for processes of this machine: the executor has its own, leave one out")
+        raise InputError(f"workers={workers} is for processes of this machine: the executor has its own, leave one out")
     points = points_of(grid)
     name = function_name(function, why=_why_named(executor, store))
     for names in points.name_sets:

@@ -13,6 +13,7 @@ import numpy as np
 import numpy.typing as npt
 
 from ppsim.conditions import Conditions
+from ppsim.errors import InputError
 from ppsim.schedule.action import Kind
 from ppsim.schedule.order import Order
 from ppsim.schedule.program import Program
@@ -267,7 +268,7 @@ class Trace:
 
         Raises
         ------
-        ValueError
+        InputError
             If the file is of another kind, damaged, or of a schema that this version does not read.
         OSError
             If the file cannot be read.
@@ -276,7 +277,8 @@ class Trace:
         try:
             return cls._of_file(header, arrays)
         except Exception as error:  # as in `read_file`: damage shows in many ways
-            raise ValueError(f"{path} is a damaged trace: {type(error).__name__}: {error}; save it again") from None
+            what = str(error) if isinstance(error, InputError) else f"{type(error).__name__}: {error}"
+            raise InputError(f"{path} is a damaged trace: {what}; save it again") from None
 
     @classmethod
     def _of_file(cls, header: Mapping[str, Any], arrays: Mapping[str, npt.NDArray[Any]]) -> Trace:
@@ -293,7 +295,7 @@ class Trace:
             if is_required or name in arrays:  # older files lack some columns
                 wanted = (_length(name, schedule.program),)
                 if arrays[name].shape != wanted:
-                    raise ValueError(f"{name} has shape {arrays[name].shape}, its schedule needs {wanted}")
+                    raise InputError(f"{name} has shape {arrays[name].shape}, its schedule needs {wanted}")
                 number = np.int64 if name.endswith("_bytes") else np.float64
                 columns[name] = arrays[name].astype(number, casting="same_kind")
         details = dict(header["details"])

@@ -11,6 +11,8 @@ from typing import Any
 import numpy as np
 import numpy.typing as npt
 
+from ppsim.errors import InputError
+
 Array = npt.NDArray[Any]
 
 SCHEMA_VERSION = 2  # 1 held the conditions among the details
@@ -39,7 +41,7 @@ def read_file(path: str | Path) -> tuple[dict[str, Any], dict[str, Array]]:
 
     Raises
     ------
-    ValueError
+    InputError
         If the file is of another kind, or of a schema that this version does not read.
     OSError
         If the file cannot be read.
@@ -52,9 +54,9 @@ def read_file(path: str | Path) -> tuple[dict[str, Any], dict[str, Array]]:
             arrays = {name: archive[name] for name in archive.files}
         header = dict(json.loads(arrays.pop("header").tobytes()))
     except Exception:
-        raise ValueError(f"{path} is not a saved trace: write one with Trace.save") from None
+        raise InputError(f"{path} is not a saved trace: write one with Trace.save") from None
     if header.get("schema") not in range(1, SCHEMA_VERSION + 1):
-        raise ValueError(
+        raise InputError(
             f"{path} has trace schema {header.get('schema')!r}, this version reads 1 to {SCHEMA_VERSION}: "
             "load it with the version that wrote it"
         )

@@ -12,6 +12,7 @@ import numpy.typing as npt
 
 from ppsim.conditions import Conditions
 from ppsim.costs.stage_cost import StageCost
+from ppsim.errors import InputError
 from ppsim.schedule.program import Program
 from ppsim.simulation.simulate import predicted
 from ppsim.trace.trace import Trace
@@ -156,11 +157,11 @@ class Ensemble:
 
         Raises
         ------
-        ValueError
+        InputError
             For a sample that does not exist.
         """
         if not 0 <= sample < len(self):
-            raise ValueError(f"there is no sample {sample}: they are numbered 0 to {len(self) - 1}")
+            raise InputError(f"there is no sample {sample}: they are numbered 0 to {len(self) - 1}")
         return predicted(
             self.sampler.times.sample(sample),
             self.stages,
@@ -188,13 +189,13 @@ class Ensemble:
 
         Raises
         ------
-        ValueError
+        InputError
             Where all starts together would need more than a gigabyte.
         """
         rows = len(self.program.stage)
         if rows * len(self) > _MOST_STARTS:
             most = _MOST_STARTS // rows
-            raise ValueError(f"{len(self)} samples of {rows} starts do not fit: take at most {most} samples")
+            raise InputError(f"{len(self)} samples of {rows} starts do not fit: take at most {most} samples")
         start_s = self.sampler.run(len(self), with_starts=True).start_s
         start_s -= start_s.min(axis=1, keepdims=True)
         return np.percentile(start_s, list(q), axis=0)

@@ -11,6 +11,7 @@ from typing import Any
 import numpy as np
 import numpy.typing as npt
 
+from ppsim.errors import InputError
 from ppsim.schedule.action import Kind
 from ppsim.trace.trace import Trace
 from ppsim.variation.jitter_fit import fit_jitter
@@ -56,7 +57,7 @@ class Jitter:
 
     Raises
     ------
-    ValueError
+    InputError
         For numbers that cannot be.
 
     Notes
@@ -77,13 +78,13 @@ class Jitter:
         for name in _SPREADS:
             value = getattr(self, name)
             if not (_is_amount(value) and value <= MOST_RELATIVE):
-                raise ValueError(
+                raise InputError(
                     f"{name} must be a relative standard deviation from 0 to {MOST_RELATIVE:g}, got {value!r}"
                 )
         if not (_is_amount(self.hiccup_probability) and self.hiccup_probability <= 1):
-            raise ValueError(f"hiccup_probability must be from 0 to 1, got {self.hiccup_probability!r}")
+            raise InputError(f"hiccup_probability must be from 0 to 1, got {self.hiccup_probability!r}")
         if not _is_amount(self.hiccup_s):
-            raise ValueError(f"hiccup_s must be seconds, finite and >= 0, got {self.hiccup_s!r}")
+            raise InputError(f"hiccup_s must be seconds, finite and >= 0, got {self.hiccup_s!r}")
         object.__setattr__(self, "late_s", _checked_seconds(self.late_s))
         checked = {str(getattr(kind, "name", kind)): _checked(kind, drawn) for kind, drawn in self.factors.items()}
         object.__setattr__(self, "factors", MappingProxyType(checked))
@@ -105,7 +106,7 @@ class Jitter:
 
         Raises
         ------
-        ValueError
+        InputError
             For a kind that is not computed, or samples that are no durations.
 
         Examples
@@ -118,7 +119,7 @@ class Jitter:
             amounts = _checked(kind, durations)
             mean = float(amounts.mean())
             if mean <= 0:
-                raise ValueError(f"the samples of {kind} are all 0: give durations of an action that takes time")
+                raise InputError(f"the samples of {kind} are all 0: give durations of an action that takes time")
             factors[kind] = amounts / mean
         return cls(factors=factors, **others)
 
@@ -179,17 +180,17 @@ def _is_amount(value: object) -> bool:
 def _checked(kind: str | Kind, amounts: npt.ArrayLike) -> Factors:
     name = getattr(kind, "name", kind)
     if name not in _DRAWN:
-        raise ValueError(f"unknown kind {name!r}: jitter has the kinds {', '.join(_DRAWN)}")
+        raise InputError(f"unknown kind {name!r}: jitter has the kinds {', '.join(_DRAWN)}")
     checked = np.array(amounts, np.float64)
     if checked.ndim != 1 or not len(checked):
-        raise ValueError(f"the samples of {name} have shape {checked.shape}: give a list of one or more")
+        raise InputError(f"the samples of {name} have shape {checked.shape}: give a list of one or more")
     if not (np.isfinite(checked).all() and (checked >= 0).all()):
-        raise ValueError(f"the samples of {name} must be finite and >= 0")
+        raise InputError(f"the samples of {name} must be finite and >= 0")
     return checked
 
 
 def _checked_seconds(late_s: npt.ArrayLike) -> Factors:
     checked = np.array(late_s, np.float64)
     if checked.ndim != 1 or not (np.isfinite(checked).all() and (checked >= 0).all()):
-        raise ValueError(f"late_s must be a list of seconds, finite and >= 0, got {late_s!r}")
+        raise InputError(f"late_s must be a list of seconds, finite and >= 0, got {late_s!r}")
     return checked

@@ -20,6 +20,7 @@ from typing import NamedTuple
 import numpy as np
 import numpy.typing as npt
 
+from ppsim.errors import InputError
 from ppsim.schedule.action import Kind
 from ppsim.schedule.program import Program
 from ppsim.trace.trace import Trace
@@ -51,7 +52,7 @@ def fit_jitter(traces: Sequence[Trace]) -> FittedJitter:
 
     Raises
     ------
-    ValueError
+    InputError
         For fewer than two traces, traces of different programs, or actions without length.
 
     Notes
@@ -59,7 +60,7 @@ def fit_jitter(traces: Sequence[Trace]) -> FittedJitter:
     Messages are left out: what a message takes in a measured trace is mostly its receiver's time.
     """
     if len(traces) < 2:
-        raise ValueError(f"jitter shows between steps: give two traces or more, got {len(traces)}")
+        raise InputError(f"jitter shows between steps: give two traces or more, got {len(traces)}")
     program = traces[0].program
     for trace in traces[1:]:
         same = trace.program is program or all(
@@ -67,11 +68,11 @@ def fit_jitter(traces: Sequence[Trace]) -> FittedJitter:
             for name in ("rank", "stage", "kind", "microbatch", "action_start")
         )
         if not same:
-            raise ValueError("the traces are of different programs: give several steps of one")
+            raise InputError("the traces are of different programs: give several steps of one")
     seconds = np.array([_action_seconds(trace) for trace in traces])
     used = (seconds > 0).all(axis=0)
     if not used.any():
-        raise ValueError("no action takes time in every trace: there is no jitter to be found")
+        raise InputError("no action takes time in every trace: there is no jitter to be found")
     rank, kind = (column[program.action_start[:-1]][used] for column in (program.rank, program.kind))
     return _fitted(np.log(seconds[:, used]), np.unique(rank, return_inverse=True)[1], kind)
 

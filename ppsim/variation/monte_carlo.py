@@ -10,6 +10,7 @@ import numpy as np
 
 from ppsim.conditions import Conditions
 from ppsim.costs.stage_cost import StageCost
+from ppsim.errors import InputError
 from ppsim.network.network import Network
 from ppsim.schedule.schedule import Schedule
 from ppsim.simulation.replica_sums import gradient_rows, sum_times
@@ -67,7 +68,7 @@ def monte_carlo(
 
     Raises
     ------
-    ValueError
+    InputError
         For what `simulate` refuses, fewer than one sample, or a seed or threads that cannot be.
 
     Notes
@@ -85,7 +86,7 @@ def monte_carlo(
     """
     for name, value, least in (("samples", samples, 1), ("seed", seed, 0), ("threads", threads, 1)):
         if value is not None and (isinstance(value, bool) or not isinstance(value, int) or value < least):
-            raise ValueError(f"{name} must be a whole number of {least} or more, got {value!r}")
+            raise InputError(f"{name} must be a whole number of {least} or more, got {value!r}")
     network = Network() if network is None else network
     conditions = replace(conditions or Conditions(), **options)
     program = schedule.program

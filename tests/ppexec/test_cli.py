@@ -139,7 +139,6 @@ def test_words_that_are_no_command_are_refused(
     [
         (["--model", "tests.support.factories:not_a_model"], "the factory must give a ppexec.Model, got list"),
         (["--model", spelled("bad_sample", gives="one")], "sample(0) must give (inputs, targets), two tensors"),
-        (["--model", spelled("with_one", kind="Raises", at=1)], "this layer takes no such input: give it another"),
         (["--hidden", "1000000"], "GiB"),
     ],
 )

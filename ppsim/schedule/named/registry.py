@@ -7,6 +7,7 @@ from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from typing import cast
 
+from ppsim.errors import InputError
 from ppsim.schedule.named.afab import afab, afab_eager
 from ppsim.schedule.named.controllable_memory import v_half, v_min
 from ppsim.schedule.named.interleaved import interleaved_1f1b, interleaved_zb, looped_bfs
@@ -100,17 +101,17 @@ def schedule_names() -> list[str]:
 
 
 def _entry(name: str) -> _Entry:
-    """What is known under a name; raises ValueError with the nearest name."""
+    """What is known under a name; raises InputError with the nearest name."""
     try:
         return _ENTRIES[_ALIASES.get(name, name)]
     except KeyError:
         close = difflib.get_close_matches(name, [*_ENTRIES, *_ALIASES], n=1)
         hint = f"did you mean {close[0]!r}? " if close else ""
-        raise ValueError(f"unknown schedule {name!r}: {hint}known are {', '.join(_ENTRIES)}") from None
+        raise InputError(f"unknown schedule {name!r}: {hint}known are {', '.join(_ENTRIES)}") from None
 
 
 def natural_stages_per_rank(name: str) -> int:
-    """The number of stages per rank that `build_schedule` takes when none is given. Raises ValueError as that does."""
+    """The number of stages per rank that `build_schedule` takes when none is given. Raises InputError as that does."""
     return _entry(name).stages_per_rank
 
 
@@ -134,7 +135,7 @@ def build_schedule(name: str, *, ranks: int, microbatches: int, stages_per_rank:
 
     Raises
     ------
-    ValueError
+    InputError
         For an unknown name, or numbers that the schedule does not allow, with the nearest that work.
 
     Examples
@@ -146,16 +147,16 @@ def build_schedule(name: str, *, ranks: int, microbatches: int, stages_per_rank:
     entry = _entry(name)
     for field, value in (("ranks", ranks), ("microbatches", microbatches), ("stages_per_rank", stages_per_rank)):
         if value is not None and (not isinstance(value, int) or value < 1):
-            raise ValueError(f"{field} must be a whole number of 1 or more, got {value!r}")
+            raise InputError(f"{field} must be a whole number of 1 or more, got {value!r}")
     v = entry.stages_per_rank if stages_per_rank is None else stages_per_rank
     if v != entry.stages_per_rank and not entry.chunked:
-        raise ValueError(
+        raise InputError(
             f"{entry.name} has {entry.stages_per_rank} stage(s) per rank, got stages_per_rank={v}: "
             f"leave it out or set it to {entry.stages_per_rank}"
         )
     complaint = entry.requirement(ranks, microbatches, v)
     if complaint:
-        raise ValueError(f"{entry.name} {complaint}")
+        raise InputError(f"{entry.name} {complaint}")
     extra = (v,) if entry.chunked else ()
     return Schedule(
         orders=tuple(entry.orders(ranks, microbatches, *extra)),

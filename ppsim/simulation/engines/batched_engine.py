@@ -44,7 +44,7 @@ def run_batched(
 
     Raises
     ------
-    ValueError
+    InputError
         For shared devices.
 
     Notes

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from ppsim.errors import InputError
 from ppsim.simulation.engines.times import StepTimes
 from ppsim.simulation.timed_program import TimedProgram
 
@@ -25,7 +26,7 @@ def run_engine(name: str, timed: TimedProgram) -> StepTimes:
 
     Raises
     ------
-    ValueError
+    InputError
         For an unknown engine, and for shared devices with "compiled".
     """
     if name == "simpy":
@@ -41,4 +42,4 @@ def run_engine(name: str, timed: TimedProgram) -> StepTimes:
         from ppsim.simulation.engines.compiled_engine import run_compiled
 
         return run_compiled(timed)
-    raise ValueError(f"unknown engine {name!r}: known are {', '.join(ENGINES)}")
+    raise InputError(f"unknown engine {name!r}: known are {', '.join(ENGINES)}")

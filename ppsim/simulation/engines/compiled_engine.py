@@ -6,6 +6,7 @@ from functools import partial
 
 import numpy as np
 
+from ppsim.errors import InputError
 from ppsim.kernel_cache import kernel
 from ppsim.schedule.tables import Integers
 from ppsim.simulation.engines.times import Seconds, StepTimes
@@ -27,7 +28,7 @@ def run_compiled(timed: TimedProgram) -> StepTimes:
 
     Raises
     ------
-    ValueError
+    InputError
         For shared devices.
     """
     refuse_devices(timed)
@@ -63,9 +64,9 @@ def run_compiled(timed: TimedProgram) -> StepTimes:
 
 
 def refuse_devices(timed: TimedProgram) -> None:
-    """Raise ValueError for shared devices: when their queues move is known only while a clock runs."""
+    """Raise InputError for shared devices: when their queues move is known only while a clock runs."""
     if timed.devices is not None:
-        raise ValueError("the compiled engine has no shared devices (cores, devices, speeds): use engine='simpy'")
+        raise InputError("the compiled engine has no shared devices (cores, devices, speeds): use engine='simpy'")
 
 
 @kernel

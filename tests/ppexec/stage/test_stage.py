@@ -127,7 +127,7 @@ def test_an_output_that_ignores_its_input_sends_zeros() -> None:
 
 
 def test_a_stage_without_its_input_says_so() -> None:
-    with pytest.raises(ValueError, match="stage 1 has no input for microbatch 4"):
+    with pytest.raises(RuntimeError, match="stage 1 has no input for microbatch 4"):
         stage_of([nn.Identity()]).forward(4, None, None)
 
 

@@ -131,7 +131,7 @@ def test_losses_are_added_up_by_global_index_alone() -> None:
     config = tiny(microbatches=2, dp=2)
     seen = [[{3: 0.1, 0: 0.2}], [{}], [{2: 0.4, 1: 0.3}], [{1: 0.3}]]
     assert mean_losses(config, seen) == [(0.2 + 0.3 + 0.4 + 0.1) / 4]
-    with pytest.raises(ValueError, match="2 losses of 4"):
+    with pytest.raises(RuntimeError, match="2 losses of 4"):
         mean_losses(config, seen[:2])
 
 

@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import math
 import os
+import tempfile
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -14,6 +15,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from ppsim.cli import command
+from ppsim.errors import InputError, RunError
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -114,7 +116,9 @@ def _raises(error: BaseException) -> None:
 @pytest.mark.parametrize(
     ("error", "code", "said"),
     [
-        (ValueError("p must be 1 or more, got 0"), 2, "tool: p must be 1 or more, got 0\n"),
+        (InputError("p must be 1 or more, got 0"), 2, "tool: p must be 1 or more, got 0\n"),
+        (RunError("rank 1 died"), 1, "tool: rank 1 died\n"),
+        (RunError("rank 1 died", "in model.py"), 1, "tool: rank 1 died\nin model.py\n"),
         (
             FileNotFoundError(2, "No such file or directory", "x.csv"),
             2,
@@ -136,9 +140,25 @@ def test_errors_become_one_message_and_a_code(
     assert capsys.readouterr().err == said
 
 
-def test_a_mistake_of_ours_keeps_its_traceback() -> None:
-    with pytest.raises(ZeroDivisionError):
-        command.run(lambda: _raises(ZeroDivisionError()), prog="tool")
+@pytest.mark.parametrize("error", [ZeroDivisionError("by zero"), ValueError("too many values to unpack")])
+def test_a_fault_of_ours_is_no_bad_input(capsys: pytest.CaptureFixture[str], error: Exception) -> None:
+    """A ValueError that no check of ours raised was taken for bad input, with exit code 2."""
+    assert command.run(lambda: _raises(error), prog="tool") == 1
+    first, *frames = capsys.readouterr().err.splitlines()
+    assert first == f"tool: this is a fault of ppsim, please report it ({type(error).__name__}: {error})"
+    assert frames[0].startswith("Traceback")
+    assert frames[-1] == f"{type(error).__name__}: {error}"
+
+
+def test_with_json_the_traceback_is_kept_in_a_file(
+    capsys: pytest.CaptureFixture[str], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(tempfile, "tempdir", str(tmp_path))
+    assert command.run(lambda: _raises(KeyError("ours")), prog="tool", args=["run", "--json"]) == 1
+    said = capsys.readouterr().err
+    (kept,) = tmp_path.iterdir()
+    assert said == f"tool: this is a fault of ppsim, please report it (KeyError: 'ours') with the traceback in {kept}\n"
+    assert "_raises(KeyError" in kept.read_text(encoding="utf-8")
 
 
 def test_done_is_zero(capsys: pytest.CaptureFixture[str]) -> None:
