@@ -3,10 +3,12 @@
 from __future__ import annotations
 
 import json
+import os
 import sys
 import warnings
 from collections.abc import Sequence
 from dataclasses import asdict, dataclass
+from pathlib import Path
 from typing import Annotated, Any
 
 import tyro
@@ -186,6 +188,29 @@ def _speaks() -> bool:
     return dist.get_rank() == 0
 
 
+def save_partial_trace(error: ppexec.WorkerError, beside: Path | None) -> None:
+    """Save what the ranks had done of a step that did not end, and add to the error where it is.
+
+    Parameters
+    ----------
+    error : WorkerError
+        What ended the run.
+    beside : Path, optional
+        The file or directory that the command would have written; the working directory if not given.
+    """
+    if error.partial_trace is None:
+        return
+    name = f"partial-trace-{os.getpid()}.json"
+    path = Path(name) if beside is None else beside / name if beside.is_dir() else beside.with_suffix(".partial.json")
+    try:
+        error.partial_trace.save(path)
+    except OSError as failure:
+        said = f"its partial trace could not be written to {path}: {failure.strerror or failure}"
+    else:
+        said = f"what all ranks did is in {path}, for ui.perfetto.dev"
+    error.details = "\n".join(filter(None, [error.details, said]))
+
+
 def show_warning(message: Warning | str, *_: Any, **__: Any) -> None:
     """Print a warning as one line on standard error; takes the place of `warnings.showwarning`."""
     print(f"warning: {message}", file=sys.stderr)
@@ -215,7 +240,12 @@ def main(args: Sequence[str] | None = None) -> int:
 
     def work() -> None:
         warnings.showwarning = show_warning
-        command.parse(Command, prog="ppexec", description=_DESCRIPTION, args=args).execute()
+        chosen: Any = command.parse(Command, prog="ppexec", description=_DESCRIPTION, args=args)
+        try:
+            chosen.execute()
+        except ppexec.WorkerError as error:
+            save_partial_trace(error, chosen.out)
+            raise
 
     return command.run(work, prog="ppexec", args=args)
 

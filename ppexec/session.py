@@ -34,7 +34,8 @@ from ppexec.train.tasks import train as train_steps
 from ppexec.train.train import mean_losses
 from ppexec.verify.tasks import verify as verify_step
 from ppexec.verify.verify import VerifyReport
-from ppexec.workers.pool import WorkerPool
+from ppexec.workers.failure import Cause, Failure
+from ppexec.workers.pool import WorkerError, WorkerPool
 from ppexec.workers.worker import Worker
 from ppsim import Link, Network, Reduction, StageCost, Trace
 from ppsim.errors import InputError
@@ -433,6 +434,14 @@ class _TorchrunWorkers:
         self._worker = Worker(config, costs)
 
     def call(self, task: Callable[..., _Answer], **arguments: Any) -> list[_Answer]:
+        """Call a task here, as every process does, and gather their answers. Raises as `WorkerPool.call`."""
         results: list[Any] = [None] * dist.get_world_size()
-        dist.all_gather_object(results, task(self._worker, **arguments))
+        try:
+            dist.all_gather_object(results, task(self._worker, **arguments))
+        except Exception as error:
+            failure = Failure.of(error)
+            if failure.cause == Cause.INPUT:
+                raise
+            message = f"process {dist.get_rank()} failed during {task.__name__!r}: {failure.message}"
+            raise WorkerError(message, failure.details) from error
         return results

@@ -13,7 +13,8 @@ from typing import Any
 
 from tqdm import tqdm
 
-from ppexec.cli import show_warning
+from ppexec.cli import save_partial_trace, show_warning
+from ppexec.workers.pool import WorkerError
 from ppsim.cli import command
 from ppsim.errors import InputError
 from ppsim.export.html_report import Report
@@ -94,7 +95,12 @@ def study_main(study: type[StudyCommand], documentation: str | None) -> int:
 
     def work() -> None:
         warnings.showwarning = show_warning
-        command.parse(study, prog=script, description=(documentation or "").split("\n")[0]).execute()
+        chosen: Any = command.parse(study, prog=script, description=(documentation or "").split("\n")[0])
+        try:
+            chosen.execute()
+        except WorkerError as error:
+            save_partial_trace(error, chosen.out)
+            raise
 
     return command.run(work, prog=script)
 

@@ -6,7 +6,16 @@ class InputError(ValueError):
 
     Every error of a user's input is one of these, and a command ends with exit code 2 for it. Any other ValueError that
     leaves this project is a fault of ours.
+
+    Attributes
+    ----------
+    details : str
+        What to show below the message, such as the frames of the user's own code; empty if there is nothing.
     """
+
+    def __init__(self, message: str, details: str = "") -> None:
+        super().__init__(message)
+        self.details = details
 
 
 class ScheduleError(InputError):

@@ -126,8 +126,9 @@ class RunConfig:
     """real: ranks compute. timed: ranks wait for as long as the costs say, and send real messages."""
     costs: Path | None = None
     """File of layer costs, JSON or CSV."""
-    timeout_s: float = 600.0
-    """Seconds after which a missing message is an error."""
+    timeout_s: float = 30.0
+    """Seconds without progress of any rank after which a run ends, and says where each rank stands. A GPU that takes
+    longer than this for what it was given ends it too."""
 
     def __post_init__(self) -> None:
         for name in ("layers", "dp", "tp", "steps"):
@@ -263,6 +264,14 @@ class RunConfig:
     def world_size(self) -> int:
         """Number of processes: dp x ranks x tp, or 1 with backend "local"."""
         return 1 if self.is_local else self.dp * self.ranks * self.tp
+
+    @property
+    def longest_wait_s(self) -> float:
+        """Seconds that one rank waits for another. It is long: a rank that still computes is no fault.
+
+        Under torchrun, where no process watches the others, it is what ends a run that hangs.
+        """
+        return 20 * self.timeout_s
 
     @property
     def is_local(self) -> bool:

@@ -8,6 +8,7 @@ import torch
 from torch.utils import _pytree as pytree
 
 from ppexec.models.model import Sample
+from ppexec.models.model_error import reraise
 from ppexec.models.seeds import microbatch_order, samples_of
 from ppexec.models.shapes import BoundarySpec, Tree
 from ppsim.errors import InputError
@@ -95,7 +96,10 @@ def load_batch(
 
 def read_sample(sample: Sample, index: int) -> tuple[Tree, Tree]:
     """Read the microbatch of a global index. Raises InputError if it is not a pair of tensors or pytrees of them."""
-    pair = sample(index)
+    try:
+        pair = sample(index)
+    except Exception as error:
+        reraise(error, f"sample({index})")
     wanted = f"sample({index}) must give (inputs, targets), two tensors"
     if not (isinstance(pair, tuple) and len(pair) == 2):
         raise InputError(f"{wanted}, got {type(pair).__name__}")

@@ -14,6 +14,7 @@ import torch
 from torch import nn
 
 from ppexec.machine.environment import memory_bytes
+from ppexec.machine.frames import user_frames
 from ppexec.models.gpt import gpt
 from ppexec.models.mlp import mlp
 from ppexec.models.model import Model
@@ -54,6 +55,9 @@ def resolve_factory(name: str) -> Callable[[RunConfig], Model]:
         raise InputError(
             f"model {name!r}: cannot import {module_name!r} ({error}); run where it can be found"
         ) from error
+    except Exception as error:
+        what = f"{module_name!r} raised {type(error).__name__}: {error}"
+        raise InputError(f"model {name!r}: {what}", details=user_frames(error)) from error
     factory: Callable[[RunConfig], Model] | None = getattr(module, attribute, None)
     if not callable(factory):
         raise InputError(f"model {name!r}: {module_name!r} has no function {attribute!r}: give the name of one")
@@ -73,7 +77,14 @@ def load_model(config: RunConfig) -> Model:
     with torch.random.fork_rng(devices=[]), contextlib.redirect_stdout(sys.stderr):
         # Layers that draw their weights while they are built draw the same weights on every rank.
         torch.manual_seed(derive(config.seed, "model"))
-        model = resolve_factory(config.model)(config)
+        factory = resolve_factory(config.model)
+        try:
+            model = factory(config)
+        except InputError:
+            raise
+        except Exception as error:
+            what = f"the factory raised {type(error).__name__}: {error}"
+            raise InputError(f"model {config.model!r}: {what}", details=user_frames(error)) from error
     if not isinstance(model, Model):
         raise InputError(f"model {config.model!r}: the factory must give a ppexec.Model, got {type(model).__name__}")
     if len(model.layers) != config.chain_length:

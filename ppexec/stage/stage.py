@@ -15,6 +15,7 @@ from torch.utils import _pytree as pytree
 from ppexec.models.batch import Batch, fitted
 from ppexec.models.dropout import Randomness
 from ppexec.models.model import Loss
+from ppexec.models.model_error import reraise
 from ppexec.models.shapes import TensorSpec, Tree, differentiable, pack, tensors_in, unpack
 from ppexec.stage.draws import LOSS, Draws
 from ppexec.stage.gradient_sum import Reduction
@@ -191,14 +192,19 @@ class Stage:
         """A layer's output."""
         if self.copies_input and position == 0:
             value = pytree.tree_map_only(torch.Tensor, torch.clone, value)
-        if self.draws is None:
-            return self.layers[position](value)
-        return self.draws.call(self.first_layer + position, self.layers[position], value)
+        layer, number = self.layers[position], self.first_layer + position
+        try:
+            return layer(value) if self.draws is None else self.draws.call(number, layer, value)
+        except Exception as error:
+            reraise(error, f"layer {number} ({type(layer).__name__})")
 
     def _loss_of(self, output: Tree, target: Tree) -> torch.Tensor:
         """The loss of a microbatch. Raises InputError if it is not one number."""
         assert self.loss is not None
-        loss = self.loss(output, target) if self.draws is None else self.draws.call(LOSS, self.loss, output, target)
+        try:
+            loss = self.loss(output, target) if self.draws is None else self.draws.call(LOSS, self.loss, output, target)
+        except Exception as error:
+            reraise(error, "the loss")
         if not isinstance(loss, torch.Tensor) or loss.numel() != 1:
             what = f"a tensor of shape {list(loss.shape)}" if isinstance(loss, torch.Tensor) else repr(loss)
             raise InputError(f"the loss is {what}: give a tensor of one number, such as the mean")
@@ -228,7 +234,10 @@ class Stage:
 
     def backward_weight(self, microbatch: int) -> None:
         """Compute W, which adds to the parameters' gradients."""
-        add_weight_gradients(self._units.pop(microbatch))
+        try:
+            add_weight_gradients(self._units.pop(microbatch))
+        except Exception as error:
+            reraise(error, f"the weights' backward of stage {self.index}")
 
     def _backward(self, microbatch: int, gradient: torch.Tensor | None) -> torch.Tensor | None:
         inputs, outputs, loss = self._held.pop(microbatch)
@@ -236,7 +245,10 @@ class Stage:
         gradients = [self._loss_share(loss)] if loss is not None else gradients_of(roots, gradient)
         reached = [(root, given) for root, given in zip(roots, gradients, strict=True) if root.requires_grad]
         if reached:
-            torch.autograd.backward([root for root, _ in reached], [given for _, given in reached])
+            try:
+                torch.autograd.backward([root for root, _ in reached], [given for _, given in reached])
+            except Exception as error:
+                reraise(error, f"the backward of stage {self.index}")
         input_gradient = None
         if not self.is_first:
             leaves = differentiable(inputs)

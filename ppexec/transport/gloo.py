@@ -12,7 +12,7 @@ import torch.distributed as dist
 from ppexec.machine.clock import now_ns
 from ppexec.machine.device import Pending, taken
 from ppexec.models.shapes import TensorSpec
-from ppexec.transport.waits import waits_for, waits_to_send
+from ppexec.transport.waits import LostMessage, waits_for, waits_to_send
 from ppsim import Program
 
 
@@ -80,7 +80,7 @@ class GlooTransport:
         try:
             work.wait()
         except RuntimeError as error:
-            raise RuntimeError(f"{waits_for(self._program, message)}: {error}") from error
+            raise LostMessage(f"{waits_for(self._program, message)}: {error}") from error
         self.received[message] = now_ns()
         queue = self._to_post[self._source[message]]
         if queue:
@@ -107,4 +107,4 @@ class GlooTransport:
             try:
                 work.wait()
             except RuntimeError as error:
-                raise RuntimeError(f"{waits_to_send(self._program, message)}: {error}") from error
+                raise LostMessage(f"{waits_to_send(self._program, message)}: {error}") from error

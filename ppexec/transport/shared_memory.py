@@ -21,7 +21,7 @@ from ppexec.machine.device import Pending, taken
 from ppexec.machine.environment import usable_cores
 from ppexec.models.shapes import TensorSpec
 from ppexec.transport.slots import Layout, Slots
-from ppexec.transport.waits import waits_for, waits_to_send
+from ppexec.transport.waits import LostMessage, waits_for, waits_to_send
 from ppsim import Program
 
 LARGEST_BYTES = 1 << 20
@@ -93,7 +93,7 @@ class SharedTransport:
 
     Raises
     ------
-    RuntimeError
+    LostMessage
         From `receive`, when the sender's process has ended, or after the memory's timeout.
     """
 
@@ -169,7 +169,7 @@ class SharedTransport:
             if process in ready or waited_ns > self._timeout_ns:
                 waiting = (waits_for if is_there else waits_to_send)(self._program, message)
                 why = f"rank {peer}'s process ended" if process in ready else f"timed out after {waited_ns / 1e9:.0f} s"
-                raise RuntimeError(f"{waiting}: {why}")
+                raise LostMessage(f"{waiting}: {why}")
 
 
 def fits(program: Program, specs: Sequence[TensorSpec]) -> bool:

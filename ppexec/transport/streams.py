@@ -19,7 +19,7 @@ import torch.distributed as dist
 
 from ppexec.machine.device import Device, Event, Mark, Pending, Stream, taken
 from ppexec.models.shapes import TensorSpec
-from ppexec.transport.waits import waits_for, waits_to_send
+from ppexec.transport.waits import LostMessage, waits_for, waits_to_send
 from ppsim import Program
 
 Pair = tuple[int, int]
@@ -134,7 +134,7 @@ class StreamTransport:
         try:
             self._channels[self._pair[message]].receive(tensor, message)
         except RuntimeError as error:
-            raise RuntimeError(f"{waits_for(self._program, message)}: {error}") from error
+            raise LostMessage(f"{waits_for(self._program, message)}: {error}") from error
         self.received[message] = self._device.mark()
         pending.value = tensor
 
@@ -171,7 +171,7 @@ class StreamTransport:
         try:
             self._channels[self._pair[message]].send(tensor, message)
         except RuntimeError as error:
-            raise RuntimeError(f"{waits_to_send(self._program, message)}: {error}") from error
+            raise LostMessage(f"{waits_to_send(self._program, message)}: {error}") from error
         stream.uses(tensor)
 
     def finish(self) -> None:

@@ -5,6 +5,10 @@ from __future__ import annotations
 from ppsim import Program
 
 
+class LostMessage(RuntimeError):
+    """A message did not come or did not leave, since the other rank is gone or too late; it says who waits for whom."""
+
+
 def waits_for(program: Program, message: int) -> str:
     """Who needs a message for which action, and after which action of whom it is sent.
 

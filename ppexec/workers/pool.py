@@ -3,41 +3,49 @@
 from __future__ import annotations
 
 import contextlib
+import math
 import multiprocessing
 import os
 import signal
 import sys
 import threading
-import traceback
+import time
 import types
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
+from multiprocessing import forkserver, resource_tracker
 from multiprocessing.connection import Connection, wait
-from typing import Any, TypeVar, cast
+from typing import Any, NoReturn, TypeVar, cast
 
 import torch.distributed as dist
 
 from ppexec.config.config import RunConfig
 from ppexec.machine.environment import ALLOCATOR
+from ppexec.workers.failure import Cause, Failure
+from ppexec.workers.progress import Board, PartialTrace
+from ppexec.workers.watch import Watch
 from ppsim import StageCost
 from ppsim.errors import InputError, RunError
 
 _Answer = TypeVar("_Answer")
+_BLAME_S = 2.0  # how long to wait for the worker to blame, once another has lost its connection
 _Request = tuple[Callable[..., Any], dict[str, Any]]
 
 
 class WorkerError(RunError):
-    """A worker died or failed. The message names the rank, what it was doing, and the cause."""
+    """A worker died, failed or did not go on. The message names the rank, its action, and the cause.
 
+    Attributes
+    ----------
+    details : str
+        Where the other ranks stood, and the frames of the user's own code if that raised.
+    partial_trace : PartialTrace or None
+        What all ranks had done of the step; None if it was not in a timed step.
+    """
 
-@dataclass(frozen=True, kw_only=True)
-class _Failure:
-    """An exception in a worker, as sent to the pool."""
-
-    kind: str
-    message: str
-    is_input: bool
-    details: str
+    def __init__(self, message: str, details: str = "", partial_trace: PartialTrace | None = None) -> None:
+        super().__init__(message, details)
+        self.partial_trace = partial_trace
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -61,6 +69,7 @@ class WorkerPool:
         self._workers: list[_Process] = []
         self._store: dist.TCPStore | None = None
         self._worlds = 0
+        self._run = _Run()
 
     def __enter__(self) -> WorkerPool:
         return self
@@ -82,9 +91,12 @@ class WorkerPool:
             if worker.process.is_alive():
                 worker.process.kill()
             worker.process.join()
+            worker.process.close()
             worker.connection.close()
             worker.lifeline.close()
         self._workers.clear()
+        self._run.close()
+        self._run = _Run()
 
     @property
     def process_ids(self) -> list[int]:
@@ -112,17 +124,20 @@ class WorkerPool:
         if self._store is None:
             self._store = dist.TCPStore("127.0.0.1", 0, is_master=True, wait_for_workers=False)
         self._worlds += 1
+        self._run.close()
+        self._run = _Run(config)
         common = {
             "port": self._store.port,
             "prefix": f"world{self._worlds}",
             "world_size": config.world_size,
             "config": config,
             "costs": costs,
+            "board": self._run.board_address,
             "path": list(sys.path),
             "directory": os.getcwd(),
         }
         requests: list[_Request] = [(_set_up, {**common, "rank": rank}) for rank in range(config.world_size)]
-        self._call(config.world_size, "set up", requests)
+        self._call(config.world_size, "set_up", requests)
 
     def call(self, world_size: int, task: Callable[..., _Answer], **arguments: Any) -> list[_Answer]:
         """Call `task(worker, **arguments)` in the first `world_size` processes at once.
@@ -146,7 +161,8 @@ class WorkerPool:
         InputError
             If the task raises one.
         WorkerError
-            If a worker dies, or the task raises anything else.
+            If a worker dies, if the task raises anything else, or if no worker makes progress for as long as the run's
+            time-out.
         """
         return self._call(world_size, task.__name__, [(task, arguments)] * world_size)
 
@@ -162,43 +178,42 @@ class WorkerPool:
             raise
 
     def _gather(self, workers: list[_Process], what: str) -> list[Any]:
-        results: dict[int, Any] = {}
-        by_connection = {worker.connection: rank for rank, worker in enumerate(workers)}
-        while len(results) < len(workers):
-            pending = [c for c, rank in by_connection.items() if rank not in results]
-            for ready in cast(list[Connection], wait(pending)):
-                rank = by_connection[ready]
-                try:
-                    answer = ready.recv()
-                except (EOFError, ConnectionError):
-                    raise WorkerError(_cause_of_death(rank, workers[rank].process, what)) from None
-                if isinstance(answer, _Failure):
-                    self._raise(rank, what, answer, workers, by_connection, results)
-                results[rank] = answer
-        return [results[rank] for rank in range(len(workers))]
+        """The answer of each worker; raises if one failed or died, or if none makes progress any more."""
+        answers: dict[int, Any] = {}
+        watch = self._run.watch([worker.process.pid for worker in workers])
+        while len(answers) < len(workers):
+            came = _receive(workers, answers, timeout_s=watch.interval_s)
+            if any(isinstance(answer, Failure | _Death) for answer in came.values()):
+                self._raise(workers, {**answers, **came}, what)
+            answers.update(came)
+            if came:
+                watch.moved()
+            elif watch.has_stalled():
+                pending = [worker for worker in range(len(workers)) if worker not in answers]
+                raise self._run.stalled(workers, pending, watch, what)
+        return [answers[rank] for rank in range(len(workers))]
 
-    def _raise(
-        self,
-        rank: int,
-        what: str,
-        failure: _Failure,
-        workers: list[_Process],
-        by_connection: dict[Connection, int],
-        results: dict[int, Any],
-    ) -> None:
-        """Raise a failure; if the rank only lost its connection to another rank, raise what happened there instead."""
-        others = [c for c, other in by_connection.items() if other not in results and other != rank]
-        for ready in cast(list[Connection], wait(others, timeout=0.5) if others else []):
-            other = by_connection[ready]
-            try:
-                answer = ready.recv()
-            except (EOFError, ConnectionError):
-                raise WorkerError(_cause_of_death(other, workers[other].process, what)) from None
-            if isinstance(answer, _Failure) and not failure.is_input and "onnection" in failure.message:
-                rank, failure = other, answer
-        if failure.is_input:
-            raise InputError(failure.message.split("\n")[0])
-        raise WorkerError(f"rank {rank} failed to {what}: {failure.kind}: {failure.message}\n{failure.details}")
+    def _raise(self, workers: list[_Process], answers: dict[int, Any], what: str) -> NoReturn:
+        """Raise for the worker that is to blame; those that only lost their connection to it are not."""
+
+        def blamed() -> list[tuple[int, int]]:
+            """By blame: workers that died, then those that failed by the kind of failure."""
+            return sorted(
+                (-1 if isinstance(answer, _Death) else answer.cause, worker)
+                for worker, answer in answers.items()
+                if isinstance(answer, Failure | _Death)
+            )
+
+        until_s = time.monotonic() + _BLAME_S
+        while (
+            blamed()[0][0] == Cause.LOST and (left_s := until_s - time.monotonic()) > 0 and len(answers) < len(workers)
+        ):
+            answers.update(_receive(workers, answers, timeout_s=left_s))
+        worker = blamed()[0][1]
+        answer = answers[worker]
+        if isinstance(answer, Failure) and answer.cause == Cause.INPUT:
+            raise InputError(answer.message, answer.details)
+        raise self._run.failed(worker, workers[worker].process, answer, what)
 
     def _grow(self, count: int) -> None:
         if len(self._workers) >= count:
@@ -207,24 +222,162 @@ class WorkerPool:
         # torch imports torch._dynamo when a layer first runs on the meta device, which takes seconds.
         context.set_forkserver_preload(["ppexec.workers.worker", "torch._dynamo", "torch.distributed.tensor.parallel"])
         with _worker_environment(), _no_main_module():
+            _start_server()
             while len(self._workers) < count:
                 connection, theirs = context.Pipe()
                 lifeline, watched = context.Pipe()
                 process = context.Process(
                     target=_serve, args=(theirs, watched), daemon=True, name=f"ppexec worker {len(self._workers)}"
                 )
-                process.start()
+                _start(process)
                 theirs.close()
                 watched.close()
                 self._workers.append(_Process(process=process, connection=connection, lifeline=lifeline))
 
 
-def _cause_of_death(rank: int, process: Any, what: str) -> str:
-    """Which rank died, how, and during what."""
+@dataclass(frozen=True)
+class _Death:
+    """A worker is gone."""
+
+
+def _receive(workers: Sequence[_Process], answers: Mapping[int, Any], *, timeout_s: float) -> dict[int, Any]:
+    """What the workers that have not answered yet answer within this time."""
+    pending = {worker.connection: rank for rank, worker in enumerate(workers) if rank not in answers}
+    came: dict[int, Any] = {}
+    for ready in cast(list[Connection], wait(list(pending), timeout=timeout_s)):
+        try:
+            came[pending[ready]] = ready.recv()
+        except (EOFError, ConnectionError):
+            came[pending[ready]] = _Death()
+    return came
+
+
+class _Run:
+    """The run that was set up last: what is known of its ranks from outside."""
+
+    def __init__(self, config: RunConfig | None = None) -> None:
+        self._config = config
+        self._board = None if config is None else Board.create(config.pipeline.program, self._ranks)
+
+    @property
+    def _ranks(self) -> int:
+        """Ranks over all replicas and ranks of tp."""
+        config = self._config
+        return 0 if config is None else config.dp * config.ranks * config.tp
+
+    @property
+    def board_address(self) -> str | None:
+        """Where the workers find the board."""
+        return None if self._board is None else self._board.address
+
+    def close(self) -> None:
+        """Release the board."""
+        if self._board is not None:
+            self._board.close()
+            self._board = None
+
+    def watch(self, processes: Sequence[int]) -> Watch:
+        """A watch over the workers."""
+        timeout_s = math.inf if self._config is None else self._config.timeout_s
+        return Watch(processes, self._board, [self._blocks(worker) for worker in range(len(processes))], timeout_s)
+
+    def _blocks(self, worker: int) -> Sequence[int]:
+        """The board's blocks of a worker: with backend "local" one worker has all ranks."""
+        return range(self._ranks) if self._config is not None and self._config.is_local else [worker]
+
+    def _name(self, block: int) -> str:
+        """A rank's name: "rank 2", or with replicas or tp "rank 2 of replica 1, tp 0"."""
+        config = self._config
+        if config is None:
+            return f"worker {block}"
+        rest, tp_rank = divmod(block, config.tp)
+        replica, rank = divmod(rest, config.ranks)
+        of_replica = f" of replica {replica}" if config.dp > 1 else ""
+        return f"rank {rank}{of_replica}" + (f", tp {tp_rank}" if config.tp > 1 else "")
+
+    def _named(self, worker: int, process: Any) -> str:
+        """A worker's rank and process: "rank 1 (process 4711)"."""
+        names = [self._name(block) for block in self._blocks(worker)]
+        return f"{names[0] if len(names) == 1 else f'the process of {len(names)} ranks'} (process {process.pid})"
+
+    def _standing(self, worker: int, what: str) -> str:
+        """Where a worker's rank stands in its program, or what it was asked for outside a step."""
+        found = [] if self._board is None else [self._board.standing(block) for block in self._blocks(worker)]
+        doing = f"during {what!r}"
+        return f"{found[0]}, {doing}" if len(found) == 1 and found[0] else doing
+
+    def _all_stand(self) -> str:
+        """Where every rank stands, a line each; empty outside a step."""
+        board = self._board
+        if board is None:
+            return ""
+        found = {self._name(block): board.standing(block) for block in range(self._ranks)}
+        lines = [f"  {name}: {standing or 'no step has begun'}" for name, standing in found.items()]
+        return "\n".join(["where each rank stands:", *lines]) if any(found.values()) else ""
+
+    def _partial_trace(self, worker: int) -> PartialTrace | None:
+        """What the ranks of the worker's pipeline did of their steps."""
+        config = self._config
+        if self._board is None or config is None:
+            return None
+        block = self._blocks(worker)[0]
+        first = block - block % (config.ranks * config.tp) + block % config.tp
+        return self._board.partial_trace(first, config.tp)
+
+    def failed(self, worker: int, process: Any, answer: Failure | _Death, what: str) -> WorkerError:
+        """The error for a worker that died or failed."""
+        name, standing = self._named(worker, process), self._standing(worker, what)
+        if isinstance(answer, _Death):
+            message, frames = f"{name} {_cause_of_death(process)} {standing}", ""
+        else:
+            message, frames = f"{name} failed {standing}: {answer.message}", answer.details
+        details = "\n".join(filter(None, [frames, self._all_stand()]))
+        return WorkerError(message, details, self._partial_trace(worker))
+
+    def stalled(self, workers: Sequence[_Process], pending: Sequence[int], watch: Watch, what: str) -> WorkerError:
+        """The error for a run in which nothing moves: it names the workers that wait for no other."""
+        assert self._config is not None
+        stopped = [worker for worker in pending if watch.is_stopped(worker)]
+        shown = stopped or [worker for worker in pending if not watch.waits(worker)] or pending
+        who = "; ".join(
+            f"{self._named(worker, workers[worker].process)} {'is stopped ' if worker in stopped else 'stands '}"
+            f"{self._standing(worker, what)}"
+            for worker in shown
+        )
+        remedy = "let it go on (SIGCONT)" if stopped else "if that can take so long, give a larger timeout_s"
+        message = f"no rank has made progress for {self._config.timeout_s:g} s: {who}; {remedy}"
+        return WorkerError(message, self._all_stand(), self._partial_trace(shown[0]))
+
+
+def _cause_of_death(process: Any) -> str:
+    """How a process ended."""
     process.join(timeout=5)
     code = process.exitcode
-    cause = f"was killed by {signal.Signals(-code).name}" if code is not None and code < 0 else f"exited with {code}"
-    return f"rank {rank} (process {process.pid}) {cause} during {what!r}"
+    if code is None or code >= 0:
+        return f"left early (exit code {code})"
+    name = signal.Signals(-code).name
+    return f"was killed by {name}" + (" (by the system, if memory ran out)" if name == "SIGKILL" else "")
+
+
+def _start_server() -> None:
+    """Start the fork server with Ctrl-C blocked, for which it would print the frames of what it imports."""
+    resource_tracker.ensure_running()  # the server starts it too, and that would end the block
+    before = signal.pthread_sigmask(signal.SIG_BLOCK, {signal.SIGINT})
+    try:
+        forkserver.ensure_running()
+    finally:
+        signal.pthread_sigmask(signal.SIG_SETMASK, before)
+
+
+def _start(process: Any) -> None:
+    """Start a worker. If Ctrl-C comes meanwhile, end the server, which may still import for seconds."""
+    try:
+        process.start()
+    except KeyboardInterrupt:
+        server = getattr(getattr(forkserver, "_forkserver", None), "_forkserver_pid", None)
+        if server is not None:
+            os.kill(server, signal.SIGKILL)
+        raise
 
 
 @contextlib.contextmanager
@@ -275,18 +428,8 @@ def _serve(connection: Connection, lifeline: Connection) -> None:
             else:
                 answer = task(worker, **arguments)
         except Exception as error:
-            answer = _Failure(
-                kind=type(error).__name__,
-                message=str(error) + "".join(f" ({note})" for note in getattr(error, "__notes__", [])),
-                is_input=isinstance(error, InputError) or _is_out_of_memory(error),
-                details=traceback.format_exc(),
-            )
+            answer = Failure.of(error)
         connection.send(answer)
-
-
-def _is_out_of_memory(error: Exception) -> bool:
-    """Whether memory ran out. torch raises RuntimeError then; for the user it is a configuration that is too large."""
-    return isinstance(error, MemoryError) or "can't allocate memory" in str(error)
 
 
 def _set_up(
@@ -297,6 +440,7 @@ def _set_up(
     world_size: int,
     config: RunConfig,
     costs: Sequence[StageCost] | None,
+    board: str | None,
     path: list[str],
     directory: str,
 ) -> Any:
@@ -316,9 +460,9 @@ def _set_up(
         world_size=world_size,
         store=dist.PrefixStore(prefix, store),
         backend=config.backend,
-        timeout_s=config.timeout_s,
+        timeout_s=config.longest_wait_s,
     )
-    return Worker(config, costs)
+    return Worker(config, costs, board=board)
 
 
 def _exit_with(lifeline: Connection) -> None:

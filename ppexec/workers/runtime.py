@@ -19,6 +19,7 @@ from ppexec.stage.stage import Stage, act
 from ppexec.stage.tied import TiedGradients
 from ppexec.stage.timed import TimedStage
 from ppexec.transport.transport import Transport
+from ppexec.workers.progress import RankProgress
 from ppsim import Kind, Program
 
 RUN_AHEAD = 8
@@ -134,6 +135,8 @@ class Runtime:
         Where the stages compute; the CPU if not given.
     compute : Stream, optional
         The stream of the rank's computations; one of the device's if not given.
+    progress : RankProgress, optional
+        Where the rank writes what it does, for those who watch it.
     """
 
     def __init__(
@@ -147,11 +150,14 @@ class Runtime:
         tied: TiedGradients | None = None,
         device: Device | None = None,
         compute: Stream | None = None,
+        progress: RankProgress | None = None,
     ) -> None:
         self._device: Device = HostDevice() if device is None else device
         self._compute = self._device.compute_stream() if compute is None else compute
         self._replicas = replicas
         self._tied = tied
+        self._progress = progress
+        self._rows = program.rows_of(rank)
         self.stages = stages
         self._transport = transport
         self._last_stage = program.schedule.stages - 1
@@ -211,6 +217,8 @@ class Runtime:
         for stage in self.stages.values():
             stage.ledger = own[stage.index] if own else None
             stage.begin(batch)
+        if self._progress is not None:
+            self._progress.begin_step(self._rows)
         self._transport.start()
 
     def act(self, action: int) -> None:
@@ -236,12 +244,18 @@ class Runtime:
 
     def _run(self, rows: Sequence[_Row], inputs: list[Pending], outputs: list[Pending], step: _Step) -> None:
         """Compute an action; runs on the compute stream."""
-        mark = self._device.mark if step.is_timed else _no_mark
+        mark, progress = self._device.mark if step.is_timed else _no_mark, self._progress
         for row, given, output in zip(rows, inputs, outputs, strict=True):
             value = given.take()
-            step.start.append(mark())
+            now = mark()
+            if progress is not None:
+                progress.begin_row(row.row, now)
+            step.start.append(now)
             output.value = act(row.stage, row.kind, row.microbatch, value, step.batch, split=row.is_split)
-            step.end.append(mark())
+            now = mark()
+            step.end.append(now)
+            if progress is not None:
+                progress.end_row(row.row, now)
             del value
             if step.ledgers is not None:
                 # Row by row: after its F an overlapped pair holds both its microbatches, after its B one of them.
@@ -306,7 +320,12 @@ class Runtime:
     def _input(self, row: _Row, step: _Step) -> Pending:
         """A row's input: a message, the result of another row on this rank, data, or nothing."""
         if row.message_in >= 0:
-            return self._transport.receive(row.message_in)
+            if self._progress is None:
+                return self._transport.receive(row.message_in)
+            self._progress.wait(row.message_in)
+            received = self._transport.receive(row.message_in)
+            self._progress.go_on()
+            return received
         if row.local_input >= 0:
             return step.results.pop(row.local_input)
         return Pending(step.batch.inputs[row.microbatch] if row.kind == Kind.F and step.batch.inputs else None)

@@ -37,6 +37,7 @@ from ppexec.stage.timed import TimedStage, message_specs, timed_stages
 from ppexec.transport.choice import TransportChoice
 from ppexec.transport.streams import StreamTransport
 from ppexec.transport.transport import Transport
+from ppexec.workers.progress import Board, RankProgress
 from ppexec.workers.runtime import Runtime, StepRecord
 from ppsim import Kind, Program, StageCost
 from ppsim.costs.partition import bounds
@@ -68,6 +69,8 @@ class Worker:
         The run.
     costs : sequence of StageCost, optional
         If given, stages do not compute but wait for as long as these costs say.
+    board : str, optional
+        Address of the board where the ranks write what they do.
 
     Attributes
     ----------
@@ -86,7 +89,9 @@ class Worker:
         If the model or the configuration cannot be run.
     """
 
-    def __init__(self, config: RunConfig, costs: Sequence[StageCost] | None = None) -> None:
+    def __init__(
+        self, config: RunConfig, costs: Sequence[StageCost] | None = None, *, board: str | None = None
+    ) -> None:
         torch.set_num_threads(config.threads)
         set_apart_what_stays()
         self.config, self.costs = config, costs
@@ -125,13 +130,18 @@ class Worker:
             mesh=self.mesh,
             device=self.device,
             window=config.receive_window,
-            timeout_s=config.timeout_s,
+            timeout_s=config.longest_wait_s,
         )
         self.stages: dict[int, Stage | TimedStage] = {
             index: stage for stages in stages_of.values() for index, stage in stages.items()
         }
         self.ranks = self.build_ranks(
-            self.program, self.message_specs, stages_of, replicas=self.replicas, tied=self._tied()
+            self.program,
+            self.message_specs,
+            stages_of,
+            replicas=self.replicas,
+            tied=self._tied(),
+            progress=None if board is None else self._progress(board, held),
         )
         self.sequence = sequence_of(self.program, held)
         self.offset_ns = 0 if self.group is None else offset_to_first_ns(self.group)
@@ -220,6 +230,13 @@ class Worker:
             mesh=self.mesh,
         )
 
+    def _progress(self, address: str, held: Sequence[int]) -> dict[int, RankProgress]:
+        """Where each rank of this process writes what it does."""
+        config = self.config
+        board = Board.open(self.program, config.dp * config.ranks * config.tp, address)
+        tp_rank = 0 if self.mesh is None else self.mesh.get_local_rank("tp")
+        return {rank: board.of_rank((self.dp_rank * config.ranks + rank) * config.tp + tp_rank) for rank in held}
+
     def build_ranks(
         self,
         program: Program,
@@ -229,6 +246,7 @@ class Worker:
         window: int | None = None,
         replicas: dist.ProcessGroup | None = None,
         tied: TiedGradients | None = None,
+        progress: Mapping[int, RankProgress] | None = None,
     ) -> list[Rank]:
         """Build the ranks of a program that this process holds. Collective.
 
@@ -246,6 +264,8 @@ class Worker:
             The processes to add up gradients with.
         tied : TiedGradients, optional
             Weights whose gradients are added up at the end of a step.
+        progress : mapping, optional
+            Rank -> where it writes what it does.
 
         Returns
         -------
@@ -265,6 +285,7 @@ class Worker:
                 tied=tied if is_last else None,
                 device=self.device,
                 compute=computes[rank],
+                progress=None if progress is None else progress[rank],
             )
             ranks.append(
                 Rank(number=rank, stages=stages, compute=computes[rank], transport=found[rank], runtime=runtime)

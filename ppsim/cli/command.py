@@ -178,10 +178,8 @@ def run(work: Callable[[], None], *, prog: str, args: Sequence[str] | None = Non
         message, code = _reason(error), 2
     except MemoryError as error:
         message, code = f"not enough memory ({str(error) or 'no size given'}): take fewer microbatches or ranks", 2
-    except InputError as error:
-        message, code = str(error), 2
-    except RunError as error:
-        message, code = "\n".join(filter(None, [str(error), error.details])), 1
+    except (InputError, RunError) as error:
+        message, code = "\n".join(filter(None, [str(error), error.details])), 2 if isinstance(error, InputError) else 1
     except Exception as error:
         is_json = "--json" in (sys.argv[1:] if args is None else args)
         message, code = _fault(error, to_file=is_json), 1

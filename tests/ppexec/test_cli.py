@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import json
+import re
+import sys
 import warnings
 from pathlib import Path
 
@@ -152,12 +154,59 @@ def test_what_only_the_workers_can_see_is_one_message_too(
     assert message in line
 
 
-def test_a_worker_that_dies_is_exit_code_1_with_its_rank(capsys: pytest.CaptureFixture[str]) -> None:
-    assert main_code(["verify", *TINY, "--model", spelled("with_one", kind="Dies", at=3)]) == 1
+@pytest.mark.parametrize("kind", ["Dies", "Raises", "Breaks"])
+def test_a_run_that_cannot_end_is_exit_code_1(
+    kind: str, capsys: pytest.CaptureFixture[str], directory: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """One sentence first, then the user's frames, where the ranks stand, and where their trace is."""
+    monkeypatch.syspath_prepend(Path(__file__).parents[2])
+    words = ["run", *TINY, "--json", "--out", "trace.npz", "--model", spelled("with_one", kind=kind, at=3)]
+    assert main_code(words) == 1
     out, err = capsys.readouterr()
     assert out == ""
-    assert "rank 1" in err
-    assert "was killed by SIGKILL" in err
+    first, *rest = err.splitlines()
+    said = {
+        "Dies": r"was killed by SIGKILL \(by the system, if memory ran out\) in",
+        "Raises": "failed in",
+        "Breaks": "failed in",
+    }[kind]
+    assert re.match(rf"ppexec: rank 1 \(process \d+\) {said} action 1F0 of step 1, during 'measure'", first)
+    if kind == "Raises":
+        assert first.endswith("layer 3 (Raises) raised ValueError: this layer takes no such input: give it another")
+    assert ("in forward" in err) == (kind != "Dies")
+    assert "site-packages" not in err
+    assert rest[-4:] == [
+        "where each rank stands:",
+        "  rank 0: at action 0B0, waits for message 4 of rank 1 after its action 1B0, in step 1",
+        "  rank 1: in action 1F0 of step 1",
+        "what all ranks did is in trace.partial.json, for ui.perfetto.dev",
+    ]
+    assert json.loads((directory / "trace.partial.json").read_text())["traceEvents"]
+    assert not (directory / "trace.npz").exists()
+
+
+@pytest.mark.parametrize(
+    ("name", "said"),
+    [
+        ("fails", "model 'mine:fails': the factory raised ZeroDivisionError: division by zero"),
+        ("refuses", "model 'mine:refuses': the factory raised ValueError: hidden 8 is not for me"),
+        ("missing", "model 'mine:missing': 'mine' has no function 'missing': give the name of one"),
+    ],
+)
+def test_a_factory_that_raises_is_one_sentence_and_its_frames(
+    name: str, said: str, capsys: pytest.CaptureFixture[str], directory: Path
+) -> None:
+    (directory / "mine.py").write_text(
+        "def fails(config):\n    return 1 / 0\n\n"
+        "def refuses(config):\n    raise ValueError(f'hidden {config.hidden} is not for me')\n"
+    )
+    sys.modules.pop("mine", None)
+    assert main_code(["verify", *TINY, "--model", f"mine:{name}"]) == 2
+    first, *frames = capsys.readouterr().err.splitlines()
+    assert first == f"ppexec: {said}"
+    assert [line for line in frames if line.startswith("  File")] == (
+        [] if name == "missing" else [f'  File "{directory}/mine.py", line {2 if name == "fails" else 5}, in {name}']
+    )
 
 
 def main_code(words: list[str]) -> int:

@@ -1,0 +1,79 @@
+"""Failure: what went wrong in a worker, in a form that can be sent and told apart by its cause."""
+
+from __future__ import annotations
+
+import traceback
+from dataclasses import dataclass
+from enum import IntEnum
+
+import torch
+import torch.distributed as dist
+
+from ppexec.machine.frames import user_frames
+from ppexec.models.model_error import ModelError
+from ppexec.transport.waits import LostMessage
+from ppsim.errors import InputError
+
+
+class Cause(IntEnum):
+    """Why a worker failed. Of several failures the one with the smallest number is the cause of the others."""
+
+    INPUT = 0
+    """Something of the user's that only the worker could see."""
+    MEMORY = 1
+    """Memory ran out."""
+    MODEL = 2
+    """The user's model, loss or data raised."""
+    FAULT = 3
+    """A fault of ours."""
+    LOST = 4
+    """Another rank was gone, or did not answer: this rank is not to blame."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class Failure:
+    """An exception in a worker.
+
+    Parameters
+    ----------
+    cause : Cause
+        Who is to blame.
+    message : str
+        What was raised, and by which part of the model.
+    details : str
+        The user's frames, or all of them for a fault of ours.
+    """
+
+    cause: Cause
+    message: str
+    details: str
+
+    @classmethod
+    def of(cls, error: Exception) -> Failure:
+        """Describe an exception."""
+        part = str(error) if isinstance(error, ModelError) else ""
+        inner = error.__cause__ if isinstance(error, ModelError) and error.__cause__ is not None else error
+        cause, said = _cause(error, inner), str(inner)
+        if cause in (Cause.INPUT, Cause.LOST):
+            return cls(cause=cause, message=said, details=getattr(inner, "details", ""))
+        if cause == Cause.MEMORY:
+            size = said.split("\n")[0] or "no size given"
+            where = f"{part}: " if part else ""
+            message = f"{where}out of memory ({size}): take a smaller micro batch, more stages or recomputation"
+            return cls(cause=cause, message=message, details="")
+        raised = f"{type(inner).__name__}: {said}"
+        if cause == Cause.MODEL:
+            return cls(cause=cause, message=f"{part} raised {raised}", details=user_frames(inner))
+        frames = "".join(traceback.format_exception(error)).rstrip()
+        return cls(cause=cause, message=f"this is a fault of ppexec, please report it ({raised})", details=frames)
+
+
+def _cause(error: Exception, inner: BaseException) -> Cause:
+    if isinstance(inner, InputError):
+        return Cause.INPUT
+    if isinstance(inner, LostMessage | dist.DistError) or (isinstance(inner, RuntimeError) and "gloo" in str(inner)):
+        return Cause.LOST
+    # torch raises RuntimeError where the CPU's memory ends.
+    if isinstance(inner, MemoryError | torch.OutOfMemoryError) or "can't allocate memory" in str(inner):
+        return Cause.MEMORY
+    return Cause.MODEL if isinstance(error, ModelError) else Cause.FAULT
