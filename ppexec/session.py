@@ -127,6 +127,7 @@ class Session:
             One for each step, of the first replica and the first rank of tp, without activation bytes (see `memory`).
         """
         by_rank = self._by_rank(tasks.measure, steps=steps, first_step=first_step)
+        self._warn_of_losses()
         program, specs = self.config.pipeline.program, self.message_bytes
         return [assemble_trace(program, [records[step] for records in by_rank], specs) for step in range(steps)]
 
@@ -220,6 +221,20 @@ class Session:
         every = self._workers.call(tasks.profile, rounds=rounds, first_step=first_step, by_layer=by_layer, ranks=ranks)
         return [samples for of_process in every for samples in of_process]
 
+    def _warn_of_losses(self) -> None:
+        """Warn of a loss that is no finite number, in the steps just run."""
+        if self.costs is not None:
+            return
+        found = [(at, loss) for odd in self._workers.call(tasks.odd_losses) for at, loss in odd.items()]
+        if found:
+            (step, microbatch, sample), loss = min(found)
+            others = f" ({len(found) - 1} more such losses)" if len(found) > 1 else ""
+            warnings.warn(
+                f"the loss of microbatch {microbatch} (from sample {sample} on) in step {step} is {loss}{others}: so "
+                "are its gradients, and equal ones show little; look at the data, the initial weights and the dtype",
+                stacklevel=3,
+            )
+
     def _refuse_timed(self, what: str) -> None:
         if self.costs is not None:
             raise InputError(f"timed compute has nothing to {what}: use compute='real'")
@@ -308,6 +323,7 @@ class Session:
         """Compare outputs and gradients of a step with one process without a pipeline."""
         self._refuse_timed("verify")
         comparisons = [comparison for process in self._workers.call(verify_step) for comparison in process]
+        self._warn_of_losses()
         return VerifyReport.of(self.config, comparisons)
 
     def train(self, steps: int) -> list[float]:

@@ -48,8 +48,16 @@ def measure(worker: Worker, *, steps: int, first_step: int = 0) -> list[list[Ste
     list of lists of StepRecord
         By rank, then by step.
     """
-    by_step = [worker.step(batch) for batch in worker.undisturbed_batches(first_step, steps)]
+    by_step = []
+    for batch in worker.undisturbed_batches(first_step, steps):
+        by_step.append(worker.step(batch))
+        worker.note_losses(batch)
     return [list(of_rank) for of_rank in zip(*by_step, strict=True)] or [[] for _ in worker.ranks]
+
+
+def odd_losses(worker: Worker) -> dict[tuple[int, int, int], float]:
+    """The losses of the steps just measured or verified that are no finite numbers, see `Worker.take_odd_losses`."""
+    return worker.take_odd_losses()
 
 
 def count_memory(worker: Worker) -> list[RankMemory]:

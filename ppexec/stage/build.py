@@ -28,6 +28,7 @@ def build_stage(
     seed: int,
     device: torch.device,
     copies_input: bool = False,
+    replicated: bool = False,
     mesh: DeviceMesh | None = None,
 ) -> Stage:
     """Build a stage. Its own layers are made real (`build_layers`); the model's other layers stay as they are.
@@ -54,6 +55,8 @@ def build_stage(
         Where its layers go.
     copies_input : bool
         Whether a layer works in place on the stage's input.
+    replicated : bool
+        Whether other replicas have the same stage.
     mesh : DeviceMesh, optional
         Of the tp dimension, over which layers are sharded.
     """
@@ -68,4 +71,5 @@ def build_stage(
         copies_input=copies_input,
         randomness=model.randomness,
         draws=Draws(seed),
+        replicated=replicated,
     )

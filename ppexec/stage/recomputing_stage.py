@@ -12,6 +12,7 @@ import torch
 from torch import nn
 from torch.utils import _pytree as pytree
 
+from ppexec.models.model_error import reraise
 from ppexec.models.shapes import Tree, differentiable, pack, tensors_in
 from ppexec.stage.split_backward import Unit, summed_apart
 from ppexec.stage.stage import Stage, gradients_of, message_of
@@ -92,7 +93,9 @@ class RecomputingStage(Stage):
 
     def backward(self, microbatch: int, gradient: torch.Tensor | None) -> torch.Tensor | None:
         """Compute B: each layer again, from the last to the first, with its backward right after."""
-        return self._anew(microbatch, gradient, None)
+        input_gradient = self._anew(microbatch, gradient, None)
+        self._complete_gradients()
+        return input_gradient
 
     def backward_input(self, microbatch: int, gradient: torch.Tensor | None) -> torch.Tensor | None:
         """Compute I as B, but keep what W needs."""
@@ -107,8 +110,11 @@ class RecomputingStage(Stage):
         gradients: Sequence[torch.Tensor | None] = []
         if self.loss is None:
             gradients = gradients_of(differentiable(tensors_in(output)), gradient)
-        with summed_apart(self._used_by_several_layers):
-            gradients, is_reached = self._through_layers(inputs, target, gradients, units)
+        try:
+            with summed_apart(self._used_by_several_layers):
+                gradients, is_reached = self._through_layers(inputs, target, gradients, units)
+        except Exception as error:
+            reraise(error, f"the backward of stage {self.index}")
         if self.ledger:
             for tensor in tensors_in(output):
                 self.ledger.drop(tensor)

@@ -59,6 +59,9 @@ class Stage:
         The model's, if it has dropout.
     draws : Draws, optional
         Keys what layers draw from PyTorch's generators. Without it they draw as they come.
+    replicated : bool
+        Whether other replicas have the same stage. Then every trained parameter has a gradient after the first
+        backward, of zeros if it takes no part in the loss, so that all replicas add up the same.
 
     Attributes
     ----------
@@ -80,6 +83,7 @@ class Stage:
         copies_input: bool = False,
         randomness: Randomness | None = None,
         draws: Draws | None = None,
+        replicated: bool = False,
     ) -> None:
         self.index = index
         self.copies_input = copies_input
@@ -90,6 +94,8 @@ class Stage:
         self.trains = trains
         self.randomness = randomness
         self.draws = draws
+        self.replicated = replicated
+        self._has_all_gradients = not replicated
         self.ledger: Ledger | None = None
         self._batch = Batch()
         self._held: dict[int, _Held] = {}
@@ -226,7 +232,9 @@ class Stage:
             Gradient of the input; None on the first stage.
         """
         del self._units[microbatch]
-        return self._backward(microbatch, gradient)
+        input_gradient = self._backward(microbatch, gradient)
+        self._complete_gradients()
+        return input_gradient
 
     def backward_input(self, microbatch: int, gradient: torch.Tensor | None) -> torch.Tensor | None:
         """Compute I: as B, but without the parameters' gradients. What these need is kept for `backward_weight`."""
@@ -238,6 +246,16 @@ class Stage:
             add_weight_gradients(self._units.pop(microbatch))
         except Exception as error:
             reraise(error, f"the weights' backward of stage {self.index}")
+        self._complete_gradients()
+
+    def _complete_gradients(self) -> None:
+        """Give zeros to each parameter that has no gradient after the first backward, where there are replicas."""
+        if self._has_all_gradients:
+            return
+        for parameter in self.parameters:
+            if parameter.grad is None:
+                parameter.grad = torch.zeros_like(parameter)
+        self._has_all_gradients = True
 
     def _backward(self, microbatch: int, gradient: torch.Tensor | None) -> torch.Tensor | None:
         inputs, outputs, loss = self._held.pop(microbatch)
@@ -271,14 +289,8 @@ class Stage:
 
     def reduce_gradients(self, group: dist.ProcessGroup) -> Reduction:
         """Start to add up the gradients of all replicas, each rank of tp its own slices."""
-        gradients = []
-        for parameter in self.parameters:
-            if parameter.grad is None:  # every replica must take part
-                parameter.grad = torch.zeros_like(parameter)
-            gradient = local_gradient(parameter)
-            if gradient is not None:
-                gradients.append(gradient)
-        return Reduction(gradients, group)
+        gradients = [local_gradient(parameter) for parameter in self.parameters]
+        return Reduction([gradient for gradient in gradients if gradient is not None], group)
 
     def blank_gradients(self) -> list[torch.Tensor]:
         """Zeros of the shape of each gradient that `reduce_gradients` adds up, on this rank."""
@@ -296,6 +308,7 @@ class Stage:
             copies_input=copies_input,
             randomness=self.randomness,
             draws=self.draws,
+            replicated=self.replicated,
         )
         part.begin(self._batch)
         return part
@@ -316,6 +329,7 @@ class Stage:
         self._held.clear()
         self._units.clear()
         self.losses.clear()
+        self._has_all_gradients = not self.replicated
         for layer in self.layers:
             layer.zero_grad(set_to_none=True)
 

@@ -13,5 +13,6 @@ def verify(worker: Worker) -> list[Comparison]:
     worker.clear()
     meet(worker.mesh)
     records = worker.step(batch, keep_outputs=True)
+    worker.note_losses(batch)
     outputs = {microbatch: output for record in records for microbatch, output in record.outputs.items()}
     return compare_with_reference(worker, outputs, [each[-1] for each in batch.boundaries])

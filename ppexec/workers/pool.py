@@ -28,6 +28,7 @@ from ppsim import StageCost
 from ppsim.errors import InputError, RunError
 
 _Answer = TypeVar("_Answer")
+_SET_UP = "set_up"
 _BLAME_S = 2.0  # how long to wait for the worker to blame, once another has lost its connection
 _Request = tuple[Callable[..., Any], dict[str, Any]]
 
@@ -137,7 +138,7 @@ class WorkerPool:
             "directory": os.getcwd(),
         }
         requests: list[_Request] = [(_set_up, {**common, "rank": rank}) for rank in range(config.world_size)]
-        self._call(config.world_size, "set_up", requests)
+        self._call(config.world_size, _SET_UP, requests)
 
     def call(self, world_size: int, task: Callable[..., _Answer], **arguments: Any) -> list[_Answer]:
         """Call `task(worker, **arguments)` in the first `world_size` processes at once.
@@ -211,7 +212,9 @@ class WorkerPool:
             answers.update(_receive(workers, answers, timeout_s=left_s))
         worker = blamed()[0][1]
         answer = answers[worker]
-        if isinstance(answer, Failure) and answer.cause == Cause.INPUT:
+        # What is too large from the start is too large a configuration.
+        refused = (Cause.INPUT, Cause.MEMORY) if what == _SET_UP else (Cause.INPUT,)
+        if isinstance(answer, Failure) and answer.cause in refused:
             raise InputError(answer.message, answer.details)
         raise self._run.failed(worker, workers[worker].process, answer, what)
 

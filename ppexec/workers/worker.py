@@ -103,6 +103,7 @@ class Worker:
         self.program: Program = config.pipeline.program
         self.layer_bounds = bounds(config.layer_sizes)
         self._kept: dict[Any, Any] = {}
+        self._odd_losses: dict[tuple[int, int, int], float] = {}
         held = range(config.ranks) if self.mesh is None else [self.rank]
         if costs is not None:
             sharpen_sleep()
@@ -203,6 +204,7 @@ class Worker:
             copies_input=self.overwriting[begin] < end,
             is_last=stage == config.pipeline.stages - 1,
             microbatches=config.microbatches * config.dp,
+            replicated=config.dp > 1,
             trains=not config.forward_only,
             recompute=config.recompute,
             seed=config.seed,
@@ -359,6 +361,18 @@ class Worker:
         """Drop gradients and losses of the last step."""
         for stage in self.stages.values():
             stage.clear()
+
+    def note_losses(self, batch: Batch) -> None:
+        """Note the losses of the step just run that are no finite numbers, for `take_odd_losses`."""
+        for stage in self.real_stages:
+            for microbatch, loss in stage.losses.items():
+                if not bool(loss.isfinite().all()):
+                    self._odd_losses[batch.step, microbatch, batch.samples[microbatch][0]] = float(loss)
+
+    def take_odd_losses(self) -> dict[tuple[int, int, int], float]:
+        """(step, microbatch, its first sample) -> loss, for those that `note_losses` found since the last call."""
+        found, self._odd_losses = self._odd_losses, {}
+        return found
 
     def undisturbed_batches(self, first: int, count: int) -> Iterator[Batch]:
         """Yield the batches of `count` steps, from step `first` on.

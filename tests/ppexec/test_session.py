@@ -3,14 +3,18 @@
 from __future__ import annotations
 
 import json
+import math
+import warnings
 from pathlib import Path
 
 import numpy as np
 import pytest
+import torch
+from torch import nn
 
 import ppexec
 import ppsim
-from ppexec import RunConfig, Session, WorkerPool
+from ppexec import Model, RunConfig, Session, WorkerPool
 from ppexec.cli import Profile
 from tests.support.remote import tiny
 
@@ -125,3 +129,26 @@ def test_a_schedule_from_a_file_runs(pool: WorkerPool, tmp_path: Path) -> None:
     path = tmp_path / "mine.csv"
     path.write_text(ppsim.build_schedule("1f1b", ranks=2, microbatches=5).to_csv())
     assert ppexec.verify(RunConfig(from_csv=path, layers=2, hidden=4, seq=1, threads=1), pool=pool).passed
+
+
+def odd_data(config: RunConfig) -> Model:
+    """Data without a number in two microbatches."""
+    return Model(
+        layers=[nn.Linear(4, 4) for _ in range(config.layers)],
+        sample=lambda index: (torch.full((2, 4), math.nan if index in (2, 9) else 1.0), torch.zeros(2, 4)),
+        loss=nn.functional.mse_loss,
+    )
+
+
+def test_a_loss_that_is_no_number_is_said_with_its_microbatch(pool: WorkerPool) -> None:
+    """A run went through in silence, and a verification called NaN and NaN bit-equal."""
+    config = tiny(model="tests.ppexec.test_session:odd_data", microbatches=4, micro_batch_size=1, steps=3, warmup=0)
+    said = r"the loss of microbatch \d \(from sample 2 on\) in step 0 is nan"
+    with Session(config, pool=pool) as session:
+        with pytest.warns(UserWarning, match=said + r" \(1 more such losses\): so are its gradients"):
+            session.measure(3)
+        with pytest.warns(UserWarning, match=said + ": so are its gradients"):
+            session.verify()
+        with warnings.catch_warnings():
+            warnings.simplefilter("error")
+            session.measure(1, first_step=1)

@@ -8,6 +8,9 @@ import sys
 import pytest
 import torch
 
+import ppsim
+from ppexec.experiment.faults import FAULTS
+from ppexec.experiment.soak import Footprint, draw, growth
 from ppexec.experiment.trainings import allowed_distances, distance
 from ppsim import LayerCost, save_costs
 from tests.support.studies import STUDIES, load, run
@@ -135,3 +138,31 @@ def test_benchmarks_run(monkeypatch, capsys, tmp_path) -> None:
     assert {row["part"] for row in found["rows"]} == {"engines", "pytorch"}
     assert all(row["low"] <= row["value"] <= row["high"] for row in found["rows"])
     assert (tmp_path / "report.html").exists()
+
+
+def test_a_short_soak_finds_nothing(monkeypatch, capsys, tmp_path) -> None:
+    code, out = run("soak", f"--rounds 12 --seed 3 --json --out {tmp_path}", monkeypatch, capsys)
+    found = json.loads(out)
+    assert (code, found["failed"]) == (0, [])
+    assert found["rounds"] == found["compared"] + found["faults"] == 12
+    assert found["faults"] > 0
+    assert (tmp_path / "report.html").stat().st_size > 10_000
+
+
+def test_rounds_are_drawn_again_by_seed_and_number() -> None:
+    rounds = [draw(5, number) for number in range(60)]
+    assert rounds[7] == draw(5, 7)
+    assert len({str(each) for each in rounds}) > 55
+    assert {each.config.schedule for each in rounds} == set(ppsim.schedule_names())
+    assert {each.fault[2] for each in rounds if each.fault} == set(FAULTS)
+
+
+def test_growth_is_that_after_the_first_quarter() -> None:
+    def at(number: int, own: int, workers: int) -> Footprint:
+        return Footprint(seconds=number, rounds=10 * number, own_bytes=own, workers_bytes=workers, own_files=5,
+                         workers_files=7, shared_files=0)  # fmt: skip
+
+    found = growth([at(n, 100 if n < 4 else 200, 1000 + 10 * n) for n in range(16)])
+    assert found["own_bytes"] == {"begin": 200, "end": 200, "grown": 0}
+    assert found["workers_bytes"] == {"begin": 1060, "end": 1140, "grown": pytest.approx(80 / 1060)}
+    assert found["shared_files"]["grown"] == 0

@@ -5,18 +5,16 @@ from __future__ import annotations
 import json
 import os
 import re
-import signal
 import sys
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from pathlib import Path
-from typing import Any
 
 import pytest
 
 import ppexec
 from ppexec import RunConfig, Session, WorkerError, WorkerPool
-from ppexec.workers.worker import Worker
+from ppexec.experiment.faults import arm
 from tests.support.remote import tiny
 
 pytestmark = [
@@ -29,46 +27,6 @@ SCHEDULES = {name: {"schedule": name, "ranks": 2, "microbatches": 2} for name in
 ACTIONS = [
     (name, rank, action) for name, count in (("1f1b", 4), ("zb-h1", 6)) for rank in (0, 1) for action in range(count)
 ]
-
-
-def _die() -> None:
-    os.kill(os.getpid(), signal.SIGKILL)
-
-
-def _stop() -> None:
-    os.kill(os.getpid(), signal.SIGSTOP)
-
-
-def _leave() -> None:
-    os._exit(0)
-
-
-def _raise() -> None:
-    raise ZeroDivisionError("an injected fault")
-
-
-def _run_out() -> None:
-    raise MemoryError("a tensor of 4 TiB")
-
-
-FAULTS: dict[str, Callable[[], None]] = {each.__name__: each for each in (_die, _stop, _leave, _raise, _run_out)}
-
-
-def arm(worker: Worker, *, rank: int, action: int, fault: str) -> None:
-    """Let a rank's next step fail while it runs an action."""
-    (held,) = worker.ranks
-    if held.number != rank:
-        return
-    row = held.runtime.actions[action][0]
-    name = {"F": "forward", "B": "backward", "I": "backward_input", "W": "backward_weight"}[row.kind.name]
-    usual: Callable[..., Any] = getattr(row.stage, name)
-
-    def faulty(microbatch: int, *given: Any, **more: Any) -> Any:
-        if microbatch == row.microbatch:
-            FAULTS[fault]()
-        return usual(microbatch, *given, **more)
-
-    setattr(row.stage, name, faulty)
 
 
 @pytest.fixture(scope="module")
@@ -102,7 +60,7 @@ def test_a_rank_that_is_killed_at_any_action_is_named(
     own_pool: WorkerPool, schedule: str, rank: int, action: int, transport: str
 ) -> None:
     config = tiny(**SCHEDULES[schedule], **TRANSPORTS[transport])
-    error, took_s = broken(own_pool, config, rank=rank, action=action, fault="_die")
+    error, took_s = broken(own_pool, config, rank=rank, action=action, fault="killed")
     name = action_name(config, rank, action)
     assert re.match(rf"rank {rank} \(process \d+\) was killed by SIGKILL .* in action {name} of step 1", str(error))
     assert took_s < 10
@@ -115,7 +73,7 @@ def test_a_rank_that_is_killed_at_any_action_is_named(
     assert sum(trace.end_ns[row] > 0 for row in program.rows_of(rank)) == action
 
 
-@pytest.mark.parametrize("fault", ["_raise", "_leave", "_run_out"])
+@pytest.mark.parametrize("fault", ["raises", "leaves", "memory"])
 @pytest.mark.parametrize("transport", TRANSPORTS)
 @pytest.mark.parametrize(("rank", "action"), [(rank, action) for rank in (0, 1) for action in range(4)])
 def test_a_rank_that_fails_at_any_action_is_named(
@@ -124,9 +82,9 @@ def test_a_rank_that_fails_at_any_action_is_named(
     config = tiny(**SCHEDULES["1f1b"], **TRANSPORTS[transport])
     error, took_s = broken(own_pool, config, rank=rank, action=action, fault=fault)
     said = {
-        "_raise": "failed in action {}.*: .*ZeroDivisionError: an injected fault",
-        "_leave": r"left early \(exit code 0\) in action {}",
-        "_run_out": r"failed in action {}.*: out of memory \(a tensor of 4 TiB\): take a smaller micro batch",
+        "raises": "failed in action {}.*: .*ZeroDivisionError: an injected fault",
+        "leaves": r"left early \(exit code 0\) in action {}",
+        "memory": r"failed in action {}.*: out of memory \(a tensor of 4 TiB\): take a smaller micro batch",
     }[fault].format(action_name(config, rank, action))
     assert re.match(rf"rank {rank} \(process \d+\) {said}", str(error))
     assert took_s < 10
@@ -138,7 +96,7 @@ def test_a_rank_that_is_stopped_at_any_action_is_named(
     own_pool: WorkerPool, rank: int, action: int, transport: str
 ) -> None:
     config = tiny(**{**SCHEDULES["1f1b"], **TRANSPORTS[transport], "timeout_s": 1.0})
-    error, took_s = broken(own_pool, config, rank=rank, action=action, fault="_stop")
+    error, took_s = broken(own_pool, config, rank=rank, action=action, fault="stopped")
     assert re.match(rf"no rank has made progress for 1 s: rank {rank} \(process \d+\) is stopped in", str(error))
     assert f"  rank {rank}: in action {action_name(config, rank, action)} of step 1" in error.details.splitlines()
     assert took_s < 10
@@ -146,12 +104,12 @@ def test_a_rank_that_is_stopped_at_any_action_is_named(
 
 def test_the_pool_serves_the_next_run(own_pool: WorkerPool) -> None:
     """After all the faults above, or as many as were selected."""
-    broken(own_pool, tiny(**SCHEDULES["1f1b"]), rank=1, action=2, fault="_die")
+    broken(own_pool, tiny(**SCHEDULES["1f1b"]), rank=1, action=2, fault="killed")
     assert ppexec.verify(tiny(**SCHEDULES["1f1b"]), pool=own_pool).passed
 
 
 def test_a_partial_trace_opens_in_perfetto(own_pool: WorkerPool, tmp_path: Path) -> None:
-    error, _ = broken(own_pool, tiny(**SCHEDULES["1f1b"]), rank=0, action=2, fault="_raise")
+    error, _ = broken(own_pool, tiny(**SCHEDULES["1f1b"]), rank=0, action=2, fault="raises")
     assert error.partial_trace is not None
     error.partial_trace.save(tmp_path / "partial.json")
     events = json.loads((tmp_path / "partial.json").read_text())["traceEvents"]
@@ -164,8 +122,8 @@ def test_no_descriptor_or_memory_is_left_by_runs_that_break(own_pool: WorkerPool
     def held() -> tuple[int, set[str]]:
         return len(os.listdir("/proc/self/fd")), set(os.listdir("/dev/shm"))
 
-    broken(own_pool, tiny(**SCHEDULES["1f1b"]), rank=0, action=0, fault="_die")
+    broken(own_pool, tiny(**SCHEDULES["1f1b"]), rank=0, action=0, fault="killed")
     before = held()
     for action in range(3):
-        broken(own_pool, tiny(**SCHEDULES["1f1b"]), rank=0, action=action, fault="_die")
+        broken(own_pool, tiny(**SCHEDULES["1f1b"]), rank=0, action=action, fault="killed")
     assert held() == before
