@@ -150,9 +150,9 @@ def test_a_short_soak_finds_nothing(monkeypatch, capsys, tmp_path) -> None:
 
 
 def test_rounds_are_drawn_again_by_seed_and_number() -> None:
-    rounds = [draw(5, number) for number in range(60)]
+    rounds = [draw(5, number) for number in range(300)]
     assert rounds[7] == draw(5, 7)
-    assert len({str(each) for each in rounds}) > 55
+    assert len({str(each) for each in rounds}) > 290
     assert {each.config.schedule for each in rounds} == set(ppsim.schedule_names())
     assert {each.fault[2] for each in rounds if each.fault} == set(FAULTS)
 
