@@ -10,6 +10,7 @@ from dataclasses import MISSING, fields
 from pathlib import Path
 from typing import Any
 
+from ppsim.checks import checked
 from ppsim.costs.stage_cost import LayerCost
 from ppsim.errors import CostError
 
@@ -17,6 +18,7 @@ _FIELDS = {field.name: field for field in fields(LayerCost)}
 _REQUIRED = [name for name, field in _FIELDS.items() if field.default is MISSING]
 
 
+@checked
 def load_costs(path: str | Path) -> list[LayerCost]:
     """Read layer costs from a file.
 
@@ -53,6 +55,7 @@ def load_costs(path: str | Path) -> list[LayerCost]:
     return [_layer(path, number, entry) for number, entry in enumerate(entries)]
 
 
+@checked
 def save_costs(layers: Sequence[LayerCost], path: str | Path, *, environment: Mapping[str, Any] | None = None) -> None:
     """Write layer costs to a file.
 

@@ -7,6 +7,7 @@ import numbers
 from collections.abc import Iterable
 from dataclasses import dataclass, fields
 
+from ppsim.checks import shown
 from ppsim.errors import CostError
 
 MOST_BYTES = 2**53  # 9 PB; every smaller whole number is exact as a float
@@ -27,12 +28,6 @@ def _total_s(seconds: Iterable[float]) -> float:
         return math.fsum(seconds)
     except OverflowError:
         return math.inf
-
-
-def _shown(value: object) -> str:
-    """The value for a message; Python does not print whole numbers of thousands of digits."""
-    is_huge = isinstance(value, int) and value.bit_length() > 1000
-    return "a number of hundreds of digits" if is_huge else repr(value)
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -93,11 +88,11 @@ class StageCost:
                 continue
             if field.name.endswith("_s"):
                 if not _is_amount(value):
-                    raise CostError(f"{field.name} must be seconds, finite and >= 0, got {_shown(value)}")
+                    raise CostError(f"{field.name} must be seconds, finite and >= 0, got {shown(value)}")
             elif field.name.endswith("_bytes") and not (
                 _is_amount(value) and int(value) == value and int(value) <= MOST_BYTES
             ):
-                raise CostError(f"{field.name} must be a whole number of bytes from 0 to 2**53, got {_shown(value)}")
+                raise CostError(f"{field.name} must be a whole number of bytes from 0 to 2**53, got {shown(value)}")
 
     @property
     def full_backward_s(self) -> float:
@@ -131,6 +126,11 @@ class LayerCost(StageCost):
     """
 
     name: str = ""
+
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        if not isinstance(self.name, str):
+            raise CostError(f"name must be text, got {shown(self.name)}")
 
 
 def stage_cost(layers: list[LayerCost] | tuple[LayerCost, ...]) -> StageCost:

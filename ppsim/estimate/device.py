@@ -6,6 +6,7 @@ import math
 from collections.abc import Iterable
 from dataclasses import dataclass, replace
 
+from ppsim.checks import check_fields, checked
 from ppsim.errors import InputError
 from ppsim.estimate.work import Work
 
@@ -58,6 +59,7 @@ class Device:
     source: str = ""
 
     def __post_init__(self) -> None:
+        check_fields(self)
         for rate in ("flops_per_s", "bytes_per_s"):
             value = getattr(self, rate)
             if not (math.isfinite(value) and value > 0):
@@ -75,6 +77,7 @@ class Device:
         moving = work.traffic_bytes / (self.bytes_per_s * self.bandwidth_efficiency)
         return max(computing, moving) + self.launch_s
 
+    @checked
     def time_s(self, works: Iterable[Work]) -> float:
         """Seconds of operations one after another."""
         return math.fsum(map(self.operation_s, works))
@@ -101,6 +104,7 @@ def device_names() -> list[str]:
     return list(_KNOWN)
 
 
+@checked
 def named_device(
     name: str, *, efficiency: float = 1.0, bandwidth_efficiency: float = 1.0, launch_s: float = 0.0
 ) -> Device:

@@ -7,10 +7,12 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
+from ppsim.checks import checked
 from ppsim.errors import InputError
 from ppsim.estimate.transformer import Transformer
 
 
+@checked
 def read_huggingface_config(path: str | Path) -> Transformer:
     """The model that a config.json of the transformers library describes; nothing is downloaded or imported.
 
