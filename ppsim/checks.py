@@ -174,7 +174,7 @@ def _any_of(hints: Sequence[Any]) -> _Check | None:
     if set(left) >= _ARRAY_LIKE:
         check = _array
     elif set(left) <= {str, Path, os.PathLike}:
-        check = _path if Path in left else _text
+        check = check_path if Path in left else _text
     elif len(left) == 1:
         check = _check_of(left[0])
     else:
@@ -234,7 +234,8 @@ def _text(name: str, value: Any) -> None:
         raise InputError(f"{name} must be text that UTF-8 can hold, got {shown(value)}") from None
 
 
-def _path(name: str, value: Any) -> None:
+def check_path(name: str, value: Any) -> None:
+    """Check that a value is a path, and one that the system can be asked for."""
     if not isinstance(value, str | Path):
         raise InputError(f"{name} must be a path, text or a Path, got {shown(value)}")
     try:
@@ -298,4 +299,4 @@ def _mapping(of_key: _Check | None, of_value: _Check | None, name: str, value: A
             of_value(f"{name}[{shown(key)}]", item)
 
 
-_OF_TYPE: dict[Any, _Check] = {int: _whole, float: check_number, bool: _flag, str: _text, Path: _path}
+_OF_TYPE: dict[Any, _Check] = {int: _whole, float: check_number, bool: _flag, str: _text, Path: check_path}

@@ -22,7 +22,7 @@ def _is_amount(value: object) -> bool:
         return False
 
 
-def _total_s(seconds: Iterable[float]) -> float:
+def total_s(seconds: Iterable[float]) -> float:
     """The sum, correctly rounded; infinite where no float holds it, which StageCost then refuses."""
     try:
         return math.fsum(seconds)
@@ -148,10 +148,10 @@ def stage_cost(layers: list[LayerCost] | tuple[LayerCost, ...]) -> StageCost:
     knows_gradients = any(layer.gradient_bytes is not None for layer in layers)
     shared = sum(layer.output_bytes for layer in layers[:-1])
     return StageCost(
-        forward_s=_total_s(layer.forward_s for layer in layers),
-        backward_input_s=_total_s(layer.backward_input_s for layer in layers),
-        backward_weight_s=_total_s(layer.backward_weight_s for layer in layers),
-        backward_s=_total_s(layer.full_backward_s for layer in layers) if fused else None,
+        forward_s=total_s(layer.forward_s for layer in layers),
+        backward_input_s=total_s(layer.backward_input_s for layer in layers),
+        backward_weight_s=total_s(layer.backward_weight_s for layer in layers),
+        backward_s=total_s(layer.full_backward_s for layer in layers) if fused else None,
         activation_bytes=max(sum(layer.activation_bytes for layer in layers) - shared, 0),
         weight_activation_bytes=sum(layer.weight_activation_bytes for layer in layers),
         output_bytes=layers[-1].output_bytes,

@@ -7,6 +7,7 @@ from collections.abc import Iterable
 from dataclasses import dataclass, replace
 
 from ppsim.checks import check_fields, checked
+from ppsim.costs.stage_cost import total_s
 from ppsim.errors import InputError
 from ppsim.estimate.work import Work
 
@@ -80,7 +81,7 @@ class Device:
     @checked
     def time_s(self, works: Iterable[Work]) -> float:
         """Seconds of operations one after another."""
-        return math.fsum(map(self.operation_s, works))
+        return total_s(map(self.operation_s, works))
 
 
 def _device(name: str, teraflops: float, gigabytes_per_s: float, source: str) -> Device:

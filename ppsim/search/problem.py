@@ -237,6 +237,11 @@ def make_problem(
         limit_bytes=_limits(memory_limit_bytes, int(ranks)),
         by_rank_time=objective == "rank_time",
     )
+    tables = problem.tables
+    with np.errstate(over="ignore"):
+        longest_s = 3 * microbatches * (tables.duration_s.sum() + tables.occupied_s.sum() + tables.latency_s.sum())
+    if not math.isfinite(longest_s):
+        raise InputError("the step may take longer than a float holds: give smaller costs, or a higher bytes_per_s")
     short = np.flatnonzero(problem.limit_bytes < problem.smallest_limit_bytes)
     if len(short):
         rank = int(short[0])
