@@ -23,6 +23,7 @@ from ppsim.cli.command import OptionalFile
 from ppsim.errors import InputError
 from ppsim.export.text_table import text_table
 from ppsim.export.trace_files import write_trace
+from ppsim.files import write_text
 
 _DESCRIPTION = "Run a pipeline schedule for real, measure it, and prove its gradients."
 
@@ -90,7 +91,7 @@ class Run(RunConfig, Output):
 
     def _write_json(self, document: dict[str, Any]) -> None:
         if self.out:
-            self.out.write_text(json.dumps(document, indent=1) + "\n", encoding="utf-8")
+            write_text(self.out, json.dumps(document, indent=1) + "\n")
 
     def _print(self, document: dict[str, Any], lines: Sequence[str]) -> None:
         if self.json:

@@ -18,6 +18,7 @@ from ppexec.workers.pool import WorkerError
 from ppsim.cli import command
 from ppsim.errors import InputError
 from ppsim.export.html_report import Report
+from ppsim.files import write_text
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -64,7 +65,7 @@ class StudyCommand:
         found = self.findings(directory)
         if directory is not None:
             text = json.dumps(found.summary, indent=1)
-            (directory / "summary.json").write_text(f"{text}\n", encoding="utf-8")
+            write_text(directory / "summary.json", f"{text}\n")
             found.page.save(directory / "report.html")
         if self.json:
             command.print_json(found.summary)

@@ -2,14 +2,16 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, fields
+from dataclasses import dataclass, fields, replace
 from types import MappingProxyType
 from typing import Any, Literal, get_args
 
 import numpy as np
 import numpy.typing as npt
 
+from ppsim.checks import check_fields, check_names, checked, shown
 from ppsim.errors import InputError
 from ppsim.network.all_reduce import Reduction
 
@@ -86,7 +88,8 @@ class Conditions:
     reduction: Reduction | None = None
 
     def __post_init__(self) -> None:
-        if not (np.isfinite(self.overlap) and self.overlap > 0):
+        check_fields(self)
+        if not (math.isfinite(self.overlap) and self.overlap > 0):
             raise InputError(f"overlap must be a finite number > 0, got {self.overlap!r}")
         self._set("scale", _amounts("scale", self.scale, "factors"))
         self._set("dispatch_s", _amounts("dispatch_s", self.dispatch_s, "seconds"))
@@ -99,7 +102,7 @@ class Conditions:
         self._set("slow_ranks", MappingProxyType(dict(self.slow_ranks)) if self.slow_ranks else None)
         if self.slow_ranks is not None:
             for rank, factor in self.slow_ranks.items():
-                if not (np.isfinite(factor) and factor > 0):
+                if not (math.isfinite(factor) and factor > 0):
                     raise InputError(f"slow_ranks[{rank}] must be a finite factor > 0, got {factor!r}")
         for name in ("receive_window", "cores"):
             value = getattr(self, name)
@@ -156,24 +159,37 @@ class Conditions:
         return given
 
     @classmethod
+    @checked
     def from_dict(cls, given: Mapping[str, Any]) -> Conditions:
-        """The conditions that `to_dict` wrote. Raises InputError or TypeError for other content."""
+        """The conditions that `to_dict` wrote. Raises InputError for other content."""
         read = dict(given)
         if read.get("slow_ranks") is not None:
-            read["slow_ranks"] = {int(rank): factor for rank, factor in read["slow_ranks"].items()}
+            read["slow_ranks"] = _by_rank(read["slow_ranks"])
         if read.get("reduction") is not None:
             read["reduction"] = Reduction.from_dict(read["reduction"])
-        return cls(**read)
+        return cls().having(read)
+
+    def having(self, options: Mapping[str, Any]) -> Conditions:
+        """The same conditions with these options in place of their own. Raises InputError for unknown ones."""
+        check_names("conditions", options, [each.name for each in fields(self)])
+        return replace(self, **options)
 
 
 def _amounts(name: str, given: npt.ArrayLike, unit: str) -> float | npt.NDArray[np.float64]:
     """A number, or an array that nobody can change."""
     amounts = np.array(given, np.float64)
-    if not (np.isfinite(amounts).all() and (amounts >= 0).all()):
-        shown = f", got {given!r}" if amounts.ndim == 0 else ""
-        raise InputError(f"{name} must be {unit}, finite and >= 0{shown}")
+    if np.asarray(given).dtype == bool or not (np.isfinite(amounts).all() and (amounts >= 0).all()):
+        raise InputError(f"{name} must be {unit}, finite and >= 0" + (f", got {given!r}" if amounts.ndim == 0 else ""))
     amounts.flags.writeable = False
     return amounts if amounts.ndim else amounts.item()
+
+
+def _by_rank(given: Any) -> dict[int, float]:
+    """JSON has text for keys."""
+    try:
+        return {int(rank): factor for rank, factor in given.items()}
+    except (AttributeError, TypeError, ValueError, OverflowError):
+        raise InputError(f"slow_ranks must be a mapping from rank to factor, got {shown(given)}") from None
 
 
 def _plain(value: Any) -> Any:

@@ -33,6 +33,7 @@ from ppsim.export.html_report import Report
 from ppsim.export.perfetto import save_perfetto
 from ppsim.export.text_table import text_table
 from ppsim.export.trace_files import write_trace
+from ppsim.files import write_text
 from ppsim.plots.attribution_figure import attribution
 from ppsim.plots.bubble_figure import bubbles
 from ppsim.plots.memory_figure import memory
@@ -70,7 +71,7 @@ class Study(StudyCommand, RunConfig):
 def write_files(traces: dict[str, ppsim.Trace], directory: Path) -> tuple[str, ...]:
     """Write both steps for further questions; the names of the files."""
     frames = [trace.to_frame().assign(clock=name) for name, trace in traces.items()]
-    pandas.concat(frames).to_csv(directory / "events.csv", index=False)
+    write_text(directory / "events.csv", pandas.concat(frames).to_csv(index=False))
     save_perfetto(traces, directory / "trace.json.gz")
     for name, trace in traces.items():
         write_trace(trace, directory / f"{name}.trace.npz")

@@ -12,8 +12,9 @@ import torch
 
 import ppsim
 from ppexec.config.bubble_warning import bubble_warning
-from ppsim.cli.command import read_text
+from ppsim.checks import check_fields
 from ppsim.errors import InputError
+from ppsim.files import read_text
 from ppsim.schedule.deadlock import smallest_receive_window
 
 _PRESETS: dict[str, dict[str, int]] = {
@@ -131,6 +132,7 @@ class RunConfig:
     longer than this for what it was given ends it too."""
 
     def __post_init__(self) -> None:
+        check_fields(self)
         for name in ("layers", "dp", "tp", "steps"):
             self._at_least(name, 1)
         sizes = ("hidden", "intermediate", "seq", "micro_batch_size", "microbatches", "global_batch_size", "ranks")

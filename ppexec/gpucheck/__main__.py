@@ -21,6 +21,7 @@ from ppexec.machine.environment import describe_environment
 from ppexec.workers.pool import WorkerPool
 from ppsim.cli import command
 from ppsim.errors import InputError
+from ppsim.files import write_text
 
 _MOST_FAILURES = 2  # cases of a part; each may take as long as its time-out
 _IN_JSON_ALONE = (
@@ -63,7 +64,7 @@ class GpuCheck:
             if not self.only or part.name in self.only:
                 document["parts"][part.name] = run_part(part)
                 if self.out:  # after every part: a check that is cut off leaves what it knows
-                    self.out.write_text(json.dumps(document, indent=1, default=str) + "\n", encoding="utf-8")
+                    write_text(self.out, json.dumps(document, indent=1, default=str) + "\n")
         if self.json:
             command.print_json(document)
         else:

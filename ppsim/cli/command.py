@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import errno
 import io
 import json
 import os
@@ -18,6 +19,7 @@ import numpy as np
 import tyro
 from tyro.constructors import PrimitiveConstructorSpec
 
+from ppsim.checks import check_path
 from ppsim.errors import InputError, RunError
 
 T = TypeVar("T")
@@ -51,6 +53,11 @@ def _short(text: str) -> str:
     return text if len(text) <= 60 else f"{text[:57]}..."
 
 
+def _path(text: str) -> Path:
+    check_path("path", text)
+    return Path(text)
+
+
 _UNSET = "unset"
 HINT = tyro.conf.arg(help_behavior_hint=_default_hint)
 
@@ -58,7 +65,7 @@ HINT = tyro.conf.arg(help_behavior_hint=_default_hint)
 OptionalWhole = Annotated[int | None, one_word(int, int, "INT", "a whole number"), HINT]
 OptionalReal = Annotated[float | None, one_word(float, (int, float), "FLOAT", "a number"), HINT]
 OptionalName = Annotated[str | None, one_word(str, str, "NAME", "a name"), HINT]
-OptionalFile = Annotated[Path | None, one_word(Path, Path, "FILE", "a path"), HINT]
+OptionalFile = Annotated[Path | None, one_word(_path, Path, "FILE", "a path that a file can have"), HINT]
 Real = Annotated[float, one_word(float, (int, float), "FLOAT", "a number"), HINT]
 
 
@@ -161,6 +168,8 @@ def run(work: Callable[[], None], *, prog: str, args: Sequence[str] | None = Non
     for name in ("stdout", "stderr"):
         if getattr(sys, name) is None:  # closed by the caller (`>&-`): print knows that, tyro does not
             setattr(sys, name, open(os.devnull, "w"))  # noqa: SIM115  (for as long as Python runs)
+        elif isinstance(stream := getattr(sys, name), io.TextIOWrapper):
+            stream.reconfigure(errors="backslashreplace")  # names in files may have what a terminal cannot show
     try:
         code = 0
         try:
@@ -183,6 +192,7 @@ def run(work: Callable[[], None], *, prog: str, args: Sequence[str] | None = Non
     except Exception as error:
         is_json = "--json" in (sys.argv[1:] if args is None else args)
         message, code = _fault(error, to_file=is_json), 1
+    message = _LONG_WORD.sub(lambda word: f"{word[0][:97]}...", message)
     with contextlib.suppress(OSError, ValueError):
         print(f"{prog}: {message}", file=sys.stderr)
     try:
@@ -208,11 +218,20 @@ def _fault(error: Exception, *, to_file: bool) -> str:
     return f"this is a fault of ppsim, please report it ({type(error).__name__}: {error}){kept}"
 
 
+_LONG_WORD = re.compile(r"\S{400,}")  # a value of that length would hide what is said of it
+_REMEDIES = {
+    errno.ENOSPC: "Make room, or give another path",
+    errno.EACCES: "Give a path that you may use",
+    errno.EROFS: "Give a path that can be written",
+}
+
+
 def _reason(error: OSError) -> str:
     said = error.strerror or str(error)
     if error.filename is None:
         return f"cannot read or write: {said}"
-    return f"cannot open {os.fspath(error.filename)!r}: {said}. Give the path of a file"
+    remedy = _REMEDIES.get(error.errno or 0, "Give the path of a file")
+    return f"cannot open {os.fspath(error.filename)!r}: {said}. {remedy}"
 
 
 def _drop_output() -> None:
@@ -237,11 +256,3 @@ def _plain(value: Any) -> Any:
     if isinstance(value, Path):
         return str(value)
     raise TypeError(f"{type(value).__name__} has no JSON form")
-
-
-def read_text(path: Path) -> str:
-    """The text of a file. Raises OSError if it cannot be read, InputError if it is not text."""
-    try:
-        return path.read_text(encoding="utf-8-sig")  # spreadsheets put a byte order mark first
-    except UnicodeDecodeError:
-        raise InputError(f"{path} is not text: give a text file") from None

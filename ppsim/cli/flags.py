@@ -8,11 +8,12 @@ from typing import Annotated
 
 import tyro
 
-from ppsim.cli.command import OptionalFile, OptionalName, OptionalReal, OptionalWhole, read_text
+from ppsim.cli.command import OptionalFile, OptionalName, OptionalReal, OptionalWhole
 from ppsim.costs.cost_file import load_costs
 from ppsim.costs.partition import Method, partition
 from ppsim.costs.stage_cost import StageCost
 from ppsim.errors import InputError
+from ppsim.files import read_text
 from ppsim.network.network import Network
 from ppsim.schedule.action import Kind
 from ppsim.schedule.named.registry import build_schedule, natural_stages_per_rank, schedule_names

@@ -19,6 +19,7 @@ from ppsim.cli.trace_commands import AttributeCommand, CompareCommand
 from ppsim.errors import InputError
 from ppsim.export.staircase import staircase, unit_trace
 from ppsim.export.trace_files import write_trace
+from ppsim.files import write_text
 from ppsim.schedule.action import Kind
 from ppsim.schedule.deadlock import smallest_receive_window
 from ppsim.schedule.schedule import Schedule
@@ -43,7 +44,7 @@ class ScheduleCommand(ScheduleFlags):
         """Check the schedule, then print or write what the flags ask for."""
         schedule = self.load_schedule()
         if self.csv is not None:
-            self.csv.write_text(schedule.to_csv(messages=self.messages), encoding="utf-8")
+            write_text(self.csv, schedule.to_csv(messages=self.messages))
         about = {
             **about_of(schedule),
             "is_forward_only": schedule.is_forward_only,
@@ -109,7 +110,7 @@ class SearchCommand(NetworkFlags, CostFlags):
             objective=self.objective,
         )
         if self.csv is not None:
-            self.csv.write_text(found.schedule.to_csv(), encoding="utf-8")
+            write_text(self.csv, found.schedule.to_csv())
         if self.out is not None:
             write_trace(found.trace, self.out)
         trace = found.trace

@@ -47,7 +47,8 @@ class SimulateCommand(ReductionFlags, JitterFlags, ModelFlags, NetworkFlags, Cos
         kinds = {kind for order in schedule.orders for kind in np.unique(order.kind).tolist()}
         stages, network = self.stage_costs(schedule.stages, kinds), self.load_network(schedule.ranks)
         conditions = replace(self.conditions, reduction=self.load_reduction())
-        trace = simulate(schedule, stages, network=network, engine=self.engine or "simpy", conditions=conditions)
+        engine = "simpy" if self.engine is None else self.engine
+        trace = simulate(schedule, stages, network=network, engine=engine, conditions=conditions)
         trace = with_columns(trace, receive_window=conditions.receive_window, optimizer=self.optimizer)
         ensemble = None
         if sampling is not None:

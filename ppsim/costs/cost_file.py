@@ -10,13 +10,16 @@ from dataclasses import MISSING, fields
 from pathlib import Path
 from typing import Any
 
+from ppsim.checks import checked
 from ppsim.costs.stage_cost import LayerCost
 from ppsim.errors import CostError
+from ppsim.files import parse_json, read_text, write_text
 
 _FIELDS = {field.name: field for field in fields(LayerCost)}
 _REQUIRED = [name for name, field in _FIELDS.items() if field.default is MISSING]
 
 
+@checked
 def load_costs(path: str | Path) -> list[LayerCost]:
     """Read layer costs from a file.
 
@@ -38,14 +41,11 @@ def load_costs(path: str | Path) -> list[LayerCost]:
         If the file cannot be read.
     """
     path = Path(path)
-    try:
-        text = path.read_text(encoding="utf-8-sig")  # spreadsheets put a byte order mark first
-    except UnicodeDecodeError:
-        raise CostError(f"{path} is not text: give layer costs as JSON or CSV") from None
+    text = read_text(path, CostError)
     if path.suffix.lower() == ".csv":
         entries = _read_csv(path, text)
     elif path.suffix.lower() == ".json":
-        entries = _read_json(path, text)
+        entries = _read_json(path, parse_json(path, text, CostError))
     else:
         raise CostError(f"{path}: cost files end in .json or .csv")
     if not entries:
@@ -53,6 +53,7 @@ def load_costs(path: str | Path) -> list[LayerCost]:
     return [_layer(path, number, entry) for number, entry in enumerate(entries)]
 
 
+@checked
 def save_costs(layers: Sequence[LayerCost], path: str | Path, *, environment: Mapping[str, Any] | None = None) -> None:
     """Write layer costs to a file.
 
@@ -80,10 +81,10 @@ def save_costs(layers: Sequence[LayerCost], path: str | Path, *, environment: Ma
         writer = csv.DictWriter(text, fieldnames=list(rows[0]) if rows else list(_FIELDS), lineterminator="\n")
         writer.writeheader()
         writer.writerows(rows)
-        path.write_text(text.getvalue(), encoding="utf-8")
+        write_text(path, text.getvalue())
     elif path.suffix.lower() == ".json":
         document = {"layers": rows, "environment": dict(environment or {})}
-        path.write_text(json.dumps(document, indent=1) + "\n", encoding="utf-8")
+        write_text(path, json.dumps(document, indent=1) + "\n")
     else:
         raise CostError(f"{path}: cost files end in .json or .csv")
 
@@ -95,11 +96,7 @@ def _plain(name: str, value: Any) -> Any:
     return int(value) if name.endswith("_bytes") else float(value)
 
 
-def _read_json(path: Path, text: str) -> list[dict[str, Any]]:
-    try:
-        document = json.loads(text)
-    except (ValueError, RecursionError) as error:  # besides bad syntax: numbers or nesting beyond Python's limits
-        raise CostError(f"{path} is not JSON: {error}") from None
+def _read_json(path: Path, document: Any) -> list[dict[str, Any]]:
     layers = document.get("layers") if isinstance(document, dict) else None
     if not isinstance(layers, list) or not all(isinstance(layer, dict) for layer in layers):
         wanted = '{"layers": [{"forward_s": 0.1, ...}]}'

@@ -8,12 +8,14 @@ from collections.abc import Sequence
 from functools import partial
 from itertools import accumulate
 
+from ppsim.checks import checked
 from ppsim.costs.stage_cost import LayerCost, StageCost, stage_cost
 from ppsim.errors import InputError
 
 Method = str | Sequence[int]
 
 
+@checked
 def partition(layers: Sequence[LayerCost], *, stages: int, method: Method = "even") -> list[StageCost]:
     """Cut layers into stages of consecutive layers.
 
@@ -48,6 +50,7 @@ def partition(layers: Sequence[LayerCost], *, stages: int, method: Method = "eve
     return [stage_cost(tuple(layers[start:stop])) for start, stop in bounds(sizes)]
 
 
+@checked
 def partition_sizes(
     layers: int, *, stages: int, method: Method = "even", work_s: Sequence[float] | None = None
 ) -> list[int]:

@@ -5,9 +5,11 @@ from __future__ import annotations
 from collections.abc import Sequence
 from dataclasses import replace
 
+from ppsim.checks import checked
 from ppsim.costs.stage_cost import LayerCost
 
 
+@checked
 def recompute_layers(layers: Sequence[LayerCost], *, input_bytes: int = 0) -> list[LayerCost]:
     """The same chain of layers with full activation recomputation (Chen et al., 2016).
 

@@ -7,6 +7,7 @@ import numbers
 from collections.abc import Iterable
 from dataclasses import dataclass, fields
 
+from ppsim.checks import shown
 from ppsim.errors import CostError
 
 MOST_BYTES = 2**53  # 9 PB; every smaller whole number is exact as a float
@@ -21,18 +22,12 @@ def _is_amount(value: object) -> bool:
         return False
 
 
-def _total_s(seconds: Iterable[float]) -> float:
+def total_s(seconds: Iterable[float]) -> float:
     """The sum, correctly rounded; infinite where no float holds it, which StageCost then refuses."""
     try:
         return math.fsum(seconds)
     except OverflowError:
         return math.inf
-
-
-def _shown(value: object) -> str:
-    """The value for a message; Python does not print whole numbers of thousands of digits."""
-    is_huge = isinstance(value, int) and value.bit_length() > 1000
-    return "a number of hundreds of digits" if is_huge else repr(value)
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -93,11 +88,11 @@ class StageCost:
                 continue
             if field.name.endswith("_s"):
                 if not _is_amount(value):
-                    raise CostError(f"{field.name} must be seconds, finite and >= 0, got {_shown(value)}")
+                    raise CostError(f"{field.name} must be seconds, finite and >= 0, got {shown(value)}")
             elif field.name.endswith("_bytes") and not (
                 _is_amount(value) and int(value) == value and int(value) <= MOST_BYTES
             ):
-                raise CostError(f"{field.name} must be a whole number of bytes from 0 to 2**53, got {_shown(value)}")
+                raise CostError(f"{field.name} must be a whole number of bytes from 0 to 2**53, got {shown(value)}")
 
     @property
     def full_backward_s(self) -> float:
@@ -132,6 +127,11 @@ class LayerCost(StageCost):
 
     name: str = ""
 
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        if not isinstance(self.name, str):
+            raise CostError(f"name must be text, got {shown(self.name)}")
+
 
 def stage_cost(layers: list[LayerCost] | tuple[LayerCost, ...]) -> StageCost:
     """The cost of consecutive layers as one stage.
@@ -148,10 +148,10 @@ def stage_cost(layers: list[LayerCost] | tuple[LayerCost, ...]) -> StageCost:
     knows_gradients = any(layer.gradient_bytes is not None for layer in layers)
     shared = sum(layer.output_bytes for layer in layers[:-1])
     return StageCost(
-        forward_s=_total_s(layer.forward_s for layer in layers),
-        backward_input_s=_total_s(layer.backward_input_s for layer in layers),
-        backward_weight_s=_total_s(layer.backward_weight_s for layer in layers),
-        backward_s=_total_s(layer.full_backward_s for layer in layers) if fused else None,
+        forward_s=total_s(layer.forward_s for layer in layers),
+        backward_input_s=total_s(layer.backward_input_s for layer in layers),
+        backward_weight_s=total_s(layer.backward_weight_s for layer in layers),
+        backward_s=total_s(layer.full_backward_s for layer in layers) if fused else None,
         activation_bytes=max(sum(layer.activation_bytes for layer in layers) - shared, 0),
         weight_activation_bytes=sum(layer.weight_activation_bytes for layer in layers),
         output_bytes=layers[-1].output_bytes,

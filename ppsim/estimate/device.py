@@ -6,6 +6,8 @@ import math
 from collections.abc import Iterable
 from dataclasses import dataclass, replace
 
+from ppsim.checks import check_fields, checked
+from ppsim.costs.stage_cost import total_s
 from ppsim.errors import InputError
 from ppsim.estimate.work import Work
 
@@ -58,6 +60,7 @@ class Device:
     source: str = ""
 
     def __post_init__(self) -> None:
+        check_fields(self)
         for rate in ("flops_per_s", "bytes_per_s"):
             value = getattr(self, rate)
             if not (math.isfinite(value) and value > 0):
@@ -75,9 +78,10 @@ class Device:
         moving = work.traffic_bytes / (self.bytes_per_s * self.bandwidth_efficiency)
         return max(computing, moving) + self.launch_s
 
+    @checked
     def time_s(self, works: Iterable[Work]) -> float:
         """Seconds of operations one after another."""
-        return math.fsum(map(self.operation_s, works))
+        return total_s(map(self.operation_s, works))
 
 
 def _device(name: str, teraflops: float, gigabytes_per_s: float, source: str) -> Device:
@@ -101,6 +105,7 @@ def device_names() -> list[str]:
     return list(_KNOWN)
 
 
+@checked
 def named_device(
     name: str, *, efficiency: float = 1.0, bandwidth_efficiency: float = 1.0, launch_s: float = 0.0
 ) -> Device:

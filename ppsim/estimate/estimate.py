@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from ppsim.checks import checked
 from ppsim.costs.stage_cost import LayerCost
 from ppsim.errors import InputError
 from ppsim.estimate.device import Device
@@ -11,6 +12,7 @@ from ppsim.estimate.work import Attention, Execution, LayerWork, Recompute
 from ppsim.network.link import Link
 
 
+@checked
 def estimate_costs(
     architecture: Transformer,
     device: Device,

@@ -2,15 +2,17 @@
 
 from __future__ import annotations
 
-import json
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
+from ppsim.checks import checked
 from ppsim.errors import InputError
 from ppsim.estimate.transformer import Transformer
+from ppsim.files import read_json
 
 
+@checked
 def read_huggingface_config(path: str | Path) -> Transformer:
     """The model that a config.json of the transformers library describes; nothing is downloaded or imported.
 
@@ -18,10 +20,7 @@ def read_huggingface_config(path: str | Path) -> Transformer:
     sizes must be there. Raises InputError that names file, field and value, OSError if the file cannot be read.
     """
     path = Path(path)
-    try:
-        document = json.loads(path.read_text(encoding="utf-8-sig"))
-    except (ValueError, RecursionError) as error:  # not text, bad syntax, or nested beyond Python's limits
-        raise InputError(f"{path} is not JSON: {error}") from None
+    document = read_json(path)
     if not isinstance(document, dict):
         raise InputError(f"{path} must be a JSON object, as a model's config.json is")
     fields = _Fields(path, document)

@@ -5,11 +5,13 @@ Letters: m = b s tokens, h hidden, f intermediate, a heads, d head_dim, t tensor
 
 from __future__ import annotations
 
+from ppsim.checks import checked
 from ppsim.errors import InputError
 from ppsim.estimate.transformer import Transformer
 from ppsim.estimate.work import INDEX_BYTES, STATISTIC_BYTES, Execution, LayerWork, Operation, Work
 
 
+@checked
 def transformer_work(model: Transformer, execution: Execution) -> list[LayerWork]:
     """The work of [embedding, block 0, ..., head] for one microbatch on one tensor-parallel rank.
 

@@ -5,6 +5,7 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import Literal
 
+from ppsim.checks import check_fields, checked
 from ppsim.errors import InputError
 
 Norm = Literal["layernorm", "rmsnorm"]
@@ -66,6 +67,7 @@ class Transformer:
     window: int | None = None
 
     def __post_init__(self) -> None:
+        check_fields(self)
         for name in _WHOLE:
             _check_whole(name, getattr(self, name), least=1)
         _check_whole("positions", self.positions, least=0)
@@ -79,6 +81,7 @@ class Transformer:
             raise InputError(f"norm must be 'layernorm' or 'rmsnorm', got {self.norm!r}")
 
     @classmethod
+    @checked
     def gpt(
         cls, *, layers: int, hidden: int, heads: int, vocabulary: int, positions: int, tied: bool = True
     ) -> Transformer:
@@ -144,6 +147,7 @@ class Transformer:
         """Of the whole model; a tied table counts once."""
         return self.embedding_parameters + self.layers * self.block_parameters + self.head_parameters
 
+    @checked
     def shard_parameters(self, tp: int) -> int:
         """Of one block on one of `tp` tensor-parallel ranks (Shoeybi et al., Megatron-LM, 2019).
 
@@ -158,6 +162,7 @@ class Transformer:
         mlp = self.hidden * width * (ups + 1) + (ups * width + self.hidden) * self.mlp_bias
         return attention + mlp + 2 * self.norm_parameters
 
+    @checked
     def check_shards(self, tp: int) -> None:
         """Raise InputError unless every rank of `tp` gets as many heads and columns as the others."""
         _check_whole("tp", tp, least=1)
@@ -165,6 +170,7 @@ class Transformer:
             if getattr(self, name) % tp:
                 raise InputError(f"tp {tp} must divide {name} {getattr(self, name)}: take a divisor")
 
+    @checked
     def pairs(self, seq: int, *, masked: bool) -> int:
         """Pairs of (query, key) whose score one head computes for a sequence.
 

@@ -6,6 +6,7 @@ from collections.abc import Iterable
 from dataclasses import dataclass, field
 from typing import Literal
 
+from ppsim.checks import check_fields
 from ppsim.errors import InputError
 
 Recompute = Literal["none", "selective", "full"]
@@ -62,6 +63,7 @@ class Execution:
     loss: bool = True
 
     def __post_init__(self) -> None:
+        check_fields(self)
         for name in ("micro_batch_size", "seq", "dtype_bytes", "tp"):
             value = getattr(self, name)
             if not isinstance(value, int) or isinstance(value, bool) or value < 1:

@@ -11,6 +11,7 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 import numpy.typing as npt
 
+from ppsim.checks import checked
 from ppsim.costs.stage_cost import StageCost
 from ppsim.errors import InputError
 from ppsim.explain.bubble_parts import BubbleParts, split_bubbles
@@ -116,6 +117,7 @@ class Attribution:
         return {name: math.fsum(part) / total if total > 0 else 0.0 for name, part in self.parts_s.items()}
 
     @cached_property
+    @checked
     def critical_path(self) -> CriticalPath:
         """The chain of computations, messages and gaps that is as long as the step."""
         return path_of(self.graph)
@@ -184,6 +186,7 @@ class Attribution:
         return "\n".join(lines)
 
 
+@checked
 def attribute(trace: Trace, *, expected: Sequence[StageCost] | None = None) -> Attribution:
     """Split each rank's bubble by what the rank waited for; from a simulated and a measured trace alike.
 
@@ -251,6 +254,7 @@ def attributed(trace: Trace, wiring: Wiring | None, expected: Sequence[StageCost
     return replace(found, stretched_s=np.bincount(trace.program.rank, excess, trace.ranks).astype(np.float64))
 
 
+@checked
 def critical_path(trace: Trace) -> CriticalPath:
     """The chain of computations, messages and gaps that is as long as the step.
 

@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 import numpy.typing as npt
 
+from ppsim.checks import checked
 from ppsim.errors import InputError
 from ppsim.explain.attribution import Attribution, attributed
 from ppsim.explain.change import explain_change
@@ -91,6 +92,7 @@ class Comparison:
         """The contributions that are more than rounding."""
         return [each for each in self.contributions if abs(each.seconds) >= self.dust_s > 0]
 
+    @checked
     def largest_rows(self, count: int = 10, *, by: str = "contribution") -> list[int]:
         """The rows that explain most ("contribution"), or whose durations differ most ("duration"); largest first."""
         if by not in ("contribution", "duration"):
@@ -168,6 +170,7 @@ class Comparison:
         return f"{self.explain()}\n\n{table(self)}"
 
 
+@checked
 def compare(predicted: Trace, measured: Trace) -> Comparison:
     """Say which actions, links and devices make the measured step longer or shorter than the predicted one.
 

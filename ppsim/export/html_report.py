@@ -17,6 +17,7 @@ from markupsafe import Markup
 from plotly.offline import get_plotlyjs
 
 from ppsim.export.table_cells import Table, cell_text, columns_of
+from ppsim.files import write_text
 
 _CONFIG = {
     "responsive": True,
@@ -106,7 +107,7 @@ class Report:
 
     def save(self, path: str | Path) -> None:
         """Write the report to one self-contained HTML file; the same report gives the same bytes."""
-        Path(path).write_text(self.to_html(), encoding="utf-8")
+        write_text(path, self.to_html())
 
     def to_html(self) -> str:
         """The whole file as text. plotly.js is in it once, and only if there is a figure."""

@@ -26,6 +26,7 @@ import numpy as np
 import numpy.typing as npt
 
 from ppsim.errors import InputError
+from ppsim.files import write_bytes
 from ppsim.schedule.action import Kind
 from ppsim.trace.trace import Trace
 
@@ -36,7 +37,7 @@ Nanoseconds = npt.NDArray[np.int64]
 def save_perfetto(traces: Mapping[str, Trace], path: str | Path) -> None:
     """Write `perfetto_json(traces)` to a file, compressed if its name ends in `.gz`; reproducible."""
     data = perfetto_json(traces).encode()
-    Path(path).write_bytes(gzip.compress(data, mtime=0) if str(path).endswith(".gz") else data)
+    write_bytes(path, gzip.compress(data, mtime=0) if str(path).endswith(".gz") else data)
 
 
 def perfetto_json(traces: Mapping[str, Trace]) -> str:

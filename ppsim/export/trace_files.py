@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from pathlib import Path
 
+from ppsim.files import write_text
 from ppsim.trace.trace import Trace
 
 
@@ -14,6 +15,6 @@ def write_trace(trace: Trace, path: Path) -> None:
 
         save_perfetto({"predicted" if trace.clock == "simulated" else trace.clock: trace}, path)
     elif path.name.endswith(".csv"):
-        path.write_text(trace.to_frame().to_csv(index=False), encoding="utf-8")
+        write_text(path, trace.to_frame().to_csv(index=False))
     else:
         trace.save(path)

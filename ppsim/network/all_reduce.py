@@ -4,11 +4,12 @@ from __future__ import annotations
 
 import math
 from collections.abc import Mapping
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, fields
 
 import numpy as np
 import numpy.typing as npt
 
+from ppsim.checks import check_fields, check_names, checked
 from ppsim.errors import InputError
 
 
@@ -48,6 +49,7 @@ class Reduction:
     bytes_per_s: float = math.inf
 
     def __post_init__(self) -> None:
+        check_fields(self)
         if isinstance(self.replicas, bool) or not isinstance(self.replicas, int) or self.replicas < 1:
             raise InputError(f"replicas must be a whole number of 1 or more, got {self.replicas!r}")
         if not (math.isfinite(self.latency_s) and self.latency_s >= 0):
@@ -56,6 +58,7 @@ class Reduction:
             raise InputError(f"bytes_per_s must be > 0 (leave it out for no limit), got {self.bytes_per_s!r}")
 
     @classmethod
+    @checked
     def fitted(cls, replicas: int, size_bytes: npt.ArrayLike, seconds: npt.ArrayLike) -> Reduction:
         """Fit latency and bandwidth to measured all-reduces.
 
@@ -100,6 +103,7 @@ class Reduction:
         speed = scale / replicas / float(part_s) if part_s > 0 else math.inf
         return cls(replicas=replicas, latency_s=float(latency_s), bytes_per_s=speed)
 
+    @checked
     def seconds(self, size_bytes: int) -> float:
         """Seconds of one all-reduce of that size."""
         rounds = 2 * (self.replicas - 1)
@@ -110,6 +114,10 @@ class Reduction:
         return {**asdict(self), "bytes_per_s": self.bytes_per_s if math.isfinite(self.bytes_per_s) else None}
 
     @classmethod
+    @checked
     def from_dict(cls, given: Mapping[str, float | None]) -> Reduction:
-        """The ring that `to_dict` wrote."""
+        """The ring that `to_dict` wrote. Raises InputError for other content."""
+        check_names("reduction", given, [each.name for each in fields(cls)])
+        if given.get("replicas") is None:
+            raise InputError("reduction: replicas is missing: give a whole number of 1 or more")
         return cls(**{name: value for name, value in given.items() if value is not None})  # type: ignore[arg-type]

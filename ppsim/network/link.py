@@ -9,6 +9,7 @@ from itertools import pairwise
 import numpy as np
 import numpy.typing as npt
 
+from ppsim.checks import check_fields, check_number, checked, shown
 from ppsim.errors import InputError
 
 _ROUNDING = 1e-9  # relative; where two pieces meet, rounding alone must not make the larger message the cheaper
@@ -51,13 +52,13 @@ class LinkPiece:
         for name in ("latency_s", "gap_s"):
             value = getattr(self, name)
             if not (_is_number(value) and math.isfinite(value) and value >= 0):
-                raise InputError(f"{name} must be seconds, finite and >= 0, got {value!r}")
+                raise InputError(f"{name} must be seconds, finite and >= 0, got {shown(value)}")
         if not (_is_number(self.bytes_per_s) and self.bytes_per_s > 0):
-            raise InputError(f"bytes_per_s must be > 0 (leave it out for no limit), got {self.bytes_per_s!r}")
+            raise InputError(f"bytes_per_s must be > 0 (leave it out for no limit), got {shown(self.bytes_per_s)}")
         if not (isinstance(self.from_bytes, int | np.integer) and not isinstance(self.from_bytes, bool)):
-            raise InputError(f"from_bytes must be a whole number of bytes, got {self.from_bytes!r}")
-        if self.from_bytes < 0:
-            raise InputError(f"from_bytes must be 0 or more, got {self.from_bytes!r}")
+            raise InputError(f"from_bytes must be a whole number of bytes, got {shown(self.from_bytes)}")
+        if not 0 <= self.from_bytes < 2**63:
+            raise InputError(f"from_bytes must be 0 or more and below 2**63, got {shown(self.from_bytes)}")
 
     def occupied_s(self, size_bytes: float) -> float:
         """Seconds for which a message of that size occupies the link."""
@@ -107,6 +108,7 @@ class Link:
     larger: tuple[LinkPiece, ...] = ()
 
     def __post_init__(self) -> None:
+        check_fields(self)
         object.__setattr__(self, "larger", tuple(self.larger))
         for smaller, piece in pairwise(self.pieces):
             size = piece.from_bytes
@@ -122,6 +124,7 @@ class Link:
                 )
 
     @classmethod
+    @checked
     def of(cls, *pieces: LinkPiece) -> Link:
         """The link of these pieces, the first from 0 bytes on. Raises InputError as `Link(...)` does."""
         if not pieces or pieces[0].from_bytes != 0:
@@ -137,14 +140,19 @@ class Link:
         first = LinkPiece(latency_s=self.latency_s, gap_s=self.gap_s, bytes_per_s=self.bytes_per_s)
         return (first, *self.larger)
 
+    @checked
     def piece(self, size_bytes: float) -> LinkPiece:
         """The piece that holds for a message of that size."""
+        if size_bytes < 0:
+            raise InputError(f"size_bytes must be 0 or more, got {size_bytes!r}")
         return next(piece for piece in reversed(self.pieces) if piece.from_bytes <= size_bytes)
 
+    @checked
     def occupied_s(self, size_bytes: float) -> float:
         """Seconds for which a message of that size occupies the link."""
         return self.piece(size_bytes).occupied_s(size_bytes)
 
+    @checked
     def one_way_s(self, size_bytes: float) -> float:
         """Seconds from the start of a transfer to its arrival."""
         return self.piece(size_bytes).one_way_s(size_bytes)
@@ -169,6 +177,7 @@ class Link:
         with np.errstate(over="ignore"):  # whoever adds the times up says what is too large
             return gap_s[which] + size_bytes / bytes_per_s[which], latency_s[which]
 
+    @checked
     def slowed(self, factor: float) -> Link:
         """The link on which every message takes `factor` times as long. Raises InputError for no finite factor > 0."""
         if not (_is_number(factor) and math.isfinite(factor) and factor > 0):
@@ -177,4 +186,8 @@ class Link:
 
 
 def _is_number(value: object) -> bool:
-    return isinstance(value, int | float | np.integer | np.floating) and not isinstance(value, bool)
+    try:
+        check_number("", value)
+    except InputError:
+        return False
+    return True

@@ -12,6 +12,7 @@ from typing import Any
 import numpy as np
 import numpy.typing as npt
 
+from ppsim.checks import check_fields, checked
 from ppsim.network.link import Link, LinkPiece
 from ppsim.network.network_file import read_links, write_links
 from ppsim.schedule.program import Program
@@ -42,9 +43,11 @@ class Network:
     links: Mapping[tuple[int, int], Link] = field(default_factory=dict)
 
     def __post_init__(self) -> None:
+        check_fields(self)
         object.__setattr__(self, "larger", self.default.larger)
 
     @classmethod
+    @checked
     def of(cls, default: Link, links: Mapping[tuple[int, int], Link] | None = None) -> Network:
         """The network in which every pair has the link `default`, except the pairs in `links`."""
         return cls(
@@ -56,6 +59,7 @@ class Network:
         )
 
     @classmethod
+    @checked
     def from_file(cls, path: str | Path) -> Network:
         """Read a JSON file (format: see `network_file`).
 
@@ -68,6 +72,7 @@ class Network:
         """
         return cls.of(*read_links(path))
 
+    @checked
     def to_file(
         self,
         path: str | Path,
@@ -93,11 +98,13 @@ class Network:
         """The link of every pair that `links` does not have."""
         return Link(latency_s=self.latency_s, gap_s=self.gap_s, bytes_per_s=self.bytes_per_s, larger=self.larger)
 
+    @checked
     def link(self, source: int, destination: int) -> Link:
         """The directed link from rank `source` to rank `destination`."""
         link = self.links.get((source, destination))
         return self.default if link is None else link
 
+    @checked
     def slowed(self, factors: Mapping[tuple[int, int], float]) -> Network:
         """The same network with stragglers among its links.
 

@@ -15,6 +15,7 @@ from pathlib import Path
 from typing import Any
 
 from ppsim.errors import CostError
+from ppsim.files import read_json, write_text
 from ppsim.network.link import Link, LinkPiece
 
 VERSION = 1
@@ -97,7 +98,7 @@ def write_links(
     }
     if samples is not None:
         document["samples"] = [dict(sample) for sample in samples]
-    Path(path).write_text(json.dumps(document, indent=1, allow_nan=False) + "\n", encoding="utf-8")
+    write_text(path, json.dumps(document, indent=1, allow_nan=False) + "\n")
 
 
 def _link_entry(link: Link) -> dict[str, Any]:
@@ -117,12 +118,7 @@ def _piece_entry(piece: LinkPiece) -> dict[str, float]:
 
 def _document(path: Path) -> dict[str, Any]:
     """The object in the file, once its version and its field names are known to be right."""
-    try:
-        document = json.loads(path.read_text(encoding="utf-8-sig"))
-    except UnicodeDecodeError:
-        raise CostError(f"{path} is not text: give a network as JSON") from None
-    except (ValueError, RecursionError) as error:
-        raise CostError(f"{path} is not JSON: {error}") from None
+    document = read_json(path, CostError)
     if not isinstance(document, dict):
         raise CostError(f"{path} must be an object, as {_SHAPE}")
     if document.get("version") != VERSION or isinstance(document["version"], bool):

@@ -6,6 +6,7 @@ import enum
 import re
 from typing import NamedTuple
 
+from ppsim.checks import checked
 from ppsim.errors import ScheduleError
 
 
@@ -92,6 +93,7 @@ LARGEST_NUMBER = 2**31 - 1  # orders keep stages and microbatches in 32 bits
 _WHOLE_STAGE = {Kind.REDUCE_GRAD, Kind.UNSHARD, Kind.RESHARD}
 
 
+@checked
 def parse_action(text: str) -> Action | OverlappedPair:
     """Read one action.
 

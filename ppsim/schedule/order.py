@@ -11,6 +11,7 @@ from typing import Any, overload
 import numpy as np
 import numpy.typing as npt
 
+from ppsim.checks import checked, shown
 from ppsim.errors import InputError, ScheduleError
 from ppsim.schedule.action import LARGEST_NUMBER, Action, Kind, OverlappedPair, parse_action
 
@@ -51,11 +52,18 @@ class Order(Sequence[Action | OverlappedPair]):
     def __init__(
         self, stage: npt.ArrayLike, kind: npt.ArrayLike, microbatch: npt.ArrayLike, joined: npt.ArrayLike = False
     ) -> None:
-        given = (np.atleast_1d(np.asarray(column)) for column in (stage, kind, microbatch, joined))
-        columns = np.broadcast_arrays(*given)
+        try:
+            given = [np.atleast_1d(np.asarray(column)) for column in (stage, kind, microbatch, joined)]
+            columns = np.broadcast_arrays(*given)
+        except (ValueError, TypeError, OverflowError) as error:
+            raise ScheduleError(f"stage, kind, microbatch and joined must be lists of one length: {error}") from None
+        if columns[0].ndim != 1:
+            raise ScheduleError(f"stage, kind and microbatch must be lists of numbers, got shape {columns[0].shape}")
         self.stage = _narrowed("stage", columns[0], LARGEST_NUMBER).astype(np.int32)
         self.kind = _narrowed("kind", columns[1], int(Kind.W)).astype(np.int8)
         self.microbatch = _narrowed("microbatch", columns[2], LARGEST_NUMBER).astype(np.int32)
+        if columns[3].dtype.kind not in "biuf":
+            raise ScheduleError(f"joined must be True or False for each part, got {shown(joined)}")
         self.joined = columns[3].astype(bool)
         if self.joined.any():
             self._check_pairs()
@@ -76,6 +84,7 @@ class Order(Sequence[Action | OverlappedPair]):
             )
 
     @classmethod
+    @checked
     def of(cls, actions: Iterable[Action | OverlappedPair | str]) -> Order:
         """An order from actions or their spellings.
 
@@ -113,12 +122,21 @@ class Order(Sequence[Action | OverlappedPair]):
             self._starts = np.flatnonzero(~follows)
         return self._starts
 
+    @checked
     def take(self, parts: npt.ArrayLike) -> Order:
         """The parts at these indices, or where this mask is set; pairs become single actions."""
         index = np.asarray(parts)
         if not index.size:  # of an empty list or range NumPy makes floats
             index = index.astype(np.intp)
+        if index.ndim > 1 or index.dtype.kind not in "bi" or (index.size and not self._has(index)):
+            count = len(self.stage)
+            raise ScheduleError(f"parts must be indices below {count}, or a mask of {count}, got {shown(parts)}")
         return Order(self.stage[index], self.kind[index], self.microbatch[index], False)
+
+    def _has(self, index: npt.NDArray[Any]) -> bool:
+        if index.dtype.kind == "b":
+            return index.shape == self.stage.shape
+        return bool(index.min() >= -len(self.stage) and index.max() < len(self.stage))
 
     def __len__(self) -> int:
         return len(self.starts)

@@ -8,6 +8,7 @@ from functools import cached_property
 
 import numpy as np
 
+from ppsim.checks import check_fields, checked
 from ppsim.errors import ScheduleError
 from ppsim.schedule import csv_text
 from ppsim.schedule.action import Action, Kind, OverlappedPair
@@ -43,7 +44,11 @@ class Schedule:
     microbatches: int
     name: str = "custom"
 
+    def __post_init__(self) -> None:
+        check_fields(self)
+
     @classmethod
+    @checked
     def of(cls, orders: Iterable[Order | Iterable[Action | OverlappedPair | str]], *, name: str = "custom") -> Schedule:
         """A schedule from each rank's actions; placement and number of microbatches follow from them.
 
@@ -109,6 +114,7 @@ class Schedule:
             name=f"{self.name} (forward only)",
         )
 
+    @checked
     def stages_of(self, rank: int) -> tuple[int, ...]:
         """The stages that a rank holds, ascending."""
         return tuple(stage for stage, holder in enumerate(self.placement) if holder == rank)
@@ -136,6 +142,7 @@ class Schedule:
         """
         self.program.execution_order  # noqa: B018  (finding it is the proof)
 
+    @checked
     def to_csv(self, *, messages: bool = False) -> str:
         """The schedule as CSV in PyTorch's format, a row per rank and a cell per action.
 
@@ -157,6 +164,7 @@ class Schedule:
         )
 
     @classmethod
+    @checked
     def from_csv(cls, text: str, *, name: str = "custom") -> Schedule:
         """Read a schedule in PyTorch's format; an empty cell is idle.
 

@@ -11,6 +11,7 @@ from typing import NamedTuple
 import numpy as np
 import numpy.typing as npt
 
+from ppsim.checks import check_memory
 from ppsim.costs.stage_cost import StageCost
 from ppsim.errors import InputError
 from ppsim.network.network import Network
@@ -23,6 +24,7 @@ Integers = npt.NDArray[np.int64]
 AHEAD, BACK = 0, 1  # directions of messages: rows of the tables' arrays
 UNLIMITED_BYTES = 1 << 60  # more than any device holds; sums of a few such numbers still fit 64 bits
 _PLACEMENTS = {"loop": loop_placement, "v": v_placement}
+_ACTION_BYTES = 100  # at least, of an action while orders are compared
 _OBJECTIVES = ("makespan", "rank_time")
 
 
@@ -221,6 +223,11 @@ def make_problem(
             f"{len(costs)} stage costs for {ranks} ranks with {stages_per_rank} stage(s) each: "
             f"give {ranks * stages_per_rank}"
         )
+    check_memory(
+        f"a search over {len(costs)} stages and {microbatches} microbatches",
+        _ACTION_BYTES * 3 * len(costs) * microbatches,
+        "take fewer microbatches",
+    )
     problem = Problem(
         costs=tuple(costs),
         ranks=int(ranks),
@@ -230,6 +237,11 @@ def make_problem(
         limit_bytes=_limits(memory_limit_bytes, int(ranks)),
         by_rank_time=objective == "rank_time",
     )
+    tables = problem.tables
+    with np.errstate(over="ignore"):
+        longest_s = 3 * microbatches * (tables.duration_s.sum() + tables.occupied_s.sum() + tables.latency_s.sum())
+    if not math.isfinite(longest_s):
+        raise InputError("the step may take longer than a float holds: give smaller costs, or a higher bytes_per_s")
     short = np.flatnonzero(problem.limit_bytes < problem.smallest_limit_bytes)
     if len(short):
         rank = int(short[0])

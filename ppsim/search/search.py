@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 from dataclasses import dataclass
 
+from ppsim.checks import checked
 from ppsim.costs.stage_cost import StageCost
 from ppsim.network.network import Network
 from ppsim.schedule.schedule import Schedule
@@ -34,6 +35,7 @@ class SearchResult:
     lower_bound_s: float
 
 
+@checked
 def search(
     stages: Sequence[StageCost],
     *,

@@ -3,12 +3,12 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import replace
 from typing import Any
 
 import numpy as np
 import numpy.typing as npt
 
+from ppsim.checks import checked
 from ppsim.conditions import Conditions
 from ppsim.costs.stage_cost import StageCost
 from ppsim.errors import InputError
@@ -21,6 +21,7 @@ from ppsim.simulation.timed_program import TimedProgram, message_bytes
 from ppsim.trace.trace import Trace
 
 
+@checked
 def simulate(
     schedule: Schedule,
     stages: Sequence[StageCost],
@@ -87,7 +88,7 @@ def simulate(
     27.0
     """
     network = Network() if network is None else network
-    conditions = replace(conditions or Conditions(), **options)
+    conditions = (conditions or Conditions()).having(options)
     timed = TimedProgram.of(schedule.program, stages, network, conditions)
     details = {"engine": engine, **network_details(network)}
     return predicted(timed, stages, engine=engine, conditions=conditions, details=details)

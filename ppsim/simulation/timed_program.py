@@ -163,7 +163,10 @@ def row_durations(
         factors = np.broadcast_to(np.asarray(scale, np.float64), shape)
     except ValueError:
         raise InputError(f"scale has shape {np.shape(scale)}: give one that broadcasts to {shape}") from None
-    return durations_s if (factors == 1).all() else durations_s * factors[program.stage, program.microbatch]
+    if (factors == 1).all():
+        return durations_s
+    with np.errstate(over="ignore"):  # whoever adds the times up says what is too large
+        return durations_s * factors[program.stage, program.microbatch]
 
 
 def message_bytes(program: Program, stages: Sequence[StageCost]) -> npt.NDArray[np.int64]:

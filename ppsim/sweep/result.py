@@ -8,6 +8,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, overload
 
+from ppsim.checks import checked
 from ppsim.sweep.grid import Point
 from ppsim.sweep.key import function_name, readable
 from ppsim.sweep.store import PointOutcome, Store
@@ -117,6 +118,7 @@ class SweepResult(Sequence[SweepRow]):
         return frame
 
 
+@checked
 def load_sweep(path: str | Path, function: Callable[..., Any] | str | None = None) -> SweepResult:
     """Read what sweeps left in a store, while they are writing or later.
 

@@ -7,13 +7,17 @@ from concurrent.futures import Executor, ProcessPoolExecutor
 from pathlib import Path
 from typing import Any
 
+from ppsim.checks import checked
 from ppsim.errors import InputError
 from ppsim.sweep.grid import Listed, Point, Product, points_of
 from ppsim.sweep.key import check_arguments, digest, function_name
 from ppsim.sweep.result import SweepResult
 from ppsim.sweep.store import PointOutcome, Store
 
+_MOST_AT_ONCE = 10_000  # worker processes, or calls under way: more is a typing error
 
+
+@checked
 def sweep(
     function: Callable[..., Any],
     grid: Mapping[str, Iterable[Any]] | Iterable[Point],
@@ -89,8 +93,8 @@ def sweep(
     from ppsim.sweep.dispatch import Dispatch, GivenExecutor, LocalProcesses  # loky takes 0.1 s to import
 
     for name, count in (("workers", workers), ("in_flight", in_flight)):
-        if count is not None and count < 1:
-            raise InputError(f"{name} must be at least 1, got {count}")
+        if count is not None and not 1 <= count <= _MOST_AT_ONCE:
+            raise InputError(f"{name} must be from 1 to {_MOST_AT_ONCE}, got {count}")
     if executor is not None and workers is not None:
         raise InputError(f"workers={workers} is for processes of this machine: the executor has its own, leave one out")
     points = points_of(grid)

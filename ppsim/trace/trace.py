@@ -12,6 +12,7 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 import numpy.typing as npt
 
+from ppsim.checks import checked
 from ppsim.conditions import Conditions
 from ppsim.errors import InputError
 from ppsim.schedule.action import Kind
@@ -233,6 +234,7 @@ class Trace:
         frame = pandas.DataFrame(table.joined(parts))
         return frame.sort_values(["start_s", "rank"], kind="stable", ignore_index=True)
 
+    @checked
     def save(self, path: str | Path) -> None:
         """Write the trace to one file, which `load` reads.
 
@@ -263,6 +265,7 @@ class Trace:
         write_file(path, header, arrays)
 
     @classmethod
+    @checked
     def load(cls, path: str | Path) -> Trace:
         """Read a trace that `save` wrote.
 

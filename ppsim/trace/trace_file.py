@@ -12,9 +12,11 @@ import numpy as np
 import numpy.typing as npt
 
 from ppsim.errors import InputError
+from ppsim.files import read_bytes, replacing
 
 Array = npt.NDArray[Any]
 
+MOST_BYTES = 2**34  # of a trace file, and of what it holds: some hundred million actions
 SCHEMA_VERSION = 2  # 1 held the conditions among the details
 
 
@@ -31,7 +33,7 @@ def write_file(path: str | Path, header: Mapping[str, Any], arrays: Mapping[str,
         Of numbers or booleans.
     """
     encoded = np.frombuffer(json.dumps({"schema": SCHEMA_VERSION, **header}).encode(), np.uint8)
-    with open(path, "wb") as file:
+    with replacing(path) as beside, beside.open("wb") as file:
         # allow_pickle stands here because NumPy's annotations would take the arrays for it.
         np.savez_compressed(file, allow_pickle=False, header=encoded, **arrays)
 
@@ -46,11 +48,13 @@ def read_file(path: str | Path) -> tuple[dict[str, Any], dict[str, Array]]:
     OSError
         If the file cannot be read.
     """
-    data = Path(path).read_bytes()
+    data = read_bytes(path, MOST_BYTES)
     # A file of another kind or a damaged one fails in a dozen ways (zlib.error, struct.error, TypeError, ...), so
     # everything that is raised here means the same.
     try:
         with np.load(io.BytesIO(data), allow_pickle=False) as archive:
+            if sum(each.file_size for each in archive.zip.infolist()) > MOST_BYTES:  # a little zip may hold a lot
+                raise InputError(f"it holds more than {MOST_BYTES} bytes")
             arrays = {name: archive[name] for name in archive.files}
         header = dict(json.loads(arrays.pop("header").tobytes()))
     except Exception:

@@ -10,6 +10,7 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 import numpy.typing as npt
 
+from ppsim.checks import checked, shown
 from ppsim.conditions import Conditions
 from ppsim.costs.stage_cost import StageCost
 from ppsim.errors import InputError
@@ -98,9 +99,10 @@ class Ensemble:
         """The standard deviation of the mean of n samples."""
         return float(self.std_s / len(self) ** 0.5)
 
+    @checked
     def percentile(self, q: float | Sequence[float]) -> Any:
         """The step time that q percent of the samples do not exceed. An array for several q."""
-        found = np.percentile(self.step_s, q)
+        found = np.percentile(self.step_s, _percents(q))
         return float(found) if found.ndim == 0 else found
 
     @property
@@ -108,13 +110,15 @@ class Ensemble:
         """p5, p50, p95 and p99 of the step time."""
         return {f"p{q}": self.percentile(q) for q in _QUANTILES}
 
+    @checked
     def quantiles(self, q: Sequence[float] = (1, 5, 25, 50, 75, 95, 99)) -> pandas.DataFrame:
         """Percentiles as a table, one row per q: makespan_s, step_s, bubble_fraction, and rank_time_s of each rank."""
         import pandas
 
+        percents = _percents(q)
         columns = {"makespan_s": self.makespan_s, "step_s": self.step_s, "bubble_fraction": self.bubble_fraction}
         columns |= {f"rank_time_s[{rank}]": self.rank_time_s[:, rank] for rank in range(self.program.ranks)}
-        found = {name: np.percentile(column, list(q)) for name, column in columns.items()}
+        found = {name: np.percentile(column, percents) for name, column in columns.items()}
         return pandas.DataFrame(found, index=pandas.Index(list(q), name="percentile"))
 
     def to_frame(self) -> pandas.DataFrame:
@@ -142,6 +146,7 @@ class Ensemble:
             "details": self.details,
         }
 
+    @checked
     def trace(self, sample: int) -> Trace:
         """The whole trace of one sample, drawn again from the seed.
 
@@ -170,10 +175,12 @@ class Ensemble:
             details={**self.details, "sample": sample},
         )
 
+    @checked
     def nearest(self, q: float) -> int:
         """The number of the sample whose step is nearest to the q-th percentile. The first, if there are several."""
         return int(np.argmin(np.abs(self.step_s - self.percentile(q))))
 
+    @checked
     def start_quantiles_s(self, q: Sequence[float] = (5, 50, 95)) -> Seconds:
         """Percentiles of when each row starts, counted from the first start of its step.
 
@@ -192,13 +199,14 @@ class Ensemble:
         InputError
             Where all starts together would need more than a gigabyte.
         """
+        percents = _percents(q)
         rows = len(self.program.stage)
         if rows * len(self) > _MOST_STARTS:
             most = _MOST_STARTS // rows
             raise InputError(f"{len(self)} samples of {rows} starts do not fit: take at most {most} samples")
         start_s = self.sampler.run(len(self), with_starts=True).start_s
         start_s -= start_s.min(axis=1, keepdims=True)
-        return np.percentile(start_s, list(q), axis=0)
+        return np.percentile(start_s, percents, axis=0)
 
     def sensitivity(self) -> pandas.DataFrame:
         """What the jitter of each kind, each rank and each link costs.
@@ -217,3 +225,10 @@ class Ensemble:
         and links alone_s leaves out the factor of the whole step.
         """
         return sensitivity(self.sampler, len(self))
+
+
+def _percents(q: float | Sequence[float]) -> Seconds:
+    percents = np.asarray(q, np.float64)
+    if percents.ndim > 1 or not ((percents >= 0) & (percents <= 100)).all():
+        raise InputError(f"q must be percents from 0 to 100, got {shown(q)}")
+    return percents

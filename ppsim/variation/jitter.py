@@ -11,6 +11,7 @@ from typing import Any
 import numpy as np
 import numpy.typing as npt
 
+from ppsim.checks import check_fields, checked
 from ppsim.errors import InputError
 from ppsim.schedule.action import Kind
 from ppsim.trace.trace import Trace
@@ -75,6 +76,7 @@ class Jitter:
     late_s: npt.ArrayLike = ()
 
     def __post_init__(self) -> None:
+        check_fields(self)
         for name in _SPREADS:
             value = getattr(self, name)
             if not (_is_amount(value) and value <= MOST_RELATIVE):
@@ -90,6 +92,7 @@ class Jitter:
         object.__setattr__(self, "factors", MappingProxyType(checked))
 
     @classmethod
+    @checked
     def from_samples(cls, samples: Mapping[str, npt.ArrayLike], **others: float) -> Jitter:
         """Draw the factors of actions from measured durations of single actions.
 
@@ -124,10 +127,12 @@ class Jitter:
         return cls(factors=factors, **others)
 
     @classmethod
+    @checked
     def from_traces(cls, traces: Sequence[Trace]) -> Jitter:
         """Fit the jitter that made these traces, two or more steps of one program; see `variation.jitter_fit`."""
         return cls(**fit_jitter(traces)._asdict())
 
+    @checked
     def only(self, *parts: str) -> Jitter:
         """The jitter of these parts alone.
 

@@ -3,11 +3,11 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import replace
 from typing import Any
 
 import numpy as np
 
+from ppsim.checks import check_memory, checked
 from ppsim.conditions import Conditions
 from ppsim.costs.stage_cost import StageCost
 from ppsim.errors import InputError
@@ -22,6 +22,7 @@ from ppsim.variation.sample_times import SampleTimes
 from ppsim.variation.sampler import Sampler
 
 
+@checked
 def monte_carlo(
     schedule: Schedule,
     stages: Sequence[StageCost],
@@ -87,8 +88,9 @@ def monte_carlo(
     for name, value, least in (("samples", samples, 1), ("seed", seed, 0), ("threads", threads, 1)):
         if value is not None and (isinstance(value, bool) or not isinstance(value, int) or value < least):
             raise InputError(f"{name} must be a whole number of {least} or more, got {value!r}")
+    check_memory(f"{samples} samples", 8 * samples * (4 + 4 * schedule.ranks), "take fewer samples")
     network = Network() if network is None else network
-    conditions = replace(conditions or Conditions(), **options)
+    conditions = (conditions or Conditions()).having(options)
     program = schedule.program
     timed = TimedProgram.of(program, stages, network, conditions)
     if engine is None:

@@ -7,6 +7,7 @@ from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from typing import cast
 
+from ppsim.checks import check_memory, checked
 from ppsim.errors import InputError
 from ppsim.schedule.named.afab import afab, afab_eager
 from ppsim.schedule.named.controllable_memory import v_half, v_min
@@ -33,6 +34,7 @@ class _Entry:
     requirement: Callable[[int, int, int], str | None]
 
 
+_ACTION_BYTES = 64  # at least, of an action while a schedule is built
 _ENTRIES: dict[str, _Entry] = {}
 _ALIASES: dict[str, str] = {}
 
@@ -115,6 +117,7 @@ def natural_stages_per_rank(name: str) -> int:
     return _entry(name).stages_per_rank
 
 
+@checked
 def build_schedule(name: str, *, ranks: int, microbatches: int, stages_per_rank: int | None = None) -> Schedule:
     """Build a schedule by name.
 
@@ -157,6 +160,12 @@ def build_schedule(name: str, *, ranks: int, microbatches: int, stages_per_rank:
     complaint = entry.requirement(ranks, microbatches, v)
     if complaint:
         raise InputError(f"{entry.name} {complaint}")
+    actions = 2 * ranks * v * microbatches
+    check_memory(
+        f"{ranks} ranks with {v} stage(s) each and {microbatches} microbatches",
+        _ACTION_BYTES * actions,
+        "take fewer microbatches or ranks",
+    )
     extra = (v,) if entry.chunked else ()
     return Schedule(
         orders=tuple(entry.orders(ranks, microbatches, *extra)),

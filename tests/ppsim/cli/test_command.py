@@ -196,13 +196,3 @@ def test_json_has_no_nan(value: object) -> None:
 def test_what_has_no_json_form_is_our_mistake() -> None:
     with pytest.raises(TypeError, match="set has no JSON form"):
         command.print_json({"a": {1}})
-
-
-def test_text_files(tmp_path: Path) -> None:
-    (tmp_path / "good").write_bytes(b"\xef\xbb\xbfx\r\n")
-    (tmp_path / "bad").write_bytes(b"\xff\x00")
-    assert command.read_text(tmp_path / "good") == "x\n"
-    with pytest.raises(ValueError, match="bad is not text"):
-        command.read_text(tmp_path / "bad")
-    with pytest.raises(IsADirectoryError):
-        command.read_text(tmp_path)

@@ -73,7 +73,7 @@ def test_a_mistake_is_named_with_file_field_and_value(tmp_path: Path, name: str,
     assert said in str(caught.value)
 
 
-@pytest.mark.parametrize(("content", "said"), [(b"{", "is not JSON"), (b"\xff", "is not JSON"), (b"[]", "JSON object")])
+@pytest.mark.parametrize(("content", "said"), [(b"{", "is not JSON"), (b"\xff", "is not text"), (b"[]", "JSON object")])
 def test_what_is_no_configuration_is_refused(tmp_path: Path, content: bytes, said: str) -> None:
     (tmp_path / "config.json").write_bytes(content)
     with pytest.raises(ValueError, match=said):

@@ -73,11 +73,11 @@ def test_pairs_are_those_of_the_mask(seq: int, window: int | None) -> None:
     ("field", "value", "said"),
     [
         ("layers", 0, "layers must be a whole number of 1 or more, got 0"),
-        ("hidden", 1.5, "hidden must be a whole number of 1 or more, got 1.5"),
+        ("hidden", 1.5, "hidden must be a whole number, got 1.5"),
         ("kv_heads", 3, "kv_heads 3 must divide heads 2"),
         ("positions", -1, "positions must be a whole number of 0 or more"),
         ("window", 0, "window must be"),
-        ("norm", "batchnorm", "norm must be 'layernorm' or 'rmsnorm', got 'batchnorm'"),
+        ("norm", "batchnorm", "norm must be one of layernorm, rmsnorm, got 'batchnorm'"),
     ],
 )
 def test_impossible_shapes_are_refused(field: str, value: object, said: str) -> None:

@@ -433,7 +433,7 @@ def test_a_limit_that_nothing_fits_names_the_smallest_that_would() -> None:
         ({"microbatches": 0}, "microbatches must be a whole number of 1 or more, got 0"),
         ({"stages_per_rank": 2}, "4 stage costs for 4 ranks with 2 stage.s. each: give 8"),
         ({"memory_limit_bytes": [10, 10]}, "one number, or one for each of 4 ranks"),
-        ({"memory_limit_bytes": float("nan")}, "bytes >= 0"),
+        ({"memory_limit_bytes": float("nan")}, "memory_limit_bytes must be a number or a sequence, got nan"),
     ],
 )
 def test_errors_say_what_to_give_instead(changed: dict, message: str) -> None:

@@ -208,7 +208,7 @@ _COST = StageCost(forward_s=1, backward_input_s=1, backward_weight_s=1, output_b
         ([_COST], {}, "1 stage costs for a schedule of 2 stages"),
         ([_COST] * 3, {}, "3 stage costs for a schedule of 2 stages"),
         ([_COST] * 2, {"overlap": 0.0}, "overlap must be a finite number > 0, got 0.0"),
-        ([_COST] * 2, {"overlap": math.nan}, "overlap must be a finite number > 0, got nan"),
+        ([_COST] * 2, {"overlap": math.nan}, "overlap must be a number, got nan"),
         ([_COST] * 2, {"overlap": math.inf}, "overlap must be a finite number > 0, got inf"),
         ([_COST] * 2, {"engine": "fast"}, "unknown engine 'fast': known are simpy"),
         ([_COST] * 2, {"engine": "compiled", "cores": 1}, "the compiled engine has no shared devices"),

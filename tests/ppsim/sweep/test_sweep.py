@@ -175,8 +175,8 @@ def test_the_bar_goes_to_standard_error_unless_told_not_to(capsys: pytest.Captur
 @pytest.mark.parametrize(
     ("options", "message"),
     [
-        ({"workers": 0}, "workers must be at least 1, got 0"),
-        ({"in_flight": 0}, "in_flight must be at least 1"),
+        ({"workers": 0}, "workers must be from 1 to 10000, got 0"),
+        ({"in_flight": 0}, "in_flight must be from 1"),
         ({"grid": {"b": [1]}}, "cannot be called with b"),
         ({"function": functools.partial(max, threading.Lock())}, "the function cannot be sent to another process"),
         ({"grid": {"a": [threading.Lock()]}}, "no canonical form"),
