@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Mapping, Sequence
+from collections.abc import Mapping
 from dataclasses import dataclass, field, replace
 from functools import cached_property
 from typing import TYPE_CHECKING, Any
@@ -12,7 +12,7 @@ import numpy as np
 import numpy.typing as npt
 
 from ppsim.checks import checked
-from ppsim.costs.stage_cost import StageCost
+from ppsim.costs.by_microbatch import StageCosts
 from ppsim.errors import InputError
 from ppsim.explain.bubble_parts import BubbleParts, split_bubbles
 from ppsim.explain.path_and_slack import CriticalPath, path_of, slack_of
@@ -187,14 +187,14 @@ class Attribution:
 
 
 @checked
-def attribute(trace: Trace, *, expected: Sequence[StageCost] | None = None) -> Attribution:
+def attribute(trace: Trace, *, expected: StageCosts | None = None) -> Attribution:
     """Split each rank's bubble by what the rank waited for; from a simulated and a measured trace alike.
 
     Parameters
     ----------
     trace : Trace
         A step.
-    expected : sequence of StageCost, shape (stages,), optional
+    expected : sequence of StageCost, or of sequences of StageCost, shape (stages,), optional
         What the stages should take, which then counts as usual. So a rank that is slow as a whole is a straggler too.
         The overlap and the scale that the trace was simulated with are expected as well, slow ranks are not. By default
         the usual duration is the median of the same stage and kind in this trace, with overlapped pairs apart.
@@ -238,7 +238,7 @@ def attribute(trace: Trace, *, expected: Sequence[StageCost] | None = None) -> A
     return attributed(trace, None, expected)
 
 
-def attributed(trace: Trace, wiring: Wiring | None, expected: Sequence[StageCost] | None = None) -> Attribution:
+def attributed(trace: Trace, wiring: Wiring | None, expected: StageCosts | None = None) -> Attribution:
     """As `attribute`, with the wiring of the trace's program if there is one already."""
     if expected is not None and len(expected) != trace.schedule.stages:
         raise InputError(

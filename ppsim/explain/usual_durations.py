@@ -2,12 +2,10 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
-
 import numpy as np
 import numpy.typing as npt
 
-from ppsim.costs.stage_cost import StageCost
+from ppsim.costs.by_microbatch import StageCosts
 from ppsim.explain.step_graph import Delays, StepGraph
 from ppsim.schedule.action import Kind
 from ppsim.schedule.program import Program
@@ -22,7 +20,7 @@ ROUNDING = 1e-12
 _ROW_ROUNDING = 1e-9  # as a share of a row's duration, which is a difference of two times of the step
 
 
-def usual_of_rows(trace: Trace, expected: Sequence[StageCost] | None) -> Seconds:
+def usual_of_rows(trace: Trace, expected: StageCosts | None) -> Seconds:
     """What each row usually takes.
 
     Parameters

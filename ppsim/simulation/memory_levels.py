@@ -8,7 +8,7 @@ from itertools import pairwise
 import numpy as np
 import numpy.typing as npt
 
-from ppsim.costs.stage_cost import StageCost
+from ppsim.costs.by_microbatch import CostTable, StageCosts
 from ppsim.errors import CostError, InputError
 from ppsim.schedule.action import Kind
 from ppsim.schedule.program import Program
@@ -16,15 +16,15 @@ from ppsim.schedule.program import Program
 OPTIMIZERS = {"sgd": (0, 0), "momentum": (1, 0), "adam": (2, 1), "adamw": (2, 1)}  # numbers a parameter, step counters
 
 
-def activation_levels(program: Program, stages: Sequence[StageCost]) -> npt.NDArray[np.int64]:
+def activation_levels(program: Program, stages: StageCosts) -> npt.NDArray[np.int64]:
     """Activation bytes that a row's rank holds once the row has taken effect.
 
     Parameters
     ----------
     program : Program
         What is run.
-    stages : sequence of StageCost
-        The cost of each stage for one microbatch.
+    stages : sequence of StageCost, or of sequences of StageCost
+        The cost of each stage for one microbatch, or for each microbatch.
 
     Returns
     -------
@@ -45,16 +45,17 @@ def activation_levels(program: Program, stages: Sequence[StageCost]) -> npt.NDAr
     """
     if program.schedule.is_forward_only:
         return np.zeros(len(program.stage), np.int64)
-    whole = np.array([stage.activation_bytes for stage in stages], np.int64)
-    kept = np.array([stage.weight_activation_bytes for stage in stages], np.int64)
-    if program.schedule.microbatches * sum(map(int, np.maximum(whole, kept))) >= 2**63:
+    costs = CostTable(stages, program.schedule.microbatches)
+    whole = costs.table(lambda cost: cost.activation_bytes, np.int64)
+    kept = costs.table(lambda cost: cost.weight_activation_bytes, np.int64)
+    if program.schedule.microbatches // whole.shape[1] * sum(map(int, np.maximum(whole, kept).ravel())) >= 2**63:
         raise CostError("the activations of all microbatches exceed 2**63 bytes: give smaller activation_bytes")
-    change = np.zeros((4, len(stages)), np.int64)
+    change = np.zeros((4, *whole.shape), np.int64)
     change[Kind.F], change[Kind.B], change[Kind.I], change[Kind.W] = whole, -whole, kept - whole, -kept
-    return _after_rows(program, change[program.kind, program.stage])
+    return _after_rows(program, change[program.kind, program.stage, costs.column(program.microbatch)])
 
 
-def gradient_levels(program: Program, stages: Sequence[StageCost]) -> npt.NDArray[np.int64]:
+def gradient_levels(program: Program, stages: StageCosts) -> npt.NDArray[np.int64]:
     """Bytes of the gradients that a row's rank holds once the row's action has ended.
 
     Parameters
@@ -74,7 +75,8 @@ def gradient_levels(program: Program, stages: Sequence[StageCost]) -> npt.NDArra
     CostError
         For sums that 64 bits do not hold.
     """
-    sizes = np.array(_fitting([stage.trained_bytes for stage in stages], "parameter_bytes"), np.int64)
+    costs = CostTable(stages, program.schedule.microbatches).of_stages
+    sizes = np.array(_fitting([cost.trained_bytes for cost in costs], "parameter_bytes"), np.int64)
     rows = np.flatnonzero((program.kind == Kind.B) | (program.kind == Kind.W))
     touched, first = np.unique(program.stage[rows], return_index=True)
     change = np.zeros(len(program.stage), np.int64)
@@ -82,7 +84,7 @@ def gradient_levels(program: Program, stages: Sequence[StageCost]) -> npt.NDArra
     return _after_rows(program, change)[program.action_start[1:] - 1][program.row_action]
 
 
-def parameters_per_rank(program: Program, stages: Sequence[StageCost]) -> npt.NDArray[np.int64]:
+def parameters_per_rank(program: Program, stages: StageCosts) -> npt.NDArray[np.int64]:
     """Bytes of the parameters on each rank.
 
     Parameters
@@ -101,10 +103,10 @@ def parameters_per_rank(program: Program, stages: Sequence[StageCost]) -> npt.ND
     CostError
         For sums that 64 bits do not hold.
     """
+    costs = CostTable(stages, program.schedule.microbatches).of_stages
     held = np.zeros(program.ranks, np.int64)
-    np.add.at(
-        held, np.asarray(program.schedule.placement), _fitting([s.parameter_bytes for s in stages], "parameter_bytes")
-    )
+    sizes = _fitting([cost.parameter_bytes for cost in costs], "parameter_bytes")
+    np.add.at(held, np.asarray(program.schedule.placement), sizes)
     return held
 
 

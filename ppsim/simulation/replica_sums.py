@@ -2,13 +2,12 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
 from dataclasses import replace
 
 import numpy as np
 import numpy.typing as npt
 
-from ppsim.costs.stage_cost import StageCost
+from ppsim.costs.by_microbatch import CostTable, StageCosts
 from ppsim.network.all_reduce import Reduction
 from ppsim.schedule.action import Kind
 from ppsim.schedule.program import Program
@@ -33,9 +32,7 @@ def gradient_rows(program: Program, reduction: Reduction | None) -> npt.NDArray[
     return last
 
 
-def sum_times(
-    program: Program, stages: Sequence[StageCost], reduction: Reduction, ready_s: Seconds
-) -> tuple[Seconds, Seconds]:
+def sum_times(program: Program, stages: StageCosts, reduction: Reduction, ready_s: Seconds) -> tuple[Seconds, Seconds]:
     """When each sum starts and ends: once its gradients are complete, one after another on each rank.
 
     Parameters
@@ -53,7 +50,8 @@ def sum_times(
     -------
     start_s, end_s : arrays of shape (samples, stages)
     """
-    taken_s = np.array([reduction.seconds(stage.trained_bytes) for stage in stages])
+    costs = CostTable(stages, program.schedule.microbatches).of_stages
+    taken_s = np.array([reduction.seconds(cost.trained_bytes) for cost in costs])
     placement, samples = np.asarray(program.schedule.placement), np.arange(len(ready_s))
     start_s, end_s = np.empty_like(ready_s), np.empty_like(ready_s)
     free_s = np.full((len(ready_s), program.ranks), -np.inf)
@@ -64,11 +62,12 @@ def sum_times(
     return start_s, end_s
 
 
-def with_replica_sums(trace: Trace, stages: Sequence[StageCost], reduction: Reduction | None) -> Trace:
+def with_replica_sums(trace: Trace, stages: StageCosts, reduction: Reduction | None) -> Trace:
     """The trace with when its gradients are added up. It is unchanged where nothing is."""
     rows = gradient_rows(trace.program, reduction)
     if reduction is None or not len(rows):
         return trace
     start_s, end_s = sum_times(trace.program, stages, reduction, trace.end_s[rows][None])
-    sizes = np.array([stage.trained_bytes for stage in stages], np.int64)
+    costs = CostTable(stages, trace.schedule.microbatches).of_stages
+    sizes = np.array([cost.trained_bytes for cost in costs], np.int64)
     return replace(trace, reduce_start_s=start_s[0], reduce_end_s=end_s[0], reduce_bytes=sizes)

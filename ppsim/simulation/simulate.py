@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
 from typing import Any
 
 import numpy as np
@@ -10,7 +9,7 @@ import numpy.typing as npt
 
 from ppsim.checks import checked
 from ppsim.conditions import Conditions
-from ppsim.costs.stage_cost import StageCost
+from ppsim.costs.by_microbatch import StageCosts
 from ppsim.errors import InputError
 from ppsim.network.network import Network
 from ppsim.schedule.schedule import Schedule
@@ -24,7 +23,7 @@ from ppsim.trace.trace import Trace
 @checked
 def simulate(
     schedule: Schedule,
-    stages: Sequence[StageCost],
+    stages: StageCosts,
     *,
     network: Network | None = None,
     engine: str = "simpy",
@@ -37,8 +36,8 @@ def simulate(
     ----------
     schedule : Schedule
         What each rank does, in order.
-    stages : sequence of StageCost
-        The cost of each stage for one microbatch.
+    stages : sequence of StageCost, or of sequences of StageCost
+        The cost of each stage for one microbatch; or, where microbatches differ in size, for each microbatch.
     network : Network, optional
         The links between ranks. Without it messages take no time.
     engine : "simpy" or "compiled"
@@ -95,7 +94,7 @@ def simulate(
 
 
 def predicted(
-    timed: TimedProgram, stages: Sequence[StageCost], *, engine: str, conditions: Conditions, details: dict[str, Any]
+    timed: TimedProgram, stages: StageCosts, *, engine: str, conditions: Conditions, details: dict[str, Any]
 ) -> Trace:
     """Run a timed program, and look up what it holds in memory.
 
@@ -103,8 +102,8 @@ def predicted(
     ----------
     timed : TimedProgram
         What is run.
-    stages : sequence of StageCost
-        The cost of each stage for one microbatch.
+    stages : sequence of StageCost, or of sequences of StageCost
+        The cost of each stage for one microbatch; or, where microbatches differ in size, for each microbatch.
     engine : "simpy" or "compiled"
         What computes the times.
     conditions : Conditions

@@ -2,14 +2,13 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
 from dataclasses import dataclass
 
 import numpy as np
 import numpy.typing as npt
 
 from ppsim.conditions import Conditions
-from ppsim.costs.stage_cost import StageCost
+from ppsim.costs.by_microbatch import CostTable, StageCosts
 from ppsim.errors import InputError
 from ppsim.network.network import Network
 from ppsim.schedule.action import Kind
@@ -51,7 +50,7 @@ class TimedProgram:
 
     @classmethod
     def of(
-        cls, program: Program, stages: Sequence[StageCost], network: Network, conditions: Conditions | None = None
+        cls, program: Program, stages: StageCosts, network: Network, conditions: Conditions | None = None
     ) -> TimedProgram:
         """Time a program by its costs, its network and its conditions.
 
@@ -59,8 +58,8 @@ class TimedProgram:
         ----------
         program : Program
             What is run.
-        stages : sequence of StageCost
-            The cost of each stage for one microbatch.
+        stages : sequence of StageCost, or of sequences of StageCost
+            The cost of each stage for one microbatch, or for each microbatch.
         network : Network
             The links between ranks.
         conditions : Conditions, optional
@@ -127,17 +126,15 @@ class TimedProgram:
         return self.posts(), np.where(self.program.messages.position < self.receive_window, 0.0, np.nan)
 
 
-def row_durations(
-    program: Program, stages: Sequence[StageCost], *, overlap: float = 1.0, scale: npt.ArrayLike = 1.0
-) -> Seconds:
+def row_durations(program: Program, stages: StageCosts, *, overlap: float = 1.0, scale: npt.ArrayLike = 1.0) -> Seconds:
     """Seconds of each row, as costs say.
 
     Parameters
     ----------
     program : Program
         What is run.
-    stages : sequence of StageCost
-        The cost of each stage for one microbatch.
+    stages : sequence of StageCost, or of sequences of StageCost
+        The cost of each stage for one microbatch, or for each microbatch.
     overlap, scale
         See `Conditions`.
 
@@ -150,12 +147,15 @@ def row_durations(
     InputError
         If `scale` does not broadcast to (stages, microbatches).
     """
-    table = np.empty((4, len(stages)))
-    table[Kind.F] = [stage.forward_s for stage in stages]
-    table[Kind.B] = [stage.full_backward_s for stage in stages]
-    table[Kind.I] = [stage.backward_input_s for stage in stages]
-    table[Kind.W] = [stage.backward_weight_s for stage in stages]
-    durations_s: Seconds = table[program.kind, program.stage]
+    costs = CostTable(stages, program.schedule.microbatches)
+    by_kind = {
+        Kind.F: costs.table(lambda cost: cost.forward_s, np.float64),
+        Kind.B: costs.table(lambda cost: cost.full_backward_s, np.float64),
+        Kind.I: costs.table(lambda cost: cost.backward_input_s, np.float64),
+        Kind.W: costs.table(lambda cost: cost.backward_weight_s, np.float64),
+    }
+    table = np.stack([by_kind[kind] for kind in sorted(by_kind)])
+    durations_s: Seconds = table[program.kind, program.stage, costs.column(program.microbatch)]
     if overlap != 1.0 and program.has_pairs:
         durations_s[np.diff(program.action_start)[program.row_action] == 2] *= overlap
     shape = (program.schedule.stages, program.schedule.microbatches)
@@ -169,19 +169,24 @@ def row_durations(
         return durations_s * factors[program.stage, program.microbatch]
 
 
-def message_bytes(program: Program, stages: Sequence[StageCost]) -> npt.NDArray[np.int64]:
+def message_bytes(program: Program, stages: StageCosts) -> npt.NDArray[np.int64]:
     """Bytes of each message, shape (messages,).
 
     From stage s to s + 1 `output_bytes` of s. From s + 1 to s its `backward_message_bytes`.
     """
-    sizes = np.array([[stage.output_bytes, stage.backward_message_bytes] for stage in stages], np.int64)
+    costs = CostTable(stages, program.schedule.microbatches)
     producer, consumer = program.messages.producer, program.messages.consumer
-    is_back = (program.kind[producer] != Kind.F).astype(np.int64)
-    found: npt.NDArray[np.int64] = sizes[np.minimum(program.stage[producer], program.stage[consumer]), is_back]
+    lower, column = (
+        np.minimum(program.stage[producer], program.stage[consumer]),
+        costs.column(program.microbatch[producer]),
+    )
+    ahead = costs.table(lambda cost: cost.output_bytes, np.int64)[lower, column]
+    back = costs.table(lambda cost: cost.backward_message_bytes, np.int64)[lower, column]
+    found: npt.NDArray[np.int64] = np.where(program.kind[producer] == Kind.F, ahead, back)
     return found
 
 
-def _durations(program: Program, stages: Sequence[StageCost], conditions: Conditions) -> Seconds:
+def _durations(program: Program, stages: StageCosts, conditions: Conditions) -> Seconds:
     """Seconds of each row: as measured or as costs say, longer on slow ranks."""
     if conditions.durations_s is None:
         durations_s = row_durations(program, stages, overlap=conditions.overlap, scale=conditions.scale)

@@ -12,7 +12,7 @@ import numpy.typing as npt
 
 from ppsim.checks import checked, shown
 from ppsim.conditions import Conditions
-from ppsim.costs.stage_cost import StageCost
+from ppsim.costs.by_microbatch import StageCosts
 from ppsim.errors import InputError
 from ppsim.schedule.program import Program
 from ppsim.simulation.simulate import predicted
@@ -39,7 +39,7 @@ class Ensemble:
         Of each sample. step_s includes reductions, and is the makespan without.
     rank_time_s, compute_s : arrays of shape (n, p)
         Of each rank, as in `Trace`.
-    stages : tuple of StageCost
+    stages : sequence of StageCost, or of sequences of StageCost
         The mean costs.
     conditions : Conditions
         How each step was run.
@@ -53,7 +53,7 @@ class Ensemble:
     step_s: Seconds
     rank_time_s: Seconds
     compute_s: Seconds
-    stages: tuple[StageCost, ...]
+    stages: StageCosts
     conditions: Conditions
     details: dict[str, Any]
     sampler: Sampler = field(repr=False)

@@ -2,14 +2,13 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
 from typing import Any
 
 import numpy as np
 
 from ppsim.checks import check_memory, checked
 from ppsim.conditions import Conditions
-from ppsim.costs.stage_cost import StageCost
+from ppsim.costs.by_microbatch import StageCosts
 from ppsim.errors import InputError
 from ppsim.network.network import Network
 from ppsim.schedule.schedule import Schedule
@@ -25,7 +24,7 @@ from ppsim.variation.sampler import Sampler
 @checked
 def monte_carlo(
     schedule: Schedule,
-    stages: Sequence[StageCost],
+    stages: StageCosts,
     *,
     jitter: Jitter,
     samples: int = 1000,

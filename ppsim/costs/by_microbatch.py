@@ -1,0 +1,64 @@
+"""Costs by microbatch: a stage costs the same for all microbatches, or each microbatch has a cost of its own."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from typing import Any
+
+import numpy as np
+import numpy.typing as npt
+
+from ppsim.costs.stage_cost import StageCost
+from ppsim.errors import CostError
+
+StageCosts = Sequence[StageCost | Sequence[StageCost]]
+"""The cost of each stage: one for all microbatches, or a sequence with one for each."""
+
+
+class CostTable:
+    """A number of every stage and microbatch.
+
+    Parameters
+    ----------
+    stages : sequence of StageCost, or of sequences of StageCost, shape (stages,)
+        The costs.
+    microbatches : int
+        How many there are.
+
+    Raises
+    ------
+    CostError
+        If a stage has another number of costs than there are microbatches, or weights whose size depends on the
+        microbatch.
+    """
+
+    def __init__(self, stages: StageCosts, microbatches: int) -> None:
+        every: list[list[StageCost]] = [[each] if isinstance(each, StageCost) else list(each) for each in stages]
+        self._width = max((len(costs) for costs in every), default=1)
+        for stage, costs in enumerate(every):
+            if isinstance(stages[stage], StageCost):
+                every[stage] = costs * self._width if self._width > 1 else costs
+            elif len(costs) != microbatches:
+                raise CostError(
+                    f"stage {stage} has {len(costs)} costs for {microbatches} microbatches: give one StageCost for "
+                    "all, or one for each"
+                )
+            elif len({(cost.parameter_bytes, cost.trained_bytes) for cost in costs}) > 1:
+                raise CostError(
+                    f"stage {stage} has costs with other parameter_bytes or gradient_bytes from microbatch to "
+                    "microbatch: its weights are the same for all, so give the same"
+                )
+        self._every = every
+
+    @property
+    def of_stages(self) -> list[StageCost]:
+        """A cost of each stage, for what does not depend on the microbatch."""
+        return [costs[0] for costs in self._every]
+
+    def table(self, read: Callable[[StageCost], float], kind: npt.DTypeLike) -> npt.NDArray[Any]:
+        """A number of every cost, shape (stages, microbatches), or (stages, 1) if none depends on the microbatch."""
+        return np.array([[read(cost) for cost in costs] for costs in self._every], kind).reshape(-1, self._width)
+
+    def column(self, microbatch: npt.NDArray[Any]) -> npt.NDArray[Any] | int:
+        """The column of such a table for each of some microbatches."""
+        return 0 if self._width == 1 else microbatch
