@@ -332,6 +332,8 @@ class _Run:
         name, standing = self._named(worker, process), self._standing(worker, what)
         if isinstance(answer, _Death):
             message, frames = f"{name} {_cause_of_death(process)} {standing}", ""
+        elif answer.where:
+            message, frames = f"process {process.pid} failed {answer.where}: {answer.message}", answer.details
         else:
             message, frames = f"{name} failed {standing}: {answer.message}", answer.details
         details = "\n".join(filter(None, [frames, self._all_stand()]))

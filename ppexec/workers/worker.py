@@ -5,8 +5,9 @@ A worker is asked to do tasks. A task is a function that takes the worker, such 
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import cached_property, partial
 from typing import Any, TypeVar, cast
 
@@ -26,12 +27,13 @@ from ppexec.machine.waiting import sharpen_sleep
 from ppexec.models.batch import Batch, load_batch, read_sample
 from ppexec.models.load import load_model, refuse_what_does_not_fit
 from ppexec.models.model import Model, Place
+from ppexec.models.reduction import Share, numbers_of, shares_of
 from ppexec.models.shapes import Boundaries, BoundarySpec, TensorSpec, Tree, first_overwriting
 from ppexec.models.ties import places_by_stage
 from ppexec.stage.build import build_stage
 from ppexec.stage.ledger import Ledger
 from ppexec.stage.stage import Stage, act
-from ppexec.stage.tensor_parallel import check_plan
+from ppexec.stage.tensor_parallel import check_plan, local_gradient
 from ppexec.stage.tied import TiedGradients
 from ppexec.stage.timed import TimedStage, message_specs, timed_stages
 from ppexec.transport.choice import TransportChoice
@@ -41,7 +43,7 @@ from ppexec.workers.progress import Board, RankProgress
 from ppexec.workers.runtime import Runtime, StepRecord
 from ppsim import Kind, Program, StageCost
 from ppsim.costs.partition import bounds
-from ppsim.errors import InputError
+from ppsim.errors import InputError, RunError
 
 _Kept = TypeVar("_Kept")
 
@@ -58,6 +60,11 @@ class Rank:
     compute: Stream
     transport: Transport
     runtime: Runtime
+
+    def with_transport(self, transport: Transport) -> Rank:
+        """The same rank with another end of the links."""
+        self.runtime.transport = transport
+        return replace(self, transport=transport)
 
 
 class Worker:
@@ -136,9 +143,10 @@ class Worker:
         self.stages: dict[int, Stage | TimedStage] = {
             index: stage for stages in stages_of.values() for index, stage in stages.items()
         }
+        self._open_specs = self.message_specs
         self.ranks = self.build_ranks(
             self.program,
-            self.message_specs,
+            self._open_specs,
             stages_of,
             replicas=self.replicas,
             tied=self._tied(),
@@ -331,7 +339,8 @@ class Worker:
                 return None
             if kind == Kind.F and stage.is_first:
                 return batch.inputs[0]
-            spec = self.boundaries[first].message if kind == Kind.F else self.boundaries[last].gradient
+            boundaries = batch.boundaries[0]
+            spec = boundaries[first].message if kind == Kind.F else boundaries[last].gradient
             return torch.zeros(spec.shape, dtype=spec.dtype, device=device)
 
         present = set(self.program.kind[rows].tolist())
@@ -355,7 +364,53 @@ class Worker:
             device=self.device.torch_device,
         )
         batch.boundaries.extend(self._boundaries.agree(lambda: batch.inputs, self.config.microbatches))
+        batch.shapes.extend(self._boundaries.numbers_of(batch.boundaries))
+        self._open_for(batch)
+        if batch.targets:
+            batch.shares.extend(self._shares(batch))
         return batch
+
+    def _open_for(self, batch: Batch) -> None:
+        """Let the transports take the messages of a batch; open others if one has no room. Collective."""
+        specs = self._specs_of(batch.boundaries)
+        if specs == self._open_specs:
+            return
+        self._open_specs = specs
+        has_room = [rank.transport.use(specs) for rank in self.ranks]  # every one is asked
+        if not all(has_room):
+            opened = self.transports.open(self.program, specs, {rank.number: rank.compute for rank in self.ranks})
+            self.ranks = [rank.with_transport(opened[rank.number]) for rank in self.ranks]
+
+    def _shares(self, batch: Batch) -> list[Share]:
+        """What each microbatch's loss counts, on the ranks of the last stage; empty where all count the same."""
+        reduction, dp = self.model.reduction, self.config.dp
+        numbers = numbers_of(reduction, batch)
+        if reduction == "mean" and dp == 1 and len(set(numbers)) == 1:
+            return []
+        return shares_of(reduction, numbers, self._over_replicas(sum(numbers)), self.config.microbatches)
+
+    def _over_replicas(self, number: float) -> float:
+        """The sum of a number over the replicas. Collective over them."""
+        if self.mesh is None or self.config.dp == 1:
+            return number
+        total = torch.tensor([number], dtype=torch.float64, device=self.device.torch_device)
+        dist.all_reduce(total, group=self.mesh.get_group("dp"))
+        return float(total)
+
+    def _divide_gradients(self) -> None:
+        """Divide the gradients by the number of terms that the losses of the step counted. Collective."""
+        terms = sum(float(number) for stage in self.real_stages for number in stage.terms.values())
+        if self.group is not None:
+            total = torch.tensor([terms], dtype=torch.float64, device=self.device.torch_device)
+            dist.all_reduce(total, group=self.group)
+            terms = float(total)
+        terms = self._over_replicas(terms)
+        if not 0 < terms < math.inf:
+            raise RunError(f"the losses of the step counted {terms:g} terms: their numbers must be > 0 together")
+        for parameter in {parameter: None for stage in self.real_stages for parameter in stage.parameters}:
+            gradient = local_gradient(parameter)
+            if gradient is not None:
+                gradient.div_(terms)
 
     def clear(self) -> None:
         """Drop gradients and losses of the last step."""
@@ -422,6 +477,10 @@ class Worker:
         )
         for record in records:
             record.shift(self.offset_ns)
+            if batch.boundaries and any(each is not batch.boundaries[0] for each in batch.boundaries):
+                record.message_bytes = [spec.size_bytes for spec in self._specs_of(batch.boundaries)]
+        if self.costs is None and self.model.reduction == "sum" and not self.config.forward_only:
+            self._divide_gradients()
         return records
 
     def keep(self, key: Any, make: Callable[[], _Kept]) -> _Kept:
