@@ -293,7 +293,10 @@ class RunConfig:
         return schedule.forward_only() if self.forward_only else schedule
 
     def _read_csv(self, path: Path) -> ppsim.Schedule:
-        schedule = ppsim.Schedule.from_csv(read_text(path), name=path.stem)
+        try:
+            schedule = ppsim.Schedule.from_csv(read_text(path), name=path.stem)
+        except ppsim.ScheduleError as error:
+            raise InputError(f"{path}: {error}") from None
         for name in ("ranks", "microbatches"):
             if getattr(self, name) not in (0, getattr(schedule, name)):
                 raise InputError(

@@ -12,6 +12,7 @@ import sys
 import tempfile
 import traceback
 from collections.abc import Callable, Mapping, Sequence
+from dataclasses import is_dataclass
 from pathlib import Path
 from typing import Annotated, Any, TypeVar
 
@@ -19,7 +20,7 @@ import numpy as np
 import tyro
 from tyro.constructors import PrimitiveConstructorSpec
 
-from ppsim.checks import check_path
+from ppsim.checks import check_fields, check_path
 from ppsim.errors import InputError, RunError
 
 T = TypeVar("T")
@@ -95,7 +96,7 @@ def parse(command: type[T] | Any, *, prog: str, description: str, args: Sequence
     complaint = io.StringIO()
     try:
         with contextlib.redirect_stderr(complaint):
-            return tyro.cli(
+            found: T = tyro.cli(
                 command,
                 prog=prog,
                 description=description,
@@ -106,6 +107,13 @@ def parse(command: type[T] | Any, *, prog: str, description: str, args: Sequence
         if not stop.code:
             raise
         raise InputError(_without_frame(complaint.getvalue())) from None
+    if is_dataclass(found):
+        try:
+            check_fields(found)
+        except InputError as error:
+            name, rest = str(error).split(" ", 1)
+            raise InputError(f"--{name.replace('_', '-')} {rest}") from None
+    return found
 
 
 def _without_frame(text: str) -> str:
