@@ -50,7 +50,8 @@ class RunConfig:
     """
 
     model: str = "mlp"
-    """Built-in model ("mlp", "gpt") or your own, package.module:factory."""
+    """Built-in model ("mlp", "gpt") or your own, package.module:factory, which is imported and run; no other flag and
+    no file names code."""
     preset: Literal["small", "assignment"] = "small"
     """Sizes not given otherwise: small (hidden 512, seq 64, micro batch 2), assignment (4096, 8192, 2)."""
     layers: int = 8

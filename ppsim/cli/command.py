@@ -202,7 +202,7 @@ def run(work: Callable[[], None], *, prog: str, args: Sequence[str] | None = Non
     except Exception as error:
         is_json = "--json" in (sys.argv[1:] if args is None else args)
         message, code = _fault(error, to_file=is_json), 1
-    message = _LONG_WORD.sub(lambda word: f"{word[0][:97]}...", message)
+    message = "\n".join(map(printable, _LONG_WORD.sub(lambda word: f"{word[0][:97]}...", message).split("\n")))
     with contextlib.suppress(OSError, ValueError):
         print(f"{prog}: {message}", file=sys.stderr)
     try:
@@ -210,6 +210,11 @@ def run(work: Callable[[], None], *, prog: str, args: Sequence[str] | None = Non
     except OSError:
         _drop_output()
     return code
+
+
+def printable(text: str) -> str:
+    """One line of text with what a terminal would obey, or UTF-8 cannot hold, as escapes."""
+    return "".join(each if each.isprintable() else repr(each)[1:-1] for each in text)
 
 
 def _fault(error: Exception, *, to_file: bool) -> str:
