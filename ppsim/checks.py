@@ -174,7 +174,7 @@ def _any_of(hints: Sequence[Any]) -> _Check | None:
     if set(left) >= _ARRAY_LIKE:
         check = _array
     elif set(left) <= {str, Path, os.PathLike}:
-        check = check_path if Path in left else _text
+        check = check_path if Path in left else check_text
     elif len(left) == 1:
         check = _check_of(left[0])
     else:
@@ -225,7 +225,8 @@ def _flag(name: str, value: Any) -> None:
         raise InputError(f"{name} must be True or False, got {shown(value)}")
 
 
-def _text(name: str, value: Any) -> None:
+def check_text(name: str, value: Any) -> None:
+    """Check that a value is text, and can be written to a file."""
     if not isinstance(value, str):
         raise InputError(f"{name} must be text, got {shown(value)}")
     try:
@@ -299,4 +300,4 @@ def _mapping(of_key: _Check | None, of_value: _Check | None, name: str, value: A
             of_value(f"{name}[{shown(key)}]", item)
 
 
-_OF_TYPE: dict[Any, _Check] = {int: _whole, float: check_number, bool: _flag, str: _text, Path: check_path}
+_OF_TYPE: dict[Any, _Check] = {int: _whole, float: check_number, bool: _flag, str: check_text, Path: check_path}
