@@ -138,7 +138,8 @@ def _field_checks(kind: Any) -> dict[str, _Check]:
 def _checks(annotations: Mapping[str, Any], names: dict[str, Any]) -> dict[str, _Check]:
     """The check of each annotation that says something which can be checked."""
     hints = typing.get_type_hints(types.SimpleNamespace(__annotations__=annotations), globalns=names)
-    found = {name: _check_of(hint) for name, hint in hints.items()}
+    # A seed is never computed with: NumPy's own have 128 bits.
+    found = {name: _any_whole if name == "seed" else _check_of(hint) for name, hint in hints.items()}
     return {name: check for name, check in found.items() if check is not None}
 
 
@@ -201,9 +202,13 @@ def _first_fitting(checks: Sequence[_Check], name: str, value: Any) -> None:
     raise InputError(f"{name} must be {' or '.join(dict.fromkeys(wanted))}, got {shown(value)}")
 
 
-def _whole(name: str, value: Any) -> None:
+def _any_whole(name: str, value: Any) -> None:
     if isinstance(value, bool | np.bool_) or not isinstance(value, numbers.Integral):
         raise InputError(f"{name} must be a whole number, got {shown(value)}")
+
+
+def _whole(name: str, value: Any) -> None:
+    _any_whole(name, value)
     if not -_LARGEST <= int(value) < _LARGEST:
         raise InputError(f"{name} must be a whole number below 2**63, got {shown(value)}")
 
