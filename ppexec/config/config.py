@@ -22,7 +22,14 @@ _PRESETS: dict[str, dict[str, int]] = {
     "assignment": {"hidden": 4096, "seq": 8192, "micro_batch_size": 2},
 }
 # Larger values are likely typing errors: every rank is a process, and every action passes through Python.
-_MOST = {"ranks": 256, "microbatches": 100_000, "layers": 100_000, "threads": 1024, "steps": 1_000_000}
+_MOST = {
+    "ranks": 256,
+    "microbatches": 100_000,
+    "layers": 100_000,
+    "threads": 1024,
+    "steps": 1_000_000,
+    "accumulate": 100_000,
+}
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -103,6 +110,12 @@ class RunConfig:
     """AdamW's step size in a training."""
     weight_decay: float = 0.01
     """AdamW's decay in a training."""
+    accumulate: int = 1
+    """Rounds of the schedule in an optimizer step of a training; each reads a global batch, and gradients add up."""
+    clip_norm: float | None = None
+    """Largest 2-norm of all gradients together in a training; larger ones are scaled down. Unset clips nothing."""
+    skip_nonfinite: bool = False
+    """Leave out an optimizer step whose loss or gradient is not finite, and go on. Without it the training ends."""
     forward_only: bool = False
     """Evaluation: forwards only, no gradients."""
     seed: int = 0
@@ -133,7 +146,7 @@ class RunConfig:
 
     def __post_init__(self) -> None:
         check_fields(self)
-        for name in ("layers", "dp", "tp", "steps"):
+        for name in ("layers", "dp", "tp", "steps", "accumulate"):
             self._at_least(name, 1)
         sizes = ("hidden", "intermediate", "seq", "micro_batch_size", "microbatches", "global_batch_size", "ranks")
         for name in (*sizes, "threads", "warmup", "receive_window"):
@@ -143,6 +156,8 @@ class RunConfig:
         for name in ("learning_rate", "weight_decay"):
             if not 0 <= getattr(self, name) < 1e6:
                 raise InputError(f"{name} must be a number of 0 or more, got {getattr(self, name)}")
+        if self.clip_norm is not None and not 0 < self.clip_norm < 1e30:
+            raise InputError(f"clip_norm must be a number above 0, got {self.clip_norm}: leave it out to clip nothing")
         self._settle_device()
         for name, value in _PRESETS[self.preset].items():
             self._default(name, value)

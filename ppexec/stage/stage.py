@@ -49,7 +49,7 @@ class Stage:
     loss : callable or None
         The model's on the last stage, None on others.
     microbatches : int
-        Of the step over all replicas. Each loss counts 1 / microbatches, so the step's loss is their mean.
+        Of a round over all replicas. Each loss counts 1 / (microbatches rounds), so the step's loss is their mean.
     trains : bool
         False for an evaluation, which keeps nothing.
     copies_input : bool
@@ -119,7 +119,9 @@ class Stage:
         return SplitBackward(self.layers)
 
     def begin(self, batch: Batch) -> None:
-        """Start a step with this batch."""
+        """Start a step with this batch, or a round of one."""
+        if batch.rounds != self._batch.rounds:
+            self._share = None
         self._batch = batch
 
     def _announce(self, microbatch: int) -> None:
@@ -281,10 +283,10 @@ class Stage:
         return input_gradient
 
     def _loss_share(self, loss: torch.Tensor) -> torch.Tensor:
-        """The gradient of a microbatch's loss, 1 / microbatches. Made once: to divide each loss takes three kernels."""
+        """The gradient of a microbatch's loss in the step's. Made once: to divide each loss takes three kernels."""
         share = self._share
         if share is None or (share.shape, share.dtype) != (loss.shape, loss.dtype):
-            share = self._share = torch.full_like(loss, 1.0) / self.microbatches
+            share = self._share = torch.full_like(loss, 1.0) / (self.microbatches * self._batch.rounds)
         return share
 
     def reduce_gradients(self, group: dist.ProcessGroup) -> Reduction:

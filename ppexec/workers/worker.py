@@ -338,8 +338,8 @@ class Worker:
         ways = [way for way in ([Kind.F, Kind.B], [Kind.F, Kind.I, Kind.W]) if present.issuperset(way)]
         return [(kind, given(kind)) for way in ways or [[Kind.F]] for kind in way]
 
-    def load(self, step: int) -> Batch:
-        """This process's microbatches of a step; empty where compute is timed."""
+    def load(self, step: int, *, rounds: int = 1, round_number: int = 0) -> Batch:
+        """This process's microbatches of a step, or of one of its rounds; empty where compute is timed."""
         if self.costs is not None:
             return Batch()
         batch = load_batch(
@@ -350,6 +350,8 @@ class Worker:
             micro_batch_size=self.config.micro_batch_size,
             dp=self.config.dp,
             dp_rank=self.dp_rank,
+            rounds=rounds,
+            round_number=round_number,
             has_first=0 in self.stages,
             has_last=self.config.pipeline.stages - 1 in self.stages,
             device=self.device.torch_device,
