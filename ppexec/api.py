@@ -120,7 +120,7 @@ def train(
     Parameters
     ----------
     config : RunConfig
-        Says how: rounds accumulated, learning rate, weight decay, clipping.
+        Says how: rounds accumulated, learning rate with its warm-up and decay, weight decay, clipping.
     steps : int, optional
         Number of optimizer steps; `config.steps` unless given.
     save : Path, optional

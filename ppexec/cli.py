@@ -175,7 +175,7 @@ class Train(Run):
         if not _speaks():
             return
         self._write_json(report.to_dict())
-        curves = zip(report.steps, report.losses, report.gradient_norms, strict=True)
+        curves = zip(report.steps, report.losses, report.gradient_norms, report.learning_rates, strict=True)
         lines = [
             text_table(
                 [
@@ -183,9 +183,10 @@ class Train(Run):
                         "step": str(step),
                         "loss": f"{loss:.6f}",
                         "gradient norm": f"{norm:.4g}",
+                        "learning rate": f"{rate:.4g}",
                         **({"update": "skipped"} if step in report.skipped else {}),
                     }
-                    for step, loss, norm in curves
+                    for step, loss, norm, rate in curves
                 ]
             )
         ]

@@ -14,6 +14,7 @@ from ppexec.config.config import RunConfig
 from ppexec.stage.tensor_parallel import local, local_gradient, slice_like
 from ppexec.train import checkpoint
 from ppexec.train.gradients import clip, gather
+from ppexec.train.learning_rate import learning_rate
 from ppexec.verify.rounding import nudged
 from ppexec.workers.worker import OPTIMIZER, Worker
 from ppsim.errors import RunError
@@ -31,6 +32,8 @@ class TrainStep:
         Before the update: the mean over the step's microbatches of all replicas.
     gradient_norm : float
         The 2-norm of all gradients, before clipping.
+    learning_rate : float
+        Of its update.
     fault : str or None
         What is not finite. Such a step updates nothing.
     """
@@ -38,6 +41,7 @@ class TrainStep:
     step: int
     loss: float
     gradient_norm: float
+    learning_rate: float
     fault: str | None
 
 
@@ -95,6 +99,7 @@ class Trainer:
         worker, config = self._worker, self._worker.config
         every = config.microbatches * config.dp * config.accumulate
         first_index = self.next_step * every
+        rate = learning_rate(config, self.next_step)
         worker.clear()
         losses: dict[int, float] = {}
         for number in range(config.accumulate):
@@ -112,8 +117,16 @@ class Trainer:
         if fault is None:
             if config.clip_norm is not None:
                 clip(self._each, found.norm, config.clip_norm)
+            for group in self._optimizer.param_groups:
+                group["lr"] = rate
             self._optimizer.step()
-        return TrainStep(step=self.next_step, loss=found.loss, gradient_norm=float(found.norm), fault=fault)
+        return TrainStep(
+            step=self.next_step,
+            loss=found.loss,
+            gradient_norm=float(found.norm),
+            learning_rate=rate,
+            fault=fault,
+        )
 
     def save(self, directory: Path) -> Path:
         """Write a checkpoint; its folder. Collective."""
@@ -157,6 +170,8 @@ class TrainReport:
         By step, before its update: the mean over its microbatches of all replicas.
     gradient_norms : list of float
         By step, the 2-norm of all gradients before clipping.
+    learning_rates : list of float
+        By step.
     skipped : list of int
         Numbers of the steps that updated nothing, since a loss or a gradient was not finite.
     checkpoint : str or None
@@ -168,6 +183,7 @@ class TrainReport:
     steps: list[int]
     losses: list[float]
     gradient_norms: list[float]
+    learning_rates: list[float]
     skipped: list[int]
     checkpoint: str | None
     config: dict[str, Any]
@@ -184,6 +200,7 @@ class TrainReport:
             steps=[each.step for each in steps],
             losses=[each.loss for each in steps],
             gradient_norms=[each.gradient_norm for each in steps],
+            learning_rates=[each.learning_rate for each in steps],
             skipped=[each.step for each in steps if each.fault is not None],
             checkpoint=None,
             config=config.plain().to_dict(),
