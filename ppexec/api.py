@@ -120,7 +120,7 @@ def train(
     Parameters
     ----------
     config : RunConfig
-        Has the learning rate and the weight decay.
+        Says how: rounds accumulated, learning rate with its warm-up and decay, weight decay, clipping.
     steps : int, optional
         Number of optimizer steps; `config.steps` unless given.
     save : Path, optional
@@ -139,6 +139,8 @@ def train(
     ------
     InputError
         For a run that cannot be, or a checkpoint of another model.
+    RunError
+        If a loss or a gradient is not finite (see `RunConfig.skip_nonfinite`).
     WorkerError
         If a worker fails or dies.
 
@@ -151,16 +153,10 @@ def train(
     10
     """
     with Session(config, pool=pool) as session:
-        first = session.load_checkpoint(resume) if resume else 0
-        count = config.steps if steps is None else steps
-        losses = session.train(count)
-        folder = session.save_checkpoint(save) if save else None
-    return TrainReport(
-        steps=list(range(first, first + count)),
-        losses=losses,
-        checkpoint=None if folder is None else str(folder),
-        config=config.plain().to_dict(),
-    )
+        if resume:
+            session.load_checkpoint(resume)
+        report = session.train(config.steps if steps is None else steps)
+        return replace(report, checkpoint=str(session.save_checkpoint(save))) if save else report
 
 
 def profile(config: RunConfig, *, pool: WorkerPool | None = None) -> list[LayerCost]:

@@ -175,8 +175,21 @@ class Train(Run):
         if not _speaks():
             return
         self._write_json(report.to_dict())
-        losses = zip(report.steps, report.losses, strict=True)
-        lines = [text_table([{"step": str(step), "loss": f"{loss:.6f}"} for step, loss in losses])]
+        curves = zip(report.steps, report.losses, report.gradient_norms, report.learning_rates, strict=True)
+        lines = [
+            text_table(
+                [
+                    {
+                        "step": str(step),
+                        "loss": f"{loss:.6f}",
+                        "gradient norm": f"{norm:.4g}",
+                        "learning rate": f"{rate:.4g}",
+                        **({"update": "skipped"} if step in report.skipped else {}),
+                    }
+                    for step, loss, norm, rate in curves
+                ]
+            )
+        ]
         self._print(report.to_dict(), [*lines, *([f"saved to {report.checkpoint}"] if report.checkpoint else [])])
 
 

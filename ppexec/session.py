@@ -31,7 +31,7 @@ from ppexec.stage.tensor_parallel import check_plan
 from ppexec.train import checkpoint
 from ppexec.train.tasks import load_checkpoint, next_step, nudge, save_checkpoint
 from ppexec.train.tasks import train as train_steps
-from ppexec.train.train import mean_losses
+from ppexec.train.train import TrainReport
 from ppexec.verify.tasks import verify as verify_step
 from ppexec.verify.verify import VerifyReport
 from ppexec.workers.failure import Cause, Failure
@@ -356,7 +356,7 @@ class Session:
         self._warn_of_losses()
         return VerifyReport.of(self.config, comparisons)
 
-    def train(self, steps: int) -> list[float]:
+    def train(self, steps: int) -> TrainReport:
         """Go on with the training by optimizer steps (AdamW).
 
         Parameters
@@ -366,13 +366,18 @@ class Session:
 
         Returns
         -------
-        list of float
-            By step, the mean loss over the global batch before the update.
+        TrainReport
+            With the loss of each step.
+
+        Raises
+        ------
+        RunError
+            If a loss or a gradient is not finite, unless the configuration skips such steps. The step updates nothing.
         """
         self._refuse_timed("train")
         if self.config.forward_only:
             raise InputError("a run with forward_only has no gradients to train with: leave forward_only out")
-        return mean_losses(self.config, self._workers.call(train_steps, steps=steps))
+        return TrainReport.of(self.config, self._workers.call(train_steps, steps=steps)[0])
 
     @property
     def next_step(self) -> int:

@@ -22,7 +22,14 @@ _PRESETS: dict[str, dict[str, int]] = {
     "assignment": {"hidden": 4096, "seq": 8192, "micro_batch_size": 2},
 }
 # Larger values are likely typing errors: every rank is a process, and every action passes through Python.
-_MOST = {"ranks": 256, "microbatches": 100_000, "layers": 100_000, "threads": 1024, "steps": 1_000_000}
+_MOST = {
+    "ranks": 256,
+    "microbatches": 100_000,
+    "layers": 100_000,
+    "threads": 1024,
+    "steps": 1_000_000,
+    "accumulate": 100_000,
+}
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -101,9 +108,23 @@ class RunConfig:
     warmup: int = 2
     """Steps before the measured ones."""
     learning_rate: float = 1e-3
-    """AdamW's step size in a training."""
+    """AdamW's step size in a training, at its highest."""
+    learning_rate_warmup: int = 0
+    """First steps of a training, in which the learning rate rises by equal parts."""
+    learning_rate_decay: Literal["none", "linear", "cosine"] = "none"
+    """How the learning rate falls after the warm-up."""
+    learning_rate_decay_steps: int = 0
+    """Steps over which it falls; needed with a decay."""
+    min_learning_rate: float = 0.0
+    """What it falls to, and stays at."""
     weight_decay: float = 0.01
     """AdamW's decay in a training."""
+    accumulate: int = 1
+    """Rounds of the schedule in an optimizer step of a training; each reads a global batch, and gradients add up."""
+    clip_norm: float | None = None
+    """Largest 2-norm of all gradients together in a training; larger ones are scaled down. Unset clips nothing."""
+    skip_nonfinite: bool = False
+    """Leave out an optimizer step whose loss or gradient is not finite, and go on. Without it the training ends."""
     forward_only: bool = False
     """Evaluation: forwards only, no gradients."""
     seed: int = 0
@@ -134,16 +155,21 @@ class RunConfig:
 
     def __post_init__(self) -> None:
         check_fields(self)
-        for name in ("layers", "dp", "tp", "steps"):
+        for name in ("layers", "dp", "tp", "steps", "accumulate"):
             self._at_least(name, 1)
         sizes = ("hidden", "intermediate", "seq", "micro_batch_size", "microbatches", "global_batch_size", "ranks")
-        for name in (*sizes, "threads", "warmup", "receive_window"):
+        for name in (
+            *sizes,
+            "threads",
+            "warmup",
+            "receive_window",
+            "learning_rate_warmup",
+            "learning_rate_decay_steps",
+        ):
             self._at_least(name, 0)
         if not 0 < self.timeout_s < 1e7:
             raise InputError(f"timeout_s must be seconds > 0 (and below 1e7), got {self.timeout_s}")
-        for name in ("learning_rate", "weight_decay"):
-            if not 0 <= getattr(self, name) < 1e6:
-                raise InputError(f"{name} must be a number of 0 or more, got {getattr(self, name)}")
+        self._check_training()
         self._settle_device()
         for name, value in _PRESETS[self.preset].items():
             self._default(name, value)
@@ -160,6 +186,30 @@ class RunConfig:
         self._check_gpus()
         self._check_window()
         self.layer_costs, self.layer_sizes  # noqa: B018  (refuse a bad file or cut now, not in the workers)
+
+    def _check_training(self) -> None:
+        for name in ("learning_rate", "min_learning_rate", "weight_decay"):
+            if not 0 <= getattr(self, name) < 1e6:
+                raise InputError(f"{name} must be a number of 0 or more, got {getattr(self, name)}")
+        if self.clip_norm is not None and not 0 < self.clip_norm < 1e30:
+            raise InputError(f"clip_norm must be a number above 0, got {self.clip_norm}: leave it out to clip nothing")
+        if self.learning_rate_decay == "none":
+            for name in ("learning_rate_decay_steps", "min_learning_rate"):
+                if getattr(self, name):
+                    raise InputError(
+                        f"{name}={getattr(self, name)} has no meaning without a decay: take learning_rate_decay "
+                        "linear or cosine"
+                    )
+        elif not self.learning_rate_decay_steps:
+            raise InputError(
+                f"learning_rate_decay {self.learning_rate_decay!r} needs learning_rate_decay_steps: give the number of "
+                "steps after the warm-up over which the rate falls"
+            )
+        if self.min_learning_rate > self.learning_rate:
+            raise InputError(
+                f"min_learning_rate {self.min_learning_rate} is above learning_rate {self.learning_rate}: take at most "
+                "that"
+            )
 
     def _at_least(self, name: str, least: int) -> None:
         value = getattr(self, name)

@@ -51,14 +51,14 @@ def train_on_meshes(
         advance()
         with Session(one_process, pool=pool) as session:
             session.nudge()
-            control = session.train(steps)
+            control = session.train(steps).losses
         advance()
         allowed = allowed_distances(expected, control, one_process.torch_dtype)
         for name, config in meshes.items():
             with Session(config, pool=pool) as session:
-                losses = session.train(half)
+                losses = session.train(half).losses
                 session.save_checkpoint(folders[name])
-                losses += session.train(steps - half)
+                losses += session.train(steps - half).losses
             rows.append({"mesh": name, "losses": losses, **distance(losses, expected, allowed)})
             advance()
         for number, row in enumerate(rows):

@@ -35,6 +35,10 @@ class Batch:
     shares : list of (float, float)
         By microbatch, on the rank of the last stage, what its loss counts in that of the step: part and whole. Empty
         where all count the same.
+    rounds : int
+        How many batches make the step. Their gradients are accumulated, and each loss counts 1 / rounds as much.
+    completes_step : bool
+        Whether it is the last of them, after which the gradients are added up over replicas and tied places.
     """
 
     inputs: list[Tree] = field(default_factory=list)
@@ -44,6 +48,8 @@ class Batch:
     boundaries: list[list[BoundarySpec]] = field(default_factory=list)
     shapes: list[int] = field(default_factory=list)
     shares: list[tuple[float, float]] = field(default_factory=list)
+    rounds: int = 1
+    completes_step: bool = True
 
 
 def load_batch(
@@ -55,11 +61,13 @@ def load_batch(
     micro_batch_size: int = 1,
     dp: int = 1,
     dp_rank: int = 0,
+    rounds: int = 1,
+    round_number: int = 0,
     has_first: bool,
     has_last: bool,
     device: torch.device,
 ) -> Batch:
-    """Read a replica's microbatches of a step, in the order of (seed, step).
+    """Read a replica's microbatches of a round of a step, in the order of (seed, step).
 
     Parameters
     ----------
@@ -68,11 +76,13 @@ def load_batch(
     seed, step : int
         What the order of the data depends on.
     microbatches : int
-        Of the step, per replica.
+        Of the round, per replica.
     micro_batch_size : int
         Samples of a microbatch.
     dp, dp_rank : int
         Number of replicas, and which of them reads.
+    rounds, round_number : int
+        Rounds of the step, and which of them is read.
     has_first, has_last : bool
         Whether the rank holds the first stage, which needs inputs, and the last, which needs targets.
     device : torch.device
@@ -83,8 +93,21 @@ def load_batch(
     InputError
         If a microbatch is not a pair of tensors, or of pytrees of tensors.
     """
-    order = microbatch_order(seed, step=step, microbatches=microbatches, dp=dp, dp_rank=dp_rank).tolist()
-    batch = Batch(step=step, samples=[samples_of(index, micro_batch_size) for index in order])
+    order = microbatch_order(
+        seed,
+        step=step,
+        microbatches=microbatches,
+        dp=dp,
+        dp_rank=dp_rank,
+        rounds=rounds,
+        round_number=round_number,
+    ).tolist()
+    batch = Batch(
+        step=step,
+        samples=[samples_of(index, micro_batch_size) for index in order],
+        rounds=rounds,
+        completes_step=round_number == rounds - 1,
+    )
     if not (has_first or has_last):
         return batch
     storages: set[int] = set()

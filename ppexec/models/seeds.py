@@ -107,18 +107,27 @@ def dropout_mask(
 
 
 def microbatch_order(
-    seed: int, *, step: int, microbatches: int, dp: int = 1, dp_rank: int = 0
+    seed: int,
+    *,
+    step: int,
+    microbatches: int,
+    dp: int = 1,
+    dp_rank: int = 0,
+    rounds: int = 1,
+    round_number: int = 0,
 ) -> npt.NDArray[np.int64]:
-    """The global indices of the microbatches that a replica reads in a step, in its order.
+    """The global indices of the microbatches that a replica reads in a round of a step, in its order.
 
     Parameters
     ----------
     seed, step : int
         What the order depends on.
     microbatches : int
-        m, per replica.
+        m, per replica and round.
     dp, dp_rank : int
         Number of replicas, and which of them reads.
+    rounds, round_number : int
+        r, the rounds of the schedule in a step whose gradients are accumulated, and which of them it is.
 
     Returns
     -------
@@ -126,8 +135,9 @@ def microbatch_order(
 
     Notes
     -----
-    Step t reads the indices from t dp m to (t + 1) dp m, in random order. Each replica takes its part of that order, so
-    the global batch is the same for every dp with the same dp m.
+    Step t reads the indices from t dp r m to (t + 1) dp r m, in random order. Each replica takes its part of that
+    order, and each round its part of that, so the global batch is the same for every dp with the same dp r m, and a
+    replica's order is the same for every r with the same r m.
 
     Examples
     --------
@@ -136,9 +146,10 @@ def microbatch_order(
     >>> bool((np.concatenate(halves) == whole).all())
     True
     """
-    total = microbatches * dp
+    total = microbatches * rounds * dp
+    begin = (dp_rank * rounds + round_number) * microbatches
     order = np.random.Generator(np.random.Philox(derive(seed, "order", step))).permutation(total)
-    return step * total + order[dp_rank * microbatches : (dp_rank + 1) * microbatches]
+    return step * total + order[begin : begin + microbatches]
 
 
 def samples_of(microbatch: int, micro_batch_size: int) -> range:

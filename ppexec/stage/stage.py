@@ -52,7 +52,7 @@ class Stage:
     loss : callable or None
         The model's on the last stage, None on others.
     microbatches : int
-        Of the step over all replicas. Each loss counts 1 / microbatches, so the step's loss is their mean.
+        Of a round over all replicas. Each loss counts 1 / (microbatches rounds), so the step's loss is their mean.
     trains : bool
         False for an evaluation, which keeps nothing.
     copies_input : bool
@@ -129,7 +129,7 @@ class Stage:
         return SplitBackward(self.layers)
 
     def begin(self, batch: Batch) -> None:
-        """Start a step with this batch."""
+        """Start a step with this batch, or a round of one."""
         self._batch = batch
 
     def _announce(self, microbatch: int) -> None:
@@ -294,9 +294,14 @@ class Stage:
                 self.ledger.drop(tensor)
         return input_gradient
 
+    def share_of(self, microbatch: int) -> Share:
+        """What a microbatch's loss counts in that of its step."""
+        batch = self._batch
+        return Share(*batch.shares[microbatch]) if batch.shares else Share(1.0, self.microbatches * batch.rounds)
+
     def _loss_gradient(self, microbatch: int, loss: torch.Tensor) -> torch.Tensor:
         """The gradient with which a microbatch's backward starts. Kept: to make it takes two kernels."""
-        share = Share(*self._batch.shares[microbatch]) if self._batch.shares else Share(1.0, self.microbatches)
+        share = self.share_of(microbatch)
         key = (share, loss.shape, loss.dtype)
         if key not in self._gradients:
             if len(self._gradients) > _MOST_SHARES:

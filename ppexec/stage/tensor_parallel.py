@@ -145,6 +145,11 @@ def placements(tensor: torch.Tensor) -> str:
     return str(getattr(tensor, "placements", ""))
 
 
+def is_sharded(tensor: torch.Tensor) -> bool:
+    """Whether each rank of tp has a slice of its own of the tensor."""
+    return any(placement.is_shard() for placement in getattr(tensor, "placements", ()))
+
+
 def local(tensor: torch.Tensor) -> torch.Tensor:
     """This rank's slice of a tensor that is sharded over tp, else the tensor itself. It shares the memory."""
     if type(tensor) in (torch.Tensor, nn.Parameter):

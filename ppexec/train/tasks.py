@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from pathlib import Path
 
-from ppexec.train.train import Trainer
+from ppexec.train.train import Trainer, TrainStep
 from ppexec.workers.worker import Worker
 
 
@@ -12,8 +12,8 @@ def _trainer(worker: Worker) -> Trainer:
     return worker.keep(Trainer, lambda: Trainer(worker))
 
 
-def train(worker: Worker, *, steps: int) -> list[dict[int, float]]:
-    """Go on by `steps` optimizer steps; for each the losses of this worker, by global microbatch."""
+def train(worker: Worker, *, steps: int) -> list[TrainStep]:
+    """Go on by `steps` optimizer steps; what all ranks know of each."""
     return _trainer(worker).steps(steps)
 
 

@@ -2,19 +2,47 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from dataclasses import asdict, dataclass
+from math import isfinite
 from pathlib import Path
 from typing import Any
 
 import torch
 
 from ppexec.config.config import RunConfig
-from ppexec.models.seeds import microbatch_order
 from ppexec.stage.tensor_parallel import local, local_gradient, slice_like
 from ppexec.train import checkpoint
+from ppexec.train.gradients import clip, gather
+from ppexec.train.learning_rate import learning_rate
 from ppexec.verify.rounding import nudged
 from ppexec.workers.worker import OPTIMIZER, Worker
+from ppsim.errors import RunError
+
+
+@dataclass(frozen=True, kw_only=True)
+class TrainStep:
+    """What all ranks know of an optimizer step.
+
+    Parameters
+    ----------
+    step : int
+        Its number.
+    loss : float
+        Before the update: the mean over the step's microbatches of all replicas.
+    gradient_norm : float
+        The 2-norm of all gradients, before clipping.
+    learning_rate : float
+        Of its update.
+    fault : str or None
+        What is not finite. Such a step updates nothing.
+    """
+
+    step: int
+    loss: float
+    gradient_norm: float
+    learning_rate: float
+    fault: str | None
 
 
 class Trainer:
@@ -31,7 +59,7 @@ class Trainer:
         self._worker = worker
         self.next_step = 0
         self._parameters = {
-            checkpoint.parameter_key(stage.first_layer + position, name): parameter
+            (stage.first_layer + position, name): parameter
             for stage in worker.real_stages
             for position, layer in enumerate(stage.layers)
             for name, parameter in layer.named_parameters()
@@ -57,45 +85,76 @@ class Trainer:
                 "exp_avg_sq": torch.zeros_like(parameter, memory_format=torch.preserve_format),
             }
 
-    def steps(self, count: int) -> list[dict[int, float]]:
-        """Go on by `count` steps; for each the losses of this worker, by global microbatch."""
-        return [self._step() for _ in range(count)]
+    def steps(self, count: int) -> list[TrainStep]:
+        """Go on by `count` steps, or fewer if one has a fault and is not to be skipped."""
+        done: list[TrainStep] = []
+        for _ in range(count):
+            done.append(self._step())
+            if done[-1].fault is not None and not self._worker.config.skip_nonfinite:
+                break
+            self.next_step += 1
+        return done
 
-    def _step(self) -> dict[int, float]:
+    def _step(self) -> TrainStep:
         worker, config = self._worker, self._worker.config
-        batch = worker.load(self.next_step)
+        every = config.microbatches * config.dp * config.accumulate
+        first_index = self.next_step * every
+        rate = learning_rate(config, self.next_step)
         worker.clear()
-        worker.step(batch, is_timed=False)
+        losses: dict[int, float] = {}
+        parts: dict[int, float] = {}
+        whole = 0.0
+        for batch in worker.load_rounds(self.next_step, config.accumulate):
+            worker.step(batch, is_timed=False)
+            for stage in worker.real_stages:
+                for microbatch, loss in stage.losses.items():
+                    index = batch.samples[microbatch][0] // config.micro_batch_size
+                    losses[index - first_index] = float(loss)
+                    of_batch, whole = worker.parts(batch)
+                    parts[index - first_index] = of_batch[microbatch]
         for parameter in self._each:
             if local_gradient(parameter) is None:
                 parameter.grad = torch.zeros_like(parameter)
-        self._optimizer.step()
-        indices = microbatch_order(
-            config.seed, step=self.next_step, microbatches=config.microbatches, dp=config.dp, dp_rank=worker.dp_rank
+        found = gather(worker, self._parameters, losses, parts, whole)
+        fault = found.fault(first_index=first_index, stage_of=config.stage_of_layers)
+        if fault is None:
+            if config.clip_norm is not None:
+                clip(self._each, found.norm, config.clip_norm)
+            for group in self._optimizer.param_groups:
+                group["lr"] = rate
+            self._optimizer.step()
+        return TrainStep(
+            step=self.next_step,
+            loss=found.loss,
+            gradient_norm=float(found.norm),
+            learning_rate=rate,
+            fault=fault,
         )
-        self.next_step += 1
-        return {int(indices[b]): float(loss) for stage in worker.real_stages for b, loss in stage.losses.items()}
 
     def save(self, directory: Path) -> Path:
         """Write a checkpoint; its folder. Collective."""
-        return checkpoint.save(directory, self.next_step, checkpoint.state_of(self._parameters, self._optimizer))
+        return checkpoint.save(directory, self.next_step, self._state())
 
     def load(self, directory: Path) -> int:
         """Go on from a checkpoint; the number of the next step. Collective."""
-        self.next_step = checkpoint.load(directory, checkpoint.state_of(self._parameters, self._optimizer))
+        self.next_step = checkpoint.load(directory, self._state())
         return self.next_step
+
+    def _state(self) -> dict[str, Any]:
+        """What a checkpoint holds, in the memory of this training."""
+        named = {checkpoint.parameter_key(*place): parameter for place, parameter in self._parameters.items()}
+        return checkpoint.state_of(named, self._optimizer)
 
     def nudge(self) -> None:
         """Move every parameter by one rounding, up or down by (seed, name).
 
         The difference that this makes to a training is the difference that rounding alone can make.
         """
-        first_of = {
-            checkpoint.parameter_key(*place): checkpoint.parameter_key(*places[0])
-            for places in self._worker.model.tied
-            for place in places
+        first_of = {place: places[0] for places in self._worker.model.tied for place in places}
+        keys = {
+            id(parameter): checkpoint.parameter_key(*first_of.get(place, place))
+            for place, parameter in self._parameters.items()
         }
-        keys = {id(parameter): first_of.get(key, key) for key, parameter in self._parameters.items()}
         for parameter in self._each:
             whole = torch.ones(parameter.shape, dtype=parameter.dtype)
             moved = nudged(whole, self._worker.config.seed, keys[id(parameter)])
@@ -104,14 +163,20 @@ class Trainer:
 
 @dataclass(frozen=True, kw_only=True)
 class TrainReport:
-    """The losses of a training.
+    """The curves of a training.
 
     Parameters
     ----------
     steps : list of int
         Numbers of the steps.
     losses : list of float
-        By step, before its update: the mean over the global batch.
+        By step, before its update: the mean over its microbatches of all replicas.
+    gradient_norms : list of float
+        By step, the 2-norm of all gradients before clipping.
+    learning_rates : list of float
+        By step.
+    skipped : list of int
+        Numbers of the steps that updated nothing, since a loss or a gradient was not finite.
     checkpoint : str or None
         Folder of the checkpoint after the last step.
     config : dict
@@ -120,38 +185,37 @@ class TrainReport:
 
     steps: list[int]
     losses: list[float]
+    gradient_norms: list[float]
+    learning_rates: list[float]
+    skipped: list[int]
     checkpoint: str | None
     config: dict[str, Any]
 
+    @classmethod
+    def of(cls, config: RunConfig, steps: Sequence[TrainStep]) -> TrainReport:
+        """The report of these steps. Raises RunError if the last has a fault that the run does not skip."""
+        if steps and steps[-1].fault is not None and not config.skip_nonfinite:
+            raise RunError(
+                f"step {steps[-1].step}: {steps[-1].fault}; nothing was updated. Look at the data and the learning "
+                "rate, clip gradients (--clip-norm), or leave such steps out (--skip-nonfinite)"
+            )
+        return cls(
+            steps=[each.step for each in steps],
+            losses=[each.loss for each in steps],
+            gradient_norms=[each.gradient_norm for each in steps],
+            learning_rates=[each.learning_rate for each in steps],
+            skipped=[each.step for each in steps if each.fault is not None],
+            checkpoint=None,
+            config=config.plain().to_dict(),
+        )
+
     def to_dict(self) -> dict[str, Any]:
-        """The report as JSON values."""
-        return asdict(self)
+        """The report as JSON values; None for what is not finite, which JSON does not have."""
+        return {
+            name: [_finite(each) for each in value] if isinstance(value, list) else value
+            for name, value in asdict(self).items()
+        }
 
 
-def mean_losses(config: RunConfig, by_process: Sequence[Sequence[Mapping[int, float]]]) -> list[float]:
-    """The loss of each step: the mean over the global batch.
-
-    Parameters
-    ----------
-    config : RunConfig
-        Of the run.
-    by_process : sequence
-        For each process and step the losses by global microbatch.
-
-    Returns
-    -------
-    list of float
-        Summed up by global index, so the sum does not depend on the mesh.
-
-    Raises
-    ------
-    InputError
-        If a microbatch's loss is missing.
-    """
-    losses = []
-    for step in zip(*by_process, strict=True):
-        every = {index: loss for seen in step for index, loss in seen.items()}
-        if len(every) != config.microbatches * config.dp:
-            raise RuntimeError(f"{len(every)} losses of {config.microbatches * config.dp}: the step is not complete")
-        losses.append(sum(every[index] for index in sorted(every)) / len(every))
-    return losses
+def _finite(value: float) -> float | None:
+    return value if isfinite(value) else None

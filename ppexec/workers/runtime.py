@@ -235,7 +235,7 @@ class Runtime:
                 self.transport.send(row.message_out, output)
             elif row.local_output:
                 step.results[row.row] = output
-            if row.reduces and self._replicas is not None:
+            if row.reduces and self._replicas is not None and step.batch.completes_step:
                 self._reduce(row.stage, self._replicas, step)
         if step.ledgers is not None:
             step.record.posted.extend([self.transport.posted_bytes] * len(rows))
@@ -300,7 +300,7 @@ class Runtime:
             step.record.reduced_bytes[stage_index] = reduction.size_bytes
         if self._device.is_asynchronous and self._replicas is not None:
             self._compute.wait(self._device.stream("gradients").record())
-        if self._tied is not None:
+        if self._tied is not None and step.batch.completes_step:
             self._compute.submit(self._tied.add, "adding up tied gradients")
 
     def record(self) -> StepRecord:

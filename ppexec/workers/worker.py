@@ -27,7 +27,7 @@ from ppexec.machine.waiting import sharpen_sleep
 from ppexec.models.batch import Batch, load_batch, read_sample
 from ppexec.models.load import load_model, refuse_what_does_not_fit
 from ppexec.models.model import Model, Place
-from ppexec.models.reduction import Share, numbers_of, shares_of
+from ppexec.models.reduction import numbers_of, shares_of
 from ppexec.models.shapes import Boundaries, BoundarySpec, TensorSpec, Tree, first_overwriting
 from ppexec.models.ties import places_by_stage
 from ppexec.stage.build import build_stage
@@ -110,6 +110,7 @@ class Worker:
         self.program: Program = config.pipeline.program
         self.layer_bounds = bounds(config.layer_sizes)
         self._kept: dict[Any, Any] = {}
+        self._terms = 0.0
         self._odd_losses: dict[tuple[int, int, int], float] = {}
         held = range(config.ranks) if self.mesh is None else [self.rank]
         if costs is not None:
@@ -143,10 +144,10 @@ class Worker:
         self.stages: dict[int, Stage | TimedStage] = {
             index: stage for stages in stages_of.values() for index, stage in stages.items()
         }
-        self._open_specs = self.message_specs
+        self._open_shapes = [] if costs is not None else [0] * config.microbatches  # all are like the model's first
         self.ranks = self.build_ranks(
             self.program,
-            self._open_specs,
+            self.message_specs,
             stages_of,
             replicas=self.replicas,
             tied=self._tied(),
@@ -349,8 +350,18 @@ class Worker:
 
     def load(self, step: int) -> Batch:
         """This process's microbatches of a step; empty where compute is timed."""
+        return self.load_rounds(step, 1)[0]
+
+    def load_rounds(self, step: int, rounds: int) -> list[Batch]:
+        """This process's microbatches of each round of a step, which together make its loss. Collective."""
         if self.costs is not None:
-            return Batch()
+            return [Batch()] * rounds
+        batches = [self._load(step, rounds, number) for number in range(rounds)]
+        if batches[0].targets:
+            self._share(batches)
+        return batches
+
+    def _load(self, step: int, rounds: int, round_number: int) -> Batch:
         batch = load_batch(
             self.model.sample,
             seed=self.config.seed,
@@ -359,35 +370,36 @@ class Worker:
             micro_batch_size=self.config.micro_batch_size,
             dp=self.config.dp,
             dp_rank=self.dp_rank,
+            rounds=rounds,
+            round_number=round_number,
             has_first=0 in self.stages,
             has_last=self.config.pipeline.stages - 1 in self.stages,
             device=self.device.torch_device,
         )
         batch.boundaries.extend(self._boundaries.agree(lambda: batch.inputs, self.config.microbatches))
         batch.shapes.extend(self._boundaries.numbers_of(batch.boundaries))
-        self._open_for(batch)
-        if batch.targets:
-            batch.shares.extend(self._shares(batch))
         return batch
 
     def _open_for(self, batch: Batch) -> None:
         """Let the transports take the messages of a batch; open others if one has no room. Collective."""
-        specs = self._specs_of(batch.boundaries)
-        if specs == self._open_specs:
+        if not batch.shapes or batch.shapes == self._open_shapes:
             return
-        self._open_specs = specs
+        specs = self._specs_of(batch.boundaries)
+        self._open_shapes = batch.shapes
         has_room = [rank.transport.use(specs) for rank in self.ranks]  # every one is asked
         if not all(has_room):
             opened = self.transports.open(self.program, specs, {rank.number: rank.compute for rank in self.ranks})
             self.ranks = [rank.with_transport(opened[rank.number]) for rank in self.ranks]
 
-    def _shares(self, batch: Batch) -> list[Share]:
-        """What each microbatch's loss counts, on the ranks of the last stage; empty where all count the same."""
+    def _share(self, batches: Sequence[Batch]) -> None:
+        """Let the batches of a step know what their losses count, on the ranks of the last stage."""
         reduction, dp = self.model.reduction, self.config.dp
-        numbers = numbers_of(reduction, batch)
-        if reduction == "mean" and dp == 1 and len(set(numbers)) == 1:
-            return []
-        return shares_of(reduction, numbers, self._over_replicas(sum(numbers)), self.config.microbatches)
+        numbers = [numbers_of(reduction, batch) for batch in batches]
+        if reduction == "mean" and dp == 1 and len({number for each in numbers for number in each}) == 1:
+            return  # all count the same
+        whole = self._over_replicas(sum(map(sum, numbers)))
+        for batch, each in zip(batches, numbers, strict=True):
+            batch.shares.extend(shares_of(reduction, each, whole, self.config.microbatches))
 
     def _over_replicas(self, number: float) -> float:
         """The sum of a number over the replicas. Collective over them."""
@@ -399,12 +411,12 @@ class Worker:
 
     def _divide_gradients(self) -> None:
         """Divide the gradients by the number of terms that the losses of the step counted. Collective."""
-        terms = sum(float(number) for stage in self.real_stages for number in stage.terms.values())
+        terms = self._terms
         if self.group is not None:
             total = torch.tensor([terms], dtype=torch.float64, device=self.device.torch_device)
             dist.all_reduce(total, group=self.group)
             terms = float(total)
-        terms = self._over_replicas(terms)
+        self._terms = terms = self._over_replicas(terms)
         if not 0 < terms < math.inf:
             raise RunError(f"the losses of the step counted {terms:g} terms: their numbers must be > 0 together")
         for parameter in {parameter: None for stage in self.real_stages for parameter in stage.parameters}:
@@ -414,6 +426,7 @@ class Worker:
 
     def clear(self) -> None:
         """Drop gradients and losses of the last step."""
+        self._terms = 0.0
         for stage in self.stages.values():
             stage.clear()
 
@@ -466,6 +479,7 @@ class Worker:
         list of StepRecord
             One for each rank of this process, on the first rank's clock.
         """
+        self._open_for(batch)
         records = run_step(
             self.device,
             self.ranks,
@@ -480,8 +494,22 @@ class Worker:
             if batch.boundaries and any(each is not batch.boundaries[0] for each in batch.boundaries):
                 record.message_bytes = [spec.size_bytes for spec in self._specs_of(batch.boundaries)]
         if self.costs is None and self.model.reduction == "sum" and not self.config.forward_only:
-            self._divide_gradients()
+            self._terms += sum(float(number) for stage in self.real_stages for number in stage.terms.values())
+            if batch.completes_step:
+                self._divide_gradients()
         return records
+
+    def parts(self, batch: Batch) -> tuple[list[float], float]:
+        """What the loss of each microbatch counts in that of the step, and by what their sum is divided.
+
+        Known on the ranks of the last stage, after the step.
+        """
+        every = self.config.microbatches * self.config.dp * batch.rounds
+        if self.model.reduction == "sum":
+            return [1.0] * self.config.microbatches, self._terms
+        if not batch.shares:
+            return [1.0] * self.config.microbatches, float(every)
+        return [part for part, _ in batch.shares], batch.shares[0][1]
 
     def keep(self, key: Any, make: Callable[[], _Kept]) -> _Kept:
         """The value under a key, which `make` makes at the first call. Tasks keep here what their next call needs."""

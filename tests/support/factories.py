@@ -342,6 +342,20 @@ class NotANumber(nn.Linear):
         return super().forward(inputs) * (float("nan") if dist.get_rank() else 1)
 
 
+class Steep(nn.Linear):
+    """Its output is a number, and its slope is none: that of the root at zero."""
+
+    def forward(self, inputs: torch.Tensor) -> torch.Tensor:
+        return super().forward(inputs).clamp(min=0).mul(0).sqrt()
+
+
+class Loud(nn.Linear):
+    """Gives numbers whose gradients have squares that float32 does not hold."""
+
+    def forward(self, inputs: torch.Tensor) -> torch.Tensor:
+        return super().forward(inputs) * 1e15
+
+
 class Dies(nn.Linear):
     """Kills its process in the first real forward on a rank."""
 
@@ -384,6 +398,22 @@ def with_one(config: RunConfig, *, kind: str, at: int) -> Model:
     return Model(
         layers=[globals()[kind](width, width) if n == at else nn.Linear(width, width) for n in range(config.layers)],
         sample=lambda index: (torch.full((2, width), float(index + 1)), torch.zeros(2, width)),
+        loss=lambda output, target: (output - target).square().mean(),
+    )
+
+
+def odd_loss(config: RunConfig, *, at: int) -> Model:
+    """Linear layers, and one microbatch with a target that is no number."""
+    width, dtype = config.hidden, config.torch_dtype
+
+    def sample(index: int) -> tuple[torch.Tensor, torch.Tensor]:
+        stream = torch.Generator().manual_seed(index)
+        target = float("inf") if index == at else 1.0
+        return torch.randn(2, width, generator=stream, dtype=dtype), torch.full((2, width), target, dtype=dtype)
+
+    return Model(
+        layers=[nn.Linear(width, width, dtype=dtype) for _ in range(config.layers)],
+        sample=sample,
         loss=lambda output, target: (output - target).square().mean(),
     )
 

@@ -18,7 +18,6 @@ from ppexec.models.initialize import initialize_layer
 from ppexec.models.load import load_model
 from ppexec.models.seeds import microbatch_order
 from ppexec.train.checkpoint import newest
-from ppexec.train.train import mean_losses
 from ppsim.simulation.memory_columns import with_columns
 from ppsim.simulation.memory_levels import optimizer_state_bytes
 from tests.support.remote import tiny
@@ -82,7 +81,7 @@ def test_a_checkpoint_goes_on_alike_on_another_mesh(
     with Session(mesh(*before), pool=pool) as session:
         session.train(2)
         folder = session.save_checkpoint(tmp_path)
-        expected = session.train(2)
+        expected = session.train(2).losses
     assert folder.name == "step-00000002"
     report = ppexec.train(mesh(*after, schedule="zb-h1"), steps=2, resume=tmp_path, pool=pool)
     assert report.steps == [2, 3]
@@ -94,7 +93,7 @@ def test_the_same_mesh_goes_on_bit_by_bit(pool: WorkerPool, tmp_path: Path) -> N
     with Session(config, pool=pool) as session:
         session.train(2)
         session.save_checkpoint(tmp_path)
-        expected = session.train(3)
+        expected = session.train(3).losses
     assert ppexec.train(config, steps=3, resume=tmp_path, pool=pool).losses == expected
 
 
@@ -125,14 +124,6 @@ def test_what_cannot_be_trained_is_refused(pool: WorkerPool) -> None:
         ppexec.train(mesh(1, 1, 1, forward_only=True), pool=pool)
     with pytest.raises(ValueError, match="learning_rate must be a number of 0 or more, got -1"):
         tiny(learning_rate=-1)
-
-
-def test_losses_are_added_up_by_global_index_alone() -> None:
-    config = tiny(microbatches=2, dp=2)
-    seen = [[{3: 0.1, 0: 0.2}], [{}], [{2: 0.4, 1: 0.3}], [{1: 0.3}]]
-    assert mean_losses(config, seen) == [(0.2 + 0.3 + 0.4 + 0.1) / 4]
-    with pytest.raises(RuntimeError, match="2 losses of 4"):
-        mean_losses(config, seen[:2])
 
 
 @pytest.mark.filterwarnings("ignore:torch.distributed is disabled")
@@ -195,7 +186,19 @@ def test_a_tied_gpt_goes_on_from_a_checkpoint_on_another_mesh(
     with Session(mesh(2, 2, 1, **more), pool=pool) as session:
         session.train(2)
         session.save_checkpoint(tmp_path)
-        expected = session.train(2)
+        expected = session.train(2).losses
     for at in [(1, 1, 1), (1, 4, 1), (1, 2, 2)]:
         found = ppexec.train(mesh(*at, **more), steps=2, resume=tmp_path, pool=pool).losses
         assert found == pytest.approx(expected, rel=1e-12)
+
+
+@pytest.mark.parametrize("model", ["uneven", "by_targets", "by_loss"])
+def test_every_reduction_trains_alike_on_every_mesh(pool: WorkerPool, model: str) -> None:
+    """The loss of a step counts samples or terms, over all rounds and replicas."""
+    base = {"model": f"tests.ppexec.verify.test_sizes:{model}", "layers": 4, "dtype": "float64", "schedule": "1f1b"}
+    one = ppexec.train(tiny(**base, ranks=1, microbatches=8, steps=3), pool=pool)
+    for mesh in ({"ranks": 2, "accumulate": 2}, {"ranks": 2, "dp": 2}, {"ranks": 1, "dp": 2, "accumulate": 2}):
+        microbatches = 8 // (mesh.get("dp", 1) * mesh.get("accumulate", 1))
+        other = ppexec.train(tiny(**base, **mesh, microbatches=microbatches, steps=3), pool=pool)
+        assert other.losses == pytest.approx(one.losses, rel=1e-12)
+        assert other.gradient_norms == pytest.approx(one.gradient_norms, rel=1e-12)

@@ -1,0 +1,165 @@
+"""Gradients: their norm over all parameters of the model, and what is not finite in a step, the same on every rank."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Mapping
+from dataclasses import dataclass
+from functools import reduce
+from math import isfinite, sqrt
+
+import torch
+import torch.distributed as dist
+
+from ppexec.models.model import Model, Place
+from ppexec.stage.tensor_parallel import is_sharded, local_gradient
+from ppexec.workers.worker import Worker
+
+
+@dataclass(frozen=True, kw_only=True)
+class Gathered:
+    """What all ranks know of a step once its gradients are complete.
+
+    Parameters
+    ----------
+    losses : list of float
+        Of every microbatch of the step over all replicas, by global index from the step's first on.
+    parts : list of float
+        What each loss counts.
+    whole : float
+        What the sum of all is divided by.
+    norms : mapping from place to float
+        The 2-norm of each trained parameter's gradient, in the order of the chain, a tied one once.
+    norm : Tensor of shape ()
+        The 2-norm of them all, on the host.
+    """
+
+    losses: list[float]
+    parts: list[float]
+    whole: float
+    norms: Mapping[Place, float]
+    norm: torch.Tensor
+
+    @property
+    def loss(self) -> float:
+        """The step's loss, summed up by global index, so that it does not depend on the mesh."""
+        return sum(loss * part for loss, part in zip(self.losses, self.parts, strict=True)) / self.whole
+
+    def fault(self, *, first_index: int, stage_of: list[int]) -> str | None:
+        """What is not finite, and where; None if all is.
+
+        Parameters
+        ----------
+        first_index : int
+            Global index of the first loss.
+        stage_of : list of int, shape (layers,)
+            The stage of each layer.
+        """
+        odd = [at for at, loss in enumerate(self.losses) if not isfinite(loss)]
+        if odd:
+            index = first_index + odd[0]
+            what = f"the loss of microbatch {index} (what sample({index}) gives) is {self.losses[odd[0]]}"
+            return what + (f", and {len(odd) - 1} others are no numbers either" if len(odd) > 1 else "")
+        places = [place for place, norm in self.norms.items() if not isfinite(norm)]
+        if not places:
+            return None
+        # Backwards run from the last layer to the first: the last of them is the nearest to the cause.
+        layer, name = places[-1]
+        what = f"the gradient of layer {layer} {name} (stage {stage_of[layer]}) is not finite"
+        return what + (f", and those of {len(places) - 1} parameters before it" if len(places) > 1 else "")
+
+
+def gather(
+    worker: Worker,
+    parameters: Mapping[Place, torch.Tensor],
+    losses: Mapping[int, float],
+    parts: Mapping[int, float],
+    whole: float,
+) -> Gathered:
+    """Tell all ranks the losses and the norms of all gradients. Collective over the world.
+
+    Parameters
+    ----------
+    worker : Worker
+        This process.
+    parameters : mapping
+        The trained parameters that it holds, with their gradients, by place.
+    losses : mapping
+        Those that it has, by position among the step's microbatches over all replicas.
+    parts, whole
+        As for `Gathered`, where it has losses.
+
+    Notes
+    -----
+    A parameter's norm is computed where it is, in its own type, as `torch.nn.utils.clip_grad_norm_` does, and the norm
+    of all from these norms in the order of the chain. So without tp it is that of one process bit by bit. With tp each
+    rank has the sum of squares of its slice. A norm that overflows is computed again in float64. Each number comes from
+    one rank and is added to zeros, which changes no bit.
+    """
+    places = trained_places(worker.model)
+    is_first = [worker.mesh is None or worker.mesh.get_local_rank(name) == 0 for name in ("dp", "tp")]
+    count = worker.config.microbatches * worker.config.dp * worker.config.accumulate
+    lengths = (len(places), len(places), count, count, 1)
+    sizes, squares, every, counted, divisor = (torch.zeros(length, dtype=torch.float64) for length in lengths)
+    held = [(at, parameters[place]) for at, place in enumerate(places) if place in parameters]
+    held = [(at, p) for at, p in held if is_first[0] and (is_first[1] or is_sharded(p))]
+    if held:
+        gradients = [_gradient(parameter) for _, parameter in held]
+        norms = torch.stack([torch.linalg.vector_norm(gradient).double() for gradient in gradients]).tolist()
+        for (at, parameter), gradient, norm in zip(held, gradients, norms, strict=True):
+            size = norm if isfinite(norm) else float(torch.linalg.vector_norm(gradient, dtype=torch.float64))
+            if is_sharded(parameter):
+                squares[at] = size**2
+            else:
+                sizes[at] = size
+    if is_first[1]:
+        for at, loss in losses.items():
+            every[at], counted[at] = loss, parts[at]
+        if is_first[0] and losses:
+            divisor[0] = whole
+    if worker.mesh is not None:
+        both = torch.cat([sizes, squares, every, counted, divisor])
+        dist.all_reduce(both)
+        sizes, squares, every, counted, divisor = both.split(lengths)
+    by_place = [one + sqrt(square) for one, square in zip(sizes.tolist(), squares.tolist(), strict=True)]
+    return Gathered(
+        losses=every.tolist(),
+        parts=counted.tolist(),
+        whole=float(divisor),
+        norms=dict(zip(places, by_place, strict=True)),
+        norm=_of_all(worker, by_place),
+    )
+
+
+def _gradient(parameter: torch.Tensor) -> torch.Tensor:
+    gradient = local_gradient(parameter)
+    assert gradient is not None, "the trainer gives zeros to parameters that no gradient reaches"
+    return gradient
+
+
+def _of_all(worker: Worker, norms: list[float]) -> torch.Tensor:
+    """The norm of all parameters from that of each, in their type unless it overflows."""
+    types = {p.dtype for layer in worker.model.layers for p in layer.parameters() if p.requires_grad}
+    exact = torch.tensor(norms, dtype=torch.float64)
+    norm: torch.Tensor = torch.linalg.vector_norm(exact.to(reduce(torch.promote_types, types, torch.bfloat16)))
+    if not norm.isfinite():
+        norm = torch.linalg.vector_norm(exact)
+    return norm
+
+
+def trained_places(model: Model) -> list[Place]:
+    """The trained parameters of the whole chain in its order, a tied one once, at its first place."""
+    again = {place for places in model.tied for place in places[1:]}
+    return [
+        (index, name)
+        for index, layer in enumerate(model.layers)
+        for name, parameter in layer.named_parameters()
+        if parameter.requires_grad and (index, name) not in again
+    ]
+
+
+def clip(parameters: Iterable[torch.Tensor], norm: torch.Tensor, clip_norm: float) -> None:
+    """Scale all gradients by clip_norm / norm if that is below 1, as `torch.nn.utils.clip_grad_norm_` does."""
+    factor = torch.clamp(clip_norm / (norm + 1e-6), max=1.0)
+    for parameter in parameters:
+        gradient = _gradient(parameter)
+        gradient.mul_(factor.to(gradient.device))
