@@ -139,7 +139,7 @@ def _checks(annotations: Mapping[str, Any], names: dict[str, Any]) -> dict[str, 
     """The check of each annotation that says something which can be checked."""
     hints = typing.get_type_hints(types.SimpleNamespace(__annotations__=annotations), globalns=names)
     # A seed is never computed with: NumPy's own have 128 bits.
-    found = {name: _any_whole if name == "seed" else _check_of(hint) for name, hint in hints.items()}
+    found = {name: _any_whole if (name, hint) == ("seed", int) else _check_of(hint) for name, hint in hints.items()}
     return {name: check for name, check in found.items() if check is not None}
 
 

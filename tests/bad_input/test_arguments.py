@@ -10,6 +10,7 @@ import numpy as np
 import pytest
 
 import ppsim
+from ppexec import RunConfig
 from ppsim import (
     Conditions,
     Device,
@@ -226,6 +227,19 @@ CALLS: list[tuple[Callable[..., Any], dict[str, Any], dict[str, str]]] = [
         {"network": "mapping", "conditions": "mapping", "scale": "amounts", "cores": "count"},
     ),
     (ppsim.sweep, {"function": abs, "grid": {}}, {"workers": "count", "in_flight": "count", "progress": "flag"}),
+    (
+        RunConfig,
+        {},
+        {
+            **dict.fromkeys(("layers", "dp", "tp", "steps"), "count"),
+            **dict.fromkeys(("hidden", "seq", "micro_batch_size", "microbatches", "ranks", "warmup"), "index"),
+            **dict.fromkeys(("schedule", "partition", "preset", "dtype", "backend", "device", "compute"), "name"),
+            **dict.fromkeys(("tied", "recompute", "forward_only"), "flag"),
+            **dict.fromkeys(("learning_rate", "weight_decay", "dropout"), "seconds"),
+            "timeout_s": "rate",
+            "seed": "seed",
+        },
+    ),
     (ppsim.transformer_work, {"execution": Execution(micro_batch_size=1, seq=1)}, {"model": "object"}),
 ]
 # Values that have a meaning for single arguments of a kind that has none for the others.
@@ -234,6 +248,7 @@ MEANT: dict[str, Callable[[Any], bool]] = {
     "Conditions.receive_window": lambda value: value is None,
     "Conditions.cores": lambda value: value is None,
     "simulate.cores": lambda value: value is None,
+    "RunConfig.seed": lambda value: value == -1,
     "sweep.workers": lambda value: value is None,
     "sweep.in_flight": lambda value: value is None,
     "LayerCost.name": lambda value: value == "x",
