@@ -1,7 +1,8 @@
 """Fuzz a reader, guided by which of its lines an input reaches: `python -m tests.fuzz csv --seconds 600`.
 
 Needs `pip install -e '.[fuzz]'`. It ends at the first finding: an exception other than InputError, a warning, or an
-input that takes more than `--slowest` seconds (2) or 1 GiB. The input is then in tests/fuzz/kept/<target>, and ordinary tests replay it.
+input that takes more than `--slowest` seconds (2) or 1 GiB. The input is then in tests/fuzz/kept/<target>, and ordinary
+tests replay it.
 """
 
 from __future__ import annotations
