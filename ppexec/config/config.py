@@ -124,6 +124,10 @@ class RunConfig:
     """Largest 2-norm of all gradients together in a training; larger ones are scaled down. Unset clips nothing."""
     skip_nonfinite: bool = False
     """Leave out an optimizer step whose loss or gradient is not finite, and go on. Without it the training ends."""
+    evaluate_every: int = 0
+    """Optimizer steps between evaluations of held-out data in a training; 0 evaluates nothing."""
+    evaluate_steps: int = 1
+    """Global batches of an evaluation, always the same."""
     forward_only: bool = False
     """Evaluation: forwards only, no gradients."""
     seed: int = 0
@@ -154,17 +158,11 @@ class RunConfig:
 
     def __post_init__(self) -> None:
         check_fields(self)
-        for name in ("layers", "dp", "tp", "steps", "accumulate"):
+        for name in ("layers", "dp", "tp", "steps", "accumulate", "evaluate_steps"):
             self._at_least(name, 1)
         sizes = ("hidden", "intermediate", "seq", "micro_batch_size", "microbatches", "global_batch_size", "ranks")
-        for name in (
-            *sizes,
-            "threads",
-            "warmup",
-            "receive_window",
-            "learning_rate_warmup",
-            "learning_rate_decay_steps",
-        ):
+        counts = ("warmup", "evaluate_every", "learning_rate_warmup", "learning_rate_decay_steps")
+        for name in (*sizes, *counts, "threads", "receive_window"):
             self._at_least(name, 0)
         if not 0 < self.timeout_s < 1e7:
             raise InputError(f"timeout_s must be seconds > 0 (and below 1e7), got {self.timeout_s}")

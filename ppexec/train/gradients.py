@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from functools import reduce
 from math import isfinite, sqrt
@@ -35,8 +35,8 @@ class Gathered:
 
     @property
     def loss(self) -> float:
-        """The step's loss: the mean, summed up by global index, so that it does not depend on the mesh."""
-        return sum(self.losses) / len(self.losses)
+        """The step's loss."""
+        return mean(self.losses)
 
     def fault(self, *, first_index: int, stage_of: list[int]) -> str | None:
         """What is not finite, and where; None if all is.
@@ -83,8 +83,7 @@ def gather(worker: Worker, parameters: Mapping[Place, torch.Tensor], losses: Map
     """
     places = trained_places(worker.model)
     is_first = [worker.mesh is None or worker.mesh.get_local_rank(name) == 0 for name in ("dp", "tp")]
-    count = worker.config.microbatches * worker.config.dp * worker.config.accumulate
-    whole, squares, every = (torch.zeros(size, dtype=torch.float64) for size in (len(places), len(places), count))
+    whole, squares = torch.zeros(2, len(places), dtype=torch.float64)
     held = [(at, parameters[place]) for at, place in enumerate(places) if place in parameters]
     held = [(at, p) for at, p in held if is_first[0] and (is_first[1] or is_sharded(p))]
     if held:
@@ -96,17 +95,33 @@ def gather(worker: Worker, parameters: Mapping[Place, torch.Tensor], losses: Map
                 squares[at] = size**2
             else:
                 whole[at] = size
-    if is_first[1]:
-        for at, loss in losses.items():
-            every[at] = loss
-    if worker.mesh is not None:
-        both = torch.cat([whole, squares, every])
-        dist.all_reduce(both)
-        whole, squares, every = both.split([len(places), len(places), count])
+    every = own_losses(worker, losses, worker.config.accumulate)
+    whole, squares, every = total(worker, torch.cat([whole, squares, every])).split([len(places)] * 2 + [len(every)])
     by_place = [one + sqrt(square) for one, square in zip(whole.tolist(), squares.tolist(), strict=True)]
     return Gathered(
         losses=every.tolist(), norms=dict(zip(places, by_place, strict=True)), norm=_of_all(worker, by_place)
     )
+
+
+def own_losses(worker: Worker, losses: Mapping[int, float], rounds: int) -> torch.Tensor:
+    """The losses that this process has to tell of, zeros elsewhere: float64 of shape (rounds x microbatches x dp,)."""
+    every = torch.zeros(rounds * worker.config.microbatches * worker.config.dp, dtype=torch.float64)
+    if worker.mesh is None or worker.mesh.get_local_rank("tp") == 0:
+        for position, loss in losses.items():
+            every[position] = loss
+    return every
+
+
+def total(worker: Worker, numbers: torch.Tensor) -> torch.Tensor:
+    """Numbers of float64 on the host added up over all processes, in place. Collective."""
+    if worker.mesh is not None:
+        dist.all_reduce(numbers)
+    return numbers
+
+
+def mean(losses: Sequence[float]) -> float:
+    """The mean of losses in the order of their global indices, so that it does not depend on the mesh."""
+    return sum(losses) / len(losses)
 
 
 def _gradient(parameter: torch.Tensor) -> torch.Tensor:

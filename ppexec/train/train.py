@@ -13,6 +13,7 @@ import torch
 from ppexec.config.config import RunConfig
 from ppexec.stage.tensor_parallel import local, local_gradient, slice_like
 from ppexec.train import checkpoint
+from ppexec.train.evaluation import Evaluation
 from ppexec.train.gradients import clip, gather
 from ppexec.train.learning_rate import learning_rate
 from ppexec.verify.rounding import nudged
@@ -34,6 +35,8 @@ class TrainStep:
         The 2-norm of all gradients, before clipping.
     learning_rate : float
         Of its update.
+    held_out_loss : float or None
+        After the update, if an evaluation is due.
     fault : str or None
         What is not finite. Such a step updates nothing.
     """
@@ -42,6 +45,7 @@ class TrainStep:
     loss: float
     gradient_norm: float
     learning_rate: float
+    held_out_loss: float | None
     fault: str | None
 
 
@@ -85,6 +89,8 @@ class Trainer:
                 "exp_avg_sq": torch.zeros_like(parameter, memory_format=torch.preserve_format),
             }
 
+        self._evaluation = Evaluation(worker) if config.evaluate_every else None
+
     def steps(self, count: int) -> list[TrainStep]:
         """Go on by `count` steps, or fewer if one has a fault and is not to be skipped."""
         done: list[TrainStep] = []
@@ -97,8 +103,6 @@ class Trainer:
 
     def _step(self) -> TrainStep:
         worker, config = self._worker, self._worker.config
-        every = config.microbatches * config.dp * config.accumulate
-        first_index = self.next_step * every
         rate = learning_rate(config, self.next_step)
         worker.clear()
         losses: dict[int, float] = {}
@@ -106,25 +110,25 @@ class Trainer:
             batch = worker.load(self.next_step, rounds=config.accumulate, round_number=number)
             worker.step(batch, is_timed=False)
             for stage in worker.real_stages:
-                for microbatch, loss in stage.losses.items():
-                    index = batch.samples[microbatch][0] // config.micro_batch_size
-                    losses[index - first_index] = float(loss)
+                losses |= {batch.positions[microbatch]: float(loss) for microbatch, loss in stage.losses.items()}
         for parameter in self._each:
             if local_gradient(parameter) is None:
                 parameter.grad = torch.zeros_like(parameter)
         found = gather(worker, self._parameters, losses)
-        fault = found.fault(first_index=first_index, stage_of=config.stage_of_layers)
+        fault = found.fault(first_index=self.next_step * len(found.losses), stage_of=config.stage_of_layers)
         if fault is None:
             if config.clip_norm is not None:
                 clip(self._each, found.norm, config.clip_norm)
             for group in self._optimizer.param_groups:
                 group["lr"] = rate
             self._optimizer.step()
+        held_out = self._evaluation if (self.next_step + 1) % max(config.evaluate_every, 1) == 0 else None
         return TrainStep(
             step=self.next_step,
             loss=found.loss,
             gradient_norm=float(found.norm),
             learning_rate=rate,
+            held_out_loss=None if held_out is None else held_out.loss(),
             fault=fault,
         )
 
@@ -172,6 +176,10 @@ class TrainReport:
         By step, the 2-norm of all gradients before clipping.
     learning_rates : list of float
         By step.
+    evaluated : list of int
+        Numbers of the steps after which held-out data was evaluated.
+    held_out_losses : list of float
+        By evaluation: the mean over its microbatches.
     skipped : list of int
         Numbers of the steps that updated nothing, since a loss or a gradient was not finite.
     checkpoint : str or None
@@ -184,6 +192,8 @@ class TrainReport:
     losses: list[float]
     gradient_norms: list[float]
     learning_rates: list[float]
+    evaluated: list[int]
+    held_out_losses: list[float]
     skipped: list[int]
     checkpoint: str | None
     config: dict[str, Any]
@@ -201,6 +211,8 @@ class TrainReport:
             losses=[each.loss for each in steps],
             gradient_norms=[each.gradient_norm for each in steps],
             learning_rates=[each.learning_rate for each in steps],
+            evaluated=[each.step for each in steps if each.held_out_loss is not None],
+            held_out_losses=[each.held_out_loss for each in steps if each.held_out_loss is not None],
             skipped=[each.step for each in steps if each.fault is not None],
             checkpoint=None,
             config=config.plain().to_dict(),

@@ -26,7 +26,8 @@ from ppexec.machine.waiting import sharpen_sleep
 from ppexec.models.batch import Batch, load_batch, read_sample
 from ppexec.models.load import load_model, refuse_what_does_not_fit
 from ppexec.models.model import Model, Place
-from ppexec.models.shapes import Boundaries, BoundarySpec, TensorSpec, Tree, first_overwriting
+from ppexec.models.seeds import HELD_OUT
+from ppexec.models.shapes import Boundaries, TensorSpec, Tree, first_overwriting
 from ppexec.models.ties import places_by_stage
 from ppexec.stage.build import build_stage
 from ppexec.stage.ledger import Ledger
@@ -304,16 +305,13 @@ class Worker:
         """The spec of each message if all microbatches are like the model's first."""
         if self.costs is not None:
             return message_specs(self.program, self.costs)
-        return self._specs_of([self.boundaries] * self.config.microbatches)
+        return self.specs_of(self.program)
 
-    def _specs_of(self, boundaries: Sequence[Sequence[BoundarySpec]]) -> list[TensorSpec]:
+    def specs_of(self, program: Program) -> list[TensorSpec]:
         """The spec of each message: between stages s and s + 1 the output of the last layer of s, or its gradient."""
-        program, messages = self.program, self.program.messages
+        messages = program.messages
         lower = np.minimum(program.stage[messages.producer], program.stage[messages.consumer]).tolist()
-        crossed = [
-            boundaries[microbatch][self.layer_bounds[stage][1]]
-            for microbatch, stage in zip(program.microbatch[messages.producer].tolist(), lower, strict=True)
-        ]
+        crossed = [self.boundaries[self.layer_bounds[stage][1]] for stage in lower]
         is_ahead = (program.kind[messages.producer] == Kind.F).tolist()
         return [each.message if ahead else each.gradient for each, ahead in zip(crossed, is_ahead, strict=True)]
 
@@ -338,12 +336,16 @@ class Worker:
         ways = [way for way in ([Kind.F, Kind.B], [Kind.F, Kind.I, Kind.W]) if present.issuperset(way)]
         return [(kind, given(kind)) for way in ways or [[Kind.F]] for kind in way]
 
-    def load(self, step: int, *, rounds: int = 1, round_number: int = 0) -> Batch:
-        """This process's microbatches of a step, or of one of its rounds; empty where compute is timed."""
+    def load(self, step: int, *, rounds: int = 1, round_number: int = 0, held_out: bool = False) -> Batch:
+        """This process's microbatches of a step, or of one of its rounds; empty where compute is timed.
+
+        With `held_out` those of an evaluation, whose steps count from 0.
+        """
         if self.costs is not None:
             return Batch()
+        own = self.model.held_out if held_out else None
         batch = load_batch(
-            self.model.sample,
+            own or self.model.sample,
             seed=self.config.seed,
             step=step,
             microbatches=self.config.microbatches,
@@ -352,6 +354,7 @@ class Worker:
             dp_rank=self.dp_rank,
             rounds=rounds,
             round_number=round_number,
+            first_index=HELD_OUT if held_out and own is None else 0,
             has_first=0 in self.stages,
             has_last=self.config.pipeline.stages - 1 in self.stages,
             device=self.device.torch_device,

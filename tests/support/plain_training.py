@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import copy
 from dataclasses import dataclass, field
 
 import torch
@@ -11,17 +12,18 @@ from torch.optim import lr_scheduler
 from ppexec import Model, RunConfig
 from ppexec.models.initialize import initialize_layer
 from ppexec.models.load import load_model
-from ppexec.models.seeds import microbatch_order, samples_of
+from ppexec.models.seeds import HELD_OUT, microbatch_order, samples_of
 from ppexec.models.ties import tie
 
 
 @dataclass
 class Curves:
-    """By step: losses, norms of all gradients before clipping, and learning rates."""
+    """By step losses, norms of all gradients before clipping, and learning rates; by evaluation held-out losses."""
 
     losses: list[float] = field(default_factory=list)
     gradient_norms: list[float] = field(default_factory=list)
     learning_rates: list[float] = field(default_factory=list)
+    held_out_losses: list[float] = field(default_factory=list)
 
 
 def plain_training(config: RunConfig, steps: int) -> Curves:
@@ -51,7 +53,22 @@ def plain_training(config: RunConfig, steps: int) -> Curves:
         if not config.skip_nonfinite or bool(torch.isfinite(norm)):
             optimizer.step()
         scheduler.step()
+        if config.evaluate_every and (step + 1) % config.evaluate_every == 0:
+            curves.held_out_losses.append(_held_out_loss(network, model, config))
     return curves
+
+
+def _held_out_loss(network: nn.Sequential, model: Model, config: RunConfig) -> float:
+    """The mean loss of the first held-out microbatches, by a copy of the network in evaluation mode."""
+    if model.randomness is not None:
+        model.randomness.off()
+    network = copy.deepcopy(network).eval()
+    losses = []
+    with torch.no_grad():
+        for number in range(config.evaluate_steps * config.microbatches * config.dp):
+            inputs, target = model.sample(HELD_OUT + number) if model.held_out is None else model.held_out(number)
+            losses.append(float(model.loss(network(inputs), target)))
+    return sum(losses) / len(losses)
 
 
 def plain_schedule(config: RunConfig, optimizer: torch.optim.Optimizer) -> lr_scheduler.LRScheduler:
