@@ -118,6 +118,8 @@ class RunConfig:
     """What it falls to, and stays at."""
     weight_decay: float = 0.01
     """AdamW's decay in a training."""
+    master_weights: bool = False
+    """In a training in bfloat16, update copies of the weights in float32, and compute with these copies rounded."""
     accumulate: int = 1
     """Rounds of the schedule in an optimizer step of a training; each reads a global batch, and gradients add up."""
     clip_norm: float | None = None
@@ -190,6 +192,11 @@ class RunConfig:
                 raise InputError(f"{name} must be a number of 0 or more, got {getattr(self, name)}")
         if self.clip_norm is not None and not 0 < self.clip_norm < 1e30:
             raise InputError(f"clip_norm must be a number above 0, got {self.clip_norm}: leave it out to clip nothing")
+        if self.master_weights and self.dtype != "bfloat16":
+            raise InputError(
+                f"master_weights has no meaning with dtype {self.dtype!r}, whose weights are updated as they are: take "
+                "--dtype bfloat16, or leave it out"
+            )
         if self.learning_rate_decay == "none":
             for name in ("learning_rate_decay_steps", "min_learning_rate"):
                 if getattr(self, name):

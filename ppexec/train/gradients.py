@@ -70,7 +70,7 @@ def gather(worker: Worker, parameters: Mapping[Place, torch.Tensor], losses: Map
     worker : Worker
         This process.
     parameters : mapping
-        The trained parameters that it holds, with their gradients, by place.
+        The trained parameters that it holds, or what is updated in their place, with gradients, by place.
     losses : mapping
         Those that it has, by position among the step's microbatches over all replicas.
 
@@ -133,8 +133,9 @@ def _gradient(parameter: torch.Tensor) -> torch.Tensor:
 def _of_all(worker: Worker, norms: list[float]) -> torch.Tensor:
     """The norm of all parameters from that of each, in their type unless it overflows."""
     types = {p.dtype for layer in worker.model.layers for p in layer.parameters() if p.requires_grad}
+    least = torch.float32 if worker.config.master_weights else torch.bfloat16
     exact = torch.tensor(norms, dtype=torch.float64)
-    norm: torch.Tensor = torch.linalg.vector_norm(exact.to(reduce(torch.promote_types, types, torch.bfloat16)))
+    norm: torch.Tensor = torch.linalg.vector_norm(exact.to(reduce(torch.promote_types, types, least)))
     if not norm.isfinite():
         norm = torch.linalg.vector_norm(exact)
     return norm

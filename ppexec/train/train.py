@@ -9,6 +9,7 @@ from pathlib import Path
 from typing import Any
 
 import torch
+from torch import nn
 
 from ppexec.config.config import RunConfig
 from ppexec.stage.tensor_parallel import local, local_gradient, slice_like
@@ -52,6 +53,9 @@ class TrainStep:
 class Trainer:
     """A worker's part of a training: AdamW (Loshchilov and Hutter, 2019) on the parameters that it holds.
 
+    With master weights it updates copies in float32 (Micikevicius et al., 2018, "Mixed Precision Training"), and
+    parameters are these copies rounded. Gradients add up in the parameters' type, and are clipped in float32.
+
     Notes
     -----
     Decay and moments are elementwise, so the update of a shard is the shard of the whole update. Replicas start equal
@@ -69,19 +73,21 @@ class Trainer:
             for name, parameter in layer.named_parameters()
             if parameter.requires_grad
         }
-        self._each = list({id(parameter): parameter for parameter in self._parameters.values()}.values())
         config = worker.config
+        self._each = list({id(parameter): parameter for parameter in self._parameters.values()}.values())
+        masters = [parameter.detach().float() if self._has_master(parameter) else parameter for parameter in self._each]
+        self._updated = dict(zip(self._each, masters, strict=True))
         # Not foreach, which does not take plain and sharded parameters together.
         self._optimizer = worker.keep(
             OPTIMIZER,
             lambda: torch.optim.AdamW(
-                [{"params": self._each}],
+                [{"params": masters}],
                 lr=config.learning_rate,
                 weight_decay=config.weight_decay,
                 foreach=False,
             ),
         )
-        for parameter in self._each:
+        for parameter in masters:
             # As AdamW makes it in its first step; made here so that a checkpoint can be loaded into it.
             self._optimizer.state[parameter] = {
                 "step": torch.zeros(()),
@@ -90,6 +96,14 @@ class Trainer:
             }
 
         self._evaluation = Evaluation(worker) if config.evaluate_every else None
+
+    def _has_master(self, parameter: nn.Parameter) -> bool:
+        """Whether a copy in float32 is updated in the parameter's place."""
+        return self._worker.config.master_weights and parameter.dtype.itemsize < torch.float32.itemsize
+
+    def _masters(self) -> list[tuple[nn.Parameter, torch.Tensor]]:
+        """Each parameter that has a copy in float32, and the copy."""
+        return [(parameter, master) for parameter, master in self._updated.items() if master is not parameter]
 
     def steps(self, count: int) -> list[TrainStep]:
         """Go on by `count` steps, or fewer if one has a fault and is not to be skipped."""
@@ -114,21 +128,26 @@ class Trainer:
         for parameter in self._each:
             if local_gradient(parameter) is None:
                 parameter.grad = torch.zeros_like(parameter)
-        found = gather(worker, self._parameters, losses)
+        for parameter, master in self._masters():
+            master.grad = None if parameter.grad is None else parameter.grad.float()
+        found = gather(worker, {place: self._updated[p] for place, p in self._parameters.items()}, losses)
         fault = found.fault(first_index=self.next_step * len(found.losses), stage_of=config.stage_of_layers)
         if fault is None:
             if config.clip_norm is not None:
-                clip(self._each, found.norm, config.clip_norm)
+                clip(self._updated.values(), found.norm, config.clip_norm)
             for group in self._optimizer.param_groups:
                 group["lr"] = rate
             self._optimizer.step()
-        held_out = self._evaluation if (self.next_step + 1) % max(config.evaluate_every, 1) == 0 else None
+        for parameter, master in self._masters():
+            local(parameter).detach().copy_(local(master))
+            master.grad = None
+        is_due = config.evaluate_every and (self.next_step + 1) % config.evaluate_every == 0
         return TrainStep(
             step=self.next_step,
             loss=found.loss,
             gradient_norm=float(found.norm),
             learning_rate=rate,
-            held_out_loss=None if held_out is None else held_out.loss(),
+            held_out_loss=self._evaluation.loss() if self._evaluation is not None and is_due else None,
             fault=fault,
         )
 
@@ -138,13 +157,15 @@ class Trainer:
 
     def load(self, directory: Path) -> int:
         """Go on from a checkpoint; the number of the next step. Collective."""
-        self.next_step = checkpoint.load(directory, self._state())
+        master_weights = self._worker.config.master_weights
+        self.next_step = checkpoint.load(directory, self._state(), master_weights=master_weights)
         return self.next_step
 
     def _state(self) -> dict[str, Any]:
         """What a checkpoint holds, in the memory of this training."""
         named = {checkpoint.parameter_key(*place): parameter for place, parameter in self._parameters.items()}
-        return checkpoint.state_of(named, self._optimizer)
+        updated = {key: self._updated[parameter] for key, parameter in named.items()}
+        return checkpoint.state_of(named, updated, self._optimizer)
 
     def nudge(self) -> None:
         """Move every parameter by one rounding, up or down by (seed, name).
@@ -160,6 +181,8 @@ class Trainer:
             whole = torch.ones(parameter.shape, dtype=parameter.dtype)
             moved = nudged(whole, self._worker.config.seed, keys[id(parameter)])
             local(parameter).detach().mul_(slice_like(parameter, moved))
+        for parameter, master in self._masters():
+            local(master).copy_(local(parameter).detach())
 
 
 @dataclass(frozen=True, kw_only=True)
