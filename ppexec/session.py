@@ -196,6 +196,36 @@ class Session:
         """Measure layer costs, and stage costs of this cut, in `rounds` rounds on all ranks at once."""
         return self.summarise(self.profile_rounds(rounds))
 
+    def stage_costs(self, profile: Profile, step: int) -> list[StageCost] | list[list[StageCost]]:
+        """The costs to predict a step with, where its microbatches differ in size.
+
+        Parameters
+        ----------
+        profile : Profile
+            Of this session.
+        step : int
+            Number of the step; it decides which data is read.
+
+        Returns
+        -------
+        list of list of StageCost, shape (stages, microbatches)
+            As `ppsim.simulate` takes them; one StageCost for each stage if all microbatches are of one kind.
+
+        Raises
+        ------
+        InputError
+            For a kind of microbatch that was not profiled.
+        """
+        shapes = self._workers.call(tasks.shapes, step=step)[0]
+        if not profile.by_shape:
+            return profile.stages
+        if missing := set(shapes) - profile.by_shape.keys():
+            raise InputError(
+                f"step {step} has {len(missing)} kinds of microbatches that were not profiled: profile rounds that "
+                "read such data (first_step)"
+            )
+        return [[profile.by_shape[shape][stage] for shape in shapes] for stage in range(self.config.pipeline.stages)]
+
     def profile_rounds(
         self, rounds: int, *, first_step: int = 0, by_layer: bool = True, ranks: Sequence[int] | None = None
     ) -> list[Any]:

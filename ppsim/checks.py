@@ -138,7 +138,8 @@ def _field_checks(kind: Any) -> dict[str, _Check]:
 def _checks(annotations: Mapping[str, Any], names: dict[str, Any]) -> dict[str, _Check]:
     """The check of each annotation that says something which can be checked."""
     hints = typing.get_type_hints(types.SimpleNamespace(__annotations__=annotations), globalns=names)
-    found = {name: _check_of(hint) for name, hint in hints.items()}
+    # A seed is never computed with: NumPy's own have 128 bits.
+    found = {name: _any_whole if (name, hint) == ("seed", int) else _check_of(hint) for name, hint in hints.items()}
     return {name: check for name, check in found.items() if check is not None}
 
 
@@ -174,7 +175,7 @@ def _any_of(hints: Sequence[Any]) -> _Check | None:
     if set(left) >= _ARRAY_LIKE:
         check = _array
     elif set(left) <= {str, Path, os.PathLike}:
-        check = check_path if Path in left else _text
+        check = check_path if Path in left else check_text
     elif len(left) == 1:
         check = _check_of(left[0])
     else:
@@ -201,9 +202,13 @@ def _first_fitting(checks: Sequence[_Check], name: str, value: Any) -> None:
     raise InputError(f"{name} must be {' or '.join(dict.fromkeys(wanted))}, got {shown(value)}")
 
 
-def _whole(name: str, value: Any) -> None:
+def _any_whole(name: str, value: Any) -> None:
     if isinstance(value, bool | np.bool_) or not isinstance(value, numbers.Integral):
         raise InputError(f"{name} must be a whole number, got {shown(value)}")
+
+
+def _whole(name: str, value: Any) -> None:
+    _any_whole(name, value)
     if not -_LARGEST <= int(value) < _LARGEST:
         raise InputError(f"{name} must be a whole number below 2**63, got {shown(value)}")
 
@@ -225,7 +230,8 @@ def _flag(name: str, value: Any) -> None:
         raise InputError(f"{name} must be True or False, got {shown(value)}")
 
 
-def _text(name: str, value: Any) -> None:
+def check_text(name: str, value: Any) -> None:
+    """Check that a value is text, and can be written to a file."""
     if not isinstance(value, str):
         raise InputError(f"{name} must be text, got {shown(value)}")
     try:
@@ -299,4 +305,4 @@ def _mapping(of_key: _Check | None, of_value: _Check | None, name: str, value: A
             of_value(f"{name}[{shown(key)}]", item)
 
 
-_OF_TYPE: dict[Any, _Check] = {int: _whole, float: check_number, bool: _flag, str: _text, Path: check_path}
+_OF_TYPE: dict[Any, _Check] = {int: _whole, float: check_number, bool: _flag, str: check_text, Path: check_path}

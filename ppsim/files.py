@@ -18,11 +18,13 @@ MOST_BYTES = 2**30  # of a text that is read; a device such as /dev/zero has no 
 
 def read_bytes(path: str | Path, most: int = MOST_BYTES) -> bytes:
     """The content of a file. Raises OSError if it cannot be read, InputError if it has more than `most` bytes."""
+    data = bytearray()
     with Path(path).open("rb") as file:
-        data = file.read(most + 1)
-    if len(data) > most:
-        raise InputError(f"{path} is larger than {most / 2**30:g} GiB: give a smaller file")
-    return data
+        while block := file.read(2**20):  # to ask for all of `most` at once would take as much memory
+            data += block
+            if len(data) > most:
+                raise InputError(f"{path} is larger than {most / 2**30:g} GiB: give a smaller file")
+    return bytes(data)
 
 
 def read_text(path: str | Path, error: type[InputError] = InputError) -> str:

@@ -57,7 +57,8 @@ class RunConfig:
     """
 
     model: str = "mlp"
-    """Built-in model ("mlp", "gpt") or your own, package.module:factory."""
+    """Built-in model ("mlp", "gpt") or your own, package.module:factory, which is imported and run; no other flag and
+    no file names code."""
     preset: Literal["small", "assignment"] = "small"
     """Sizes not given otherwise: small (hidden 512, seq 64, micro batch 2), assignment (4096, 8192, 2)."""
     layers: int = 8
@@ -357,7 +358,10 @@ class RunConfig:
         return schedule.forward_only() if self.forward_only else schedule
 
     def _read_csv(self, path: Path) -> ppsim.Schedule:
-        schedule = ppsim.Schedule.from_csv(read_text(path), name=path.stem)
+        try:
+            schedule = ppsim.Schedule.from_csv(read_text(path), name=path.stem)
+        except ppsim.ScheduleError as error:
+            raise InputError(f"{path}: {error}") from None
         for name in ("ranks", "microbatches"):
             if getattr(self, name) not in (0, getattr(schedule, name)):
                 raise InputError(

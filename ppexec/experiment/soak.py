@@ -151,7 +151,7 @@ def _check(config: RunConfig, pool: WorkerPool) -> tuple[bool, str]:
         report = session.verify()
         if not report.passed:
             return False, f"differs from one process: {report.first_difference}"
-        stages = session.profile(1).stages
+        stages = session.stage_costs(session.profile(1), 0)
         predicted = with_columns(
             ppsim.simulate(config.pipeline, stages, engine="compiled"), receive_window=session.receive_window
         )

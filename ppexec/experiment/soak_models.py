@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from dataclasses import replace
 from typing import Any, NamedTuple
 
 import torch
@@ -126,5 +127,27 @@ def opaque(config: RunConfig) -> Model:
     return _model(config, layers)
 
 
-KINDS = [shared_layer, tied_weights, no_gradient, draws, several_tensors, opaque]
+def uneven_rows(config: RunConfig) -> Model:
+    """Microbatches have 1, 2, 3 or 4 rows."""
+
+    def sample(index: int) -> tuple[torch.Tensor, torch.Tensor]:
+        stream = torch.Generator().manual_seed(1_000_003 * config.seed + index)
+        both = torch.randn(2, 1 + index % 4, config.hidden, generator=stream, dtype=config.torch_dtype)
+        return both[0], both[1]
+
+    return replace(_model(config, [_linear(config) for _ in range(config.layers)]), sample=sample)
+
+
+def _sum_and_count(output: torch.Tensor, target: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
+    counts = target > 0
+    return ((output - target).square() * counts).sum(), counts.sum()
+
+
+def counted_terms(config: RunConfig) -> Model:
+    """The loss is a sum over some elements, and counts them."""
+    layers = [_linear(config) for _ in range(config.layers)]
+    return replace(_model(config, layers), loss=_sum_and_count, reduction="sum")
+
+
+KINDS = [shared_layer, tied_weights, no_gradient, draws, several_tensors, opaque, uneven_rows, counted_terms]
 """The factories."""

@@ -36,14 +36,6 @@ class Pending:
         return value
 
 
-def taken(pending: Pending, message: int) -> torch.Tensor:
-    """Take the tensor of a message; raises RuntimeError if it is not there, which would be a bug of the runtime."""
-    tensor: torch.Tensor | None = pending.take()
-    if tensor is None:
-        raise RuntimeError(f"message {message} was to be sent before it was computed")
-    return tensor
-
-
 class Event(Protocol):
     """A point in a stream's work."""
 

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import functools
+import inspect
 import sys
 from datetime import timedelta
 
@@ -12,6 +14,9 @@ from ppsim.errors import InputError
 
 WORLD_BACKENDS = {"gloo": "gloo", "nccl": "cpu:gloo,cuda:nccl", "local": "gloo"}
 """The backend of a world, by the run's backend. Objects and barriers go over gloo, tensors on GPUs over NCCL."""
+
+
+_Cached = type(functools.lru_cache(int))
 
 
 def join_world(*, rank: int, world_size: int, store: dist.Store, backend: str, timeout_s: float) -> None:
@@ -97,3 +102,12 @@ def forget_worlds() -> None:
         DTensor._op_dispatcher.sharding_propagator.propagate_op_sharding.cache.cache_clear()
     redistribute = sys.modules.get("torch.distributed.tensor._redistribute")
     getattr(redistribute, "clear_redistribute_planner_cache", lambda: None)()
+    # Others grow with every shape that is seen, and keep the groups of old meshes open.
+    modules = [module for name, module in sys.modules.items() if name.startswith("torch.distributed.tensor")]
+    owners = [*modules, *(each for module in modules for each in vars(module).values() if isinstance(each, type))]
+    for owner in owners:
+        for name in list(vars(owner)):
+            function = inspect.getattr_static(owner, name)
+            function = getattr(function, "__func__", function)
+            if isinstance(function, _Cached):
+                function.cache_clear()

@@ -21,7 +21,7 @@ def assemble_trace(program: Program, records: Sequence[StepRecord], message_byte
     records : sequence of StepRecord, shape (p,)
         The record of each rank, all on one clock.
     message_bytes : sequence of int, shape (messages,)
-        Size of each message.
+        Size of each message, where the records do not say it themselves.
 
     Returns
     -------
@@ -56,7 +56,7 @@ def assemble_trace(program: Program, records: Sequence[StepRecord], message_byte
         start_s=(start_ns - zero) / 1e9,
         end_s=(end_ns - zero) / 1e9,
         activation_bytes=np.zeros(len(program.stage), np.int64),
-        message_bytes=np.array(message_bytes, np.int64),
+        message_bytes=np.array(records[0].message_bytes or message_bytes, np.int64),
         message_start_s=sent_s,
         message_left_s=received_s,
         message_arrival_s=received_s,

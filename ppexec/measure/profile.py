@@ -38,12 +38,18 @@ class LayerSamples:
         Layer -> field of LayerCost -> bytes, of the layer as a stage of its own.
     stage_sizes : dict
         The same by stage, for whole stages.
+    by_shape : dict
+        Kind of input (see `Batch.shapes`) -> `stage_seconds` and `stage_sizes` of its microbatches. Empty where all
+        microbatches are of one kind.
     """
 
     seconds: dict[str, dict[int, list[float]]] = field(default_factory=lambda: {name: {} for name in _TIMES})
     stage_seconds: dict[str, dict[int, list[float]]] = field(default_factory=lambda: {name: {} for name in _TIMES})
     sizes: dict[int, dict[str, int | None]] = field(default_factory=dict)
     stage_sizes: dict[int, dict[str, int]] = field(default_factory=dict)
+    by_shape: dict[int, tuple[dict[str, dict[int, list[float]]], dict[int, dict[str, int | None]]]] = field(
+        default_factory=dict
+    )
 
 
 class LayerProfiler:
@@ -60,8 +66,6 @@ class LayerProfiler:
         This rank of the program.
     stages : mapping
         Stage number -> stage, for the stages of this rank.
-    boundaries : sequence of TensorSpec, shape (layers + 1,)
-        Shape and type of what goes into each layer, and of what leaves the last.
     overwriting : sequence of int
         See `ppexec.models.shapes.first_overwriting`.
     device : Device, optional
@@ -78,7 +82,6 @@ class LayerProfiler:
         program: Program,
         rank: int,
         stages: Mapping[int, Stage],
-        boundaries: Sequence[BoundarySpec],
         overwriting: Sequence[int],
         *,
         device: Device | None = None,
@@ -93,7 +96,6 @@ class LayerProfiler:
             for row in program.rows_of(rank)
         ]
         self._split = {(stage, microbatch) for stage, kind, microbatch in self._rows if kind == Kind.W}
-        self._boundaries = boundaries
         self._stages = stages
         self._layers = {
             index: [
@@ -103,7 +105,7 @@ class LayerProfiler:
             for index, stage in stages.items()
         }
         self._trains = all(stage.trains for stage in stages.values())
-        self._footprints: dict[int, Footprint] = {}
+        self._footprints: dict[tuple[int, ...], dict[int, Footprint]] = {}
         self._sizes: dict[int, dict[str, int | None]] = {}
 
     def round(self, batch: Batch, *, by_layer: bool = True) -> LayerSamples:
@@ -151,8 +153,8 @@ class LayerProfiler:
         """The seconds of a round that the device has done, and the bytes."""
         samples = LayerSamples()
         for found, spans in ((samples.stage_seconds, taken.stages), (samples.seconds, taken.layers)):
-            begin_ns, end_ns = (self.device.times_ns([span[at] for span in spans]) for at in (2, 3))
-            for (kind, index, _, _), begin, end in zip(spans, begin_ns, end_ns, strict=True):
+            begin_ns, end_ns = (self.device.times_ns([span[at] for span in spans]) for at in (3, 4))
+            for (kind, index, _, _, _), begin, end in zip(spans, begin_ns, end_ns, strict=True):
                 found[_FIELD[kind]].setdefault(index, []).append((end - begin) / 1e9)
         samples.stage_sizes = {index: found.amounts() for index, found in self.footprints(batch).items()}
         if not self._sizes:
@@ -160,7 +162,23 @@ class LayerProfiler:
                 layer.first_layer: self._layer_sizes(layer, batch) for each in self._layers.values() for layer in each
             }
         samples.sizes = self._sizes
+        if len(set(batch.shapes)) > 1:
+            self._note_shapes(samples, taken, batch)
         return samples
+
+    def _note_shapes(self, samples: LayerSamples, taken: _Taken, batch: Batch) -> None:
+        """Note the seconds and bytes of whole stages for each kind of microbatch."""
+        begin_ns, end_ns = (self.device.times_ns([span[at] for span in taken.stages]) for at in (3, 4))
+        for shape in dict.fromkeys(batch.shapes):
+            first = batch.shapes.index(shape)
+            sizes: dict[int, dict[str, int | None]] = {
+                index: {**found.amounts(), **output_sizes(self._boundary_after(self._stages[index], first, batch))}
+                for index, found in self.footprints(batch, first).items()
+            }
+            samples.by_shape[shape] = {name: {} for name in _TIMES}, sizes
+        for (kind, index, microbatch, _, _), begin, end in zip(taken.stages, begin_ns, end_ns, strict=True):
+            seconds, _ = samples.by_shape[batch.shapes[microbatch]]
+            seconds[_FIELD[kind]].setdefault(index, []).append((end - begin) / 1e9)
 
     def _run_stage(self, index: int, kind: Kind, microbatch: int, batch: Batch, taken: _Taken) -> None:
         """Time one action of a whole stage, in one call as in a run. Separate calls for its layers take longer."""
@@ -169,7 +187,7 @@ class LayerProfiler:
         value = self._given(stage, stage, kind, microbatch, batch)
         begin = self._mark()
         act(stage, kind, microbatch, value, batch, split=(index, microbatch) in self._split)
-        taken.stages.append((kind, index, begin, self._mark()))
+        taken.stages.append((kind, index, microbatch, begin, self._mark()))
 
     def _run(self, stage: int, kind: Kind, microbatch: int, batch: Batch, taken: _Taken, *, split: bool) -> None:
         """Time one action of a stage layer by layer."""
@@ -178,24 +196,25 @@ class LayerProfiler:
         for layer in layers if kind == Kind.F else reversed(layers):
             begin = self._mark()
             value = act(layer, kind, microbatch, value, batch, split=split)
-            taken.layers.append((kind, layer.first_layer, begin, self._mark()))
+            taken.layers.append((kind, layer.first_layer, microbatch, begin, self._mark()))
 
     def _given(self, first: Stage, last: Stage, kind: Kind, microbatch: int, batch: Batch) -> Tree | None:
         """An action's input: for F that of the `first` layer, for B or I the gradient of the `last` layer's output."""
         if kind == Kind.W:
             return None
-        return self._input(first, microbatch, batch) if kind == Kind.F else self._gradient(last)
+        return self._input(first, microbatch, batch) if kind == Kind.F else self._gradient(last, microbatch, batch)
 
-    def footprints(self, batch: Batch) -> dict[int, Footprint]:
-        """Stage number -> footprint, counted at the first call."""
-        if not self._footprints:
-            self._footprints = {
-                index: self._footprint(stage, batch, split=any(cell[0] == index for cell in self._split))
+    def footprints(self, batch: Batch, microbatch: int = 0) -> dict[int, Footprint]:
+        """Stage number -> footprint of a microbatch, counted once for each kind of microbatch."""
+        key = (batch.shapes[microbatch],) if batch.shapes else ()
+        if key not in self._footprints:
+            self._footprints[key] = {
+                index: self._footprint(stage, batch, microbatch, split=any(cell[0] == index for cell in self._split))
                 for index, stage in self._stages.items()
             }
-        return self._footprints
+        return self._footprints[key]
 
-    def _footprint(self, stage: Stage, batch: Batch, *, split: bool) -> Footprint:
+    def _footprint(self, stage: Stage, batch: Batch, microbatch: int, *, split: bool) -> Footprint:
         stage.begin(batch)
         found: list[Footprint] = []
 
@@ -203,9 +222,9 @@ class LayerProfiler:
             found.append(
                 measure_footprint(
                     stage,
-                    lambda: pytree.tree_map_only(torch.Tensor, torch.clone, self._input(stage, 0, batch)),
-                    lambda: self._gradient(stage),
-                    batch.targets[0] if stage.loss is not None else None,
+                    lambda: pytree.tree_map_only(torch.Tensor, torch.clone, self._input(stage, microbatch, batch)),
+                    lambda: self._gradient(stage, microbatch, batch),
+                    batch.targets[microbatch] if stage.loss is not None else None,
                     [*tensors_of(stage.layers), *tensors_in(batch.targets)],
                     split=split,
                 )
@@ -216,15 +235,23 @@ class LayerProfiler:
         return found[0]
 
     def _input(self, layer: Stage, microbatch: int, batch: Batch) -> Tree:
-        return batch.inputs[microbatch] if layer.is_first else self._noise(layer.first_layer)
+        if layer.is_first:
+            return batch.inputs[microbatch]
+        return self._noise(batch.boundaries[microbatch][layer.first_layer])
 
-    def _gradient(self, layer: Stage) -> torch.Tensor | None:
-        return None if layer.loss is not None else self._noise(layer.first_layer + len(layer.layers), is_gradient=True)
+    def _gradient(self, layer: Stage, microbatch: int, batch: Batch) -> torch.Tensor | None:
+        if layer.loss is not None:
+            return None
+        return self._noise(self._boundary_after(layer, microbatch, batch), is_gradient=True)
 
-    def _noise(self, boundary: int, *, is_gradient: bool = False) -> torch.Tensor:
+    @staticmethod
+    def _boundary_after(layer: Stage, microbatch: int, batch: Batch) -> BoundarySpec:
+        return batch.boundaries[microbatch][layer.first_layer + len(layer.layers)]
+
+    def _noise(self, boundary: BoundarySpec, *, is_gradient: bool = False) -> torch.Tensor:
         """A made-up message: of what crosses a boundary, or of its gradient."""
         device = self.device.torch_device
-        tensors = tensors_in(self._boundaries[boundary].empty(device))
+        tensors = tensors_in(boundary.empty(device))
         for tensor in tensors:
             if tensor.dtype.is_floating_point:
                 tensor.normal_()
@@ -233,8 +260,8 @@ class LayerProfiler:
         return pack(differentiable(tensors) if is_gradient else tensors, device)
 
     def _layer_sizes(self, layer: Stage, batch: Batch) -> dict[str, int | None]:
-        found = self._footprint(layer, batch, split=False).amounts()
-        return {**found, **output_sizes(self._boundaries[layer.first_layer + 1])}
+        found = self._footprint(layer, batch, 0, split=False).amounts()
+        return {**found, **output_sizes(self._boundary_after(layer, 0, batch))}
 
 
 def output_sizes(boundary: BoundarySpec) -> dict[str, int | None]:
@@ -245,10 +272,10 @@ def output_sizes(boundary: BoundarySpec) -> dict[str, int | None]:
 
 @dataclass(kw_only=True)
 class _Taken:
-    """The times of a round: (kind, stage or layer, begin, end) of every action, on the device's clock."""
+    """The times of a round: (kind, stage or layer, microbatch, begin, end) of every action, on the device's clock."""
 
-    stages: list[tuple[Kind, int, Mark, Mark]] = field(default_factory=list)
-    layers: list[tuple[Kind, int, Mark, Mark]] = field(default_factory=list)
+    stages: list[tuple[Kind, int, int, Mark, Mark]] = field(default_factory=list)
+    layers: list[tuple[Kind, int, int, Mark, Mark]] = field(default_factory=list)
 
 
 def run_in_turn(
@@ -304,12 +331,16 @@ class Profile:
         Field of LayerCost -> (lower, upper) quartile of the rounds' means, in seconds.
     environment : dict
         Machine, versions and settings.
+    by_shape : dict
+        Kind of microbatch -> the costs of all stages for it, as in `stages`. Empty where all microbatches are of one
+        kind. `Session.stage_costs` puts them together for a step.
     """
 
     layers: list[LayerCost]
     stages: list[StageCost]
     spread: list[dict[str, tuple[float, float]]]
     environment: dict[str, Any]
+    by_shape: dict[int, list[StageCost]] = field(default_factory=dict)
 
 
 def summarise(
@@ -366,7 +397,31 @@ def summarise(
         )
         for index, stage in enumerate(summed)
     ]
-    return Profile(layers=costs, stages=stages, spread=spread, environment=environment)
+    by_shape = _stages_by_shape(stages, [samples for rounds in rounds_by_rank for samples in rounds])
+    return Profile(layers=costs, stages=stages, spread=spread, environment=environment, by_shape=by_shape)
+
+
+def _stages_by_shape(stages: Sequence[StageCost], rounds: Sequence[LayerSamples]) -> dict[int, list[StageCost]]:
+    """The costs of all stages for each kind of microbatch that all ranks have measured."""
+    seconds: dict[tuple[int, int], dict[str, list[float]]] = defaultdict(lambda: defaultdict(list))
+    sizes: dict[tuple[int, int], dict[str, int | None]] = {}
+    for samples in rounds:
+        for shape, (measured, of_stages) in samples.by_shape.items():
+            sizes.update({(shape, stage): found for stage, found in of_stages.items()})
+            for name, by_stage in measured.items():
+                for stage, values in by_stage.items():
+                    seconds[shape, stage][name].append(fmean(values))
+    costs: dict[int, list[StageCost]] = {}
+    for shape in sorted({shape for shape, _ in sizes}):
+        costs[shape] = [
+            replace(
+                stage,
+                **sizes[shape, index],  # type: ignore[arg-type]
+                **{name: median(values) for name, values in seconds[shape, index].items()},  # type: ignore[arg-type]
+            )
+            for index, stage in enumerate(stages)
+        ]
+    return costs
 
 
 def _quartiles(values: Sequence[float]) -> tuple[float, float]:

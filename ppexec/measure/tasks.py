@@ -143,7 +143,6 @@ def _profiler(worker: Worker, rank: Rank) -> LayerProfiler:
             worker.program,
             rank.number,
             {stage.index: stage for stage in _real(rank)},
-            worker.boundaries,
             worker.overwriting,
             device=worker.device,
             compute=rank.compute,
@@ -217,6 +216,11 @@ def probe_reductions(worker: Worker) -> list[ReductionSample]:
 def message_bytes(worker: Worker) -> list[int]:
     """The size of each message of the program."""
     return [spec.size_bytes for spec in worker.message_specs]
+
+
+def shapes(worker: Worker, *, step: int) -> list[int]:
+    """The kind of each microbatch of a step, see `Batch.shapes`."""
+    return worker.load(step).shapes
 
 
 def allocator(worker: Worker) -> dict[str, str | None]:

@@ -4,9 +4,8 @@ from __future__ import annotations
 
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, Literal
 
-import torch
 from torch import nn
 
 from ppexec.models.dropout import Randomness
@@ -15,7 +14,7 @@ if TYPE_CHECKING:
     from torch.distributed.tensor.parallel import ParallelStyle
 
 Sample = Callable[[int], tuple[Any, Any]]
-Loss = Callable[[Any, Any], torch.Tensor]
+Loss = Callable[[Any, Any], Any]
 Place = tuple[int, str]
 
 
@@ -33,7 +32,7 @@ class Model:
     sample : callable
         Global microbatch index to (inputs, targets), two such values.
     loss : callable
-        (output, target) of one microbatch to a scalar tensor.
+        (output, target) of one microbatch to a scalar tensor: their mean or sum, as `reduction` says.
     plan : callable, optional
         How a layer is sharded over tp: the layer to the parallel styles of its modules by name, as
         `torch.distributed.tensor.parallel.parallelize_module` takes them. A layer with none is replicated.
@@ -45,6 +44,15 @@ class Model:
         listed here.
     held_out : callable, optional
         As `sample`, for the evaluations in a training. Without it they read `sample` from microbatch 2**40 on.
+    reduction : "mean", callable or "sum"
+        How the losses of all microbatches and replicas make the loss of a step.
+
+        - "mean": `loss` is a mean over samples. The step's loss is the mean over all samples: each microbatch counts
+          by the first dimension of its first input tensor.
+        - A callable that takes the targets of a microbatch and gives a number of terms, such as valid tokens: `loss`
+          is a sum. The step's loss is the sum over all microbatches, divided by the number of all terms.
+        - "sum": `loss` gives (sum, number of terms), since the number is known only after the forward. Gradients are
+          added up as they are, and divided at the end of the step.
 
     Examples
     --------
@@ -68,3 +76,4 @@ class Model:
     randomness: Randomness | None = None
     tied: Sequence[Sequence[Place]] = ()
     held_out: Sample | None = None
+    reduction: Literal["mean", "sum"] | Callable[[Any], float] = "mean"

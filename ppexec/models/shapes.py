@@ -297,6 +297,10 @@ class Boundaries:
             return self._found(found, news[0])
         return self._found(found, [])
 
+    def numbers_of(self, boundaries: Sequence[Sequence[BoundarySpec]]) -> list[int]:
+        """The number of each microbatch's kind of input, the same on all ranks."""
+        return [self._numbers[each[0]] for each in boundaries]
+
     def _numbered(self, inputs: Sequence[Tree]) -> tuple[list[int], list[Tree]]:
         """The number of each input's kind, and an input on the meta device of each new kind."""
         specs = [BoundarySpec.of(value) for value in inputs]

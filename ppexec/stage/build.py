@@ -71,5 +71,6 @@ def build_stage(
         copies_input=copies_input,
         randomness=model.randomness,
         draws=Draws(seed),
+        counts_terms=model.reduction == "sum",
         replicated=replicated,
     )

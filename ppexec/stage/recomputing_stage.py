@@ -84,7 +84,7 @@ class RecomputingStage(Stage):
                         "it cannot be recomputed: take it without inplace=True, or do not recompute"
                     )
             if self.loss is not None and target is not None:
-                self.losses[microbatch] = self._loss_of(value, target)
+                self.losses[microbatch] = self._loss_of(microbatch, value, target)
         self._kept[microbatch] = kept = kept._replace(output=value)
         if self.ledger:
             for tensor in tensors_in([kept.inputs, value]):
@@ -112,7 +112,7 @@ class RecomputingStage(Stage):
             gradients = gradients_of(differentiable(tensors_in(output)), gradient)
         try:
             with summed_apart(self._used_by_several_layers):
-                gradients, is_reached = self._through_layers(inputs, target, gradients, units)
+                gradients, is_reached = self._through_layers(microbatch, inputs, target, gradients, units)
         except Exception as error:
             reraise(error, f"the backward of stage {self.index}")
         if self.ledger:
@@ -133,6 +133,7 @@ class RecomputingStage(Stage):
 
     def _through_layers(
         self,
+        microbatch: int,
         inputs: list[Tree],
         target: Tree | None,
         gradients: Sequence[torch.Tensor | None],
@@ -147,9 +148,9 @@ class RecomputingStage(Stage):
             value = inputs.pop()
             if is_reached:
                 again, taken = self._again(position, value)
-                result = self._run(position, again, target, units)
+                result = self._run(microbatch, position, again, target, units)
                 if position == len(self.layers) - 1 and self.loss is not None:
-                    roots, gradients = [result], [self._loss_share(result)]
+                    roots, gradients = [result], [self._loss_gradient(microbatch, result)]
                 else:
                     roots = differentiable(tensors_in(result))
                 pairs = [(r, g) for r, g in zip(roots, gradients, strict=True) if r.requires_grad and g is not None]
@@ -181,7 +182,7 @@ class RecomputingStage(Stage):
                 tensors[at].requires_grad_()
         return pytree.tree_unflatten(tensors, tree), taken
 
-    def _run(self, position: int, value: Tree, target: Tree | None, units: list[Unit] | None) -> Tree:
+    def _run(self, microbatch: int, position: int, value: Tree, target: Tree | None, units: list[Unit] | None) -> Tree:
         """A layer's forward with its graph, followed by the loss if it is the model's last layer."""
         saving = self.ledger.saving() if self.ledger and units is not None else nullcontext()
         cutting: AbstractContextManager[list[Unit]] = nullcontext([])
@@ -190,7 +191,7 @@ class RecomputingStage(Stage):
         with saving, cutting as found:
             root = self._layer(position, value)
             if position == len(self.layers) - 1 and self.loss is not None and target is not None:
-                root = self._loss_of(root, target)
+                root = self._loss_of(microbatch, root, target)
         if units is not None:
             units[:0] = found  # in the order of the layers, though they are recomputed from the last
         return root

@@ -16,6 +16,7 @@ from ppexec.models.batch import Batch, fitted
 from ppexec.models.dropout import Randomness
 from ppexec.models.model import Loss
 from ppexec.models.model_error import reraise
+from ppexec.models.reduction import Share
 from ppexec.models.shapes import TensorSpec, Tree, differentiable, pack, tensors_in, unpack
 from ppexec.stage.draws import LOSS, Draws
 from ppexec.stage.gradient_sum import Reduction
@@ -25,6 +26,8 @@ from ppexec.stage.tensor_parallel import local, local_gradient
 from ppexec.stage.timed import TimedStage
 from ppsim import Kind
 from ppsim.errors import InputError
+
+_MOST_SHARES = 64  # kept, where they change from step to step
 
 
 class _Held(NamedTuple):
@@ -59,6 +62,8 @@ class Stage:
         The model's, if it has dropout.
     draws : Draws, optional
         Keys what layers draw from PyTorch's generators. Without it they draw as they come.
+    counts_terms : bool
+        Whether the loss gives a sum and the number of its terms.
     replicated : bool
         Whether other replicas have the same stage. Then every trained parameter has a gradient after the first
         backward, of zeros if it takes no part in the loss, so that all replicas add up the same.
@@ -69,6 +74,8 @@ class Stage:
         Counts what the stage holds. None counts nothing.
     losses : dict of int to Tensor
         On the last stage, the loss of each microbatch.
+    terms : dict of int to float or Tensor
+        The number of terms of each loss, where the loss counts them.
     """
 
     def __init__(
@@ -83,6 +90,7 @@ class Stage:
         copies_input: bool = False,
         randomness: Randomness | None = None,
         draws: Draws | None = None,
+        counts_terms: bool = False,
         replicated: bool = False,
     ) -> None:
         self.index = index
@@ -94,14 +102,16 @@ class Stage:
         self.trains = trains
         self.randomness = randomness
         self.draws = draws
+        self.counts_terms = counts_terms
         self.replicated = replicated
         self._has_all_gradients = not replicated
         self.ledger: Ledger | None = None
         self._batch = Batch()
         self._held: dict[int, _Held] = {}
         self._units: dict[int, list[Unit]] = {}
-        self._share: torch.Tensor | None = None
+        self._gradients: dict[tuple[Share, torch.Size, torch.dtype], torch.Tensor] = {}
         self.losses: dict[int, torch.Tensor] = {}
+        self.terms: dict[int, float | torch.Tensor] = {}
 
     @property
     def is_first(self) -> bool:
@@ -120,8 +130,6 @@ class Stage:
 
     def begin(self, batch: Batch) -> None:
         """Start a step with this batch, or a round of one."""
-        if batch.rounds != self._batch.rounds:
-            self._share = None
         self._batch = batch
 
     def _announce(self, microbatch: int) -> None:
@@ -160,7 +168,7 @@ class Stage:
             with torch.no_grad():
                 output = self._chain(value)
                 if self.loss is not None and target is not None:
-                    self.losses[microbatch] = fitted(self._loss_of(output, target))
+                    self.losses[microbatch] = fitted(self._loss_of(microbatch, output, target))
             return message_of(output)
         entering = tensors_in(value)
         if not self.is_first:
@@ -171,7 +179,7 @@ class Stage:
         with self.ledger.saving() if self.ledger else nullcontext(), cutting as units:
             output = self._chain(value)
             if self.loss is not None and target is not None:
-                loss = self._loss_of(output, target)
+                loss = self._loss_of(microbatch, output, target)
                 self.losses[microbatch] = kept = fitted(loss.detach())
                 if type(loss) is torch.Tensor:
                     loss.data = kept  # mse_loss leaves its mean in memory as large as the output; the graph needs none
@@ -206,13 +214,17 @@ class Stage:
         except Exception as error:
             reraise(error, f"layer {number} ({type(layer).__name__})")
 
-    def _loss_of(self, output: Tree, target: Tree) -> torch.Tensor:
-        """The loss of a microbatch. Raises InputError if it is not one number."""
+    def _loss_of(self, microbatch: int, output: Tree, target: Tree) -> torch.Tensor:
+        """The loss of a microbatch. Raises InputError if it is not one number, or lacks the number of its terms."""
         assert self.loss is not None
         try:
             loss = self.loss(output, target) if self.draws is None else self.draws.call(LOSS, self.loss, output, target)
         except Exception as error:
             reraise(error, "the loss")
+        if self.counts_terms:
+            if not isinstance(loss, tuple) or len(loss) != 2:
+                raise InputError(f"the loss is {type(loss).__name__}: with reduction='sum' give (sum, number of terms)")
+            loss, self.terms[microbatch] = loss
         if not isinstance(loss, torch.Tensor) or loss.numel() != 1:
             what = f"a tensor of shape {list(loss.shape)}" if isinstance(loss, torch.Tensor) else repr(loss)
             raise InputError(f"the loss is {what}: give a tensor of one number, such as the mean")
@@ -262,7 +274,7 @@ class Stage:
     def _backward(self, microbatch: int, gradient: torch.Tensor | None) -> torch.Tensor | None:
         inputs, outputs, loss = self._held.pop(microbatch)
         roots = [loss] if loss is not None else differentiable(outputs)
-        gradients = [self._loss_share(loss)] if loss is not None else gradients_of(roots, gradient)
+        gradients = [self._loss_gradient(microbatch, loss)] if loss is not None else gradients_of(roots, gradient)
         reached = [(root, given) for root, given in zip(roots, gradients, strict=True) if root.requires_grad]
         if reached:
             try:
@@ -282,12 +294,20 @@ class Stage:
                 self.ledger.drop(tensor)
         return input_gradient
 
-    def _loss_share(self, loss: torch.Tensor) -> torch.Tensor:
-        """The gradient of a microbatch's loss in the step's. Made once: to divide each loss takes three kernels."""
-        share = self._share
-        if share is None or (share.shape, share.dtype) != (loss.shape, loss.dtype):
-            share = self._share = torch.full_like(loss, 1.0) / (self.microbatches * self._batch.rounds)
-        return share
+    def share_of(self, microbatch: int) -> Share:
+        """What a microbatch's loss counts in that of its step."""
+        batch = self._batch
+        return Share(*batch.shares[microbatch]) if batch.shares else Share(1.0, self.microbatches * batch.rounds)
+
+    def _loss_gradient(self, microbatch: int, loss: torch.Tensor) -> torch.Tensor:
+        """The gradient with which a microbatch's backward starts. Kept: to make it takes two kernels."""
+        share = self.share_of(microbatch)
+        key = (share, loss.shape, loss.dtype)
+        if key not in self._gradients:
+            if len(self._gradients) > _MOST_SHARES:
+                self._gradients.clear()
+            self._gradients[key] = share.gradient(loss)
+        return self._gradients[key]
 
     def reduce_gradients(self, group: dist.ProcessGroup) -> Reduction:
         """Start to add up the gradients of all replicas, each rank of tp its own slices."""
@@ -310,6 +330,7 @@ class Stage:
             copies_input=copies_input,
             randomness=self.randomness,
             draws=self.draws,
+            counts_terms=self.counts_terms,
             replicated=self.replicated,
         )
         part.begin(self._batch)
@@ -331,6 +352,7 @@ class Stage:
         self._held.clear()
         self._units.clear()
         self.losses.clear()
+        self.terms.clear()
         self._has_all_gradients = not self.replicated
         for layer in self.layers:
             layer.zero_grad(set_to_none=True)

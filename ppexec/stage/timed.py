@@ -14,7 +14,11 @@ from ppexec.models.shapes import TensorSpec
 from ppexec.stage.gradient_sum import Reduction
 from ppexec.stage.ledger import Ledger
 from ppsim import Program, StageCost
+from ppsim.checks import check_memory
+from ppsim.errors import InputError
 from ppsim.simulation.timed_program import message_bytes
+
+_MOST_S = 1e6  # eleven days
 
 
 class TimedStage:
@@ -44,6 +48,11 @@ class TimedStage:
     ----------
     ledger : Ledger or None
         Is told what the stage holds.
+
+    Raises
+    ------
+    InputError
+        For an action that nobody would wait for, or messages that memory does not hold.
     """
 
     def __init__(
@@ -57,6 +66,14 @@ class TimedStage:
         spend: Callable[[float], None],
         device: torch.device,
     ) -> None:
+        longest_s = max(cost.forward_s, cost.full_backward_s, cost.backward_input_s, cost.backward_weight_s)
+        if longest_s > _MOST_S:
+            raise InputError(
+                f"stage {index} has an action of {longest_s:g} s, which a timed run waits for: give costs of at most "
+                f"{_MOST_S:g} s"
+            )
+        held_bytes = cost.output_bytes + (0 if before is None else before.backward_message_bytes)
+        check_memory(f"messages of stage {index}", held_bytes, "give fewer output_bytes")
         self._spend_s = spend
         self._device = device
         self.index = index

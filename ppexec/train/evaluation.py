@@ -8,7 +8,7 @@ from contextlib import contextmanager
 from ppexec.stage.draws import Draws
 from ppexec.stage.stage import Stage
 from ppexec.stage.timed import TimedStage
-from ppexec.train.gradients import mean, own_losses, total
+from ppexec.train.gradients import StepLosses, total
 from ppexec.workers.worker import Worker, run_step, sequence_of
 
 
@@ -30,7 +30,7 @@ class Evaluation:
     def __init__(self, worker: Worker) -> None:
         self._worker = worker
         config = worker.config
-        program = config.pipeline.forward_only().program
+        self._program = program = config.pipeline.forward_only().program
         self._stages = [
             Stage(
                 stage.index,
@@ -42,6 +42,7 @@ class Evaluation:
                 copies_input=stage.copies_input,
                 randomness=stage.randomness,
                 draws=Draws(config.seed),
+                counts_terms=stage.counts_terms,
             )
             for stage in worker.real_stages
         ]
@@ -49,20 +50,27 @@ class Evaluation:
             rank.number: {stage.index: stage for stage in self._stages if stage.index in rank.stages}
             for rank in worker.ranks
         }
-        self._ranks = worker.build_ranks(program, worker.specs_of(program), stages_of)
+        specs = worker.specs_of(program, [worker.boundaries] * config.microbatches)
+        self._ranks = worker.build_ranks(program, specs, stages_of)
+        self._shapes = [0] * config.microbatches  # all are like the model's first, as the specs are
         self._sequence = sequence_of(program, list(stages_of))
 
     def loss(self) -> float:
-        """The mean over the held-out microbatches of all replicas. Collective over the world."""
+        """The loss of the held-out microbatches of all replicas, as of one step. Collective over the world."""
         worker, rounds = self._worker, self._worker.config.evaluate_steps
-        losses: dict[int, float] = {}
+        losses = StepLosses.none(worker, rounds)
+        terms = 0.0
         with self._evaluating():
-            for number in range(rounds):
-                batch = worker.load(0, rounds=rounds, round_number=number, held_out=True)
+            for batch in worker.load_rounds(0, rounds, held_out=True):
+                if batch.shapes != self._shapes:
+                    self._ranks = worker.open_for(batch, self._program, self._ranks)
+                    self._shapes = batch.shapes
                 run_step(worker.device, self._ranks, self._sequence, batch, is_timed=False)
-                for stage in self._stages:
-                    losses |= {batch.positions[at]: float(loss) for at, loss in stage.losses.items()}
-        return mean(total(worker, own_losses(worker, losses, rounds)).tolist())
+                losses.note(worker, batch, self._stages)
+                terms += sum(float(number) for stage in self._stages for number in stage.terms.values())
+        if worker.model.reduction == "sum" and any(stage.loss is not None for stage in self._stages):
+            losses.whole = worker.over_replicas(terms)
+        return StepLosses.of_row(total(worker, losses.row(worker))).mean
 
     @contextmanager
     def _evaluating(self) -> Iterator[None]:
@@ -82,3 +90,4 @@ class Evaluation:
                 module.training = mode
             for stage in self._stages:
                 stage.losses.clear()
+                stage.terms.clear()

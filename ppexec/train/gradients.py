@@ -2,17 +2,71 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
 from functools import reduce
-from math import isfinite, sqrt
+from math import isfinite, nan, sqrt
 
 import torch
 import torch.distributed as dist
 
+from ppexec.models.batch import Batch
 from ppexec.models.model import Model, Place
+from ppexec.stage.stage import Stage
 from ppexec.stage.tensor_parallel import is_sharded, local_gradient
 from ppexec.workers.worker import Worker
+
+
+@dataclass(kw_only=True)
+class StepLosses:
+    """The losses of a step that a process knows; zeros elsewhere.
+
+    Parameters
+    ----------
+    values, parts : list of float
+        Of every microbatch of the step over all replicas, by global index from the step's first on: its loss, and what
+        that counts.
+    whole : float
+        What the sum of all is divided by.
+    """
+
+    values: list[float]
+    parts: list[float]
+    whole: float = 0.0
+
+    @classmethod
+    def none(cls, worker: Worker, rounds: int) -> StepLosses:
+        """Those of a step of so many rounds, of which nothing is known yet."""
+        count = rounds * worker.config.microbatches * worker.config.dp
+        return cls(values=[0.0] * count, parts=[0.0] * count)
+
+    def note(self, worker: Worker, batch: Batch, stages: Iterable[Stage]) -> None:
+        """Note the losses of a round just run."""
+        for stage in stages:
+            if stage.losses:
+                parts, self.whole = worker.parts(batch)
+                for microbatch, loss in stage.losses.items():
+                    at = batch.positions[microbatch]
+                    self.values[at], self.parts[at] = float(loss), parts[microbatch]
+
+    def row(self, worker: Worker) -> torch.Tensor:
+        """What this process has to tell of, in numbers that are added up over all: float64 of one dimension."""
+        is_first = [worker.mesh is None or worker.mesh.get_local_rank(name) == 0 for name in ("dp", "tp")]
+        numbers = torch.tensor([*self.values, *self.parts, self.whole if is_first[0] else 0.0], dtype=torch.float64)
+        return numbers if is_first[1] else torch.zeros_like(numbers)
+
+    @classmethod
+    def of_row(cls, row: torch.Tensor) -> StepLosses:
+        """What all processes have told."""
+        *numbers, whole = row.tolist()
+        half = len(numbers) // 2
+        return cls(values=numbers[:half], parts=numbers[half:], whole=whole)
+
+    @property
+    def mean(self) -> float:
+        """The loss of the step, summed up by global index, so that it does not depend on the mesh."""
+        total = sum(loss * part for loss, part in zip(self.values, self.parts, strict=True))
+        return total / self.whole if self.whole else nan
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -21,22 +75,22 @@ class Gathered:
 
     Parameters
     ----------
-    losses : list of float
-        Of every microbatch of the step over all replicas, by global index from the step's first on.
+    losses : StepLosses
+        Of every microbatch of the step over all replicas.
     norms : mapping from place to float
         The 2-norm of each trained parameter's gradient, in the order of the chain, a tied one once.
     norm : Tensor of shape ()
         The 2-norm of them all, on the host.
     """
 
-    losses: list[float]
+    losses: StepLosses
     norms: Mapping[Place, float]
     norm: torch.Tensor
 
     @property
     def loss(self) -> float:
         """The step's loss."""
-        return mean(self.losses)
+        return self.losses.mean
 
     def fault(self, *, first_index: int, stage_of: list[int]) -> str | None:
         """What is not finite, and where; None if all is.
@@ -48,10 +102,10 @@ class Gathered:
         stage_of : list of int, shape (layers,)
             The stage of each layer.
         """
-        odd = [at for at, loss in enumerate(self.losses) if not isfinite(loss)]
+        odd = [at for at, loss in enumerate(self.losses.values) if not isfinite(loss)]
         if odd:
             index = first_index + odd[0]
-            what = f"the loss of microbatch {index} (what sample({index}) gives) is {self.losses[odd[0]]}"
+            what = f"the loss of microbatch {index} (what sample({index}) gives) is {self.losses.values[odd[0]]}"
             return what + (f", and {len(odd) - 1} others are no numbers either" if len(odd) > 1 else "")
         places = [place for place, norm in self.norms.items() if not isfinite(norm)]
         if not places:
@@ -62,7 +116,11 @@ class Gathered:
         return what + (f", and those of {len(places) - 1} parameters before it" if len(places) > 1 else "")
 
 
-def gather(worker: Worker, parameters: Mapping[Place, torch.Tensor], losses: Mapping[int, float]) -> Gathered:
+def gather(
+    worker: Worker,
+    parameters: Mapping[Place, torch.Tensor],
+    losses: StepLosses,
+) -> Gathered:
     """Tell all ranks the losses and the norms of all gradients. Collective over the world.
 
     Parameters
@@ -71,8 +129,8 @@ def gather(worker: Worker, parameters: Mapping[Place, torch.Tensor], losses: Map
         This process.
     parameters : mapping
         The trained parameters that it holds, or what is updated in their place, with gradients, by place.
-    losses : mapping
-        Those that it has, by position among the step's microbatches over all replicas.
+    losses : StepLosses
+        Those that it has.
 
     Notes
     -----
@@ -83,7 +141,7 @@ def gather(worker: Worker, parameters: Mapping[Place, torch.Tensor], losses: Map
     """
     places = trained_places(worker.model)
     is_first = [worker.mesh is None or worker.mesh.get_local_rank(name) == 0 for name in ("dp", "tp")]
-    whole, squares = torch.zeros(2, len(places), dtype=torch.float64)
+    sizes, squares = torch.zeros(2, len(places), dtype=torch.float64)
     held = [(at, parameters[place]) for at, place in enumerate(places) if place in parameters]
     held = [(at, p) for at, p in held if is_first[0] and (is_first[1] or is_sharded(p))]
     if held:
@@ -94,22 +152,13 @@ def gather(worker: Worker, parameters: Mapping[Place, torch.Tensor], losses: Map
             if is_sharded(parameter):
                 squares[at] = size**2
             else:
-                whole[at] = size
-    every = own_losses(worker, losses, worker.config.accumulate)
-    whole, squares, every = total(worker, torch.cat([whole, squares, every])).split([len(places)] * 2 + [len(every)])
-    by_place = [one + sqrt(square) for one, square in zip(whole.tolist(), squares.tolist(), strict=True)]
+                sizes[at] = size
+    own = losses.row(worker)
+    sizes, squares, every = total(worker, torch.cat([sizes, squares, own])).split([len(places)] * 2 + [len(own)])
+    by_place = [one + sqrt(square) for one, square in zip(sizes.tolist(), squares.tolist(), strict=True)]
     return Gathered(
-        losses=every.tolist(), norms=dict(zip(places, by_place, strict=True)), norm=_of_all(worker, by_place)
+        losses=StepLosses.of_row(every), norms=dict(zip(places, by_place, strict=True)), norm=_of_all(worker, by_place)
     )
-
-
-def own_losses(worker: Worker, losses: Mapping[int, float], rounds: int) -> torch.Tensor:
-    """The losses that this process has to tell of, zeros elsewhere: float64 of shape (rounds x microbatches x dp,)."""
-    every = torch.zeros(rounds * worker.config.microbatches * worker.config.dp, dtype=torch.float64)
-    if worker.mesh is None or worker.mesh.get_local_rank("tp") == 0:
-        for position, loss in losses.items():
-            every[position] = loss
-    return every
 
 
 def total(worker: Worker, numbers: torch.Tensor) -> torch.Tensor:
@@ -117,11 +166,6 @@ def total(worker: Worker, numbers: torch.Tensor) -> torch.Tensor:
     if worker.mesh is not None:
         dist.all_reduce(numbers)
     return numbers
-
-
-def mean(losses: Sequence[float]) -> float:
-    """The mean of losses in the order of their global indices, so that it does not depend on the mesh."""
-    return sum(losses) / len(losses)
 
 
 def _gradient(parameter: torch.Tensor) -> torch.Tensor:

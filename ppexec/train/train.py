@@ -15,7 +15,7 @@ from ppexec.config.config import RunConfig
 from ppexec.stage.tensor_parallel import local, local_gradient, slice_like
 from ppexec.train import checkpoint
 from ppexec.train.evaluation import Evaluation
-from ppexec.train.gradients import clip, gather
+from ppexec.train.gradients import StepLosses, clip, gather
 from ppexec.train.learning_rate import learning_rate
 from ppexec.verify.rounding import nudged
 from ppexec.workers.worker import OPTIMIZER, Worker
@@ -119,19 +119,18 @@ class Trainer:
         worker, config = self._worker, self._worker.config
         rate = learning_rate(config, self.next_step)
         worker.clear()
-        losses: dict[int, float] = {}
-        for number in range(config.accumulate):
-            batch = worker.load(self.next_step, rounds=config.accumulate, round_number=number)
+        losses = StepLosses.none(worker, config.accumulate)
+        for batch in worker.load_rounds(self.next_step, config.accumulate):
             worker.step(batch, is_timed=False)
-            for stage in worker.real_stages:
-                losses |= {batch.positions[microbatch]: float(loss) for microbatch, loss in stage.losses.items()}
+            losses.note(worker, batch, worker.real_stages)
         for parameter in self._each:
             if local_gradient(parameter) is None:
                 parameter.grad = torch.zeros_like(parameter)
         for parameter, master in self._masters():
             master.grad = None if parameter.grad is None else parameter.grad.float()
         found = gather(worker, {place: self._updated[p] for place, p in self._parameters.items()}, losses)
-        fault = found.fault(first_index=self.next_step * len(found.losses), stage_of=config.stage_of_layers)
+        first_index = self.next_step * len(found.losses.values)
+        fault = found.fault(first_index=first_index, stage_of=config.stage_of_layers)
         if fault is None:
             if config.clip_norm is not None:
                 clip(self._updated.values(), found.norm, config.clip_norm)

@@ -92,7 +92,7 @@ class TransportChoice:
         if self._group is None:
             exchange = Exchange()
             return {
-                rank: LocalTransport(program, rank=rank, device=self._device, compute=compute, exchange=exchange)
+                rank: LocalTransport(program, specs, rank=rank, device=self._device, compute=compute, exchange=exchange)
                 for rank, compute in computes.items()
             }
         ((rank, compute),) = computes.items()

@@ -10,8 +10,9 @@ import torch
 import torch.distributed as dist
 
 from ppexec.machine.clock import now_ns
-from ppexec.machine.device import Pending, taken
+from ppexec.machine.device import Pending
 from ppexec.models.shapes import TensorSpec
+from ppexec.transport.transport import outgoing
 from ppexec.transport.waits import LostMessage, waits_for, waits_to_send
 from ppsim import Program
 
@@ -60,6 +61,11 @@ class GlooTransport:
         self._posted: dict[int, tuple[dist.Work, torch.Tensor]] = {}
         self._sending: deque[tuple[dist.Work, torch.Tensor, int]] = deque()
 
+    def use(self, specs: Sequence[TensorSpec]) -> bool:
+        """Take the specs of the next steps; any fit."""
+        self._specs = list(specs)
+        return True
+
     def start(self) -> None:
         """Post the first receives of every link."""
         self.sent, self.received = {}, {}
@@ -95,7 +101,7 @@ class GlooTransport:
     def send(self, message: int, pending: Pending) -> None:
         """Start sending a message; its tensor is kept until it has left."""
         self.sent[message] = now_ns()
-        tensor = taken(pending, message).contiguous()
+        tensor = outgoing(pending, self._program, message, self._specs[message]).contiguous()
         self._sending.append((self._group.send([tensor], self._destination[message], message), tensor, message))
         while self._sending and self._sending[0][0].is_completed():
             self._sending.popleft()

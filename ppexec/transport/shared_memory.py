@@ -17,10 +17,11 @@ import torch
 import torch.distributed as dist
 
 from ppexec.machine.clock import machine_id, now_ns
-from ppexec.machine.device import Pending, taken
+from ppexec.machine.device import Pending
 from ppexec.machine.environment import usable_cores
 from ppexec.models.shapes import TensorSpec
 from ppexec.transport.slots import Layout, Slots
+from ppexec.transport.transport import outgoing
 from ppexec.transport.waits import LostMessage, waits_for, waits_to_send
 from ppsim import Program
 
@@ -106,15 +107,24 @@ class SharedTransport:
         self._awake_ns = _AWAKE_NS if memory.spins else 0
         self._asleep_s, self._is_rung = (_LOOK_S, 0) if memory.spins else (_ASLEEP_S, 1)
         self._source, self._destination = messages.source.tolist(), messages.destination.tolist()
-        self._slots = Slots(Layout.of(program, specs), specs, memoryview(memory.memory))
+        self._layout = Layout.of(program, specs)
+        self._slots = Slots(self._layout, specs, memoryview(memory.memory))
         self._words = self._slots.words
-        self._sizes = [spec.size_bytes for spec in specs]
-        self._incoming_bytes = sum(
-            size for size, destination in zip(self._sizes, self._destination, strict=True) if destination == rank
-        )
+        self.use(specs)
         self.posted_bytes = 0
         self.sent: dict[int, int] = {}
         self.received: dict[int, int] = {}
+
+    def use(self, specs: Sequence[TensorSpec]) -> bool:
+        """Take the specs of the next steps; False if a message is larger than the slots of its link."""
+        if not self._layout.holds(specs):
+            return False
+        self._specs = self._slots.specs = list(specs)
+        self._sizes = [spec.size_bytes for spec in specs]
+        self._incoming_bytes = sum(
+            size for size, destination in zip(self._sizes, self._destination, strict=True) if destination == self._rank
+        )
+        return True
 
     def start(self) -> None:
         """Begin a step: every incoming message has its slot."""
@@ -130,7 +140,7 @@ class SharedTransport:
         if self._words[message]:
             self._wait_until(False, message, self._destination[message])
         slot = self._slots.take(message)
-        self._slots.tensor(message, slot).copy_(taken(pending, message))
+        self._slots.tensor(message, slot).copy_(outgoing(pending, self._program, message, self._specs[message]))
         self._words[message] = slot + 1
         if self._sleepers[self._destination[message]]:
             with contextlib.suppress(BlockingIOError):  # a full pipe wakes the receiver too

@@ -56,6 +56,10 @@ class Layout:
             size_bytes=int(ends[-1]) if len(ends) else first,
         )
 
+    def holds(self, specs: Sequence[TensorSpec]) -> bool:
+        """Whether messages of these specs fit in the slots of their links; `specs` has the shape (messages,)."""
+        return all(spec.size_bytes <= self.slot_bytes[link] for spec, link in zip(specs, self.links, strict=True))
+
 
 class Slots:
     """One rank's view of the slots: a sender chooses the slot of a message, its receiver reads it from there.
@@ -72,11 +76,16 @@ class Slots:
         Shape and type of each message.
     memory : memoryview
         The shared memory, at least `layout.size_bytes` long.
+
+    Attributes
+    ----------
+    specs : list of TensorSpec, shape (messages,)
+        May be replaced between two steps by others that the layout holds.
     """
 
     def __init__(self, layout: Layout, specs: Sequence[TensorSpec], memory: memoryview) -> None:
         self.words = memory[: _WORD_BYTES * len(specs)].cast("q")
-        self._layout, self._specs = layout, specs
+        self._layout, self.specs = layout, list(specs)
         self._whole = torch.frombuffer(memory, dtype=torch.uint8)
         counts = np.bincount(layout.links, minlength=len(layout.starts)).tolist()
         self._free = [list(range(count))[::-1] for count in counts]
@@ -96,7 +105,7 @@ class Slots:
 
     def tensor(self, message: int, slot: int) -> torch.Tensor:
         """A slot's memory, as a tensor with the message's shape and type."""
-        link, spec = self._layout.links[message], self._specs[message]
+        link, spec = self._layout.links[message], self.specs[message]
         found = self._tensors.get((link, slot, spec))
         if found is None:
             start = self._layout.starts[link] + slot * self._layout.slot_bytes[link]

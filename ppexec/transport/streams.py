@@ -17,8 +17,9 @@ import numpy as np
 import torch
 import torch.distributed as dist
 
-from ppexec.machine.device import Device, Event, Mark, Pending, Stream, taken
+from ppexec.machine.device import Device, Event, Mark, Pending, Stream
 from ppexec.models.shapes import TensorSpec
+from ppexec.transport.transport import outgoing
 from ppexec.transport.waits import LostMessage, waits_for, waits_to_send
 from ppsim import Program
 
@@ -113,6 +114,11 @@ class StreamTransport:
         self._posted: dict[int, tuple[Pending, Event]] = {}
         self._arrivals: dict[int, Event] = {}
 
+    def use(self, specs: Sequence[TensorSpec]) -> bool:
+        """Take the specs of the next steps; any fit."""
+        self._specs = list(specs)
+        return True
+
     def start(self) -> None:
         """Post the first receives of every link."""
         self.sent, self.received, self._arrivals = {}, {}, {}
@@ -166,7 +172,7 @@ class StreamTransport:
         stream.submit(partial(self._send, message, pending, stream), f"sending message {message} to rank {pair[1]}")
 
     def _send(self, message: int, pending: Pending, stream: Stream) -> None:
-        tensor = taken(pending, message)
+        tensor = outgoing(pending, self._program, message, self._specs[message])
         self.sent[message] = self._device.mark()
         try:
             self._channels[self._pair[message]].send(tensor, message)
@@ -209,6 +215,8 @@ class LocalTransport:
     ----------
     program : Program
         What runs.
+    specs : sequence of TensorSpec, shape (messages,)
+        Shape and type of each message.
     rank : int
         This rank of the program.
     device : Device
@@ -222,6 +230,7 @@ class LocalTransport:
     def __init__(
         self,
         program: Program,
+        specs: Sequence[TensorSpec],
         *,
         rank: int,
         device: Device,
@@ -229,6 +238,7 @@ class LocalTransport:
         exchange: Exchange,
     ) -> None:
         messages = program.messages
+        self._program, self._specs = program, list(specs)
         self.window: int | None = None
         self.sent: dict[int, Mark] = {}
         self.posted_bytes = 0
@@ -240,6 +250,11 @@ class LocalTransport:
             for destination in np.unique(messages.destination[messages.source == rank]).tolist()
         }
         exchange.compute[rank] = compute
+
+    def use(self, specs: Sequence[TensorSpec]) -> bool:
+        """Take the specs of the next steps; any fit."""
+        self._specs = list(specs)
+        return True
 
     def start(self) -> None:
         """Begin a step."""
@@ -258,7 +273,7 @@ class LocalTransport:
         self._exchange.arriving[message] = arrived, stream.record()
 
     def _copy(self, message: int, pending: Pending, arrived: Pending) -> None:
-        tensor = taken(pending, message)
+        tensor = outgoing(pending, self._program, message, self._specs[message])
         destination = self._destination[message]
         self.sent[message] = self._device.mark()
         arrived.value = copy = tensor.clone(memory_format=torch.contiguous_format)

@@ -5,8 +5,11 @@ from __future__ import annotations
 from collections.abc import Callable, Mapping, Sequence
 from typing import Protocol
 
+import torch
+
 from ppexec.machine.device import Mark, Pending
 from ppexec.models.shapes import TensorSpec
+from ppexec.transport.waits import WrongMessage
 from ppsim import Program
 
 
@@ -32,6 +35,9 @@ class Transport(Protocol):
     def posted_bytes(self) -> int:
         """Size of the buffers of receives that are posted and not used yet."""
 
+    def use(self, specs: Sequence[TensorSpec]) -> bool:
+        """Take the specs of the messages of the next steps. False if it has no room for them; so for all ranks."""
+
     def start(self) -> None:
         """Begin a step."""
 
@@ -43,6 +49,26 @@ class Transport(Protocol):
 
     def receive(self, message: int) -> Pending:
         """Let the computations submitted from now on wait for a message. Its tensor belongs to the caller."""
+
+
+def outgoing(pending: Pending, program: Program, message: int, spec: TensorSpec) -> torch.Tensor:
+    """Take the tensor of a message that is to be sent.
+
+    Raises
+    ------
+    WrongMessage
+        If it is not what was agreed on. A receiver would take it for something else, or broadcast it.
+    """
+    tensor: torch.Tensor | None = pending.take()
+    if tensor is None:
+        raise RuntimeError(f"message {message} was to be sent before it was computed")
+    if tensor.shape != spec.shape or tensor.dtype != spec.dtype:
+        rank, action = int(program.messages.source[message]), program.action_of(int(program.messages.producer[message]))
+        raise WrongMessage(
+            f"rank {rank}, action {action} gives {TensorSpec.of(tensor)}, but {spec} was agreed before the step: let "
+            "the shape of a layer's output depend on the shape of its input alone"
+        )
+    return tensor
 
 
 MakeTransport = Callable[[Program, Sequence[TensorSpec], int], Transport]

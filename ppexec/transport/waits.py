@@ -9,6 +9,10 @@ class LostMessage(RuntimeError):
     """A message did not come or did not leave, since the other rank is gone or too late; it says who waits for whom."""
 
 
+class WrongMessage(RuntimeError):
+    """An action gave another tensor than all ranks had agreed on before the step."""
+
+
 def waits_for(program: Program, message: int) -> str:
     """Who needs a message for which action, and after which action of whom it is sent.
 

@@ -15,6 +15,7 @@ from torch.utils import _pytree as pytree
 from ppexec.config.config import RunConfig
 from ppexec.models.batch import Batch, load_batch
 from ppexec.models.load import load_model
+from ppexec.models.reduction import Share, numbers_of, shares_of
 from ppexec.models.shapes import BoundarySpec, unpack
 from ppexec.stage.draws import LOSS, Draws
 from ppexec.stage.stage import Stage, message_of
@@ -104,6 +105,7 @@ class Reference:
         self._draws = Draws(config.seed)
         self._shared = SharedWeights(self.layers, self._model.tied, stage_of=config.stage_of_layers)
         self.batches = [self._load(dp_rank) for dp_rank in range(config.dp)]
+        self._share()
         self.outputs: list[dict[int, torch.Tensor]] = []
         self._output_specs: list[dict[int, BoundarySpec]] = [{} for _ in self.batches]
         self._magnitudes: dict[nn.Parameter, torch.Tensor] = {}
@@ -125,6 +127,16 @@ class Reference:
             device=self._device,
         )
 
+    def _share(self) -> None:
+        """Let each batch know what its microbatches count."""
+        reduction = self._model.reduction
+        for batch in self.batches:
+            batch.boundaries.extend([BoundarySpec.of(value)] for value in batch.inputs)
+        numbers = [numbers_of(reduction, batch) for batch in self.batches]
+        whole = sum(map(sum, numbers))
+        for batch, of_batch in zip(self.batches, numbers, strict=True):
+            batch.shares.extend(shares_of(reduction, of_batch, whole, self._config.microbatches))
+
     def run(self, order: Sequence[int]) -> None:
         """Compute a step: forward and backward of each microbatch, one replica after the other.
 
@@ -135,8 +147,8 @@ class Reference:
 
         Notes
         -----
-        The loss of the step is the mean over all microbatches, so each counts 1 / (dp m). With tp the step is computed
-        again with every parameter moved by one rounding, to measure how much that changes outputs and gradients.
+        The model's `reduction` says what the loss of a microbatch counts. With tp the step is computed again with every
+        parameter moved by one rounding, to measure how much that changes outputs and gradients.
         """
         self._step(order)
         if not self._roundings:
@@ -185,6 +197,7 @@ class Reference:
         self._magnitudes.clear()
         self._shared.clear()
         self.outputs = [{} for _ in self.batches]
+        terms = 0.0
         for batch, outputs, specs in zip(self.batches, self.outputs, self._output_specs, strict=True):
             for microbatch in order:
                 with torch.set_grad_enabled(not config.forward_only):
@@ -199,21 +212,29 @@ class Reference:
                         # Kernels may differ by layout, and what crosses a cut is dense.
                         value = _each(torch.Tensor.contiguous, value)
                     loss = self._draws.call(LOSS, self._model.loss, value, batch.targets[microbatch])
-                    loss = loss / (config.microbatches * config.dp)
+                    if self._model.reduction == "sum":
+                        loss, number = loss
+                        terms += float(number)
                 specs[microbatch] = BoundarySpec.of(value)
                 outputs[microbatch] = message_of(value).clone()
                 if loss.requires_grad:
-                    self._add_gradients(loss)
+                    self._add_gradients(loss, Share(*batch.shares[microbatch]).gradient(loss))
+        if self._model.reduction == "sum" and not config.forward_only:
+            for parameter in nn.ModuleList(self.layers).parameters():
+                if parameter.grad is not None:
+                    parameter.grad.div_(terms)
+            for magnitude in self._magnitudes.values():
+                magnitude.div_(terms)
 
-    def _add_gradients(self, loss: torch.Tensor) -> None:
+    def _add_gradients(self, loss: torch.Tensor, gradient: torch.Tensor) -> None:
         if self._config.dp == 1:
-            loss.backward()
+            loss.backward(gradient)
             return
         parameters = [p for p in nn.ModuleList(self.layers).parameters() if p.requires_grad]
         sums = {parameter: parameter.grad for parameter in parameters}
         for parameter in parameters:
             parameter.grad = None
-        loss.backward()
+        loss.backward(gradient)
         for parameter in parameters:
             term, total = parameter.grad, sums[parameter]
             if term is not None:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import traceback
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from enum import IntEnum
 
 import torch
@@ -11,8 +11,8 @@ import torch.distributed as dist
 
 from ppexec.machine.frames import user_frames
 from ppexec.models.model_error import ModelError
-from ppexec.transport.waits import LostMessage
-from ppsim.errors import InputError
+from ppexec.transport.waits import LostMessage, WrongMessage
+from ppsim.errors import InputError, RunError
 
 
 class Cause(IntEnum):
@@ -42,19 +42,27 @@ class Failure:
         What was raised, and by which part of the model.
     details : str
         The user's frames, or all of them for a fault of ours.
+    where : str
+        In the work of which rank and action, on a device that says so; else empty.
     """
 
     cause: Cause
     message: str
     details: str
+    where: str = ""
 
     @classmethod
     def of(cls, error: Exception) -> Failure:
         """Describe an exception."""
+        found = cls._of(error)
+        return replace(found, where=next((note for note in getattr(error, "__notes__", [])), ""))
+
+    @classmethod
+    def _of(cls, error: Exception) -> Failure:
         part = str(error) if isinstance(error, ModelError) else ""
         inner = error.__cause__ if isinstance(error, ModelError) and error.__cause__ is not None else error
         cause, said = _cause(error, inner), str(inner)
-        if cause in (Cause.INPUT, Cause.LOST):
+        if cause in (Cause.INPUT, Cause.LOST) or isinstance(inner, WrongMessage | RunError):
             return cls(cause=cause, message=said, details=getattr(inner, "details", ""))
         if cause == Cause.MEMORY:
             size = said.split("\n")[0] or "no size given"
@@ -76,4 +84,4 @@ def _cause(error: Exception, inner: BaseException) -> Cause:
     # torch raises RuntimeError where the CPU's memory ends.
     if isinstance(inner, MemoryError | torch.OutOfMemoryError) or "can't allocate memory" in str(inner):
         return Cause.MEMORY
-    return Cause.MODEL if isinstance(error, ModelError) else Cause.FAULT
+    return Cause.MODEL if isinstance(error, ModelError | WrongMessage | RunError) else Cause.FAULT

@@ -7,6 +7,7 @@ import math
 import multiprocessing
 import os
 import signal
+import socket
 import sys
 import threading
 import time
@@ -123,7 +124,7 @@ class WorkerPool:
         """
         self._grow(config.world_size)
         if self._store is None:
-            self._store = dist.TCPStore("127.0.0.1", 0, is_master=True, wait_for_workers=False)
+            self._store = _store_on_loopback()
         self._worlds += 1
         self._run.close()
         self._run = _Run(config)
@@ -332,6 +333,8 @@ class _Run:
         name, standing = self._named(worker, process), self._standing(worker, what)
         if isinstance(answer, _Death):
             message, frames = f"{name} {_cause_of_death(process)} {standing}", ""
+        elif answer.where:
+            message, frames = f"process {process.pid} failed {answer.where}: {answer.message}", answer.details
         else:
             message, frames = f"{name} failed {standing}: {answer.message}", answer.details
         details = "\n".join(filter(None, [frames, self._all_stand()]))
@@ -457,6 +460,7 @@ def _set_up(
     os.chdir(directory)
     if config.device == "cuda":
         prepare_process(rank, shares_gpu=config.devices == "shared")
+    os.environ.setdefault("GLOO_SOCKET_IFNAME", "lo" if sys.platform == "linux" else "lo0")  # nobody else may connect
     store = dist.TCPStore("127.0.0.1", port, is_master=False)
     join_world(
         rank=rank,
@@ -466,6 +470,15 @@ def _set_up(
         timeout_s=config.longest_wait_s,
     )
     return Worker(config, costs, board=board)
+
+
+def _store_on_loopback() -> dist.TCPStore:
+    """Where workers find each other. Given a port alone, PyTorch would listen to the whole network."""
+    with socket.create_server(("127.0.0.1", 0)) as listener:
+        port = listener.getsockname()[1]
+        return dist.TCPStore(
+            "127.0.0.1", port, is_master=True, wait_for_workers=False, master_listen_fd=listener.detach()
+        )
 
 
 def _exit_with(lifeline: Connection) -> None:

@@ -72,6 +72,8 @@ class StepRecord:
         Stage -> begin and end of its REDUCE_GRAD; empty without replicas.
     reduced_bytes : dict
         Stage -> bytes that this rank added up in it; empty without replicas.
+    message_bytes : list of int or None, shape (messages,)
+        Size of every message of the program, where microbatches differ in size.
     """
 
     start_ns: list[int] = field(default_factory=list)
@@ -84,6 +86,7 @@ class StepRecord:
     outputs: dict[int, torch.Tensor] = field(default_factory=dict)
     reduced_ns: dict[int, tuple[int, int]] = field(default_factory=dict)
     reduced_bytes: dict[int, int] = field(default_factory=dict)
+    message_bytes: list[int] | None = None
 
     def shift(self, offset_ns: int) -> None:
         """Add an offset to all times."""
@@ -159,7 +162,7 @@ class Runtime:
         self._progress = progress
         self._rows = program.rows_of(rank)
         self.stages = stages
-        self._transport = transport
+        self.transport = transport
         self._last_stage = program.schedule.stages - 1
         self.actions = _actions(program, rank, stages)
         self._labels = [f"rank {rank}, action {_spelled(rows)}" for rows in self.actions]
@@ -219,7 +222,7 @@ class Runtime:
             stage.begin(batch)
         if self._progress is not None:
             self._progress.begin_step(self._rows)
-        self._transport.start()
+        self.transport.start()
 
     def act(self, action: int) -> None:
         """Submit one action, and sends of the messages that it produces."""
@@ -229,13 +232,13 @@ class Runtime:
         compute.submit(partial(self._run, rows, inputs, outputs, step), self._labels[action])
         for row, output in zip(rows, outputs, strict=True):
             if row.message_out >= 0:
-                self._transport.send(row.message_out, output)
+                self.transport.send(row.message_out, output)
             elif row.local_output:
                 step.results[row.row] = output
             if row.reduces and self._replicas is not None and step.batch.completes_step:
                 self._reduce(row.stage, self._replicas, step)
         if step.ledgers is not None:
-            step.record.posted.extend([self._transport.posted_bytes] * len(rows))
+            step.record.posted.extend([self.transport.posted_bytes] * len(rows))
         step.submitted += 1
         if self._device.is_asynchronous and step.submitted % (RUN_AHEAD // 2) == 0:
             step.ahead.append(compute.record())
@@ -291,7 +294,7 @@ class Runtime:
     def end(self) -> None:
         """Submit the end of the step: sends and gradient sums under way, then tied gradients."""
         step = self._under_way
-        self._transport.finish()
+        self.transport.finish()
         for stage_index, reduction in step.reductions.items():
             step.record.reduced_ns[stage_index] = reduction.finish()
             step.record.reduced_bytes[stage_index] = reduction.size_bytes
@@ -308,7 +311,7 @@ class Runtime:
         if not step.is_timed:
             return record
         record.start_ns, record.end_ns = times_ns(step.start), times_ns(step.end)
-        for found, marks in ((record.sent_ns, self._transport.sent), (record.received_ns, self._transport.received)):
+        for found, marks in ((record.sent_ns, self.transport.sent), (record.received_ns, self.transport.received)):
             found.update(zip(marks, times_ns(list(marks.values())), strict=True))
         if not step.reductions:
             # A stream added the gradients up, so these are still marks of the device.
@@ -321,9 +324,9 @@ class Runtime:
         """A row's input: a message, the result of another row on this rank, data, or nothing."""
         if row.message_in >= 0:
             if self._progress is None:
-                return self._transport.receive(row.message_in)
+                return self.transport.receive(row.message_in)
             self._progress.wait(row.message_in)
-            received = self._transport.receive(row.message_in)
+            received = self.transport.receive(row.message_in)
             self._progress.go_on()
             return received
         if row.local_input >= 0:

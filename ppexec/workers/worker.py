@@ -5,8 +5,9 @@ A worker is asked to do tasks. A task is a function that takes the worker, such 
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import cached_property, partial
 from typing import Any, TypeVar, cast
 
@@ -26,13 +27,14 @@ from ppexec.machine.waiting import sharpen_sleep
 from ppexec.models.batch import Batch, load_batch, read_sample
 from ppexec.models.load import load_model, refuse_what_does_not_fit
 from ppexec.models.model import Model, Place
+from ppexec.models.reduction import numbers_of, shares_of
 from ppexec.models.seeds import HELD_OUT
-from ppexec.models.shapes import Boundaries, TensorSpec, Tree, first_overwriting
+from ppexec.models.shapes import Boundaries, BoundarySpec, TensorSpec, Tree, first_overwriting
 from ppexec.models.ties import places_by_stage
 from ppexec.stage.build import build_stage
 from ppexec.stage.ledger import Ledger
 from ppexec.stage.stage import Stage, act
-from ppexec.stage.tensor_parallel import check_plan
+from ppexec.stage.tensor_parallel import check_plan, local_gradient
 from ppexec.stage.tied import TiedGradients
 from ppexec.stage.timed import TimedStage, message_specs, timed_stages
 from ppexec.transport.choice import TransportChoice
@@ -42,7 +44,7 @@ from ppexec.workers.progress import Board, RankProgress
 from ppexec.workers.runtime import Runtime, StepRecord
 from ppsim import Kind, Program, StageCost
 from ppsim.costs.partition import bounds
-from ppsim.errors import InputError
+from ppsim.errors import InputError, RunError
 
 _Kept = TypeVar("_Kept")
 
@@ -59,6 +61,11 @@ class Rank:
     compute: Stream
     transport: Transport
     runtime: Runtime
+
+    def with_transport(self, transport: Transport) -> Rank:
+        """The same rank with another end of the links."""
+        self.runtime.transport = transport
+        return replace(self, transport=transport)
 
 
 class Worker:
@@ -104,6 +111,7 @@ class Worker:
         self.program: Program = config.pipeline.program
         self.layer_bounds = bounds(config.layer_sizes)
         self._kept: dict[Any, Any] = {}
+        self._terms = 0.0
         self._odd_losses: dict[tuple[int, int, int], float] = {}
         held = range(config.ranks) if self.mesh is None else [self.rank]
         if costs is not None:
@@ -137,6 +145,7 @@ class Worker:
         self.stages: dict[int, Stage | TimedStage] = {
             index: stage for stages in stages_of.values() for index, stage in stages.items()
         }
+        self._open_shapes = [] if costs is not None else [0] * config.microbatches  # all are like the model's first
         self.ranks = self.build_ranks(
             self.program,
             self.message_specs,
@@ -305,13 +314,19 @@ class Worker:
         """The spec of each message if all microbatches are like the model's first."""
         if self.costs is not None:
             return message_specs(self.program, self.costs)
-        return self.specs_of(self.program)
+        return self.specs_of(self.program, [self.boundaries] * self.config.microbatches)
 
-    def specs_of(self, program: Program) -> list[TensorSpec]:
-        """The spec of each message: between stages s and s + 1 the output of the last layer of s, or its gradient."""
+    def specs_of(self, program: Program, boundaries: Sequence[Sequence[BoundarySpec]]) -> list[TensorSpec]:
+        """The spec of each message: between stages s and s + 1 the output of the last layer of s, or its gradient.
+
+        boundaries: of each microbatch.
+        """
         messages = program.messages
         lower = np.minimum(program.stage[messages.producer], program.stage[messages.consumer]).tolist()
-        crossed = [self.boundaries[self.layer_bounds[stage][1]] for stage in lower]
+        crossed = [
+            boundaries[microbatch][self.layer_bounds[stage][1]]
+            for microbatch, stage in zip(program.microbatch[messages.producer].tolist(), lower, strict=True)
+        ]
         is_ahead = (program.kind[messages.producer] == Kind.F).tolist()
         return [each.message if ahead else each.gradient for each, ahead in zip(crossed, is_ahead, strict=True)]
 
@@ -329,20 +344,31 @@ class Worker:
                 return None
             if kind == Kind.F and stage.is_first:
                 return batch.inputs[0]
-            spec = self.boundaries[first].message if kind == Kind.F else self.boundaries[last].gradient
+            boundaries = batch.boundaries[0]
+            spec = boundaries[first].message if kind == Kind.F else boundaries[last].gradient
             return torch.zeros(spec.shape, dtype=spec.dtype, device=device)
 
         present = set(self.program.kind[rows].tolist())
         ways = [way for way in ([Kind.F, Kind.B], [Kind.F, Kind.I, Kind.W]) if present.issuperset(way)]
         return [(kind, given(kind)) for way in ways or [[Kind.F]] for kind in way]
 
-    def load(self, step: int, *, rounds: int = 1, round_number: int = 0, held_out: bool = False) -> Batch:
-        """This process's microbatches of a step, or of one of its rounds; empty where compute is timed.
+    def load(self, step: int) -> Batch:
+        """This process's microbatches of a step; empty where compute is timed."""
+        return self.load_rounds(step, 1)[0]
+
+    def load_rounds(self, step: int, rounds: int, *, held_out: bool = False) -> list[Batch]:
+        """This process's microbatches of each round of a step, which together make its loss. Collective.
 
         With `held_out` those of an evaluation, whose steps count from 0.
         """
         if self.costs is not None:
-            return Batch()
+            return [Batch()] * rounds
+        batches = [self._load(step, rounds, number, held_out=held_out) for number in range(rounds)]
+        if batches[0].targets:
+            self._share(batches)
+        return batches
+
+    def _load(self, step: int, rounds: int, round_number: int, *, held_out: bool) -> Batch:
         own = self.model.held_out if held_out else None
         batch = load_batch(
             own or self.model.sample,
@@ -360,10 +386,64 @@ class Worker:
             device=self.device.torch_device,
         )
         batch.boundaries.extend(self._boundaries.agree(lambda: batch.inputs, self.config.microbatches))
+        batch.shapes.extend(self._boundaries.numbers_of(batch.boundaries))
         return batch
+
+    def open_for(self, batch: Batch, program: Program, ranks: Sequence[Rank]) -> list[Rank]:
+        """Ranks whose transports take the messages of a batch: the same, unless one has no room. Collective.
+
+        Parameters
+        ----------
+        batch : Batch
+            With the boundaries of its microbatches.
+        program : Program
+            What the ranks run.
+        ranks : sequence of Rank
+            Those of this process.
+        """
+        specs = self.specs_of(program, batch.boundaries)
+        has_room = [rank.transport.use(specs) for rank in ranks]  # every one is asked
+        if all(has_room):
+            return list(ranks)
+        opened = self.transports.open(program, specs, {rank.number: rank.compute for rank in ranks})
+        return [rank.with_transport(opened[rank.number]) for rank in ranks]
+
+    def _share(self, batches: Sequence[Batch]) -> None:
+        """Let the batches of a step know what their losses count, on the ranks of the last stage."""
+        reduction, dp = self.model.reduction, self.config.dp
+        numbers = [numbers_of(reduction, batch) for batch in batches]
+        if reduction == "mean" and dp == 1 and len({number for each in numbers for number in each}) == 1:
+            return  # all count the same
+        whole = self.over_replicas(sum(map(sum, numbers)))
+        for batch, each in zip(batches, numbers, strict=True):
+            batch.shares.extend(shares_of(reduction, each, whole, self.config.microbatches))
+
+    def over_replicas(self, number: float) -> float:
+        """The sum of a number over the replicas. Collective over them."""
+        if self.mesh is None or self.config.dp == 1:
+            return number
+        total = torch.tensor([number], dtype=torch.float64, device=self.device.torch_device)
+        dist.all_reduce(total, group=self.mesh.get_group("dp"))
+        return float(total)
+
+    def _divide_gradients(self) -> None:
+        """Divide the gradients by the number of terms that the losses of the step counted. Collective."""
+        terms = self._terms
+        if self.group is not None:
+            total = torch.tensor([terms], dtype=torch.float64, device=self.device.torch_device)
+            dist.all_reduce(total, group=self.group)
+            terms = float(total)
+        self._terms = terms = self.over_replicas(terms)
+        if not 0 < terms < math.inf:
+            raise RunError(f"the losses of the step counted {terms:g} terms: their numbers must be > 0 together")
+        for parameter in {parameter: None for stage in self.real_stages for parameter in stage.parameters}:
+            gradient = local_gradient(parameter)
+            if gradient is not None:
+                gradient.div_(terms)
 
     def clear(self) -> None:
         """Drop gradients and losses of the last step."""
+        self._terms = 0.0
         for stage in self.stages.values():
             stage.clear()
 
@@ -416,6 +496,9 @@ class Worker:
         list of StepRecord
             One for each rank of this process, on the first rank's clock.
         """
+        if batch.shapes and batch.shapes != self._open_shapes:
+            self.ranks = self.open_for(batch, self.program, self.ranks)
+            self._open_shapes = batch.shapes
         records = run_step(
             self.device,
             self.ranks,
@@ -427,7 +510,25 @@ class Worker:
         )
         for record in records:
             record.shift(self.offset_ns)
+            if batch.boundaries and any(each is not batch.boundaries[0] for each in batch.boundaries):
+                record.message_bytes = [spec.size_bytes for spec in self.specs_of(self.program, batch.boundaries)]
+        if self.costs is None and self.model.reduction == "sum" and not self.config.forward_only:
+            self._terms += sum(float(number) for stage in self.real_stages for number in stage.terms.values())
+            if batch.completes_step:
+                self._divide_gradients()
         return records
+
+    def parts(self, batch: Batch) -> tuple[list[float], float]:
+        """What the loss of each microbatch counts in that of the step, and by what their sum is divided.
+
+        Known on the ranks of the last stage, after the step.
+        """
+        every = self.config.microbatches * self.config.dp * batch.rounds
+        if self.model.reduction == "sum":
+            return [1.0] * self.config.microbatches, self._terms
+        if not batch.shares:
+            return [1.0] * self.config.microbatches, float(every)
+        return [part for part, _ in batch.shares], batch.shares[0][1]
 
     def keep(self, key: Any, make: Callable[[], _Kept]) -> _Kept:
         """The value under a key, which `make` makes at the first call. Tasks keep here what their next call needs."""

@@ -12,6 +12,7 @@ import sys
 import tempfile
 import traceback
 from collections.abc import Callable, Mapping, Sequence
+from dataclasses import is_dataclass
 from pathlib import Path
 from typing import Annotated, Any, TypeVar
 
@@ -19,7 +20,7 @@ import numpy as np
 import tyro
 from tyro.constructors import PrimitiveConstructorSpec
 
-from ppsim.checks import check_path
+from ppsim.checks import check_fields, check_path
 from ppsim.errors import InputError, RunError
 
 T = TypeVar("T")
@@ -95,7 +96,7 @@ def parse(command: type[T] | Any, *, prog: str, description: str, args: Sequence
     complaint = io.StringIO()
     try:
         with contextlib.redirect_stderr(complaint):
-            return tyro.cli(
+            found: T = tyro.cli(
                 command,
                 prog=prog,
                 description=description,
@@ -106,6 +107,13 @@ def parse(command: type[T] | Any, *, prog: str, description: str, args: Sequence
         if not stop.code:
             raise
         raise InputError(_without_frame(complaint.getvalue())) from None
+    if is_dataclass(found):
+        try:
+            check_fields(found)
+        except InputError as error:
+            name, rest = str(error).split(" ", 1)
+            raise InputError(f"--{name.replace('_', '-')} {rest}") from None
+    return found
 
 
 def _without_frame(text: str) -> str:
@@ -192,7 +200,7 @@ def run(work: Callable[[], None], *, prog: str, args: Sequence[str] | None = Non
     except Exception as error:
         is_json = "--json" in (sys.argv[1:] if args is None else args)
         message, code = _fault(error, to_file=is_json), 1
-    message = _LONG_WORD.sub(lambda word: f"{word[0][:97]}...", message)
+    message = "\n".join(map(printable, _LONG_WORD.sub(lambda word: f"{word[0][:97]}...", message).split("\n")))
     with contextlib.suppress(OSError, ValueError):
         print(f"{prog}: {message}", file=sys.stderr)
     try:
@@ -200,6 +208,11 @@ def run(work: Callable[[], None], *, prog: str, args: Sequence[str] | None = Non
     except OSError:
         _drop_output()
     return code
+
+
+def printable(text: str) -> str:
+    """One line of text with what a terminal would obey, or UTF-8 cannot hold, as escapes."""
+    return "".join(each if each.isprintable() else repr(each)[1:-1] for each in text)
 
 
 def _fault(error: Exception, *, to_file: bool) -> str:

@@ -8,7 +8,7 @@ from typing import Annotated
 
 import tyro
 
-from ppsim.cli.command import OptionalFile, OptionalName, OptionalReal, OptionalWhole
+from ppsim.cli.command import OptionalFile, OptionalName, OptionalReal, OptionalWhole, printable
 from ppsim.costs.cost_file import load_costs
 from ppsim.costs.partition import Method, partition
 from ppsim.costs.stage_cost import StageCost
@@ -46,7 +46,7 @@ class ScheduleFlags:
                     raise InputError(f"--from-csv holds the whole schedule: leave out {flag_of(flag)} or --from-csv")
             text = read_text(self.from_csv)
             try:
-                schedule = Schedule.from_csv(text, name=self.from_csv.name)
+                schedule = Schedule.from_csv(text, name=printable(self.from_csv.name))
                 schedule.check()
             except ValueError as error:
                 raise InputError(f"{self.from_csv}: {error}") from None

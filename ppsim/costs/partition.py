@@ -8,11 +8,12 @@ from collections.abc import Sequence
 from functools import partial
 from itertools import accumulate
 
-from ppsim.checks import checked
+from ppsim.checks import check_memory, checked
 from ppsim.costs.stage_cost import LayerCost, StageCost, stage_cost
 from ppsim.errors import InputError
 
 Method = str | Sequence[int]
+_LAYER_BYTES = 200  # at least, of a layer's cost
 
 
 @checked
@@ -76,6 +77,7 @@ def partition_sizes(
     """
     if stages < 1 or stages > layers:
         raise InputError(f"{layers} layers cannot fill {stages} stages: take 1 to {layers} stages, or more layers")
+    check_memory(f"{layers} layers", _LAYER_BYTES * layers, "take fewer layers")
     if method == "even":
         if layers % stages:
             fewer = next(n for n in range(stages, 0, -1) if layers % n == 0)

@@ -7,8 +7,8 @@ import numbers
 from collections.abc import Iterable
 from dataclasses import dataclass, fields
 
-from ppsim.checks import shown
-from ppsim.errors import CostError
+from ppsim.checks import check_text, shown
+from ppsim.errors import CostError, InputError
 
 MOST_BYTES = 2**53  # 9 PB; every smaller whole number is exact as a float
 
@@ -129,8 +129,10 @@ class LayerCost(StageCost):
 
     def __post_init__(self) -> None:
         super().__post_init__()
-        if not isinstance(self.name, str):
-            raise CostError(f"name must be text, got {shown(self.name)}")
+        try:
+            check_text("name", self.name)
+        except InputError as error:
+            raise CostError(str(error)) from None
 
 
 def stage_cost(layers: list[LayerCost] | tuple[LayerCost, ...]) -> StageCost:

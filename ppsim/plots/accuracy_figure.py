@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import html
 from collections.abc import Mapping, Sequence
 
 import numpy as np
@@ -36,9 +37,9 @@ def accuracy(series: Pairs, *, labels: Mapping[str, Sequence[str]] | None = None
             x=pairs[:, 1],
             y=pairs[:, 0],
             mode="markers",
-            name=name,
+            name=html.escape(name),
             marker={"color": series_colour(number), "size": 7},
-            text=[f"{what}, {error:+.2%}" for what, error in zip(said, errors, strict=True)],
+            text=[f"{html.escape(what)}, {error:+.2%}" for what, error in zip(said, errors, strict=True)],
             hovertemplate="%{text}<br>measured %{x:.2f} ms, predicted %{y:.2f} ms<extra></extra>",
         )
     picture.update_xaxes(title_text="measured step [ms]", type="log")
@@ -60,9 +61,9 @@ def errors(series: Pairs) -> go.Figure:
             x=np.append(found, found[-1:]),
             y=np.arange(len(found) + 1) / max(len(found), 1),
             mode="lines",
-            name=name,
+            name=html.escape(name),
             line={"color": series_colour(number), "width": 2, "shape": "vh"},
-            hovertemplate=f"{name}: %{{y:.0%}} at most %{{x:+.2%}}<extra></extra>",
+            hovertemplate=f"{html.escape(name)}: %{{y:.0%}} at most %{{x:+.2%}}<extra></extra>",
         )
     picture.add_vline(x=0, line={"width": 1, "dash": "dot"})
     picture.update_xaxes(title_text="(predicted - measured) / measured", tickformat="+.1%")

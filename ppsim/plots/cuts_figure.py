@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import html
 from collections.abc import Mapping
 
 import numpy as np
@@ -22,12 +23,16 @@ def steps_by_turn(cuts: Mapping[str, tuple[float, npt.NDArray[np.float64]]]) -> 
     picture = go.Figure(layout=layout(height=320, title=None, bottom=60, entries=2 * len(cuts)))
     for number, (name, (predicted_s, measured_s)) in enumerate(cuts.items()):
         turns = list(range(len(measured_s)))
-        colour = series_colour(number)
+        colour, shown = series_colour(number), html.escape(name)
         picture.add_scatter(
-            x=turns, y=measured_s * 1e3, mode="markers", name=f"{name}, measured", marker={"color": colour}
+            x=turns, y=measured_s * 1e3, mode="markers", name=f"{shown}, measured", marker={"color": colour}
         )
         picture.add_scatter(
-            x=turns, y=[predicted_s * 1e3] * len(turns), mode="lines", name=f"{name}, predicted", line={"color": colour}
+            x=turns,
+            y=[predicted_s * 1e3] * len(turns),
+            mode="lines",
+            name=f"{shown}, predicted",
+            line={"color": colour},
         )
     picture.update_xaxes(title_text="turn")
     picture.update_yaxes(title_text="step [ms]", rangemode="tozero")
@@ -38,7 +43,9 @@ def layer_times(layers_s: Mapping[str, float]) -> go.Figure:
     """Draw a bar for each layer: name -> seconds of F and B."""
     picture = go.Figure(layout=layout(height=260, title=None, bottom=90))
     picture.add_bar(
-        x=list(layers_s), y=[seconds * 1e3 for seconds in layers_s.values()], marker={"color": series_colour(0)}
+        x=[html.escape(name) for name in layers_s],
+        y=[seconds * 1e3 for seconds in layers_s.values()],
+        marker={"color": series_colour(0)},
     )
     picture.update_yaxes(title_text="F + B [ms]", rangemode="tozero")
     return picture

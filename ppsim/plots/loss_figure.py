@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import html
 from collections.abc import Mapping, Sequence
 
 import plotly.graph_objects as go
@@ -28,7 +29,7 @@ def loss_curves(
     picture = make_subplots(cols=2, horizontal_spacing=0.1)
     picture.add_scatter(x=steps, y=reference, name="one process", line={"color": "#888888", "width": 5}, row=1, col=1)
     for number, (name, losses) in enumerate(curves.items()):
-        look = {"name": name, "legendgroup": name, "line": {"color": series_colour(number), "width": 1.5}}
+        look = {"name": html.escape(name), "legendgroup": name, "line": {"color": series_colour(number), "width": 1.5}}
         if name != "control":
             picture.add_scatter(x=steps, y=losses, mode="lines", showlegend=False, row=1, col=1, **look)
         apart = [

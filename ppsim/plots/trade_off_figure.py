@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import html
 from collections.abc import Mapping, Sequence
 from typing import Any
 
@@ -26,7 +27,7 @@ def memory_against_bubble(entries: Sequence[Mapping[str, Any]]) -> go.Figure:
                 x=[entry["peak_activation_bytes"][source] / 2**20],
                 y=[entry["bubble_fraction"][source]],
                 mode="markers",
-                name=entry["schedule"],
+                name=html.escape(entry["schedule"]),
                 legendgroup=entry["schedule"],
                 showlegend=source == "measured",
                 marker={
@@ -35,7 +36,7 @@ def memory_against_bubble(entries: Sequence[Mapping[str, Any]]) -> go.Figure:
                     "color": series_colour(number),
                     "line": {"width": 2 if source == "predicted" else 0},
                 },
-                hovertemplate=f"{entry['schedule']}, {source}: %{{x:.2f}} MiB, %{{y:.2%}}<extra></extra>",
+                hovertemplate=f"{html.escape(entry['schedule'])}, {source}: %{{x:.2f}} MiB, %{{y:.2%}}<extra></extra>",
             )
     picture.update_xaxes(title_text="peak activations of the fullest rank [MiB]", rangemode="tozero")
     picture.update_yaxes(title_text="bubble fraction", tickformat=".0%", rangemode="tozero")

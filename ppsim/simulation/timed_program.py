@@ -202,7 +202,10 @@ def _durations(program: Program, stages: StageCosts, conditions: Conditions) -> 
         if not 0 <= rank < program.ranks:
             raise InputError(f"slow_ranks has rank {rank}, but there are {program.ranks} ranks, counted from 0")
         factors[rank] = factor
-    return durations_s * factors[program.rank] if conditions.slow_ranks else durations_s
+    if not conditions.slow_ranks:
+        return durations_s
+    with np.errstate(over="ignore"):  # as above
+        return durations_s * factors[program.rank]
 
 
 def _by_action(program: Program, name: str, given_s: npt.ArrayLike) -> Seconds:

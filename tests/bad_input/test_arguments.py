@@ -10,6 +10,7 @@ import numpy as np
 import pytest
 
 import ppsim
+from ppexec import RunConfig
 from ppsim import (
     Conditions,
     Device,
@@ -50,9 +51,10 @@ BAD: dict[str, list[Any]] = {
     "rate": [*NO_NUMBER, 0, -1, -math.inf],
     "share": [*NO_NUMBER, 0, -0.5, 1.5, math.inf],
     "count": [*NO_NUMBER, 0, -1, 1.5, math.inf, 2**63, -(2**63)],
-    "giant": [*NO_NUMBER, 0, -1, 1.5, 2**40, 2**62],
+    "giant": [*NO_NUMBER, 0, -1, 1.5, 2**40, 2**61 - 1, 2**62],
     "number": [math.nan, "1", None, [], {}, 1j, 10**400],
     "index": [*NO_NUMBER, 1.5, math.inf, 2**63],
+    "seed": ["1", None, [], {}, 1.5, math.nan, True, -1],
     "percent": [math.nan, math.inf, -1, 100.5, "50", None, {}, 1j, 10**400],
     "percents": [[math.nan], [101], [-1], "50", None, 50.0, {}, [None], [[1], [2]]],
     "amounts": [
@@ -191,7 +193,7 @@ CALLS: list[tuple[Callable[..., Any], dict[str, Any], dict[str, str]]] = [
     (
         ppsim.monte_carlo,
         {"schedule": SCHEDULE, "stages": [COST] * 2, "jitter": Jitter(), "samples": 1},
-        {"seed": "index", "nonsense": "object"},
+        {"seed": "seed", "nonsense": "object"},
     ),
     (ppsim.named_device, {"name": "h100"}, {"name": "name", "efficiency": "share", "launch_s": "seconds"}),
     (ppsim.parse_action, {}, {"text": "name"}),
@@ -200,6 +202,7 @@ CALLS: list[tuple[Callable[..., Any], dict[str, Any], dict[str, str]]] = [
         {"layers": [LAYER] * 4, "stages": 2},
         {"layers": "objects", "stages": "count", "method": "name"},
     ),
+    (ppsim.partition_sizes, {"stages": 2}, {"layers": "giant"}),
     (ppsim.partition_sizes, {"layers": 4, "stages": 2}, {"layers": "count", "stages": "count", "method": "name"}),
     (ppsim.read_huggingface_config, {}, {"path": "path"}),
     (ppsim.recompute_layers, {"layers": [LAYER]}, {"layers": "objects", "input_bytes": "index"}),
@@ -224,6 +227,19 @@ CALLS: list[tuple[Callable[..., Any], dict[str, Any], dict[str, str]]] = [
         {"network": "mapping", "conditions": "mapping", "scale": "amounts", "cores": "count"},
     ),
     (ppsim.sweep, {"function": abs, "grid": {}}, {"workers": "count", "in_flight": "count", "progress": "flag"}),
+    (
+        RunConfig,
+        {},
+        {
+            **dict.fromkeys(("layers", "dp", "tp", "steps"), "count"),
+            **dict.fromkeys(("hidden", "seq", "micro_batch_size", "microbatches", "ranks", "warmup"), "index"),
+            **dict.fromkeys(("schedule", "partition", "preset", "dtype", "backend", "device", "compute"), "name"),
+            **dict.fromkeys(("tied", "recompute", "forward_only"), "flag"),
+            **dict.fromkeys(("learning_rate", "weight_decay", "dropout"), "seconds"),
+            "timeout_s": "rate",
+            "seed": "seed",
+        },
+    ),
     (ppsim.transformer_work, {"execution": Execution(micro_batch_size=1, seq=1)}, {"model": "object"}),
 ]
 # Values that have a meaning for single arguments of a kind that has none for the others.
@@ -232,6 +248,7 @@ MEANT: dict[str, Callable[[Any], bool]] = {
     "Conditions.receive_window": lambda value: value is None,
     "Conditions.cores": lambda value: value is None,
     "simulate.cores": lambda value: value is None,
+    "RunConfig.seed": lambda value: value == -1,
     "sweep.workers": lambda value: value is None,
     "sweep.in_flight": lambda value: value is None,
     "LayerCost.name": lambda value: value == "x",

@@ -223,7 +223,7 @@ def test_heads_are_of_64_or_four_smaller_ones(hidden: int, heads: int) -> None:
         ({"model": "gpt", "heads": -1}, "heads must be a whole number of 0 or more"),
         ({"model": "gpt", "dropout": 1.0}, "dropout must be a probability, 0 <= dropout < 1, got 1.0"),
         ({"model": "gpt", "dropout": -0.1}, "dropout must be a probability"),
-        ({"model": "gpt", "dropout": math.nan}, "dropout must be a probability"),
+        ({"model": "gpt", "dropout": math.nan}, "dropout must be a number, got nan"),
         ({"dropout": 0.1}, "dropout=0.1 has no meaning for model 'mlp': take --model gpt"),
         ({"tied": True}, "tied=True has no meaning for model 'mlp'"),
         ({"heads": 2}, "heads=2 has no meaning for model 'mlp'"),

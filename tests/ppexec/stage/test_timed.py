@@ -106,3 +106,17 @@ def test_costs_of_another_number_of_stages_are_refused(pool: WorkerPool) -> None
         Session(tiny(), pool=pool, costs=[cost] * 3)
     with pytest.raises(ValueError, match="timed compute needs costs"):
         Session(tiny(compute="timed"), pool=pool)
+
+
+@pytest.mark.parametrize(
+    ("field", "value", "said"),
+    [
+        ("forward_s", 1e308, r"stage \d has an action of 1e\+308 s, which a timed run waits for"),
+        ("output_bytes", 2**53, r"messages of stage \d would take [\d,]+ GiB or more"),
+    ],
+)
+def test_costs_that_no_run_can_have_are_refused(field: str, value: float, said: str, pool: WorkerPool) -> None:
+    """Cause of a bug: they were an OverflowError and a RuntimeError in a worker, as if they were ours."""
+    costs = [StageCost(**{"forward_s": 0, "backward_input_s": 0, "backward_weight_s": 0, field: value})] * 2
+    with pytest.raises(ppsim.InputError, match=said), Session(tiny(ranks=2), pool=pool, costs=costs) as session:
+        session.measure(1)

@@ -182,3 +182,16 @@ def test_workers_of_a_killed_program_end_and_it_needs_no_main_guard(tmp_path: Pa
         assert all(is_running(process) for process in processes)
         program.kill()
     assert eventually(lambda: not any(is_running(process) for process in processes))
+
+
+def test_workers_keep_no_files_of_earlier_runs(own_pool: WorkerPool) -> None:
+    """Caches of sharded operations grew with every shape, and kept the groups of old meshes open."""
+
+    def open_files() -> int:
+        return sum(len(os.listdir(f"/proc/{process}/fd")) for process in own_pool.process_ids)
+
+    counts = []
+    for hidden in range(8, 56, 8):
+        assert ppexec.verify(tiny(ranks=1, tp=2, hidden=hidden), pool=own_pool).passed
+        counts.append(open_files())
+    assert len(set(counts)) == 1

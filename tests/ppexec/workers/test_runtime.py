@@ -14,7 +14,7 @@ import ppexec
 import ppsim
 from ppexec import Session, WorkerPool
 from ppexec.machine.clock import now_ns
-from ppexec.machine.device import Pending, taken
+from ppexec.machine.device import Pending
 from ppexec.models.batch import Batch
 from ppexec.stage.ledger import Ledger, tensors_of
 from ppexec.stage.stage import Stage
@@ -46,7 +46,7 @@ class Mailbox:
 
     def send(self, message: int, pending: Pending) -> None:
         assert message not in self.messages
-        self.messages[message] = taken(pending, message).clone()
+        self.messages[message] = pending.take().clone()
         self.sent[message] = now_ns()
 
     def receive(self, message: int) -> Pending:
