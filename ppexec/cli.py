@@ -176,6 +176,7 @@ class Train(Run):
             return
         self._write_json(report.to_dict())
         curves = zip(report.steps, report.losses, report.gradient_norms, report.learning_rates, strict=True)
+        held_out = dict(zip(report.evaluated, report.held_out_losses, strict=True))
         lines = [
             text_table(
                 [
@@ -185,6 +186,7 @@ class Train(Run):
                         "gradient norm": f"{norm:.4g}",
                         "learning rate": f"{rate:.4g}",
                         **({"update": "skipped"} if step in report.skipped else {}),
+                        **({"held-out loss": f"{held_out[step]:.6f}"} if step in held_out else {}),
                     }
                     for step, loss, norm, rate in curves
                 ]

@@ -119,12 +119,18 @@ class RunConfig:
     """What it falls to, and stays at."""
     weight_decay: float = 0.01
     """AdamW's decay in a training."""
+    master_weights: bool = False
+    """In a training in bfloat16, update copies of the weights in float32, and compute with these copies rounded."""
     accumulate: int = 1
     """Rounds of the schedule in an optimizer step of a training; each reads a global batch, and gradients add up."""
     clip_norm: float | None = None
     """Largest 2-norm of all gradients together in a training; larger ones are scaled down. Unset clips nothing."""
     skip_nonfinite: bool = False
     """Leave out an optimizer step whose loss or gradient is not finite, and go on. Without it the training ends."""
+    evaluate_every: int = 0
+    """Optimizer steps between evaluations of held-out data in a training; 0 evaluates nothing."""
+    evaluate_steps: int = 1
+    """Global batches of an evaluation, always the same."""
     forward_only: bool = False
     """Evaluation: forwards only, no gradients."""
     seed: int = 0
@@ -155,17 +161,11 @@ class RunConfig:
 
     def __post_init__(self) -> None:
         check_fields(self)
-        for name in ("layers", "dp", "tp", "steps", "accumulate"):
+        for name in ("layers", "dp", "tp", "steps", "accumulate", "evaluate_steps"):
             self._at_least(name, 1)
         sizes = ("hidden", "intermediate", "seq", "micro_batch_size", "microbatches", "global_batch_size", "ranks")
-        for name in (
-            *sizes,
-            "threads",
-            "warmup",
-            "receive_window",
-            "learning_rate_warmup",
-            "learning_rate_decay_steps",
-        ):
+        counts = ("warmup", "evaluate_every", "learning_rate_warmup", "learning_rate_decay_steps")
+        for name in (*sizes, *counts, "threads", "receive_window"):
             self._at_least(name, 0)
         if not 0 < self.timeout_s < 1e7:
             raise InputError(f"timeout_s must be seconds > 0 (and below 1e7), got {self.timeout_s}")
@@ -193,6 +193,11 @@ class RunConfig:
                 raise InputError(f"{name} must be a number of 0 or more, got {getattr(self, name)}")
         if self.clip_norm is not None and not 0 < self.clip_norm < 1e30:
             raise InputError(f"clip_norm must be a number above 0, got {self.clip_norm}: leave it out to clip nothing")
+        if self.master_weights and self.dtype != "bfloat16":
+            raise InputError(
+                f"master_weights has no meaning with dtype {self.dtype!r}, whose weights are updated as they are: take "
+                "--dtype bfloat16, or leave it out"
+            )
         if self.learning_rate_decay == "none":
             for name in ("learning_rate_decay_steps", "min_learning_rate"):
                 if getattr(self, name):

@@ -75,13 +75,14 @@ def count_memory(worker: Worker) -> list[RankMemory]:
     worker.clear()
     records = worker.step(batch, ledgers=ledgers)
     optimizer = worker.kept(OPTIMIZER)
+    trained = [parameter for stage in worker.real_stages for parameter in stage.parameters]
     return [
         RankMemory(
             activation_bytes=record.levels,
             buffer_bytes=record.posted,
             gradient_bytes=None if is_timed else record.gradients,
             parameter_bytes=None if is_timed else parameter_bytes(layer for s in _real(rank) for layer in s.layers),
-            optimizer_bytes=None if optimizer is None else optimizer_bytes(optimizer),
+            optimizer_bytes=None if optimizer is None else optimizer_bytes(optimizer, trained),
         )
         for rank, record in zip(worker.ranks, records, strict=True)
     ]

@@ -28,6 +28,8 @@ class Batch:
         Number of the step.
     samples : list of range
         By microbatch, on every rank, the global indices of its samples. Dropout is keyed by them.
+    positions : list of int
+        By microbatch, its place among all of the step, over rounds and replicas, by global index.
     boundaries : list of list of BoundarySpec
         By microbatch, on every rank, what crosses the boundaries of the chain. Empty where all are single tensors.
     shapes : list of str
@@ -45,6 +47,7 @@ class Batch:
     targets: list[Tree] = field(default_factory=list)
     step: int = 0
     samples: list[range] = field(default_factory=list)
+    positions: list[int] = field(default_factory=list)
     boundaries: list[list[BoundarySpec]] = field(default_factory=list)
     shapes: list[str] = field(default_factory=list)
     shares: list[tuple[float, float]] = field(default_factory=list)
@@ -63,6 +66,7 @@ def load_batch(
     dp_rank: int = 0,
     rounds: int = 1,
     round_number: int = 0,
+    first_index: int = 0,
     has_first: bool,
     has_last: bool,
     device: torch.device,
@@ -83,6 +87,8 @@ def load_batch(
         Number of replicas, and which of them reads.
     rounds, round_number : int
         Rounds of the step, and which of them is read.
+    first_index : int
+        Global index of the first microbatch of step 0.
     has_first, has_last : bool
         Whether the rank holds the first stage, which needs inputs, and the last, which needs targets.
     device : torch.device
@@ -101,10 +107,12 @@ def load_batch(
         dp_rank=dp_rank,
         rounds=rounds,
         round_number=round_number,
-    ).tolist()
+    )
+    indices = (first_index + order).tolist()
     batch = Batch(
         step=step,
-        samples=[samples_of(index, micro_batch_size) for index in order],
+        samples=[samples_of(index, micro_batch_size) for index in indices],
+        positions=(order - step * microbatches * rounds * dp).tolist(),
         rounds=rounds,
         completes_step=round_number == rounds - 1,
     )
@@ -115,7 +123,7 @@ def load_batch(
     def place(tensor: torch.Tensor) -> torch.Tensor:
         return _own(tensor.to(device), storages)
 
-    for index in order:
+    for index in indices:
         inputs, targets = read_sample(sample, index)
         if has_first:
             batch.inputs.append(pytree.tree_map_only(torch.Tensor, place, inputs))

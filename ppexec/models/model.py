@@ -42,6 +42,8 @@ class Model:
         Places that are one weight, two or more. The first in the chain gives its value and says whether it is trained.
         Each place gets the sum of all gradients. Layers that share a module or a parameter are tied without being
         listed here.
+    held_out : callable, optional
+        As `sample`, for the evaluations in a training. Without it they read `sample` from microbatch 2**40 on.
     reduction : "mean", callable or "sum"
         How the losses of all microbatches and replicas make the loss of a step.
 
@@ -73,4 +75,5 @@ class Model:
     plan: Callable[[nn.Module], dict[str, ParallelStyle]] | None = None
     randomness: Randomness | None = None
     tied: Sequence[Sequence[Place]] = ()
+    held_out: Sample | None = None
     reduction: Literal["mean", "sum"] | Callable[[Any], float] = "mean"

@@ -16,6 +16,9 @@ import torch
 
 from ppsim.errors import InputError
 
+HELD_OUT = 2**40
+"""Global index of the first microbatch of an evaluation in a training, which reads none that large."""
+
 
 def derive(seed: int, *key: int | str) -> int:
     """A number of 63 bits that depends on the seed and the key alone.

@@ -127,10 +127,13 @@ def gradient_bytes(layers: Iterable[nn.Module]) -> int:
     return _sum_bytes(gradient for gradient in gradients if gradient is not None)
 
 
-def optimizer_bytes(optimizer: torch.optim.Optimizer) -> int:
-    """Bytes of an optimizer's moments and step counters; 0 before its first step."""
+def optimizer_bytes(optimizer: torch.optim.Optimizer, parameters: Iterable[torch.Tensor]) -> int:
+    """Bytes of an optimizer's moments and step counters, and of the copies that it updates in place of parameters."""
     states: Sequence[dict[str, Any]] = list(optimizer.state.values())
-    return _sum_bytes(value for state in states for value in state.values() if isinstance(value, torch.Tensor))
+    own = {id(parameter) for parameter in parameters}
+    copies = [each for group in optimizer.param_groups for each in group["params"] if id(each) not in own]
+    kept = [value for state in states for value in state.values() if isinstance(value, torch.Tensor)]
+    return _sum_bytes([*copies, *kept])
 
 
 def _sum_bytes(tensors: Iterable[torch.Tensor]) -> int:

@@ -17,6 +17,7 @@ from torch import nn
 from ppsim.errors import InputError
 
 _METADATA = ".metadata"
+_MASTER = "master."
 
 
 def parameter_key(layer: int, name: str) -> str:
@@ -24,12 +25,26 @@ def parameter_key(layer: int, name: str) -> str:
     return f"layers.{layer}.{name}"
 
 
-def state_of(parameters: Mapping[str, nn.Parameter], optimizer: torch.optim.Optimizer) -> dict[str, Any]:
-    """Parameters and their optimizer state by name in the checkpoint. They share memory with the given ones."""
+def state_of(
+    parameters: Mapping[str, nn.Parameter], updated: Mapping[str, torch.Tensor], optimizer: torch.optim.Optimizer
+) -> dict[str, Any]:
+    """What is saved, by name in the checkpoint. It shares memory with what is given.
+
+    Parameters
+    ----------
+    parameters : mapping
+        By `parameter_key`.
+    updated : mapping
+        By the same keys what the optimizer updates: the parameters, or copies of them in float32.
+    optimizer : Optimizer
+        Has the state of each.
+    """
     state: dict[str, Any] = {}
     for key, parameter in parameters.items():
         state[f"model.{key}"] = parameter.detach()
-        for name, value in optimizer.state[parameter].items():
+        if updated[key] is not parameter:
+            state[f"{_MASTER}{key}"] = updated[key]
+        for name, value in optimizer.state[updated[key]].items():
             state[f"optimizer.{key}.{name}"] = value
     return state
 
@@ -58,7 +73,7 @@ def save(directory: Path, step: int, state: Mapping[str, Any]) -> Path:
     return folder
 
 
-def load(directory: Path, state: dict[str, Any]) -> int:
+def load(directory: Path, state: dict[str, Any], *, master_weights: bool) -> int:
     """Fill a state from the newest complete checkpoint. Collective.
 
     Parameters
@@ -67,6 +82,8 @@ def load(directory: Path, state: dict[str, Any]) -> int:
         Has checkpoints, or is one.
     state : dict
         From `state_of`; its tensors are overwritten.
+    master_weights : bool
+        Whether the training has them.
 
     Returns
     -------
@@ -82,7 +99,11 @@ def load(directory: Path, state: dict[str, Any]) -> int:
 
     reader = dcp.FileSystemReader(newest(directory))
     held: Mapping[str, Any] = reader.read_metadata().state_dict_metadata
+    if not master_weights and any(key.startswith(_MASTER) for key in held):
+        raise InputError(f"{directory} was saved with master_weights: resume with them")
     for key, value in state.items():
+        if key.startswith(_MASTER) and key not in held:
+            raise InputError(f"{directory} was saved without master_weights: resume without them, or start anew")
         there = getattr(held.get(key), "size", None)
         if there != value.shape:
             found = "nothing" if there is None else f"a tensor of shape {list(there)}"

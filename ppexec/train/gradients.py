@@ -5,14 +5,68 @@ from __future__ import annotations
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
 from functools import reduce
-from math import isfinite, sqrt
+from math import isfinite, nan, sqrt
 
 import torch
 import torch.distributed as dist
 
+from ppexec.models.batch import Batch
 from ppexec.models.model import Model, Place
+from ppexec.stage.stage import Stage
 from ppexec.stage.tensor_parallel import is_sharded, local_gradient
 from ppexec.workers.worker import Worker
+
+
+@dataclass(kw_only=True)
+class StepLosses:
+    """The losses of a step that a process knows; zeros elsewhere.
+
+    Parameters
+    ----------
+    values, parts : list of float
+        Of every microbatch of the step over all replicas, by global index from the step's first on: its loss, and what
+        that counts.
+    whole : float
+        What the sum of all is divided by.
+    """
+
+    values: list[float]
+    parts: list[float]
+    whole: float = 0.0
+
+    @classmethod
+    def none(cls, worker: Worker, rounds: int) -> StepLosses:
+        """Those of a step of so many rounds, of which nothing is known yet."""
+        count = rounds * worker.config.microbatches * worker.config.dp
+        return cls(values=[0.0] * count, parts=[0.0] * count)
+
+    def note(self, worker: Worker, batch: Batch, stages: Iterable[Stage]) -> None:
+        """Note the losses of a round just run."""
+        for stage in stages:
+            if stage.losses:
+                parts, self.whole = worker.parts(batch)
+                for microbatch, loss in stage.losses.items():
+                    at = batch.positions[microbatch]
+                    self.values[at], self.parts[at] = float(loss), parts[microbatch]
+
+    def row(self, worker: Worker) -> torch.Tensor:
+        """What this process has to tell of, in numbers that are added up over all: float64 of one dimension."""
+        is_first = [worker.mesh is None or worker.mesh.get_local_rank(name) == 0 for name in ("dp", "tp")]
+        numbers = torch.tensor([*self.values, *self.parts, self.whole if is_first[0] else 0.0], dtype=torch.float64)
+        return numbers if is_first[1] else torch.zeros_like(numbers)
+
+    @classmethod
+    def of_row(cls, row: torch.Tensor) -> StepLosses:
+        """What all processes have told."""
+        *numbers, whole = row.tolist()
+        half = len(numbers) // 2
+        return cls(values=numbers[:half], parts=numbers[half:], whole=whole)
+
+    @property
+    def mean(self) -> float:
+        """The loss of the step, summed up by global index, so that it does not depend on the mesh."""
+        total = sum(loss * part for loss, part in zip(self.values, self.parts, strict=True))
+        return total / self.whole if self.whole else nan
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -21,28 +75,22 @@ class Gathered:
 
     Parameters
     ----------
-    losses : list of float
-        Of every microbatch of the step over all replicas, by global index from the step's first on.
-    parts : list of float
-        What each loss counts.
-    whole : float
-        What the sum of all is divided by.
+    losses : StepLosses
+        Of every microbatch of the step over all replicas.
     norms : mapping from place to float
         The 2-norm of each trained parameter's gradient, in the order of the chain, a tied one once.
     norm : Tensor of shape ()
         The 2-norm of them all, on the host.
     """
 
-    losses: list[float]
-    parts: list[float]
-    whole: float
+    losses: StepLosses
     norms: Mapping[Place, float]
     norm: torch.Tensor
 
     @property
     def loss(self) -> float:
-        """The step's loss, summed up by global index, so that it does not depend on the mesh."""
-        return sum(loss * part for loss, part in zip(self.losses, self.parts, strict=True)) / self.whole
+        """The step's loss."""
+        return self.losses.mean
 
     def fault(self, *, first_index: int, stage_of: list[int]) -> str | None:
         """What is not finite, and where; None if all is.
@@ -54,10 +102,10 @@ class Gathered:
         stage_of : list of int, shape (layers,)
             The stage of each layer.
         """
-        odd = [at for at, loss in enumerate(self.losses) if not isfinite(loss)]
+        odd = [at for at, loss in enumerate(self.losses.values) if not isfinite(loss)]
         if odd:
             index = first_index + odd[0]
-            what = f"the loss of microbatch {index} (what sample({index}) gives) is {self.losses[odd[0]]}"
+            what = f"the loss of microbatch {index} (what sample({index}) gives) is {self.losses.values[odd[0]]}"
             return what + (f", and {len(odd) - 1} others are no numbers either" if len(odd) > 1 else "")
         places = [place for place, norm in self.norms.items() if not isfinite(norm)]
         if not places:
@@ -71,9 +119,7 @@ class Gathered:
 def gather(
     worker: Worker,
     parameters: Mapping[Place, torch.Tensor],
-    losses: Mapping[int, float],
-    parts: Mapping[int, float],
-    whole: float,
+    losses: StepLosses,
 ) -> Gathered:
     """Tell all ranks the losses and the norms of all gradients. Collective over the world.
 
@@ -82,11 +128,9 @@ def gather(
     worker : Worker
         This process.
     parameters : mapping
-        The trained parameters that it holds, with their gradients, by place.
-    losses : mapping
-        Those that it has, by position among the step's microbatches over all replicas.
-    parts, whole
-        As for `Gathered`, where it has losses.
+        The trained parameters that it holds, or what is updated in their place, with gradients, by place.
+    losses : StepLosses
+        Those that it has.
 
     Notes
     -----
@@ -97,9 +141,7 @@ def gather(
     """
     places = trained_places(worker.model)
     is_first = [worker.mesh is None or worker.mesh.get_local_rank(name) == 0 for name in ("dp", "tp")]
-    count = worker.config.microbatches * worker.config.dp * worker.config.accumulate
-    lengths = (len(places), len(places), count, count, 1)
-    sizes, squares, every, counted, divisor = (torch.zeros(length, dtype=torch.float64) for length in lengths)
+    sizes, squares = torch.zeros(2, len(places), dtype=torch.float64)
     held = [(at, parameters[place]) for at, place in enumerate(places) if place in parameters]
     held = [(at, p) for at, p in held if is_first[0] and (is_first[1] or is_sharded(p))]
     if held:
@@ -111,23 +153,19 @@ def gather(
                 squares[at] = size**2
             else:
                 sizes[at] = size
-    if is_first[1]:
-        for at, loss in losses.items():
-            every[at], counted[at] = loss, parts[at]
-        if is_first[0] and losses:
-            divisor[0] = whole
-    if worker.mesh is not None:
-        both = torch.cat([sizes, squares, every, counted, divisor])
-        dist.all_reduce(both)
-        sizes, squares, every, counted, divisor = both.split(lengths)
+    own = losses.row(worker)
+    sizes, squares, every = total(worker, torch.cat([sizes, squares, own])).split([len(places)] * 2 + [len(own)])
     by_place = [one + sqrt(square) for one, square in zip(sizes.tolist(), squares.tolist(), strict=True)]
     return Gathered(
-        losses=every.tolist(),
-        parts=counted.tolist(),
-        whole=float(divisor),
-        norms=dict(zip(places, by_place, strict=True)),
-        norm=_of_all(worker, by_place),
+        losses=StepLosses.of_row(every), norms=dict(zip(places, by_place, strict=True)), norm=_of_all(worker, by_place)
     )
+
+
+def total(worker: Worker, numbers: torch.Tensor) -> torch.Tensor:
+    """Numbers of float64 on the host added up over all processes, in place. Collective."""
+    if worker.mesh is not None:
+        dist.all_reduce(numbers)
+    return numbers
 
 
 def _gradient(parameter: torch.Tensor) -> torch.Tensor:
@@ -139,8 +177,9 @@ def _gradient(parameter: torch.Tensor) -> torch.Tensor:
 def _of_all(worker: Worker, norms: list[float]) -> torch.Tensor:
     """The norm of all parameters from that of each, in their type unless it overflows."""
     types = {p.dtype for layer in worker.model.layers for p in layer.parameters() if p.requires_grad}
+    least = torch.float32 if worker.config.master_weights else torch.bfloat16
     exact = torch.tensor(norms, dtype=torch.float64)
-    norm: torch.Tensor = torch.linalg.vector_norm(exact.to(reduce(torch.promote_types, types, torch.bfloat16)))
+    norm: torch.Tensor = torch.linalg.vector_norm(exact.to(reduce(torch.promote_types, types, least)))
     if not norm.isfinite():
         norm = torch.linalg.vector_norm(exact)
     return norm

@@ -9,11 +9,13 @@ from pathlib import Path
 from typing import Any
 
 import torch
+from torch import nn
 
 from ppexec.config.config import RunConfig
 from ppexec.stage.tensor_parallel import local, local_gradient, slice_like
 from ppexec.train import checkpoint
-from ppexec.train.gradients import clip, gather
+from ppexec.train.evaluation import Evaluation
+from ppexec.train.gradients import StepLosses, clip, gather
 from ppexec.train.learning_rate import learning_rate
 from ppexec.verify.rounding import nudged
 from ppexec.workers.worker import OPTIMIZER, Worker
@@ -34,6 +36,8 @@ class TrainStep:
         The 2-norm of all gradients, before clipping.
     learning_rate : float
         Of its update.
+    held_out_loss : float or None
+        After the update, if an evaluation is due.
     fault : str or None
         What is not finite. Such a step updates nothing.
     """
@@ -42,11 +46,15 @@ class TrainStep:
     loss: float
     gradient_norm: float
     learning_rate: float
+    held_out_loss: float | None
     fault: str | None
 
 
 class Trainer:
     """A worker's part of a training: AdamW (Loshchilov and Hutter, 2019) on the parameters that it holds.
+
+    With master weights it updates copies in float32 (Micikevicius et al., 2018, "Mixed Precision Training"), and
+    parameters are these copies rounded. Gradients add up in the parameters' type, and are clipped in float32.
 
     Notes
     -----
@@ -65,25 +73,37 @@ class Trainer:
             for name, parameter in layer.named_parameters()
             if parameter.requires_grad
         }
-        self._each = list({id(parameter): parameter for parameter in self._parameters.values()}.values())
         config = worker.config
+        self._each = list({id(parameter): parameter for parameter in self._parameters.values()}.values())
+        masters = [parameter.detach().float() if self._has_master(parameter) else parameter for parameter in self._each]
+        self._updated = dict(zip(self._each, masters, strict=True))
         # Not foreach, which does not take plain and sharded parameters together.
         self._optimizer = worker.keep(
             OPTIMIZER,
             lambda: torch.optim.AdamW(
-                [{"params": self._each}],
+                [{"params": masters}],
                 lr=config.learning_rate,
                 weight_decay=config.weight_decay,
                 foreach=False,
             ),
         )
-        for parameter in self._each:
+        for parameter in masters:
             # As AdamW makes it in its first step; made here so that a checkpoint can be loaded into it.
             self._optimizer.state[parameter] = {
                 "step": torch.zeros(()),
                 "exp_avg": torch.zeros_like(parameter, memory_format=torch.preserve_format),
                 "exp_avg_sq": torch.zeros_like(parameter, memory_format=torch.preserve_format),
             }
+
+        self._evaluation = Evaluation(worker) if config.evaluate_every else None
+
+    def _has_master(self, parameter: nn.Parameter) -> bool:
+        """Whether a copy in float32 is updated in the parameter's place."""
+        return self._worker.config.master_weights and parameter.dtype.itemsize < torch.float32.itemsize
+
+    def _masters(self) -> list[tuple[nn.Parameter, torch.Tensor]]:
+        """Each parameter that has a copy in float32, and the copy."""
+        return [(parameter, master) for parameter, master in self._updated.items() if master is not parameter]
 
     def steps(self, count: int) -> list[TrainStep]:
         """Go on by `count` steps, or fewer if one has a fault and is not to be skipped."""
@@ -97,37 +117,36 @@ class Trainer:
 
     def _step(self) -> TrainStep:
         worker, config = self._worker, self._worker.config
-        every = config.microbatches * config.dp * config.accumulate
-        first_index = self.next_step * every
         rate = learning_rate(config, self.next_step)
         worker.clear()
-        losses: dict[int, float] = {}
-        parts: dict[int, float] = {}
-        whole = 0.0
+        losses = StepLosses.none(worker, config.accumulate)
         for batch in worker.load_rounds(self.next_step, config.accumulate):
             worker.step(batch, is_timed=False)
-            for stage in worker.real_stages:
-                for microbatch, loss in stage.losses.items():
-                    index = batch.samples[microbatch][0] // config.micro_batch_size
-                    losses[index - first_index] = float(loss)
-                    of_batch, whole = worker.parts(batch)
-                    parts[index - first_index] = of_batch[microbatch]
+            losses.note(worker, batch, worker.real_stages)
         for parameter in self._each:
             if local_gradient(parameter) is None:
                 parameter.grad = torch.zeros_like(parameter)
-        found = gather(worker, self._parameters, losses, parts, whole)
+        for parameter, master in self._masters():
+            master.grad = None if parameter.grad is None else parameter.grad.float()
+        found = gather(worker, {place: self._updated[p] for place, p in self._parameters.items()}, losses)
+        first_index = self.next_step * len(found.losses.values)
         fault = found.fault(first_index=first_index, stage_of=config.stage_of_layers)
         if fault is None:
             if config.clip_norm is not None:
-                clip(self._each, found.norm, config.clip_norm)
+                clip(self._updated.values(), found.norm, config.clip_norm)
             for group in self._optimizer.param_groups:
                 group["lr"] = rate
             self._optimizer.step()
+        for parameter, master in self._masters():
+            local(parameter).detach().copy_(local(master))
+            master.grad = None
+        is_due = config.evaluate_every and (self.next_step + 1) % config.evaluate_every == 0
         return TrainStep(
             step=self.next_step,
             loss=found.loss,
             gradient_norm=float(found.norm),
             learning_rate=rate,
+            held_out_loss=self._evaluation.loss() if self._evaluation is not None and is_due else None,
             fault=fault,
         )
 
@@ -137,13 +156,15 @@ class Trainer:
 
     def load(self, directory: Path) -> int:
         """Go on from a checkpoint; the number of the next step. Collective."""
-        self.next_step = checkpoint.load(directory, self._state())
+        master_weights = self._worker.config.master_weights
+        self.next_step = checkpoint.load(directory, self._state(), master_weights=master_weights)
         return self.next_step
 
     def _state(self) -> dict[str, Any]:
         """What a checkpoint holds, in the memory of this training."""
         named = {checkpoint.parameter_key(*place): parameter for place, parameter in self._parameters.items()}
-        return checkpoint.state_of(named, self._optimizer)
+        updated = {key: self._updated[parameter] for key, parameter in named.items()}
+        return checkpoint.state_of(named, updated, self._optimizer)
 
     def nudge(self) -> None:
         """Move every parameter by one rounding, up or down by (seed, name).
@@ -159,6 +180,8 @@ class Trainer:
             whole = torch.ones(parameter.shape, dtype=parameter.dtype)
             moved = nudged(whole, self._worker.config.seed, keys[id(parameter)])
             local(parameter).detach().mul_(slice_like(parameter, moved))
+        for parameter, master in self._masters():
+            local(master).copy_(local(parameter).detach())
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -175,6 +198,10 @@ class TrainReport:
         By step, the 2-norm of all gradients before clipping.
     learning_rates : list of float
         By step.
+    evaluated : list of int
+        Numbers of the steps after which held-out data was evaluated.
+    held_out_losses : list of float
+        By evaluation: the mean over its microbatches.
     skipped : list of int
         Numbers of the steps that updated nothing, since a loss or a gradient was not finite.
     checkpoint : str or None
@@ -187,6 +214,8 @@ class TrainReport:
     losses: list[float]
     gradient_norms: list[float]
     learning_rates: list[float]
+    evaluated: list[int]
+    held_out_losses: list[float]
     skipped: list[int]
     checkpoint: str | None
     config: dict[str, Any]
@@ -204,6 +233,8 @@ class TrainReport:
             losses=[each.loss for each in steps],
             gradient_norms=[each.gradient_norm for each in steps],
             learning_rates=[each.learning_rate for each in steps],
+            evaluated=[each.step for each in steps if each.held_out_loss is not None],
+            held_out_losses=[each.held_out_loss for each in steps if each.held_out_loss is not None],
             skipped=[each.step for each in steps if each.fault is not None],
             checkpoint=None,
             config=config.plain().to_dict(),

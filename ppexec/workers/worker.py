@@ -28,6 +28,7 @@ from ppexec.models.batch import Batch, load_batch, read_sample
 from ppexec.models.load import load_model, refuse_what_does_not_fit
 from ppexec.models.model import Model, Place
 from ppexec.models.reduction import numbers_of, shares_of
+from ppexec.models.seeds import HELD_OUT
 from ppexec.models.shapes import Boundaries, BoundarySpec, TensorSpec, Tree, first_overwriting
 from ppexec.models.ties import places_by_stage
 from ppexec.stage.build import build_stage
@@ -314,11 +315,14 @@ class Worker:
         """The spec of each message if all microbatches are like the model's first."""
         if self.costs is not None:
             return message_specs(self.program, self.costs)
-        return self._specs_of([self.boundaries] * self.config.microbatches)
+        return self.specs_of(self.program, [self.boundaries] * self.config.microbatches)
 
-    def _specs_of(self, boundaries: Sequence[Sequence[BoundarySpec]]) -> list[TensorSpec]:
-        """The spec of each message: between stages s and s + 1 the output of the last layer of s, or its gradient."""
-        program, messages = self.program, self.program.messages
+    def specs_of(self, program: Program, boundaries: Sequence[Sequence[BoundarySpec]]) -> list[TensorSpec]:
+        """The spec of each message: between stages s and s + 1 the output of the last layer of s, or its gradient.
+
+        boundaries: of each microbatch.
+        """
+        messages = program.messages
         lower = np.minimum(program.stage[messages.producer], program.stage[messages.consumer]).tolist()
         crossed = [
             boundaries[microbatch][self.layer_bounds[stage][1]]
@@ -353,18 +357,22 @@ class Worker:
         """This process's microbatches of a step; empty where compute is timed."""
         return self.load_rounds(step, 1)[0]
 
-    def load_rounds(self, step: int, rounds: int) -> list[Batch]:
-        """This process's microbatches of each round of a step, which together make its loss. Collective."""
+    def load_rounds(self, step: int, rounds: int, *, held_out: bool = False) -> list[Batch]:
+        """This process's microbatches of each round of a step, which together make its loss. Collective.
+
+        With `held_out` those of an evaluation, whose steps count from 0.
+        """
         if self.costs is not None:
             return [Batch()] * rounds
-        batches = [self._load(step, rounds, number) for number in range(rounds)]
+        batches = [self._load(step, rounds, number, held_out=held_out) for number in range(rounds)]
         if batches[0].targets:
             self._share(batches)
         return batches
 
-    def _load(self, step: int, rounds: int, round_number: int) -> Batch:
+    def _load(self, step: int, rounds: int, round_number: int, *, held_out: bool) -> Batch:
+        own = self.model.held_out if held_out else None
         batch = load_batch(
-            self.model.sample,
+            own or self.model.sample,
             seed=self.config.seed,
             step=step,
             microbatches=self.config.microbatches,
@@ -373,6 +381,7 @@ class Worker:
             dp_rank=self.dp_rank,
             rounds=rounds,
             round_number=round_number,
+            first_index=HELD_OUT if held_out and own is None else 0,
             has_first=0 in self.stages,
             has_last=self.config.pipeline.stages - 1 in self.stages,
             device=self.device.torch_device,
@@ -381,16 +390,24 @@ class Worker:
         batch.shapes.extend(boundaries[0].name for boundaries in batch.boundaries)
         return batch
 
-    def _open_for(self, batch: Batch) -> None:
-        """Let the transports take the messages of a batch; open others if one has no room. Collective."""
-        if not batch.shapes or batch.shapes == self._open_shapes:
-            return
-        specs = self._specs_of(batch.boundaries)
-        self._open_shapes = batch.shapes
-        has_room = [rank.transport.use(specs) for rank in self.ranks]  # every one is asked
-        if not all(has_room):
-            opened = self.transports.open(self.program, specs, {rank.number: rank.compute for rank in self.ranks})
-            self.ranks = [rank.with_transport(opened[rank.number]) for rank in self.ranks]
+    def open_for(self, batch: Batch, program: Program, ranks: Sequence[Rank]) -> list[Rank]:
+        """Ranks whose transports take the messages of a batch: the same, unless one has no room. Collective.
+
+        Parameters
+        ----------
+        batch : Batch
+            With the boundaries of its microbatches.
+        program : Program
+            What the ranks run.
+        ranks : sequence of Rank
+            Those of this process.
+        """
+        specs = self.specs_of(program, batch.boundaries)
+        has_room = [rank.transport.use(specs) for rank in ranks]  # every one is asked
+        if all(has_room):
+            return list(ranks)
+        opened = self.transports.open(program, specs, {rank.number: rank.compute for rank in ranks})
+        return [rank.with_transport(opened[rank.number]) for rank in ranks]
 
     def _share(self, batches: Sequence[Batch]) -> None:
         """Let the batches of a step know what their losses count, on the ranks of the last stage."""
@@ -398,11 +415,11 @@ class Worker:
         numbers = [numbers_of(reduction, batch) for batch in batches]
         if reduction == "mean" and dp == 1 and len({number for each in numbers for number in each}) == 1:
             return  # all count the same
-        whole = self._over_replicas(sum(map(sum, numbers)))
+        whole = self.over_replicas(sum(map(sum, numbers)))
         for batch, each in zip(batches, numbers, strict=True):
             batch.shares.extend(shares_of(reduction, each, whole, self.config.microbatches))
 
-    def _over_replicas(self, number: float) -> float:
+    def over_replicas(self, number: float) -> float:
         """The sum of a number over the replicas. Collective over them."""
         if self.mesh is None or self.config.dp == 1:
             return number
@@ -417,7 +434,7 @@ class Worker:
             total = torch.tensor([terms], dtype=torch.float64, device=self.device.torch_device)
             dist.all_reduce(total, group=self.group)
             terms = float(total)
-        self._terms = terms = self._over_replicas(terms)
+        self._terms = terms = self.over_replicas(terms)
         if not 0 < terms < math.inf:
             raise RunError(f"the losses of the step counted {terms:g} terms: their numbers must be > 0 together")
         for parameter in {parameter: None for stage in self.real_stages for parameter in stage.parameters}:
@@ -480,7 +497,9 @@ class Worker:
         list of StepRecord
             One for each rank of this process, on the first rank's clock.
         """
-        self._open_for(batch)
+        if batch.shapes and batch.shapes != self._open_shapes:
+            self.ranks = self.open_for(batch, self.program, self.ranks)
+            self._open_shapes = batch.shapes
         records = run_step(
             self.device,
             self.ranks,
@@ -493,7 +512,7 @@ class Worker:
         for record in records:
             record.shift(self.offset_ns)
             if batch.boundaries and any(each is not batch.boundaries[0] for each in batch.boundaries):
-                record.message_bytes = [spec.size_bytes for spec in self._specs_of(batch.boundaries)]
+                record.message_bytes = [spec.size_bytes for spec in self.specs_of(self.program, batch.boundaries)]
         if self.costs is None and self.model.reduction == "sum" and not self.config.forward_only:
             self._terms += sum(float(number) for stage in self.real_stages for number in stage.terms.values())
             if batch.completes_step:

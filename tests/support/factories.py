@@ -418,6 +418,36 @@ def odd_loss(config: RunConfig, *, at: int) -> Model:
     )
 
 
+def norms(config: RunConfig) -> Model:
+    """Layers that compute in another way in evaluation mode, one of which is in that mode at all times."""
+    width, dtype = config.hidden, config.torch_dtype
+
+    def sample(index: int) -> tuple[torch.Tensor, torch.Tensor]:
+        stream = torch.Generator().manual_seed(index)
+        return torch.randn(4, width, generator=stream, dtype=dtype), torch.ones(4, width, dtype=dtype)
+
+    frozen = nn.BatchNorm1d(width, dtype=dtype).eval()
+    # Without the bias, whose gradient would be the rounding of zero, which AdamW makes large.
+    first = nn.Linear(width, width, bias=False, dtype=dtype)
+    between = [nn.BatchNorm1d(width, dtype=dtype), nn.Linear(width, width, dtype=dtype)]
+    return Model(
+        layers=[first, *between, nn.Sequential(frozen, nn.Tanh())],
+        sample=sample,
+        loss=nn.functional.mse_loss,
+    )
+
+
+def with_held_out(config: RunConfig, *, target: float) -> Model:
+    """Linear layers; held-out data has a target of its own."""
+    width = config.hidden
+    return Model(
+        layers=[nn.Linear(width, width) for _ in range(config.layers)],
+        sample=lambda index: (torch.full((2, width), 1.0 / (index + 1)), torch.zeros(2, width)),
+        loss=nn.functional.mse_loss,
+        held_out=lambda index: (torch.full((2, width), 1.0 / (index + 1)), torch.full((2, width), target)),
+    )
+
+
 def noting(config: RunConfig, *, directory: str) -> Model:
     """Notes in a directory which rank read which sample."""
 

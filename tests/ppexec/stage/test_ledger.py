@@ -121,13 +121,13 @@ def test_an_optimizers_state_is_what_torch_keeps(name: str, dtype: torch.dtype) 
         "adam": lambda: torch.optim.Adam(parameters),
         "adamw": lambda: torch.optim.AdamW(parameters),
     }[name]()
-    assert optimizer_bytes(optimizer) == 0
+    assert optimizer_bytes(optimizer, parameters) == 0
     nn.Sequential(*layers)(torch.randn(2, 3, dtype=dtype)).sum().backward()
     optimizer.step()
     trained = sum(parameter.nbytes for parameter in parameters)
     counters = 4 if name.startswith("adam") else 0
-    assert optimizer_bytes(optimizer) == optimizer_state_bytes(name, trained, tensors=len(parameters))
-    assert optimizer_bytes(optimizer) == optimizer_state_bytes(name, trained) + counters * len(parameters)
+    assert optimizer_bytes(optimizer, parameters) == optimizer_state_bytes(name, trained, tensors=len(parameters))
+    assert optimizer_bytes(optimizer, parameters) == optimizer_state_bytes(name, trained) + counters * len(parameters)
 
 
 # On real workers

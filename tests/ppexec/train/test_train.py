@@ -194,11 +194,14 @@ def test_a_tied_gpt_goes_on_from_a_checkpoint_on_another_mesh(
 
 @pytest.mark.parametrize("model", ["uneven", "by_targets", "by_loss"])
 def test_every_reduction_trains_alike_on_every_mesh(pool: WorkerPool, model: str) -> None:
-    """The loss of a step counts samples or terms, over all rounds and replicas."""
-    base = {"model": f"tests.ppexec.verify.test_sizes:{model}", "layers": 4, "dtype": "float64", "schedule": "1f1b"}
+    """The loss of a step counts samples or terms, over all rounds and replicas; so does that of held-out data."""
+    base = {"model": f"tests.ppexec.verify.test_sizes:{model}", "layers": 4, "dtype": "float64", "schedule": "1f1b",
+            "evaluate_every": 2}  # fmt: skip
     one = ppexec.train(tiny(**base, ranks=1, microbatches=8, steps=3), pool=pool)
     for mesh in ({"ranks": 2, "accumulate": 2}, {"ranks": 2, "dp": 2}, {"ranks": 1, "dp": 2, "accumulate": 2}):
         microbatches = 8 // (mesh.get("dp", 1) * mesh.get("accumulate", 1))
-        other = ppexec.train(tiny(**base, **mesh, microbatches=microbatches, steps=3), pool=pool)
+        rounds = mesh.get("accumulate", 1)
+        other = ppexec.train(tiny(**base, **mesh, microbatches=microbatches, evaluate_steps=rounds, steps=3), pool=pool)
+        assert other.held_out_losses == pytest.approx(one.held_out_losses, rel=1e-12)
         assert other.losses == pytest.approx(one.losses, rel=1e-12)
         assert other.gradient_norms == pytest.approx(one.gradient_norms, rel=1e-12)
