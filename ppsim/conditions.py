@@ -171,6 +171,8 @@ class Conditions:
 
     def having(self, options: Mapping[str, Any]) -> Conditions:
         """The same conditions with these options in place of their own. Raises InputError for unknown ones."""
+        if not options:
+            return self
         check_names("conditions", options, [each.name for each in fields(self)])
         return replace(self, **options)
 

@@ -39,15 +39,14 @@ class LayerSamples:
     stage_sizes : dict
         The same by stage, for whole stages.
     by_shape : dict
-        Kind of input (see `Batch.shapes`) -> `stage_seconds` and `stage_sizes` of its microbatches. Empty where all
-        microbatches are of one kind.
+        Kind of input (see `Batch.shapes`) -> `stage_seconds` and `stage_sizes` of its microbatches.
     """
 
     seconds: dict[str, dict[int, list[float]]] = field(default_factory=lambda: {name: {} for name in _TIMES})
     stage_seconds: dict[str, dict[int, list[float]]] = field(default_factory=lambda: {name: {} for name in _TIMES})
     sizes: dict[int, dict[str, int | None]] = field(default_factory=dict)
     stage_sizes: dict[int, dict[str, int]] = field(default_factory=dict)
-    by_shape: dict[int, tuple[dict[str, dict[int, list[float]]], dict[int, dict[str, int | None]]]] = field(
+    by_shape: dict[str, tuple[dict[str, dict[int, list[float]]], dict[int, dict[str, int | None]]]] = field(
         default_factory=dict
     )
 
@@ -105,7 +104,7 @@ class LayerProfiler:
             for index, stage in stages.items()
         }
         self._trains = all(stage.trains for stage in stages.values())
-        self._footprints: dict[tuple[int, ...], dict[int, Footprint]] = {}
+        self._footprints: dict[tuple[str, ...], dict[int, Footprint]] = {}
         self._sizes: dict[int, dict[str, int | None]] = {}
 
     def round(self, batch: Batch, *, by_layer: bool = True) -> LayerSamples:
@@ -162,8 +161,7 @@ class LayerProfiler:
                 layer.first_layer: self._layer_sizes(layer, batch) for each in self._layers.values() for layer in each
             }
         samples.sizes = self._sizes
-        if len(set(batch.shapes)) > 1:
-            self._note_shapes(samples, taken, batch)
+        self._note_shapes(samples, taken, batch)
         return samples
 
     def _note_shapes(self, samples: LayerSamples, taken: _Taken, batch: Batch) -> None:
@@ -340,7 +338,7 @@ class Profile:
     stages: list[StageCost]
     spread: list[dict[str, tuple[float, float]]]
     environment: dict[str, Any]
-    by_shape: dict[int, list[StageCost]] = field(default_factory=dict)
+    by_shape: dict[str, list[StageCost]] = field(default_factory=dict)
 
 
 def summarise(
@@ -401,18 +399,19 @@ def summarise(
     return Profile(layers=costs, stages=stages, spread=spread, environment=environment, by_shape=by_shape)
 
 
-def _stages_by_shape(stages: Sequence[StageCost], rounds: Sequence[LayerSamples]) -> dict[int, list[StageCost]]:
-    """The costs of all stages for each kind of microbatch that all ranks have measured."""
-    seconds: dict[tuple[int, int], dict[str, list[float]]] = defaultdict(lambda: defaultdict(list))
-    sizes: dict[tuple[int, int], dict[str, int | None]] = {}
+def _stages_by_shape(stages: Sequence[StageCost], rounds: Sequence[LayerSamples]) -> dict[str, list[StageCost]]:
+    """The costs of all stages for each kind of microbatch; empty if there is one kind."""
+    seconds: dict[tuple[str, int], dict[str, list[float]]] = defaultdict(lambda: defaultdict(list))
+    sizes: dict[tuple[str, int], dict[str, int | None]] = {}
     for samples in rounds:
         for shape, (measured, of_stages) in samples.by_shape.items():
             sizes.update({(shape, stage): found for stage, found in of_stages.items()})
             for name, by_stage in measured.items():
                 for stage, values in by_stage.items():
                     seconds[shape, stage][name].append(fmean(values))
-    costs: dict[int, list[StageCost]] = {}
-    for shape in sorted({shape for shape, _ in sizes}):
+    costs: dict[str, list[StageCost]] = {}
+    shapes = sorted({shape for shape, _ in sizes})
+    for shape in shapes if len(shapes) > 1 else []:
         costs[shape] = [
             replace(
                 stage,

@@ -218,7 +218,7 @@ def message_bytes(worker: Worker) -> list[int]:
     return [spec.size_bytes for spec in worker.message_specs]
 
 
-def shapes(worker: Worker, *, step: int) -> list[int]:
+def shapes(worker: Worker, *, step: int) -> list[str]:
     """The kind of each microbatch of a step, see `Batch.shapes`."""
     return worker.load(step).shapes
 

@@ -32,8 +32,8 @@ class Batch:
         By microbatch, its place among all of the step, over rounds and replicas, by global index.
     boundaries : list of list of BoundarySpec
         By microbatch, on every rank, what crosses the boundaries of the chain. Empty where all are single tensors.
-    shapes : list of int
-        By microbatch, on every rank, a number that says what kind of input it has: equal ones have equal boundaries.
+    shapes : list of str
+        By microbatch, on every rank, the name of the kind of input it has: equal ones have equal boundaries.
     shares : list of (float, float)
         By microbatch, on the rank of the last stage, what its loss counts in that of the step: part and whole. Empty
         where all count the same.
@@ -49,7 +49,7 @@ class Batch:
     samples: list[range] = field(default_factory=list)
     positions: list[int] = field(default_factory=list)
     boundaries: list[list[BoundarySpec]] = field(default_factory=list)
-    shapes: list[int] = field(default_factory=list)
+    shapes: list[str] = field(default_factory=list)
     shares: list[tuple[float, float]] = field(default_factory=list)
     rounds: int = 1
     completes_step: bool = True

@@ -114,6 +114,11 @@ class BoundarySpec:
     tree: pytree.TreeSpec = field(hash=False)
     leaves: tuple[TensorSpec | None, ...]
 
+    @cached_property
+    def name(self) -> str:
+        """The same text in every process for the same spec, and for no other."""
+        return f"{self.tree}: {', '.join(map(str, self.leaves))}"
+
     @classmethod
     def of(cls, value: Tree) -> BoundarySpec:
         """The spec of a value. Makes dataclasses in it known to PyTorch's pytrees.
@@ -296,10 +301,6 @@ class Boundaries:
                 raise news[0]
             return self._found(found, news[0])
         return self._found(found, [])
-
-    def numbers_of(self, boundaries: Sequence[Sequence[BoundarySpec]]) -> list[int]:
-        """The number of each microbatch's kind of input, the same on all ranks."""
-        return [self._numbers[each[0]] for each in boundaries]
 
     def _numbered(self, inputs: Sequence[Tree]) -> tuple[list[int], list[Tree]]:
         """The number of each input's kind, and an input on the meta device of each new kind."""

@@ -52,7 +52,7 @@ class Evaluation:
         }
         specs = worker.specs_of(program, [worker.boundaries] * config.microbatches)
         self._ranks = worker.build_ranks(program, specs, stages_of)
-        self._shapes = [0] * config.microbatches  # all are like the model's first, as the specs are
+        self._shapes = [worker.boundaries[0].name] * config.microbatches  # as the specs are
         self._sequence = sequence_of(program, list(stages_of))
 
     def loss(self) -> float:

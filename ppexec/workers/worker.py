@@ -145,7 +145,8 @@ class Worker:
         self.stages: dict[int, Stage | TimedStage] = {
             index: stage for stages in stages_of.values() for index, stage in stages.items()
         }
-        self._open_shapes = [] if costs is not None else [0] * config.microbatches  # all are like the model's first
+        # All are like the model's first.
+        self._open_shapes = [] if costs is not None else [self.boundaries[0].name] * config.microbatches
         self.ranks = self.build_ranks(
             self.program,
             self.message_specs,
@@ -386,7 +387,7 @@ class Worker:
             device=self.device.torch_device,
         )
         batch.boundaries.extend(self._boundaries.agree(lambda: batch.inputs, self.config.microbatches))
-        batch.shapes.extend(self._boundaries.numbers_of(batch.boundaries))
+        batch.shapes.extend(boundaries[0].name for boundaries in batch.boundaries)
         return batch
 
     def open_for(self, batch: Batch, program: Program, ranks: Sequence[Rank]) -> list[Rank]:

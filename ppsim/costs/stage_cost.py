@@ -89,6 +89,8 @@ class StageCost:
             if field.name.endswith("_s"):
                 if not _is_amount(value):
                     raise CostError(f"{field.name} must be seconds, finite and >= 0, got {shown(value)}")
+                if type(value) is not float:  # a whole number of 80 digits would not come back from a file
+                    object.__setattr__(self, field.name, float(value))
             elif field.name.endswith("_bytes") and not (
                 _is_amount(value) and int(value) == value and int(value) <= MOST_BYTES
             ):

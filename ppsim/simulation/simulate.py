@@ -16,7 +16,7 @@ from ppsim.schedule.schedule import Schedule
 from ppsim.simulation.engines.by_name import run_engine
 from ppsim.simulation.memory_levels import activation_levels, gradient_levels, parameters_per_rank
 from ppsim.simulation.replica_sums import with_replica_sums
-from ppsim.simulation.timed_program import TimedProgram, message_bytes
+from ppsim.simulation.timed_program import TimedProgram
 from ppsim.trace.trace import Trace
 
 
@@ -132,7 +132,7 @@ def predicted(
         activation_bytes=activation_levels(program, stages),
         gradient_bytes=gradient_levels(program, stages),
         parameter_bytes=parameters_per_rank(program, stages),
-        message_bytes=message_bytes(program, stages),
+        message_bytes=timed.message_bytes,
         message_start_s=times.message_start_s,
         message_left_s=times.message_left_s,
         message_arrival_s=times.message_arrival_s,

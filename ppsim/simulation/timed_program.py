@@ -29,6 +29,8 @@ class TimedProgram:
         What is run.
     duration_s : array of shape (rows,)
         Seconds of each row.
+    message_bytes : array of shape (messages,)
+        Size of each message.
     dispatch_s, send_s : arrays of shape (actions,)
         Seconds that a rank spends before each action, once it could start, and after it until its messages leave.
     occupied_s, latency_s : arrays of shape (messages,)
@@ -41,6 +43,7 @@ class TimedProgram:
 
     program: Program
     duration_s: Seconds
+    message_bytes: npt.NDArray[np.int64]
     dispatch_s: Seconds
     send_s: Seconds
     occupied_s: Seconds
@@ -74,10 +77,12 @@ class TimedProgram:
         count = program.schedule.stages
         if len(stages) != count:
             raise InputError(f"{len(stages)} stage costs for a schedule of {count} stages: give one for each")
+        sizes = message_bytes(program, stages)
         with np.errstate(over="ignore"):  # whoever runs this refuses infinite times
-            occupied_s, latency_s = network.transfer_times(program, message_bytes(program, stages))
+            occupied_s, latency_s = network.transfer_times(program, sizes)
         return cls(
             program=program,
+            message_bytes=sizes,
             duration_s=_durations(program, stages, conditions),
             dispatch_s=_by_action(program, "dispatch_s", conditions.dispatch_s),
             send_s=np.where(_sends(program), conditions.send_s, 0.0)

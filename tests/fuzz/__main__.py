@@ -1,7 +1,8 @@
 """Fuzz a reader, guided by which of its lines an input reaches: `python -m tests.fuzz csv --seconds 600`.
 
 Needs `pip install -e '.[fuzz]'`. It ends at the first finding: an exception other than InputError, a warning, or an
-input that takes more than 2 s or 1 GiB. The input is then in tests/fuzz/kept/<target>, and ordinary tests replay it.
+input that takes more than `--slowest` seconds (2) or 1 GiB. The input is then in tests/fuzz/kept/<target>, and ordinary
+tests replay it.
 """
 
 from __future__ import annotations
@@ -26,6 +27,7 @@ def main() -> None:
     parser = argparse.ArgumentParser(prog="python -m tests.fuzz", description=(__doc__ or "").split("\n")[0])
     parser.add_argument("target", choices=TARGETS)
     parser.add_argument("--seconds", type=int, default=600)
+    parser.add_argument("--slowest", type=int, default=2, help="seconds of an input; more where other programs run")
     given = parser.parse_args()
     target = TARGETS[given.target]
     warnings.simplefilter("error")  # a warning on a terminal is a second message
@@ -44,7 +46,7 @@ def main() -> None:
             try_one(seed)  # and every module that it needs is imported
         options = {
             "max_total_time": given.seconds,
-            "timeout": 2,
+            "timeout": given.slowest,
             "rss_limit_mb": 2048,  # the interpreter, and 1 GiB
             "malloc_limit_mb": 1024,
             "artifact_prefix": f"{kept}/",
