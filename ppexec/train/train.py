@@ -31,7 +31,7 @@ class TrainStep:
     step : int
         Its number.
     loss : float
-        Before the update: the mean over the step's microbatches of all replicas.
+        Before the update, of the step's microbatches of all rounds and replicas, as the model's `reduction` says.
     gradient_norm : float
         The 2-norm of all gradients, before clipping.
     learning_rate : float
@@ -94,7 +94,6 @@ class Trainer:
                 "exp_avg": torch.zeros_like(parameter, memory_format=torch.preserve_format),
                 "exp_avg_sq": torch.zeros_like(parameter, memory_format=torch.preserve_format),
             }
-
         self._evaluation = Evaluation(worker) if config.evaluate_every else None
 
     def _has_master(self, parameter: nn.Parameter) -> bool:
@@ -140,7 +139,7 @@ class Trainer:
         for parameter, master in self._masters():
             local(parameter).detach().copy_(local(master))
             master.grad = None
-        is_due = config.evaluate_every and (self.next_step + 1) % config.evaluate_every == 0
+        is_due = (self.next_step + 1) % max(config.evaluate_every, 1) == 0 and (fault is None or config.skip_nonfinite)
         return TrainStep(
             step=self.next_step,
             loss=found.loss,
@@ -193,7 +192,7 @@ class TrainReport:
     steps : list of int
         Numbers of the steps.
     losses : list of float
-        By step, before its update: the mean over its microbatches of all replicas.
+        By step, before its update, of its microbatches of all rounds and replicas.
     gradient_norms : list of float
         By step, the 2-norm of all gradients before clipping.
     learning_rates : list of float
@@ -201,7 +200,7 @@ class TrainReport:
     evaluated : list of int
         Numbers of the steps after which held-out data was evaluated.
     held_out_losses : list of float
-        By evaluation: the mean over its microbatches.
+        By evaluation, as of one step.
     skipped : list of int
         Numbers of the steps that updated nothing, since a loss or a gradient was not finite.
     checkpoint : str or None

@@ -344,6 +344,38 @@ def test_a_schedule_and_a_model_of_ones_own(
     assert document["compared"] == 2 + 5
 
 
+def test_a_training_shows_what_it_skips_and_evaluates(capsys: pytest.CaptureFixture[str]) -> None:
+    """JSON has no number that is not finite; without a skip it is one message and exit code 1."""
+    words = [
+        "train",
+        *TINY,
+        "--model",
+        spelled("odd_loss", at=11),
+        "--ranks",
+        "2",
+        "--steps",
+        "4",
+        "--microbatches",
+        "4",
+    ]
+    assert main([*words, "--skip-nonfinite", "--evaluate-every", "2"]) == 0
+    heading, *rows = capsys.readouterr().out.splitlines()
+    assert re.split(" {2,}", heading) == ["step", "loss", "gradient norm", "learning rate", "held-out loss", "update"]
+    assert ["skipped" in row for row in rows] == [False, False, True, False]
+    assert [row.split()[-2] == "–" for row in rows] == [True, False, True, False]
+    assert main([*words, "--skip-nonfinite", "--json"]) == 0
+    report = one_object(capsys.readouterr().out)
+    assert report["skipped"] == [2]
+    assert report["losses"][2] is report["gradient_norms"][2] is None
+    assert main(words) == 1
+    output = capsys.readouterr()
+    assert output.out == ""
+    (line,) = output.err.splitlines()
+    assert line.startswith(
+        "ppexec: step 2: the loss of microbatch 11 (what sample(11) gives) is inf; nothing was updated"
+    )
+
+
 def test_training_prints_its_losses_saves_and_goes_on(capsys: pytest.CaptureFixture[str], tmp_path: Path) -> None:
     words = [*TINY, "--ranks", "2", "--json", "--save", str(tmp_path / "saved")]
     assert main(["train", *words, "--steps", "2", "--out", str(tmp_path / "report.json")]) == 0

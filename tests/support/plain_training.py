@@ -28,6 +28,15 @@ class Curves:
 
 def plain_training(config: RunConfig, steps: int) -> Curves:
     """Train the whole model on the same data in the same order: one loop, one optimizer, no pipeline."""
+    before = torch.get_num_threads()
+    torch.set_num_threads(config.threads)  # as the ranks, since sums depend on it
+    try:
+        return _trained(config, steps)
+    finally:
+        torch.set_num_threads(before)
+
+
+def _trained(config: RunConfig, steps: int) -> Curves:
     model = load_model(config)
     network = _network(model, config)
     parameters = list(network.parameters())
