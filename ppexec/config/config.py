@@ -72,8 +72,8 @@ class RunConfig:
     micro_batch_size: int = 0
     """Samples of a microbatch; 0 takes the preset's."""
     microbatches: int = 0
-    """Microbatches of a step (with accumulate: of a round) per data-parallel replica; 0 takes the global batch's, else the
-    file's, else 8."""
+    """Microbatches of a step (with accumulate: of a round) per data-parallel replica; 0 takes the global batch's, else
+    the file's, else 8."""
     global_batch_size: int = 0
     """Samples of a step over all replicas; 0 takes microbatches x micro batch size x dp."""
     schedule: str = "afab"
