@@ -23,7 +23,7 @@ from ppsim.errors import InputError
 _P = ParamSpec("_P")
 _R = TypeVar("_R")
 _Check = Callable[[str, Any], None]  # takes what the value is called, and the value; raises InputError
-_ARRAY_LIKE = frozenset(get_args(npt.ArrayLike))
+_ARRAY_LIKE = frozenset(get_args(npt.ArrayLike) or [npt.ArrayLike])  # a union; from NumPy 2.5 on the name of one
 _LARGEST = 2**63  # numbers are kept in 64 bits
 
 
@@ -145,6 +145,9 @@ def _checks(annotations: Mapping[str, Any], names: dict[str, Any]) -> dict[str, 
 
 def _check_of(hint: Any) -> _Check | None:
     """What an annotation asks of a value; None where it asks nothing."""
+    if {hint} == _ARRAY_LIKE:
+        return _array
+    hint = getattr(hint, "__value__", hint)  # of a `type` statement, as NumPy 2.5 has for NDArray
     origin, arguments = get_origin(hint), get_args(hint)
     if origin in (Union, types.UnionType):
         return _any_of(arguments)
