@@ -86,7 +86,7 @@ def step_time(schedule: str, pool: WorkerPool) -> list[Row]:
         model="ppexec.gpucheck.model:wide",
         hidden=4096,
         seq=1024,
-        micro_batch_size=16,
+        micro_batch_size=8,
         microbatches=8,
         dtype="bfloat16",
         warmup=1,

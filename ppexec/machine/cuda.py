@@ -103,13 +103,6 @@ class CudaDevice:
             self._streams[name] = _CudaStream(self._groups[parts].streams[part], self)
         return self._streams[name]
 
-    def copy_stream(self, name: str) -> Stream:
-        """With the multiprocessors that no part computes on, where they are shared out; else any stream."""
-        if name not in self._streams and self._groups:
-            groups = next(reversed(self._groups.values()))
-            self._streams[name] = _CudaStream(groups.copy_stream(), self)
-        return self.stream(name)
-
     @property
     def shares(self) -> list[dict[str, Any]]:
         """How the multiprocessors are shared out (see `SMGroups.description`); empty if they are not."""

@@ -85,9 +85,6 @@ class Device(Protocol):
     def compute_stream(self, part: int = 0, parts: int = 1) -> Stream:
         """A stream to compute on. Where the device can be divided, it gets share `part` of `parts` equal shares."""
 
-    def copy_stream(self, name: str) -> Stream:
-        """The stream of this name, for copies within the device: with its own share where computations have theirs."""
-
     def begin(self) -> None:
         """Begin a step: wait for earlier work, then read the clocks of host and device together."""
 
@@ -153,10 +150,6 @@ class HostDevice:
 
     def compute_stream(self, part: int = 0, parts: int = 1) -> Stream:
         """The only stream."""
-        return self._stream
-
-    def copy_stream(self, name: str) -> Stream:
-        """All are one."""
         return self._stream
 
     def begin(self) -> None:

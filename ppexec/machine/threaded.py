@@ -114,10 +114,6 @@ class ThreadedDevice:
         """A thread for each part."""
         return self.stream(f"compute {part}")
 
-    def copy_stream(self, name: str) -> Stream:
-        """The thread of this name."""
-        return self.stream(name)
-
     def begin(self) -> None:
         """Wait for earlier work."""
         self.synchronize()

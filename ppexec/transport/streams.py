@@ -246,7 +246,7 @@ class LocalTransport:
         self._destination = messages.destination.tolist()
         self._incoming = np.flatnonzero(messages.destination == rank).tolist()
         self._streams = {
-            destination: device.copy_stream(f"link {rank} to {destination}")
+            destination: device.stream(f"link {rank} to {destination}")
             for destination in np.unique(messages.destination[messages.source == rank]).tolist()
         }
         exchange.compute[rank] = compute
