@@ -152,6 +152,9 @@ class RunConfig:
     devices: Literal["own", "shared"] = "own"
     """GPUs of a run with nccl. own: one for each rank. shared: fewer, which is enough to verify and to count memory,
     but not to measure times."""
+    graphs: bool = False
+    """Record each action in the first step and replay it in later ones (CUDA graphs), which takes the host one launch.
+    Shapes and what layers do in Python must be the same in every step. On a CPU a replay is no faster."""
     compute: Literal["real", "timed"] = "real"
     """real: ranks compute. timed: ranks wait for as long as the costs say, and send real messages."""
     costs: Path | None = None
@@ -172,6 +175,7 @@ class RunConfig:
             raise InputError(f"timeout_s must be seconds > 0 (and below 1e7), got {self.timeout_s}")
         self._check_training()
         self._settle_device()
+        self._check_graphs()
         for name, value in _PRESETS[self.preset].items():
             self._default(name, value)
         self._default("intermediate", 4 * self.hidden)
@@ -216,6 +220,19 @@ class RunConfig:
                 f"min_learning_rate {self.min_learning_rate} is above learning_rate {self.learning_rate}: take at most "
                 "that"
             )
+
+    def _check_graphs(self) -> None:
+        """Refuse what a recording of actions cannot do."""
+        if not self.graphs:
+            return
+        for name, plain, why in (
+            ("tp", 1, "its sums over ranks are not recorded"),
+            ("accumulate", 1, "a recorded step makes its gradients anew"),
+            ("dropout", 0.0, "a recorded action would drop the same elements in every step"),
+            ("compute", "real", "there is nothing to record"),
+        ):
+            if getattr(self, name) != plain:
+                raise InputError(f"graphs do not go with {name}={getattr(self, name)}: {why}; leave one of the two out")
 
     def _at_least(self, name: str, least: int) -> None:
         value = getattr(self, name)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 from collections.abc import Callable, Sequence
 from functools import partial
 from typing import Any
@@ -9,7 +10,7 @@ from typing import Any
 import torch
 
 from ppexec.machine.clock import now_ns
-from ppexec.machine.device import Event, Mark, Stream
+from ppexec.machine.device import Event, Mark, Recorder, Stream
 from ppexec.machine.sm_groups import SMGroups
 
 _ALIGNMENTS = 5  # readings of both clocks, of which the closest counts
@@ -60,6 +61,26 @@ def _wait_for(event: torch.cuda.Event, timeout_s: float) -> None:
             raise TimeoutError(f"the GPU was not done after {timeout_s:g} s")
 
 
+class _GraphRecorder:
+    """Records the work of the current stream as CUDA graphs."""
+
+    def __init__(self) -> None:
+        self._pool = torch.cuda.graph_pool_handle()
+
+    def record(self, work: Callable[[], None]) -> Callable[[], None]:
+        graph = torch.cuda.CUDAGraph()
+        # torch.cuda.graph would wait for the GPU, which may wait for messages of other ranks.
+        graph.capture_begin(pool=self._pool, capture_error_mode="thread_local")
+        try:
+            work()
+        except BaseException:
+            with contextlib.suppress(RuntimeError):  # the capture has failed, and ending it says so
+                graph.capture_end()
+            raise
+        graph.capture_end()
+        return graph.replay
+
+
 class CudaDevice:
     """One GPU.
 
@@ -107,6 +128,10 @@ class CudaDevice:
     def shares(self) -> list[dict[str, Any]]:
         """How the multiprocessors are shared out (see `SMGroups.description`); empty if they are not."""
         return [groups.description for groups in self._groups.values()]
+
+    def recorder(self, stream: Stream) -> Recorder:
+        """One whose CUDA graphs share their memory."""
+        return _GraphRecorder()
 
     def begin(self) -> None:
         """Wait for the GPU, and read both clocks: an event that an idle GPU passes lies between two looks at ours.

@@ -13,6 +13,7 @@ from typing import Any, Protocol
 import torch
 
 from ppexec.machine.clock import now_ns
+from ppexec.machine.recorded_operations import OperationRecorder
 from ppexec.machine.waiting import wait_s
 
 Mark = Any
@@ -62,6 +63,13 @@ class Stream(Protocol):
         """Keep the memory of another stream's tensor from reuse until the work submitted so far is done."""
 
 
+class Recorder(Protocol):
+    """Records work of one stream, to be replayed in the order in which it was recorded."""
+
+    def record(self, work: Callable[[], None]) -> Callable[[], None]:
+        """Record work; returns what does it again on the same tensors. Both run in work submitted to the stream."""
+
+
 class Device(Protocol):
     """A process's CPU or GPU.
 
@@ -84,6 +92,9 @@ class Device(Protocol):
 
     def compute_stream(self, part: int = 0, parts: int = 1) -> Stream:
         """A stream to compute on. Where the device can be divided, it gets share `part` of `parts` equal shares."""
+
+    def recorder(self, stream: Stream) -> Recorder:
+        """A recorder of work on a stream. What is recorded may share memory: replay it in order."""
 
     def begin(self) -> None:
         """Begin a step: wait for earlier work, then read the clocks of host and device together."""
@@ -151,6 +162,10 @@ class HostDevice:
     def compute_stream(self, part: int = 0, parts: int = 1) -> Stream:
         """The only stream."""
         return self._stream
+
+    def recorder(self, stream: Stream) -> Recorder:
+        """One that notes operations."""
+        return OperationRecorder()
 
     def begin(self) -> None:
         """Nothing to wait for."""

@@ -14,7 +14,8 @@ from typing import NamedTuple
 import torch
 
 from ppexec.machine.clock import now_ns
-from ppexec.machine.device import Event, Mark, Stream
+from ppexec.machine.device import Event, Mark, Recorder, Stream
+from ppexec.machine.recorded_operations import OperationRecorder
 from ppexec.machine.waiting import sharpen_sleep, wait_s
 
 _LOOK_S = 0.05  # between two checks whether a stream has failed
@@ -113,6 +114,10 @@ class ThreadedDevice:
     def compute_stream(self, part: int = 0, parts: int = 1) -> Stream:
         """A thread for each part."""
         return self.stream(f"compute {part}")
+
+    def recorder(self, stream: Stream) -> Recorder:
+        """One that notes operations."""
+        return OperationRecorder()
 
     def begin(self) -> None:
         """Wait for earlier work."""

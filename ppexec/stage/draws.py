@@ -50,6 +50,10 @@ class Draws:
         """Leave the generators alone from now on."""
         self._now = None
 
+    def is_quiet(self, layer: int) -> bool:
+        """Whether a layer (or `LOSS`) was called and drew nothing."""
+        return layer in self._quiet
+
     def call(self, layer: int, function: Callable[..., Any], *values: Any) -> Any:
         """Call a layer or the loss with the generators that belong to it.
 

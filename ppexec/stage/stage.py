@@ -294,6 +294,15 @@ class Stage:
                 self.ledger.drop(tensor)
         return input_gradient
 
+    def drawing_layers(self) -> list[str]:
+        """What draws random numbers in a step, as the forwards so far have shown."""
+        found = ["the model's dropout"] if self.randomness is not None and self.trains else []
+        if self.draws is not None:
+            numbers = range(self.first_layer, self.first_layer + len(self.layers))
+            found += [f"layer {number}" for number in numbers if not self.draws.is_quiet(number)]
+            found += ["the loss"] if self.loss is not None and not self.draws.is_quiet(LOSS) else []
+        return found
+
     def share_of(self, microbatch: int) -> Share:
         """What a microbatch's loss counts in that of its step."""
         batch = self._batch

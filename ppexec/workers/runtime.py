@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections import deque
-from collections.abc import Mapping, Sequence
+from collections.abc import Hashable, Mapping, Sequence
 from dataclasses import dataclass, field
 from functools import partial
 from typing import NamedTuple
@@ -13,8 +13,10 @@ import torch.distributed as dist
 
 from ppexec.machine.device import Device, Event, HostDevice, Mark, Pending, Stream
 from ppexec.models.batch import Batch, fitted
+from ppexec.models.shapes import Tree
 from ppexec.stage.gradient_sum import Reduction
 from ppexec.stage.ledger import Ledger, gradient_bytes
+from ppexec.stage.recording import RecordedStep, Recording, key_of
 from ppexec.stage.stage import Stage, act
 from ppexec.stage.tied import TiedGradients
 from ppexec.stage.timed import TimedStage
@@ -140,6 +142,9 @@ class Runtime:
         The stream of the rank's computations; one of the device's if not given.
     progress : RankProgress, optional
         Where the rank writes what it does, for those who watch it.
+    records : bool
+        Whether to record the actions in the first step and replay them in later ones (`ppexec.stage.recording`). Steps
+        with ledgers compute as without.
     """
 
     def __init__(
@@ -154,6 +159,7 @@ class Runtime:
         device: Device | None = None,
         compute: Stream | None = None,
         progress: RankProgress | None = None,
+        records: bool = False,
     ) -> None:
         self._device: Device = HostDevice() if device is None else device
         self._compute = self._device.compute_stream() if compute is None else compute
@@ -167,6 +173,9 @@ class Runtime:
         self.actions = _actions(program, rank, stages)
         self._labels = [f"rank {rank}, action {_spelled(rows)}" for rows in self.actions]
         self._under_way = _Step(batch=Batch(), ledgers=None, keeps_outputs=False)
+        self._records = records
+        self._recording: Recording | None = None
+        self._recorded_key: Hashable = None
 
     def step(
         self, batch: Batch, *, ledgers: Mapping[int, Ledger] | None = None, keep_outputs: bool = False
@@ -222,7 +231,28 @@ class Runtime:
             stage.begin(batch)
         if self._progress is not None:
             self._progress.begin_step(self._rows)
+        if self._records and own is None and self._recorded_key != key_of(batch):
+            self._recorded_key = key_of(batch)
+            self._compute.submit(partial(self._record, batch), "recording the actions")
         self.transport.start()
+
+    def _record(self, batch: Batch) -> None:
+        steps = [
+            RecordedStep(row.row, row.stage, row.kind, row.microbatch, row.is_split)
+            for rows in self.actions
+            for row in rows
+            if isinstance(row.stage, Stage)
+        ]
+        self._recording = None  # its memory goes first
+        self._recording = Recording(steps, batch, self._device.recorder(self._compute))
+        for stage in self.stages.values():
+            stage.begin(batch)
+
+    def _computed(self, row: _Row, value: Tree | None, step: _Step) -> torch.Tensor | None:
+        """What a row's action gives."""
+        if self._recording is not None and step.ledgers is None:
+            return self._recording.replay(row.row, value, step.batch)
+        return act(row.stage, row.kind, row.microbatch, value, step.batch, split=row.is_split)
 
     def act(self, action: int) -> None:
         """Submit one action, and sends of the messages that it produces."""
@@ -254,7 +284,7 @@ class Runtime:
             if progress is not None:
                 progress.begin_row(row.row, now)
             step.start.append(now)
-            output.value = act(row.stage, row.kind, row.microbatch, value, step.batch, split=row.is_split)
+            output.value = self._computed(row, value, step)
             now = mark()
             step.end.append(now)
             if progress is not None:

@@ -154,6 +154,7 @@ class Worker:
             replicas=self.replicas,
             tied=self._tied(),
             progress=None if board is None else self._progress(board, held),
+            records=config.graphs and costs is None,
         )
         self.sequence = sequence_of(self.program, held)
         self.offset_ns = 0 if self.group is None else offset_to_first_ns(self.group)
@@ -260,6 +261,7 @@ class Worker:
         replicas: dist.ProcessGroup | None = None,
         tied: TiedGradients | None = None,
         progress: Mapping[int, RankProgress] | None = None,
+        records: bool = False,
     ) -> list[Rank]:
         """Build the ranks of a program that this process holds. Collective.
 
@@ -279,6 +281,8 @@ class Worker:
             Weights whose gradients are added up at the end of a step.
         progress : mapping, optional
             Rank -> where it writes what it does.
+        records : bool
+            Whether actions are recorded and replayed.
 
         Returns
         -------
@@ -299,6 +303,7 @@ class Worker:
                 device=self.device,
                 compute=computes[rank],
                 progress=None if progress is None else progress[rank],
+                records=records,
             )
             ranks.append(
                 Rank(number=rank, stages=stages, compute=computes[rank], transport=found[rank], runtime=runtime)

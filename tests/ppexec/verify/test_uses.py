@@ -9,10 +9,9 @@ import pytest
 import ppexec
 import ppsim
 from ppexec import RunConfig, Session, WorkerPool
-from ppexec.models.load import load_model
-from ppexec.models.ties import places_by_stage
 from tests.support import uses
 from tests.support.remote import tiny
+from tests.support.tied import is_tied_over_stages
 
 pytestmark = [
     pytest.mark.filterwarnings("ignore:.*fewer than 2 x ranks"),
@@ -24,11 +23,6 @@ SPLIT = ["zb-h1", "zb-v", "dualpipe-v"]
 
 def using(name: str, **changes: Any) -> RunConfig:
     return tiny(**{"model": f"tests.support.uses:{name}", "layers": 8, **changes})
-
-
-def is_tied_over_stages(config: RunConfig) -> bool:
-    """Whether a gradient is a sum over stages, which one process adds up in another order."""
-    return any(len(places_by_stage(places, config.stage_of_layers)) > 1 for places in load_model(config).tied)
 
 
 def check(config: RunConfig, pool: WorkerPool) -> None:
