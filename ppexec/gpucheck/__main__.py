@@ -29,7 +29,7 @@ _IN_JSON_ALONE = (
     "passed",
     "calibration",
     "stages",
-    "steps_ms",
+    "quartiles_us",
     "step_times_ms",
     "details",
     "durations",
