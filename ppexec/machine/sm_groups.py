@@ -3,8 +3,8 @@
 The groups are disjoint; memory bandwidth, L2 cache and power stay common. Half of the multiprocessors stay idle, so
 that none of these is at its limit, and ranks do not slow one another down. Measured on an H100 in bfloat16: with four
 groups of 32 at work the GPU was at its power limit, clocks fell from 1980 to some 1400 MHz and followed the load with
-a delay of some 50 ms, and a forward took 1.34 times what it took alone; with two such groups 1.01 times. Copies
-between ranks have plain streams: 128 MiB took 0.13 ms beside two groups at work, 0.6 ms beside four.
+a delay of some 50 ms, and a forward took 1.34 times what it took alone; with four groups of 16 an action took 1.05
+times. Copies between ranks have plain streams: 128 MiB took 0.13 ms beside half of the GPU at work, 0.6 ms beside all.
 
 Source: CUDA driver API, "Green Contexts" (cuDevSmResourceSplitByCount).
 """
