@@ -9,11 +9,12 @@ from ppexec.config.config import RunConfig
 from ppexec.measure.assemble import median_step, with_memory
 from ppexec.measure.profile import Profile
 from ppexec.session import Session
-from ppexec.train.checkpoint import check_writable, newest
+from ppexec.train.checkpoint import newest
 from ppexec.train.train import TrainReport
 from ppexec.verify.verify import VerifyReport
 from ppexec.workers.pool import WorkerPool
 from ppsim import LayerCost, StageCost, Trace
+from ppsim.files import check_directory
 
 
 def run(config: RunConfig, *, pool: WorkerPool | None = None) -> Trace:
@@ -157,7 +158,7 @@ def train(
     if resume is not None:  # before workers are started
         newest(resume)
     if save is not None:  # before a training that nobody would get
-        check_writable(save)
+        check_directory(save)
     with Session(config, pool=pool) as session:
         if resume is not None:
             session.load_checkpoint(resume)

@@ -39,6 +39,7 @@ from ppexec.workers.pool import WorkerError, WorkerPool
 from ppexec.workers.worker import Worker
 from ppsim import Link, Network, Reduction, StageCost, Trace
 from ppsim.errors import InputError
+from ppsim.files import check_directory
 
 _Answer = TypeVar("_Answer")
 
@@ -403,7 +404,7 @@ class Session:
             If it cannot be written; RunError where only the writing shows it.
         """
         self._refuse_timed("save")
-        checkpoint.check_writable(directory)
+        check_directory(directory)
         return self._workers.call(save_checkpoint, directory=directory.absolute())[0]
 
     def load_checkpoint(self, directory: Path) -> int:

@@ -7,7 +7,6 @@ so a kill while saving leaves older checkpoints intact. Files are read as data (
 
 from __future__ import annotations
 
-import os
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any, TypeVar
@@ -132,15 +131,6 @@ def _inner(error: dcp.CheckpointException, kind: type[_Error]) -> _Error:
         if isinstance(inner, kind):
             return inner
     raise error
-
-
-def check_writable(directory: Path) -> None:
-    """Refuse a directory in which no checkpoint can be made. Raises InputError."""
-    there = next(path for path in (directory, *directory.absolute().parents) if path.exists())
-    if not there.is_dir():
-        raise InputError(f"cannot save to {directory}: {there} is a file; give a directory, new or old")
-    if not os.access(there, os.W_OK | os.X_OK):
-        raise InputError(f"cannot save to {directory}: nothing may be written in {there}; give another directory")
 
 
 def newest(directory: Path) -> Path:

@@ -297,15 +297,6 @@ def test_a_step_is_a_whole_number(folder: Path) -> None:
         assert "must be a whole number of 0 or more" in load_refused(folder)
 
 
-def test_a_directory_that_cannot_be_written_is_refused_before_the_training(tmp_path: Path) -> None:
-    (tmp_path / "file").write_text("")
-    for directory in (tmp_path / "file", tmp_path / "file" / "x"):
-        with pytest.raises(InputError, match="is a file; give a directory"):
-            checkpoint.check_writable(directory)
-    checkpoint.check_writable(tmp_path / "new" / "deeper")
-    assert not (tmp_path / "new").exists()
-
-
 def test_a_checkpoint_that_cannot_be_written_ends_the_run(tmp_path: Path) -> None:
     (tmp_path / "step-00000007").write_text("in the way")
     with pytest.raises(RunError, match=r"step 7 could not be saved to .*: File exists"):
