@@ -9,10 +9,12 @@ from ppexec.config.config import RunConfig
 from ppexec.measure.assemble import median_step, with_memory
 from ppexec.measure.profile import Profile
 from ppexec.session import Session
+from ppexec.train.checkpoint import newest
 from ppexec.train.train import TrainReport
 from ppexec.verify.verify import VerifyReport
 from ppexec.workers.pool import WorkerPool
 from ppsim import LayerCost, StageCost, Trace
+from ppsim.files import check_directory
 
 
 def run(config: RunConfig, *, pool: WorkerPool | None = None) -> Trace:
@@ -138,9 +140,10 @@ def train(
     Raises
     ------
     InputError
-        For a run that cannot be, or a checkpoint of another model.
+        For a run that cannot be, a checkpoint that is damaged or of another model, or a directory that cannot be
+        written.
     RunError
-        If a loss or a gradient is not finite (see `RunConfig.skip_nonfinite`).
+        If a loss or a gradient is not finite (see `RunConfig.skip_nonfinite`), or the checkpoint cannot be written.
     WorkerError
         If a worker fails or dies.
 
@@ -152,11 +155,15 @@ def train(
     >>> second.steps[0]  # doctest: +SKIP
     10
     """
+    if resume is not None:  # before workers are started
+        newest(resume)
+    if save is not None:  # before a training that nobody would get
+        check_directory(save)
     with Session(config, pool=pool) as session:
-        if resume:
+        if resume is not None:
             session.load_checkpoint(resume)
         report = session.train(config.steps if steps is None else steps)
-        return replace(report, checkpoint=str(session.save_checkpoint(save))) if save else report
+        return replace(report, checkpoint=str(session.save_checkpoint(save))) if save is not None else report
 
 
 def profile(config: RunConfig, *, pool: WorkerPool | None = None) -> list[LayerCost]:

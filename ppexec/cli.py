@@ -23,7 +23,7 @@ from ppsim.cli.command import OptionalFile
 from ppsim.errors import InputError
 from ppsim.export.text_table import text_table
 from ppsim.export.trace_files import write_trace
-from ppsim.files import write_text
+from ppsim.files import check_directory, write_text
 
 _DESCRIPTION = "Run a pipeline schedule for real, measure it, and prove its gradients."
 
@@ -49,6 +49,8 @@ class Run(RunConfig, Output):
             raise InputError(f"cannot write {self.out}: there is no directory {str(self.out.parent)!r}; make it first")
         if self.out is not None and self.out.is_dir():
             raise InputError(f"cannot write {self.out}: it is a directory; give the path of a file")
+        if self.out is not None:
+            check_directory(self.out.parent)
 
     def execute(self) -> None:
         """Run, then write and print the trace."""

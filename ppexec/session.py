@@ -39,6 +39,7 @@ from ppexec.workers.pool import WorkerError, WorkerPool
 from ppexec.workers.worker import Worker
 from ppsim import Link, Network, Reduction, StageCost, Trace
 from ppsim.errors import InputError
+from ppsim.files import check_directory
 
 _Answer = TypeVar("_Answer")
 
@@ -396,8 +397,14 @@ class Session:
         -------
         Path
             The folder of this step under it. Any mesh, schedule and partition of the same model can load it.
+
+        Raises
+        ------
+        InputError, RunError
+            If it cannot be written; RunError where only the writing shows it.
         """
         self._refuse_timed("save")
+        check_directory(directory)
         return self._workers.call(save_checkpoint, directory=directory.absolute())[0]
 
     def load_checkpoint(self, directory: Path) -> int:
@@ -416,7 +423,7 @@ class Session:
         Raises
         ------
         InputError
-            If there is no checkpoint, or it is of another model.
+            If there is no checkpoint, it is damaged, or of another model.
         """
         self._refuse_timed("load")
         checkpoint.newest(directory)

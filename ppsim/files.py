@@ -49,6 +49,21 @@ def parse_json(path: str | Path, text: str, error: type[InputError] = InputError
         raise error(f"{path} is not JSON: {wrong}") from None
 
 
+def check_directory(directory: Path) -> None:
+    """Check that files can be written to a directory, which is there or can be made.
+
+    Raises
+    ------
+    InputError
+        If a file is in its way, or nothing may be written there.
+    """
+    there = next(path for path in (directory, *directory.absolute().parents) if path.exists())
+    if not there.is_dir():
+        raise InputError(f"cannot write to {directory}: {there} is a file; give a directory, new or old")
+    if not os.access(there, os.W_OK | os.X_OK):
+        raise InputError(f"cannot write to {directory}: nothing may be written in {there}; give another directory")
+
+
 @contextlib.contextmanager
 def replacing(path: str | Path) -> Iterator[Path]:
     """A new file beside `path`, which takes its place when the block has ended.

@@ -33,7 +33,7 @@ from ppexec.study import Findings, StudyCommand, progress, study_main, without_a
 from ppsim.errors import InputError
 from ppsim.export.html_report import Report
 from ppsim.export.text_table import text_table
-from ppsim.plots.growth_figure import bubble_and_memory
+from ppsim.plots.afab_figure import bubble_and_memory
 from ppsim.simulation import theory
 
 Point = dict[str, Any]

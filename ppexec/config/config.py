@@ -5,6 +5,7 @@ from __future__ import annotations
 import os
 from dataclasses import dataclass, fields
 from functools import cached_property
+from math import isqrt
 from pathlib import Path
 from typing import Any, Literal
 
@@ -24,12 +25,17 @@ _PRESETS: dict[str, dict[str, int]] = {
 # Larger values are likely typing errors: every rank is a process, and every action passes through Python.
 _MOST = {
     "ranks": 256,
+    "dp": 4096,
+    "tp": 4096,
     "microbatches": 100_000,
     "layers": 100_000,
     "threads": 1024,
     "steps": 1_000_000,
+    "warmup": 1_000_000,
+    "evaluate_steps": 1_000_000,
     "accumulate": 100_000,
 }
+_MOST_PROCESSES = 1024  # that one machine is asked to start
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -188,6 +194,7 @@ class RunConfig:
         # torchrun says how many of the processes are on this machine; they may differ from one to the next.
         here = int(os.environ.get("LOCAL_WORLD_SIZE", 0)) or self.world_size * (self.ranks if self.is_local else 1)
         self._default("threads", max((os.cpu_count() or 1) // here, 1))
+        self._check_processes()
         self._check_gpus()
         self._check_window()
         self.layer_costs, self.layer_sizes  # noqa: B018  (refuse a bad file or cut now, not in the workers)
@@ -263,11 +270,11 @@ class RunConfig:
             if self.vocabulary < 256:
                 raise InputError(f"vocabulary must be 256 (one for each byte) or more, got {self.vocabulary}")
             wanted = max(self.hidden // 64, 4)
-            self._default("heads", next(n for n in range(wanted, 0, -1) if self.hidden % n == 0))
+            self._default("heads", _largest_divisor(self.hidden, most=wanted))
             for what, value in (("hidden", self.hidden), ("heads", self.heads)):
                 by, count = ("heads", self.heads) if what == "hidden" else ("tp", self.tp)
                 if value % count:
-                    fitting = next(n for n in range(count, 0, -1) if value % n == 0)
+                    fitting = _largest_divisor(value, most=count)
                     raise InputError(f"{what} {value} does not divide by {by} {count}: take {by} {fitting} for example")
 
     def _settle_device(self) -> None:
@@ -295,6 +302,14 @@ class RunConfig:
                 "gloo or nccl"
             )
 
+    def _check_processes(self) -> None:
+        """Refuse more processes than a machine can have. Those that torchrun has started exist."""
+        if self.world_size > _MOST_PROCESSES and "LOCAL_WORLD_SIZE" not in os.environ:
+            raise InputError(
+                f"dp {self.dp} x ranks {self.ranks} x tp {self.tp} are {self.world_size} processes, and one machine "
+                f"starts at most {_MOST_PROCESSES}: take fewer, or more machines with torchrun"
+            )
+
     def _check_gpus(self) -> None:
         """Refuse more processes on this machine than it has GPUs, unless they are to share them."""
         if self.backend != "nccl" or self.devices == "shared":
@@ -315,7 +330,7 @@ class RunConfig:
         if size % per_round:
             below, above = size - size % per_round, size - size % per_round + per_round
             nearest = f"{below} or {above}" if below else f"{above}"
-            fitting = max(n for n in range(1, self.micro_batch_size + 1) if size % (n * self.dp) == 0 or n == 1)
+            fitting = 1 if size % self.dp else _largest_divisor(size // self.dp, most=self.micro_batch_size)
             dp = f" x {self.dp} replicas" if self.dp > 1 else ""
             raise InputError(
                 f"global_batch_size {size} does not divide by micro_batch_size {self.micro_batch_size}{dp}: "
@@ -455,3 +470,9 @@ class RunConfig:
         """The configuration as JSON values."""
         values = {field.name: getattr(self, field.name) for field in fields(RunConfig)}
         return {name: str(value) if isinstance(value, Path) else value for name, value in values.items()}
+
+
+def _largest_divisor(value: int, *, most: int) -> int:
+    """The largest number up to `most` that divides `value`."""
+    small = [number for number in range(1, isqrt(value) + 1) if value % number == 0]
+    return max(each for number in small for each in (number, value // number) if each <= most)

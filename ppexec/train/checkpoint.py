@@ -2,21 +2,23 @@
 
 PyTorch's distributed checkpoint writes each slice once and finds slices by name and offset, so stages may move and
 tensors may be sharded in another way. Each step has a folder of its own. It is complete once its metadata is written,
-so a kill while saving leaves older checkpoints intact.
+so a kill while saving leaves older checkpoints intact. Files are read as data (see `stored`).
 """
 
 from __future__ import annotations
 
 from collections.abc import Mapping
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeVar
 
 import torch
+import torch.distributed.checkpoint as dcp
 from torch import nn
 
-from ppsim.errors import InputError
+from ppexec.train.stored import METADATA, Reader
+from ppsim.errors import InputError, RunError
 
-_METADATA = ".metadata"
+_Error = TypeVar("_Error", bound=Exception)
 _MASTER = "master."
 
 
@@ -65,11 +67,18 @@ def save(directory: Path, step: int, state: Mapping[str, Any]) -> Path:
     -------
     Path
         The folder of this step.
-    """
-    import torch.distributed.checkpoint as dcp
 
+    Raises
+    ------
+    RunError
+        If it cannot be written.
+    """
     folder = directory / f"step-{step:08d}"
-    dcp.save({**state, "step": step}, storage_writer=dcp.FileSystemWriter(folder))
+    try:
+        dcp.save({**state, "step": step}, storage_writer=dcp.FileSystemWriter(folder))
+    except dcp.CheckpointException as error:  # of all processes, each with what it met
+        failed = _inner(error, OSError)
+        raise RunError(f"step {step} could not be saved to {folder}: {failed.strerror or failed}") from None
     return folder
 
 
@@ -93,12 +102,10 @@ def load(directory: Path, state: dict[str, Any], *, master_weights: bool) -> int
     Raises
     ------
     InputError
-        If there is no checkpoint, or it is of another model.
+        If there is no checkpoint, it is damaged, or of another model.
     """
-    import torch.distributed.checkpoint as dcp
-
-    reader = dcp.FileSystemReader(newest(directory))
-    held: Mapping[str, Any] = reader.read_metadata().state_dict_metadata
+    reader = Reader(newest(directory))
+    step, held = reader.step, reader.metadata.state_dict_metadata
     if not master_weights and any(key.startswith(_MASTER) for key in held):
         raise InputError(f"{directory} was saved with master_weights: resume with them")
     for key, value in state.items():
@@ -111,16 +118,26 @@ def load(directory: Path, state: dict[str, Any], *, master_weights: bool) -> int
                 f"{directory} holds {found} for {key}, where this model has shape {list(value.shape)}: "
                 "resume with the model and sizes that were saved"
             )
-    whole = {**state, "step": 0}
-    dcp.load(whole, storage_reader=reader)
-    return int(whole["step"])
+    try:
+        dcp.load(state, storage_reader=reader)
+    except dcp.CheckpointException as error:
+        raise _inner(error, InputError) from None
+    return step
+
+
+def _inner(error: dcp.CheckpointException, kind: type[_Error]) -> _Error:
+    """What one of the processes met, if it is of that kind; else the error is raised as it is."""
+    for inner, _ in error.failures.values():
+        if isinstance(inner, kind):
+            return inner
+    raise error
 
 
 def newest(directory: Path) -> Path:
     """The newest complete checkpoint in a directory, or the directory if it is one. Raises InputError without any."""
-    if (directory / _METADATA).is_file():
+    if (directory / METADATA).is_file():
         return directory
-    complete = sorted(path.parent for path in directory.glob(f"step-*/{_METADATA}"))
+    complete = sorted(path.parent for path in directory.glob(f"step-*/{METADATA}"))
     if not complete:
         raise InputError(f"there is no complete checkpoint in {directory}: give the directory that was saved to")
     return complete[-1]

@@ -18,7 +18,7 @@ from typing import Annotated, Any, TypeVar
 
 import numpy as np
 import tyro
-from tyro.constructors import PrimitiveConstructorSpec
+from tyro.constructors import ConstructorRegistry, PrimitiveConstructorSpec, PrimitiveTypeInfo
 
 from ppsim.checks import check_fields, check_path
 from ppsim.errors import InputError, RunError
@@ -55,8 +55,20 @@ def _short(text: str) -> str:
 
 
 def _path(text: str) -> Path:
+    if not text:  # what an unset variable of the shell leaves; a Path would be the working directory
+        raise ValueError(text)
     check_path("path", text)
     return Path(text)
+
+
+_registry = ConstructorRegistry()
+
+
+@_registry.primitive_rule
+def _path_rule(info: PrimitiveTypeInfo) -> PrimitiveConstructorSpec[Any] | None:
+    """Flags that are paths, of every dataclass, are read as `OptionalFile` is."""
+    is_path = info.type in (Path, Path | None)
+    return one_word(_path, Path, "PATH", "a path that a file can have") if is_path else None
 
 
 _UNSET = "unset"
@@ -95,7 +107,7 @@ def parse(command: type[T] | Any, *, prog: str, description: str, args: Sequence
     """
     complaint = io.StringIO()
     try:
-        with contextlib.redirect_stderr(complaint):
+        with contextlib.redirect_stderr(complaint), _registry:
             found: T = tyro.cli(
                 command,
                 prog=prog,

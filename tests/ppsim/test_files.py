@@ -17,7 +17,7 @@ from ppsim import InputError, LayerCost, Network, StageCost
 from ppsim.cli.main import main
 from ppsim.export.html_report import Report
 from ppsim.export.trace_files import write_trace
-from ppsim.files import MOST_BYTES, read_json, read_text, replacing, write_bytes, write_text
+from ppsim.files import MOST_BYTES, check_directory, read_json, read_text, replacing, write_bytes, write_text
 
 COST = StageCost(forward_s=1, backward_input_s=1, backward_weight_s=1)
 LAYER = LayerCost(forward_s=1, backward_input_s=1, backward_weight_s=1, name="a")
@@ -174,3 +174,12 @@ def test_escaped_where_utf8_has_no_spelling(tmp_path: Path) -> None:
     assert (tmp_path / "x").read_bytes() == b"\\ud800"
     write_bytes(tmp_path / "x", b"\xff")
     assert (tmp_path / "x").read_bytes() == b"\xff"
+
+
+def test_a_directory_in_whose_way_a_file_is_cannot_be_written(tmp_path: Path) -> None:
+    (tmp_path / "file").write_text("")
+    for directory in (tmp_path / "file", tmp_path / "file" / "x"):
+        with pytest.raises(InputError, match="is a file; give a directory"):
+            check_directory(directory)
+    check_directory(tmp_path / "new" / "deeper")
+    assert not (tmp_path / "new").exists()
