@@ -38,9 +38,12 @@ def join_world(*, rank: int, world_size: int, store: dist.Store, backend: str, t
     if dist.is_initialized():
         dist.destroy_process_group()
     forget_worlds()
+    hook = sys.excepthook
     dist.init_process_group(
         WORLD_BACKENDS[backend], store=store, rank=rank, world_size=world_size, timeout=timedelta(seconds=timeout_s)
     )
+    # PyTorch's hook writes the rank before an uncaught exception. It calls the last world's, so they would be a chain.
+    sys.excepthook = hook
 
 
 def build_mesh(*, dp: int, pp: int, tp: int, device_type: str = "cpu") -> DeviceMesh:
@@ -87,11 +90,15 @@ def pipelines_of(mesh: DeviceMesh) -> list[list[int]]:
 
 
 def forget_worlds() -> None:
-    """Clear PyTorch's caches of sharded operations; call it before this process joins another world.
+    """Clear PyTorch's caches of operations; call it before this process joins another world.
 
-    The caches are keyed by a mesh's ranks and dimension names. A mesh of the next world may have the same key, and
-    would be answered with the old mesh, whose process groups no longer exist.
+    Those of operations on tensors without data have an entry for each shape that was ever seen, without a bound. Those
+    of sharded operations are keyed by a mesh's ranks and dimension names. A mesh of the next world may have the same
+    key, and would be answered with the old mesh, whose process groups no longer exist.
     """
+    fake = sys.modules.get("torch._subclasses.fake_tensor")
+    if fake is not None:
+        fake.FakeTensorMode.cache_clear()
     if "torch.distributed.tensor" not in sys.modules:
         return
     from torch.distributed.tensor import DTensor, debug

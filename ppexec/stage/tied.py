@@ -200,8 +200,8 @@ class SharedWeights:
     ) -> None:
         self._first: dict[Place, Place] = {}
         self._stages: dict[Place, int] = {}
-        self._uses: list[tuple[nn.Parameter, list[tuple[nn.Module, str]]]] = []
-        self._terms: dict[nn.Parameter, torch.Tensor] = {}
+        self._uses: list[tuple[nn.Parameter, Place, list[tuple[nn.Module, str]]]] = []
+        self._terms: dict[Place, torch.Tensor] = {}
         for places in tied:
             by_stage = places_by_stage(places, stage_of)
             first = places[0]
@@ -217,9 +217,9 @@ class SharedWeights:
                     module = layers[layer].get_submodule(path)
                     module._parameters.pop(last, None)  # gone already if the module is listed twice
                     owners.append((module, last))
-                self._uses.append((parameter, owners))
+                self._uses.append((parameter, first, owners))
             if parameter.requires_grad and len(by_stage) > 1:
-                self._note(parameter, parameter, 1)
+                self._note(parameter, first, 1)
 
     def place(self, layer: int, name: str) -> Place:
         """The place that holds the parameter: the first of a tie, else the same place."""
@@ -231,30 +231,35 @@ class SharedWeights:
 
     def renew(self) -> None:
         """Give the places on other stages a new view of the first's parameters, as each forward needs."""
-        for parameter, owners in self._uses:
+        for parameter, first, owners in self._uses:
             view = parameter.view_as(parameter)
             if view.requires_grad:
-                self._note(view, parameter, 2)
+                self._note(view, first, 2)
             for module, name in owners:
                 setattr(module, name, view)
 
-    def _note(self, use: torch.Tensor, parameter: nn.Parameter, times: int) -> None:
+    def _note(self, use: torch.Tensor, first: Place, times: int) -> None:
         """Add up the magnitudes of a gradient's terms, one for each stage.
 
         Of a microbatch's terms a, b, c, ... only the sum of all, b, c, ... are seen, so the sum of their magnitudes is
         bounded by |a + b + c + ...| + 2 (|b| + |c| + ...).
         """
+        # Autograd holds the hook, out of the garbage collector's sight. If the hook held this object or the parameter,
+        # the whole chain would stay for ever.
+        terms = self._terms
 
         def hook(gradient: torch.Tensor) -> None:
             magnitude = times * gradient.double().abs()
-            self._terms[parameter] = self._terms.get(parameter, torch.zeros_like(magnitude)) + magnitude
+            terms[first] = terms.get(first, torch.zeros_like(magnitude)) + magnitude
 
         use.register_hook(hook)
 
-    def magnitude(self, parameter: nn.Parameter) -> torch.Tensor:
-        """The sum of the magnitudes of all terms since `clear`, in float64, for each element."""
-        blank = torch.zeros(parameter.shape, dtype=torch.float64, device=parameter.device)
-        return self._terms.get(parameter, blank)
+    def magnitude(self, first: Place) -> torch.Tensor | None:
+        """The sum of the magnitudes of all terms since `clear`, in float64, for each element; None without terms.
+
+        first: the place that holds the parameter.
+        """
+        return self._terms.get(first)
 
     def clear(self) -> None:
         """Forget the terms so far."""

@@ -279,7 +279,7 @@ class Reference:
         sharded = allowed(self._roundings, parameter.dtype, largest=largest, moved=self._moved.get(layer, 0.0))
         terms = self._config.microbatches * self._config.dp * stages
         slips = (terms - 1) * torch.finfo(parameter.dtype).eps / 2
-        magnitude = self._shared.magnitude(parameter) if stages > 1 else self._magnitudes.get(parameter)
+        magnitude = self._shared.magnitude((layer, name)) if stages > 1 else self._magnitudes.get(parameter)
         if magnitude is None:
             magnitude = torch.zeros(parameter.shape, dtype=torch.float64, device=parameter.device)
         return 2 * slips / (1 - slips) * magnitude + sharded

@@ -140,6 +140,14 @@ class WorkerPool:
         }
         requests: list[_Request] = [(_set_up, {**common, "rank": rank}) for rank in range(config.world_size)]
         self._call(config.world_size, _SET_UP, requests)
+        self._forget_worlds()
+
+    def _forget_worlds(self) -> None:
+        """Delete what processes wrote to the store to find each other in earlier worlds."""
+        assert self._store is not None
+        for key in self._store.list_keys():
+            if not key.startswith(f"world{self._worlds}/"):
+                self._store.delete_key(key)
 
     def call(self, world_size: int, task: Callable[..., _Answer], **arguments: Any) -> list[_Answer]:
         """Call `task(worker, **arguments)` in the first `world_size` processes at once.

@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import gc
 import json
+import weakref
 from typing import Any
 
 import pytest
@@ -77,7 +79,8 @@ def test_one_process_has_one_parameter_and_knows_how_large_its_terms_are() -> No
     inputs, target = load_model(config).sample(0)
     shared.renew()
     next_byte_loss(nn.Sequential(*layers)(inputs), target).backward()
-    total, magnitude = weight.grad.clone(), shared.magnitude(weight)
+    total, magnitude = weight.grad.clone(), shared.magnitude((0, "tokens.weight"))
+    assert magnitude is not None
     value = nn.Sequential(*layers[:5])(inputs)
     loss = next_byte_loss(layers[5].norm(value) @ free.T, target)
     embedding, head = torch.autograd.grad(loss, [weight, free])
@@ -85,6 +88,18 @@ def test_one_process_has_one_parameter_and_knows_how_large_its_terms_are() -> No
     terms = embedding.abs() + head.abs()
     assert (magnitude >= terms * (1 - 1e-12)).all()
     assert (magnitude <= 3 * terms * (1 + 1e-12)).all()
+
+
+def test_a_chain_with_one_weight_at_several_places_can_be_collected() -> None:
+    """Autograd holds the hooks on the weight's views; they must not hold the chain, nor its other views, in turn."""
+    layers = [nn.Linear(2, 2) for _ in range(3)]
+    shared = SharedWeights(layers, [[(at, "weight") for at in range(3)]], stage_of=[0, 1, 2])
+    shared.renew()
+    nn.Sequential(*layers)(torch.ones(1, 2)).sum().backward()
+    kept = [weakref.ref(layer) for layer in layers]
+    del layers, shared
+    gc.collect()
+    assert [each() for each in kept] == [None] * 3
 
 
 # On real workers

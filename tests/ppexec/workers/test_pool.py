@@ -12,11 +12,12 @@ from collections.abc import Callable, Iterator
 from pathlib import Path
 
 import pytest
+from torch._subclasses.fake_tensor import FakeTensorMode
 
 import ppexec
 from ppexec import Session, WorkerError, WorkerPool
 from tests.support.factories import spelled
-from tests.support.remote import tiny
+from tests.support.remote import on_every_rank, tiny
 
 SLEEPS = spelled("with_one", kind="Sleeps", at=1)
 
@@ -195,3 +196,34 @@ def test_workers_keep_no_files_of_earlier_runs(own_pool: WorkerPool) -> None:
         assert ppexec.verify(tiny(ranks=1, tp=2, hidden=hidden), pool=own_pool).passed
         counts.append(open_files())
     assert len(set(counts)) == 1
+
+
+def kept() -> dict[str, int]:
+    """What a worker has of earlier runs, as its next one begins."""
+    return {"hook": id(sys.excepthook), "operations": len(FakeTensorMode.cache)}
+
+
+def test_workers_keep_no_hooks_and_no_shapes_of_earlier_runs(own_pool: WorkerPool) -> None:
+    """PyTorch puts a hook before that of the last world, and remembers each shape of a sharded operation."""
+    found = []
+    for hidden in (8, 16):
+        assert ppexec.verify(tiny(ranks=1, tp=2, hidden=hidden), pool=own_pool).passed
+        found.append(on_every_rank(own_pool, 2, kept))
+    assert found[0] == found[1]
+    assert [each["operations"] for each in found[1]] == [0, 0]
+
+
+def test_the_store_keeps_the_addresses_of_the_last_run_only(own_pool: WorkerPool) -> None:
+    """They were kept for as long as the pool lived, some kilobytes of each run."""
+    counts = []
+    for ranks in (2, 3, 2):
+        with Session(tiny(ranks=ranks, layers=ranks), pool=own_pool):
+            assert own_pool._store is not None
+            counts.append(own_pool._store.num_keys())
+    assert counts[0] == counts[2] < counts[1]
+
+
+def test_threads_of_a_worker_share_its_memory(own_pool: WorkerPool) -> None:
+    """Each run has new threads; parts of memory of their own grew for hundreds of runs."""
+    with Session(tiny(), pool=own_pool) as session:
+        assert session.environment()["worker_allocator"]["MALLOC_ARENA_MAX"] == "1"
