@@ -59,7 +59,7 @@ class Study(StudyCommand, RunConfig):
     """The cut that the optimal one is held against: even, or sizes such as 3,5."""
     steps: int = 12
     """Measured steps of each cut."""
-    most_cuts: int = 2000
+    max_cuts: int = 2000
     """Simulate every cut if there are at most so many; 0 never does."""
     out: Path = Path("studies/out/partition")
     """Directory for report.html and summary.json."""
@@ -69,14 +69,14 @@ class Study(StudyCommand, RunConfig):
             object.__setattr__(self, "vocabulary", 0)
         if self.partition == "optimal":
             raise InputError("partition is the cut that the optimal one is held against: take even, or sizes")
-        if self.most_cuts < 0:
-            raise InputError(f"most_cuts must be 0 or more, got {self.most_cuts}")
+        if self.max_cuts < 0:
+            raise InputError(f"max_cuts must be 0 or more, got {self.max_cuts}")
         super().__post_init__()
 
     def findings(self, directory: Path | None) -> Findings:
         """Choose the cuts, predict and measure them."""
         with without_advice(), progress(total=self.warmup + self.steps) as bar:
-            found = compare_cuts(self, most_cuts=self.most_cuts, advance=bar.update)
+            found = compare_cuts(self, max_cuts=self.max_cuts, advance=bar.update)
         text = f"{text_table(rows(found))}\n\n{verdict(found)}"
         return Findings(summary=found.summary(), page=report(self, found), text=text)
 
@@ -97,7 +97,7 @@ def verdict(found: CutComparison) -> str:
         return text
     if best is optimal:
         return f"{text} None of {found.simulated} cuts has a shorter simulated step."
-    longer = optimal.foreseen_s / best.foreseen_s - 1
+    longer = optimal.simulated_s / best.simulated_s - 1
     return (
         f"{text} Of {found.simulated} simulated cuts {best.sizes} has the shortest step; that of the smallest largest "
         f"stage, {optimal.sizes}, is {longer:.2%} longer."

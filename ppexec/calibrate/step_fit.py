@@ -26,12 +26,12 @@ def calibrated(known_steps: Sequence[tuple[Trace, KnownRun]]) -> Calibration:
     Parameters
     ----------
     known_steps : sequence of (Trace, KnownRun)
-        Steps that kept cores busy give the `sharing_efficiency`. All others give the rest.
+        Steps whose actions kept cores busy give the `sharing_efficiency`. Those whose actions waited give the rest.
     """
-    calm, busy = (
+    waiting, busy = (
         [(trace, each.stages) for trace, each in known_steps if each.is_busy == is_busy] for is_busy in (False, True)
     )
-    return with_sharing(with_step_variation(fit(calm), calm), busy, cores=usable_cores())
+    return with_sharing(with_step_variation(fit(waiting), waiting), busy, cores=usable_cores())
 
 
 def with_step_variation(calibration: Calibration, steps: Sequence[Step]) -> Calibration:
@@ -59,7 +59,7 @@ def with_step_variation(calibration: Calibration, steps: Sequence[Step]) -> Cali
     def median_s(level: float, step: Step) -> float:
         return float(np.median(_samples_s(replace(calibration, independent_share=level), step)))
 
-    found = replace(calibration, independent_share=_level(steps, 0.0, 1.0, median_s))
+    found = replace(calibration, independent_share=_bisect(steps, 0.0, 1.0, median_s))
     unexplained = [
         _deviation([trace.makespan_s for trace, _ in same]) ** 2 - _deviation(_samples_s(found, same[0])) ** 2
         for same in by_known_run(steps)
@@ -112,14 +112,14 @@ def with_sharing(calibration: Calibration, steps: Sequence[Step], *, cores: int)
             **calibration.options(trace.program, trace.message_bytes),
         ).makespan_s
 
-    return replace(calibration, sharing_efficiency=1 - _level(steps, 0.0, _MOST_LOST, step_s) if steps else 1.0)
+    return replace(calibration, sharing_efficiency=1 - _bisect(steps, 0.0, _MOST_LOST, step_s) if steps else 1.0)
 
 
-def _level(steps: Sequence[Step], low: float, high: float, predict: Callable[[float, Step], float]) -> float:
-    """Find, by bisection, the level at which predictions are as long as the measured steps.
+def _bisect(steps: Sequence[Step], low: float, high: float, predict: Callable[[float, Step], float]) -> float:
+    """Bisect the level at which the geometric mean of predicted / measured step time is 1.
 
-    Predictions grow with the level. The mean of the logarithms of predicted over measured is 0 there, with the median
-    of each known run's steps. It is one of the ends if none between them fits.
+    Predictions grow with the level. Each known run counts once, with the median of its steps. Where no level between
+    `low` and `high` fits, the nearer end is returned.
     """
     taken = [(same[0], float(np.median([trace.makespan_s for trace, _ in same]))) for same in by_known_run(steps)]
     measured = np.log([measured_s for _, measured_s in taken])

@@ -28,7 +28,7 @@ _CHOOSING_ROUNDS = 5  # of profiling, from which the optimal cut is chosen
 
 @dataclass(kw_only=True)
 class Cut:
-    """One way of cutting the layers into stages, and what became of it.
+    """One way to cut the layers into stages, with its predicted and measured steps.
 
     Parameters
     ----------
@@ -36,8 +36,8 @@ class Cut:
         "even", "optimal" and the like.
     sizes : list of int
         Layers of each stage; an embedding and a head count.
-    foreseen_s : float
-        The step simulated from the costs that chose the cut, with messages that cost nothing.
+    simulated_s : float
+        Step time simulated before measuring, from the costs that chose the cut and free messages.
     rounds : list
         By rank: the rounds of profiling.
     measured : list of Trace
@@ -50,7 +50,7 @@ class Cut:
 
     name: str
     sizes: list[int]
-    foreseen_s: float
+    simulated_s: float
     rounds: list[list[LayerSamples]] = field(default_factory=list)
     measured: list[Trace] = field(default_factory=list)
     stages: list[StageCost] = field(default_factory=list)
@@ -103,7 +103,7 @@ class CutComparison:
     Parameters
     ----------
     cuts : list of Cut
-        The first is the one that the others are held against, the second the optimal one.
+        The first is the baseline, the second the optimal cut.
     layers : list of LayerCost
         What every cut was predicted from.
     simulated : int or None
@@ -136,16 +136,16 @@ class CutComparison:
             else {
                 "simulated": self.simulated,
                 "best": best.sizes,
-                "best_s": best.foreseen_s,
+                "best_s": best.simulated_s,
                 "optimal": optimal.sizes,
-                "optimal_s": optimal.foreseen_s,
+                "optimal_s": optimal.simulated_s,
             },
             "config": self.config,
             "environment": self.environment,
         }
 
 
-def compare_cuts(config: RunConfig, *, most_cuts: int, advance: Callable[[], Any] = lambda: None) -> CutComparison:
+def compare_cuts(config: RunConfig, *, max_cuts: int, advance: Callable[[], Any] = lambda: None) -> CutComparison:
     """Choose cuts from a profile, then profile and measure them in turn.
 
     Every cut has workers of its own. Turns go round the cuts, so that a machine whose speed drifts drifts under all
@@ -154,8 +154,8 @@ def compare_cuts(config: RunConfig, *, most_cuts: int, advance: Callable[[], Any
     Parameters
     ----------
     config : RunConfig
-        `partition` is the cut that the others are held against.
-    most_cuts : int
+        `partition` is the baseline cut.
+    max_cuts : int
         Simulate every cut if there are at most so many.
     advance : callable
         Called after each of `config.warmup + config.steps` turns.
@@ -165,7 +165,7 @@ def compare_cuts(config: RunConfig, *, most_cuts: int, advance: Callable[[], Any
     with ExitStack() as stack:
         pool = stack.enter_context(WorkerPool())
         layers = config.layer_costs or _choosing_profile(config, pool)
-        cuts, simulated, best = choose_cuts(config, layers, most_cuts=most_cuts)
+        cuts, simulated, best = choose_cuts(config, layers, max_cuts=max_cuts)
         sessions = []
         for number, cut in enumerate(cuts):
             as_cut = replace(config, partition=_partition_flag(config, cut.sizes), costs=None)
@@ -198,7 +198,7 @@ def compare_cuts(config: RunConfig, *, most_cuts: int, advance: Callable[[], Any
 
 
 def choose_cuts(
-    config: RunConfig, layers: Sequence[LayerCost], *, most_cuts: int
+    config: RunConfig, layers: Sequence[LayerCost], *, max_cuts: int
 ) -> tuple[list[Cut], int | None, Cut | None]:
     """Choose the cuts to measure: the given one, the optimal one, and a better one where simulation finds it.
 
@@ -208,32 +208,32 @@ def choose_cuts(
     -------
     cuts : list of Cut
     simulated : int or None
-        How many cuts there are; None if that is more than `most_cuts`, of which none is simulated then.
+        How many cuts there are; None if that is more than `max_cuts`, of which none is simulated then.
     best : Cut or None
         The one with the shortest simulated step.
     """
     pipeline = config.pipeline
 
-    def simulated_s(sizes: Sequence[int]) -> float:
+    def step_s(sizes: Sequence[int]) -> float:
         stages = ppsim.partition(layers, stages=pipeline.stages, method=sizes)
         return ppsim.simulate(pipeline, stages, engine="compiled").makespan_s
 
     work_s = [layer.work_s for layer in layers]
     optimal = ppsim.partition_sizes(len(layers), stages=pipeline.stages, method="optimal", work_s=work_s)
     found = [
-        Cut(name=name, sizes=sizes, foreseen_s=simulated_s(sizes))
+        Cut(name=name, sizes=sizes, simulated_s=step_s(sizes))
         for name, sizes in ((config.partition, config.layer_sizes), ("optimal", optimal))
     ]
     count = math.comb(len(layers) - 1, pipeline.stages - 1)
-    if count > most_cuts:
+    if count > max_cuts:
         return found, None, None
-    steps_s = {sizes: simulated_s(sizes) for sizes in every_cut(len(layers), pipeline.stages)}
+    steps_s = {sizes: step_s(sizes) for sizes in every_cut(len(layers), pipeline.stages)}
     shortest = min(steps_s, key=steps_s.__getitem__)
-    if steps_s[shortest] >= found[1].foreseen_s:
+    if steps_s[shortest] >= found[1].simulated_s:
         return found, count, found[1]
     best = next((cut for cut in found if cut.sizes == list(shortest)), None)
     if best is None:
-        best = Cut(name="best simulated", sizes=list(shortest), foreseen_s=steps_s[shortest])
+        best = Cut(name="best simulated", sizes=list(shortest), simulated_s=steps_s[shortest])
         found.append(best)
     return found, count, best
 

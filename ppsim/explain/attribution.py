@@ -71,7 +71,7 @@ class Attribution:
         expected. It is no part of the bubble, since the rank is at work. Ranks that share cores evenly show it: they
         hardly wait for each other, but all compute more slowly.
     graph : StepGraph
-        The step with its delays.
+        The step with its edge times.
 
     Notes
     -----

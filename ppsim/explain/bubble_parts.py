@@ -13,7 +13,7 @@ import numpy as np
 import numpy.typing as npt
 
 from ppsim.explain.step_graph import GraphTimes, StepGraph, replay
-from ppsim.explain.usual_durations import ROUNDING, cut_to_usual, equal_stages, without_devices, without_messages
+from ppsim.explain.usual_durations import ROUNDING, cut_to_usual, equal_stages, without_device_waits, without_messages
 from ppsim.explain.waits import Cause, follow_waits
 from ppsim.schedule.action import Kind
 from ppsim.trace.trace import Trace
@@ -39,7 +39,7 @@ class _Replays(NamedTuple):
     recorded: GraphTimes
     without_excess: GraphTimes  # no action longer than usual
     without_messages: GraphTimes
-    without_devices: GraphTimes
+    without_device_waits: GraphTimes
 
 
 class _Roots(NamedTuple):
@@ -132,15 +132,15 @@ def split_bubbles(graph: StepGraph, usual_s: Seconds) -> BubbleParts:
 
 
 def _replays(graph: StepGraph, usual_s: Seconds) -> _Replays:
-    delays = cut_to_usual(graph, usual_s)
+    edge_times = cut_to_usual(graph, usual_s)
     # Recorded times are kept as they are where nothing is cut: a replay would differ by rounding.
-    without_excess = graph.times if delays is graph.delays else replay(graph.wiring, delays)
-    delays = without_messages(delays)
+    without_excess = graph.times if edge_times is graph.edge_times else replay(graph.wiring, edge_times)
+    edge_times = without_messages(edge_times)
     return _Replays(
         recorded=graph.times,
         without_excess=without_excess,
-        without_messages=replay(graph.wiring, delays),
-        without_devices=replay(graph.wiring, without_devices(delays)),
+        without_messages=replay(graph.wiring, edge_times),
+        without_device_waits=replay(graph.wiring, without_device_waits(edge_times)),
     )
 
 
@@ -160,12 +160,12 @@ def _roots(waits: list[Seconds], idle: list[Seconds], rounding_s: float) -> _Roo
         What is shorter is rounding.
     """
     compute, queueing, transfer, latency, device = waits
-    recorded, without_excess, without_messages, without_devices = idle
+    recorded, without_excess, without_messages, without_device_waits = idle
     straggler = _share(recorded - without_excess, compute, rounding_s)
     compute = compute - straggler
     late_messages = _share(without_excess - without_messages - (queueing + transfer + latency), compute, rounding_s)
     compute = compute - late_messages
-    late_device = _share(without_messages - without_devices - device, compute, rounding_s)
+    late_device = _share(without_messages - without_device_waits - device, compute, rounding_s)
     return _Roots(
         queueing=queueing,
         transfer=transfer,

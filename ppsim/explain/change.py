@@ -9,7 +9,7 @@ from typing import NamedTuple
 import numpy as np
 import numpy.typing as npt
 
-from ppsim.explain.step_graph import Delays, Wiring, replay
+from ppsim.explain.step_graph import EdgeTimes, Wiring, replay
 
 Seconds = npt.NDArray[np.float64]
 Shares = npt.NDArray[np.float64]
@@ -67,7 +67,7 @@ class PathWeights(NamedTuple):
 
 
 class _Line(NamedTuple):
-    """The length of one path as all delays move. It is the step's length at `share`, and nowhere above it."""
+    """The length of one path as all edge times move. It is the step's length at `share`, and nowhere above it."""
 
     share: float
     length_s: float
@@ -79,14 +79,14 @@ class _Line(NamedTuple):
         return self.length_s + (share - self.share) * self.slope_s
 
 
-def explain_change(wiring: Wiring, before: Delays, after: Delays) -> Change:
-    """Deal the difference between two steps' lengths to the delays that changed.
+def explain_change(wiring: Wiring, before: EdgeTimes, after: EdgeTimes) -> Change:
+    """Deal the difference between two steps' lengths to the edge times that changed.
 
     Parameters
     ----------
     wiring : Wiring
         What waits for what in both steps.
-    before, after : Delays
+    before, after : EdgeTimes
         Those of the first and of the second step.
 
     Returns
@@ -95,9 +95,9 @@ def explain_change(wiring: Wiring, before: Delays, after: Delays) -> Change:
 
     Notes
     -----
-    These are the prices of Aumann and Shapley (Values of Non-Atomic Games, 1974) for the longest path. All delays move
-    together, in a straight line, from the first step's to the second's. A change of a delay counts for as long as the
-    delay is on the critical path, so the result depends on no order of the changes.
+    These are the prices of Aumann and Shapley (Values of Non-Atomic Games, 1974) for the longest path. All edge times
+    move together, in a straight line, from the first step's to the second's. An edge's change counts for as long as
+    the edge is on the critical path, so the result does not depend on an order of the changes.
 
     The step's length on the way is the largest of the lengths of all paths, each of which changes linearly. So it is
     convex and made of straight pieces. These are found exactly: where the lines of two known paths cross, the step is
@@ -119,14 +119,14 @@ def explain_change(wiring: Wiring, before: Delays, after: Delays) -> Change:
 
 
 class _Way:
-    """The way from one step's delays to another's, in shares from 0 to 1, and the critical paths on it.
+    """The way from one step's edge times to another's, in shares from 0 to 1, and the critical paths on it.
 
     `weights` holds the mean over the way of the critical path's weights, once `walk` is done.
     """
 
-    def __init__(self, wiring: Wiring, before: Delays, after: Delays) -> None:
+    def __init__(self, wiring: Wiring, before: EdgeTimes, after: EdgeTimes) -> None:
         self.wiring, self.before, self.after = wiring, before, after
-        self.moved = Delays(*(new - old for old, new in zip(before, after, strict=True)))
+        self.moved = EdgeTimes(*(new - old for old, new in zip(before, after, strict=True)))
         self.weights = PathWeights.zeros(wiring)
         self.replays = 0
         # Spans of the way whose critical paths are not known yet, by how much is in doubt; see `_count_or_keep`.
@@ -157,8 +157,8 @@ class _Way:
         from ppsim.explain import kernels  # imported here because numba takes a second to import
 
         self.replays += 1
-        delays = self.before if share == 0 else self.after if share == 1 else self.before.towards(self.after, share)
-        times, weights = replay(self.wiring, delays), PathWeights.zeros(self.wiring)
+        edge_times = self.before if share == 0 else self.after if share == 1 else self.before.towards(self.after, share)
+        times, weights = replay(self.wiring, edge_times), PathWeights.zeros(self.wiring)
         length_s = float(times.end_s.max())
         kernels.trace_back(self.wiring, times, _TIE * length_s, weights)
         moved = self.moved

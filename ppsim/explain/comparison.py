@@ -46,9 +46,9 @@ class Comparison:
 
     Notes
     -----
-    All delays (durations, messages, waits for devices) move together, in a straight line, from the predicted step's to
-    the measured step's. A change makes the step longer as long as it is on the critical path, and counts nothing off it
-    (`explain.change`). So contributions depend on no order.
+    All edge times (durations, messages, waits for devices) move together, in a straight line, from the predicted step's
+    to the measured step's. An edge's change counts for as long as the edge is on the critical path, so contributions
+    do not depend on an order (`explain.change`).
     """
 
     predicted: Attribution = field(repr=False)
@@ -202,7 +202,7 @@ def compare(predicted: Trace, measured: Trace) -> Comparison:
     wiring = Wiring.of(predicted.program)
     attributions = attributed(predicted, wiring), attributed(measured, wiring)
     graphs = [each.graph for each in attributions]
-    change = explain_change(wiring, graphs[0].delays, graphs[1].delays)
+    change = explain_change(wiring, graphs[0].edge_times, graphs[1].edge_times)
 
     program = predicted.program
     longer = (measured.end_s - measured.start_s) - (predicted.end_s - predicted.start_s)
@@ -227,7 +227,7 @@ def compare(predicted: Trace, measured: Trace) -> Comparison:
 def _rows(graphs: list[StepGraph], action_s: Seconds, longer: Seconds) -> tuple[Seconds, Seconds]:
     """An action's contribution dealt to its rows, and to the time between them, as each one changed."""
     program = graphs[0].program
-    moved = graphs[1].delays.compute_s - graphs[0].delays.compute_s
+    moved = graphs[1].edge_times.compute_s - graphs[0].edge_times.compute_s
     # The share of the critical path that crossed the action; where nothing moved nothing is contributed.
     crossed = np.divide(action_s, moved, out=np.zeros_like(moved), where=moved != 0)
     row_s = crossed[program.row_action] * longer

@@ -1,4 +1,4 @@
-"""Contribution: what one group of delays adds to the difference between two steps of one program."""
+"""Contribution: what one group of edge times adds to the difference between two steps of one program."""
 
 from __future__ import annotations
 
@@ -16,7 +16,7 @@ Seconds = npt.NDArray[np.float64]
 
 @dataclass(frozen=True, kw_only=True)
 class Contribution:
-    """What one group of delays adds to the difference in step time; negative where it takes away.
+    """What one group of edge times adds to the difference in step time; negative where it takes away.
 
     Parameters
     ----------

@@ -15,7 +15,7 @@ from ppsim.kernel_cache import kernel
 
 if TYPE_CHECKING:
     from ppsim.explain.change import PathWeights
-    from ppsim.explain.step_graph import Delays, GraphTimes, Integers, Seconds, Wiring
+    from ppsim.explain.step_graph import EdgeTimes, GraphTimes, Integers, Seconds, Wiring
     from ppsim.explain.waits import Waits
 
 _FIRST_ROOM = 8  # intervals of idle time that a rank has room for at first; doubled whenever it is full
@@ -23,8 +23,8 @@ _COMPUTE, _QUEUE, _TRANSFER, _LATENCY, _DEVICE = range(5)  # as in `explain.wait
 
 
 @kernel
-def replay(wiring: Wiring, delays: Delays, times: GraphTimes) -> None:
-    """Fill in the times that follow from the delays: the longest path to every action and message."""
+def replay(wiring: Wiring, edge_times: EdgeTimes, times: GraphTimes) -> None:
+    """Fill in the start and end of every action and message: the longest path to it."""
     for action in wiring.order:
         before = wiring.previous[action]
         now = times.end_s[before] if before >= 0 else 0.0
@@ -33,9 +33,9 @@ def replay(wiring: Wiring, delays: Delays, times: GraphTimes) -> None:
             if message >= 0 and times.arrival_s[message] > now:
                 now = times.arrival_s[message]
         times.ready_s[action] = now
-        now = now + delays.device_s[action]
+        now = now + edge_times.device_s[action]
         times.start_s[action] = now
-        now = now + delays.compute_s[action]
+        now = now + edge_times.compute_s[action]
         times.end_s[action] = now
         for place in range(2):
             message = wiring.outputs[action, place]
@@ -45,11 +45,11 @@ def replay(wiring: Wiring, delays: Delays, times: GraphTimes) -> None:
             if front >= 0 and times.left_s[front] > begin:
                 begin = times.left_s[front]
             times.message_ready_s[message] = begin
-            begin = begin + delays.post_s[message]
+            begin = begin + edge_times.post_s[message]
             times.message_start_s[message] = begin
-            begin = begin + delays.occupied_s[message]
+            begin = begin + edge_times.occupied_s[message]
             times.left_s[message] = begin
-            times.arrival_s[message] = begin + delays.latency_s[message]
+            times.arrival_s[message] = begin + edge_times.latency_s[message]
 
 
 @kernel

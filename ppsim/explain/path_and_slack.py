@@ -227,7 +227,7 @@ def slack_of(graph: StepGraph) -> npt.NDArray[np.float64]:
 
     Notes
     -----
-    Everything else keeps its duration and its delays, and every rank and link its order. A slack is a sum of
+    Everything else keeps its duration and its edge times, and every rank and link its order. A slack is a sum of
     differences between when something was there and when it was needed, so no rounding spoils the 0.
     """
     from ppsim.explain import kernels  # imported here because numba takes a second to import

@@ -1,4 +1,4 @@
-"""Graph: a trace as the delays that made it: who waited for whom, and how long each thing took once it could begin."""
+"""Step graph: a trace as a graph of actions and messages, with the time on each edge."""
 
 from __future__ import annotations
 
@@ -15,7 +15,7 @@ from ppsim.trace.trace import Trace
 Seconds = npt.NDArray[np.float64]
 Integers = npt.NDArray[np.int64]
 
-# Wiring, Delays and GraphTimes are tuples because compiled passes take them as they are; see `explain.kernels`.
+# Wiring, EdgeTimes and GraphTimes are tuples because compiled passes take them as they are; see `explain.kernels`.
 
 
 class Wiring(NamedTuple):
@@ -75,8 +75,8 @@ def _by_action(program: Program, of_row: npt.NDArray[np.integer]) -> Integers:
     return table
 
 
-class Delays(NamedTuple):
-    """What a step is made of. Its times follow from these; see `replay`.
+class EdgeTimes(NamedTuple):
+    """The seconds on every edge of the step graph. All starts and ends follow from them; see `replay`.
 
     Parameters
     ----------
@@ -98,9 +98,9 @@ class Delays(NamedTuple):
     occupied_s: Seconds
     latency_s: Seconds
 
-    def towards(self, other: Delays, share: float) -> Delays:
-        """These delays moved by a share of the way to the other's: 0 for these, 1 for the other's."""
-        return Delays(*((1 - share) * mine + share * its for mine, its in zip(self, other, strict=True)))
+    def towards(self, other: EdgeTimes, share: float) -> EdgeTimes:
+        """These edge times moved by a share of the way to the other's: 0 for these, 1 for the other's."""
+        return EdgeTimes(*((1 - share) * mine + share * its for mine, its in zip(self, other, strict=True)))
 
 
 class GraphTimes(NamedTuple):
@@ -127,7 +127,7 @@ class GraphTimes(NamedTuple):
 
 @dataclass(frozen=True, kw_only=True, eq=False)
 class StepGraph:
-    """A trace as a graph of delays: who waited for whom, and how long each thing took.
+    """A trace as a graph: who waited for whom (`wiring`), and how long each edge took (`edge_times`).
 
     Parameters
     ----------
@@ -137,10 +137,10 @@ class StepGraph:
         What waits for what.
     times : GraphTimes
         The trace's times.
-    delays : Delays
-        What the times are made of: `replay(wiring, delays)` gives the times.
+    edge_times : EdgeTimes
+        What the times are made of: `replay(wiring, edge_times)` gives the times.
     inner_s : array of shape (actions,)
-        Time between the two rows of an overlapped pair, in which nothing is computed. `delays.compute_s` holds it too.
+        Time between the two rows of an overlapped pair in which nothing is computed; part of `edge_times.compute_s`.
     shown_left_s : array of shape (messages,)
         When a transfer is said to end. Nobody sees a measured message leave its link, so its arrival stands here.
     """
@@ -148,7 +148,7 @@ class StepGraph:
     trace: Trace = field(repr=False)
     wiring: Wiring = field(repr=False)
     times: GraphTimes = field(repr=False)
-    delays: Delays = field(repr=False)
+    edge_times: EdgeTimes = field(repr=False)
     inner_s: Seconds
     shown_left_s: Seconds = field(repr=False)
 
@@ -164,7 +164,7 @@ class StepGraph:
 
     @classmethod
     def of(cls, trace: Trace, wiring: Wiring | None = None) -> StepGraph:
-        """Read the delays off a trace.
+        """Read the edge times off a trace.
 
         Parameters
         ----------
@@ -219,7 +219,7 @@ class StepGraph:
                 left_s=left,
                 arrival_s=arrival,
             ),
-            delays=Delays(
+            edge_times=EdgeTimes(
                 compute_s=end - start,
                 device_s=start - ready,
                 post_s=begun - message_ready,
@@ -249,14 +249,14 @@ def _arrivals(program: Program, sent: Seconds, seen: Seconds, free: Seconds) -> 
     return np.where(may_be_late, np.minimum(seen, sent + np.maximum(usual, 0.0)), seen)
 
 
-def replay(wiring: Wiring, delays: Delays) -> GraphTimes:
-    """The times of a step with these delays: the longest paths through the wiring.
+def replay(wiring: Wiring, edge_times: EdgeTimes) -> GraphTimes:
+    """The times of a step with these edge times: the longest paths through the wiring.
 
     Parameters
     ----------
     wiring : Wiring
         What waits for what.
-    delays : Delays
+    edge_times : EdgeTimes
         How long each thing takes.
 
     Returns
@@ -267,5 +267,5 @@ def replay(wiring: Wiring, delays: Delays) -> GraphTimes:
 
     actions, messages = len(wiring.order), len(wiring.producer)
     times = GraphTimes(*(np.empty(actions) for _ in range(3)), *(np.empty(messages) for _ in range(4)))
-    kernels.replay(wiring, delays, times)
+    kernels.replay(wiring, edge_times, times)
     return times

@@ -1,4 +1,4 @@
-"""Usual durations: what actions usually take, and the step's delays if they took no longer, or all the same."""
+"""Usual durations: how long actions usually take, and edge times in which none takes longer."""
 
 from __future__ import annotations
 
@@ -6,7 +6,7 @@ import numpy as np
 import numpy.typing as npt
 
 from ppsim.costs.by_microbatch import StageCosts
-from ppsim.explain.step_graph import Delays, StepGraph
+from ppsim.explain.step_graph import EdgeTimes, StepGraph
 from ppsim.schedule.action import Kind
 from ppsim.schedule.program import Program
 from ppsim.simulation.timed_program import row_durations
@@ -56,33 +56,33 @@ def excess_of_rows(trace: Trace, usual_s: Seconds) -> Seconds:
     return np.where(is_longer, lengths - usual_s, 0.0)
 
 
-def cut_to_usual(graph: StepGraph, usual_s: Seconds) -> Delays:
-    """The step's delays with no row longer than usual. The graph's own object if none is."""
+def cut_to_usual(graph: StepGraph, usual_s: Seconds) -> EdgeTimes:
+    """The step's edge times with no row longer than usual. The graph's own object if none is."""
     excess = excess_of_rows(graph.trace, usual_s)
     if not excess.any():
-        return graph.delays
+        return graph.edge_times
     shorter_s = np.add.reduceat(excess, graph.program.action_start[:-1])
-    return graph.delays._replace(compute_s=graph.delays.compute_s - shorter_s)
+    return graph.edge_times._replace(compute_s=graph.edge_times.compute_s - shorter_s)
 
 
-def without_messages(delays: Delays) -> Delays:
-    """The delays if messages took no time."""
-    nothing = np.zeros_like(delays.post_s)
-    return delays._replace(post_s=nothing, occupied_s=nothing, latency_s=nothing)
+def without_messages(edge_times: EdgeTimes) -> EdgeTimes:
+    """The edge times if messages took no time."""
+    nothing = np.zeros_like(edge_times.post_s)
+    return edge_times._replace(post_s=nothing, occupied_s=nothing, latency_s=nothing)
 
 
-def without_devices(delays: Delays) -> Delays:
-    """The delays if every action started as soon as its rank is free and its inputs are there."""
-    return delays._replace(device_s=np.zeros_like(delays.device_s))
+def without_device_waits(edge_times: EdgeTimes) -> EdgeTimes:
+    """The edge times if every action started as soon as its rank is free and its inputs are there."""
+    return edge_times._replace(device_s=np.zeros_like(edge_times.device_s))
 
 
-def equal_stages(graph: StepGraph, usual_s: Seconds) -> Delays:
-    """The delays of equal stages alone: every row takes what rows of its kind usually take on average."""
+def equal_stages(graph: StepGraph, usual_s: Seconds) -> EdgeTimes:
+    """The edge times of equal stages alone: every row takes what rows of its kind usually take on average."""
     program = graph.program
     group = program.kind * 2 + _is_in_pair(program)
     mean = np.bincount(group, usual_s) / np.maximum(np.bincount(group), 1)
     compute_s = np.add.reduceat(mean[group], program.action_start[:-1])
-    return without_devices(without_messages(graph.delays._replace(compute_s=compute_s)))
+    return without_device_waits(without_messages(graph.edge_times._replace(compute_s=compute_s)))
 
 
 def _is_in_pair(program: Program) -> npt.NDArray[np.bool_]:

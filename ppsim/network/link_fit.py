@@ -17,7 +17,7 @@ from ppsim.network.link import Link, LinkPiece
 _REWEIGHTINGS = 12  # iterations from least squares toward least absolute errors; later ones change nothing visible
 _SMALLEST_ERROR = 0.002  # relative; below it errors count as none, so that exact data gets no piece too many
 _PIECE_PARAMETERS = 4  # latency, gap, bandwidth, and where the piece begins
-_LEAST_SIZES = 2  # different sizes that a piece must have been measured with
+_MIN_SIZES_PER_PIECE = 2  # different sizes measured in each piece, at least
 # Which of latency, gap and 1 / bandwidth are not 0. Among fits that are about equally good the first wins.
 _SUPPORTS = [(0,), (2,), (1,), (0, 2), (0, 1), (1, 2), (0, 1, 2)]
 
@@ -46,7 +46,7 @@ def fit_link(
     Returns
     -------
     Link
-        Of the cuts into pieces the one with the best criterion, see below.
+        With the number of pieces, and the sizes where they begin, that fit best (see Notes).
 
     Raises
     ------
@@ -84,7 +84,7 @@ def fit_link(
 
 
 def _check(sizes: npt.NDArray[Any], one_way: npt.NDArray[Any], occupied: npt.NDArray[Any], most_pieces: int) -> None:
-    """Raise InputError for measurements that cannot be."""
+    """Raise InputError for impossible measurements."""
     if not (sizes.ndim == 1 and sizes.shape == one_way.shape == occupied.shape and len(sizes) > 0):
         raise InputError(
             f"size_bytes, one_way_s and occupied_s must be lists of one length, 1 or more, got shapes {sizes.shape}, "
@@ -101,19 +101,19 @@ def _check(sizes: npt.NDArray[Any], one_way: npt.NDArray[Any], occupied: npt.NDA
 def _cuts(sizes: npt.NDArray[Any], most_pieces: int) -> Iterator[tuple[int, ...]]:
     """All ways to cut the sizes: where each piece begins, and the end. Each piece has two different sizes or more."""
     different = np.flatnonzero(np.diff(sizes, prepend=-1.0)).tolist()
-    inner = different[_LEAST_SIZES : len(different) - _LEAST_SIZES + 1]
+    inner = different[_MIN_SIZES_PER_PIECE : len(different) - _MIN_SIZES_PER_PIECE + 1]
     for pieces in range(1, most_pieces + 1):
         for chosen in combinations(inner, pieces - 1):
             cuts = (0, *chosen, len(sizes))
             places = [different.index(cut) for cut in chosen]
-            if all(b - a >= _LEAST_SIZES for a, b in pairwise(places)):
+            if all(b - a >= _MIN_SIZES_PER_PIECE for a, b in pairwise(places)):
                 yield cuts
 
 
 def _fit_piece(
     sizes: npt.NDArray[Any], one_way: npt.NDArray[Any], occupied: npt.NDArray[Any]
 ) -> tuple[LinkPiece, float]:
-    """The best piece, and the sum of its absolute errors relative to one_way, two for each measurement."""
+    """Fit one piece. Returns it and the sum of its absolute errors relative to `one_way`, two for each measurement."""
     scale = float(sizes.max()) or 1.0
     ones, zeros, share = np.ones(len(sizes)), np.zeros(len(sizes)), sizes / scale
     matrix = np.vstack([np.column_stack([ones, ones, share]), np.column_stack([zeros, ones, share])])
@@ -135,7 +135,7 @@ def _fit_piece(
 
 
 def _least_absolute(matrix: npt.NDArray[Any], wanted: npt.NDArray[Any]) -> npt.NDArray[Any] | None:
-    """The values with a small sum of |matrix @ values - wanted|; None where the matrix does not determine them."""
+    """Minimize the sum of |matrix @ values - wanted|. None where the matrix does not determine the values."""
     # Iteratively reweighted least squares: a row weighs the inverse of its error in the fit before.
     weights = np.ones(len(wanted))
     values: npt.NDArray[Any] | None = None
@@ -149,10 +149,10 @@ def _least_absolute(matrix: npt.NDArray[Any], wanted: npt.NDArray[Any]) -> npt.N
 
 
 def _join(pieces: Sequence[LinkPiece], cuts: Sequence[int], sizes: npt.NDArray[Any]) -> Link | None:
-    """The pieces as a link; None if some larger message would be cheaper than a smaller one."""
+    """Join the pieces to a link. None if some larger message would be cheaper than a smaller one."""
     joined = [pieces[0]]
     for piece, cut in zip(pieces[1:], cuts[1:-1], strict=True):
-        begin = _begin(joined[-1], piece, int(sizes[cut - 1]), int(sizes[cut]))
+        begin = _first_size(joined[-1], piece, int(sizes[cut - 1]), int(sizes[cut]))
         if begin is None:
             return None
         joined.append(
@@ -161,8 +161,8 @@ def _join(pieces: Sequence[LinkPiece], cuts: Sequence[int], sizes: npt.NDArray[A
     return Link.of(*joined)
 
 
-def _begin(smaller: LinkPiece, larger: LinkPiece, after: int, until: int) -> int | None:
-    """A size above `after`, at most `until`, from which `larger` may hold; None if a message gets cheaper at each."""
+def _first_size(smaller: LinkPiece, larger: LinkPiece, after: int, until: int) -> int | None:
+    """Find the size in (after, until] at which the larger piece begins. None if a message would get cheaper at each."""
 
     def rise_s(size: int) -> float:
         # How much longer a message of this size takes by the larger piece than by the smaller.

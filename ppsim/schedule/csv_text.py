@@ -10,7 +10,7 @@ from dataclasses import dataclass
 
 from ppsim.errors import ScheduleError
 from ppsim.schedule.action import Action, Kind, OverlappedPair, parse_action
-from ppsim.schedule.tables import ProgramTables
+from ppsim.schedule.program_tables import ProgramTables
 
 _SENDS = (Kind.SEND_F, Kind.SEND_B)
 _MESSAGES = (*_SENDS, Kind.RECV_F, Kind.RECV_B)

@@ -14,7 +14,7 @@ import numpy as np
 import numpy.typing as npt
 
 from ppsim.errors import ScheduleError
-from ppsim.schedule.tables import Integers, ProgramTables
+from ppsim.schedule.program_tables import Integers, ProgramTables
 
 _FEW_RANKS = 8  # up to these, running one action after the other is faster than waves of all ranks
 

@@ -10,7 +10,7 @@ import numpy.typing as npt
 from ppsim.errors import ScheduleError
 from ppsim.schedule.action import Action, Kind
 from ppsim.schedule.order import Order
-from ppsim.schedule.tables import Integers, Messages, ProgramTables, row_actions
+from ppsim.schedule.program_tables import Integers, Messages, ProgramTables, row_actions
 
 _CELLS_AT_ONCE = 2**18  # so that no 64-bit index as large as the program is made
 _MOST_ROWS = 2**31 - 1  # the tables hold 32-bit numbers: half the memory, and half of what an engine must read

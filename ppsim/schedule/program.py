@@ -7,7 +7,7 @@ from functools import cached_property
 from typing import TYPE_CHECKING
 
 from ppsim.schedule.deadlock import execution_order
-from ppsim.schedule.tables import Integers, ProgramTables
+from ppsim.schedule.program_tables import Integers, ProgramTables
 
 if TYPE_CHECKING:
     from ppsim.schedule.schedule import Schedule

@@ -8,7 +8,7 @@ import numpy as np
 
 from ppsim.kernel_cache import kernel, kernel_part
 from ppsim.search.plan import Plan
-from ppsim.search.plan_clock import B, F, I, W, arrival, first_arrivals, receiver
+from ppsim.search.plan_times import B, F, I, W, arrival, first_arrivals, receiver
 from ppsim.search.policies import (
     ALTERNATE,
     BACKWARD_FIRST,

@@ -6,7 +6,7 @@ import numpy as np
 
 from ppsim.kernel_cache import kernel, kernel_part
 from ppsim.search.plan import Plan
-from ppsim.search.plan_clock import B, F, I, W, objective_of, peak_of_rank, run_plan
+from ppsim.search.plan_times import B, F, I, W, objective_of, peak_of_rank, run_plan
 from ppsim.search.problem import Floats, Integers, Tables
 
 _REACH = 4  # chosen: the farthest that one move goes, in places of the order

@@ -9,7 +9,7 @@ import numpy.typing as npt
 
 from ppsim.schedule.order import Order
 from ppsim.schedule.schedule import Schedule
-from ppsim.search.plan_clock import objective_of, peak_of_rank, run_plan
+from ppsim.search.plan_times import objective_of, peak_of_rank, run_plan
 from ppsim.search.problem import Integers, Problem
 
 

@@ -10,7 +10,7 @@ import numpy as np
 from ppsim.kernel_cache import kernel, kernel_part
 from ppsim.search.list_scheduler import schedule_greedily
 from ppsim.search.plan import Plan
-from ppsim.search.plan_clock import objective_of
+from ppsim.search.plan_times import objective_of
 from ppsim.search.policies import (
     DEEP_BACKWARD,
     DEEP_FORWARD,

@@ -14,8 +14,8 @@ from ppsim.errors import InputError
 from ppsim.network.network import Network
 from ppsim.schedule.schedule import Schedule
 from ppsim.simulation.engines.by_name import run_engine
+from ppsim.simulation.gradient_reductions import with_reductions
 from ppsim.simulation.memory_levels import activation_levels, gradient_levels, parameters_per_rank
-from ppsim.simulation.replica_sums import with_replica_sums
 from ppsim.simulation.timed_program import TimedProgram
 from ppsim.trace.trace import Trace
 
@@ -139,7 +139,7 @@ def predicted(
         conditions=conditions,
         details=details,
     )
-    return with_replica_sums(trace, stages, conditions.reduction)
+    return with_reductions(trace, stages, conditions.reduction)
 
 
 def check_finite(*times_s: npt.NDArray[np.float64]) -> None:

@@ -12,7 +12,7 @@ from ppsim.costs.by_microbatch import StageCosts
 from ppsim.errors import InputError
 from ppsim.network.network import Network
 from ppsim.schedule.schedule import Schedule
-from ppsim.simulation.replica_sums import gradient_rows, sum_times
+from ppsim.simulation.gradient_reductions import gradient_rows, reduction_times
 from ppsim.simulation.simulate import check_finite, network_details
 from ppsim.simulation.timed_program import TimedProgram
 from ppsim.variation.ensemble import Ensemble
@@ -100,7 +100,7 @@ def monte_carlo(
     check_finite(found.last_end_s)
     step_s = makespan_s = found.makespan_s
     if conditions.reduction is not None and len(rows):
-        _, end_s = sum_times(program, stages, conditions.reduction, found.watched_end_s)
+        _, end_s = reduction_times(program, stages, conditions.reduction, found.watched_end_s)
         step_s = np.maximum(makespan_s, end_s.max(axis=1) - found.step_start_s)
     return Ensemble(
         sampler=sampler,

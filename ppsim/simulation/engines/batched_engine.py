@@ -5,7 +5,7 @@ from __future__ import annotations
 import numpy as np
 
 from ppsim.kernel_cache import kernel
-from ppsim.schedule.tables import Integers
+from ppsim.schedule.program_tables import Integers
 from ppsim.simulation.engines.compiled_engine import refuse_devices, run_pass
 from ppsim.simulation.engines.times import BatchTimes, Seconds
 from ppsim.simulation.timed_program import TimedProgram

@@ -8,7 +8,7 @@ import numpy as np
 
 from ppsim.errors import InputError
 from ppsim.kernel_cache import kernel
-from ppsim.schedule.tables import Integers
+from ppsim.schedule.program_tables import Integers
 from ppsim.simulation.engines.times import Seconds, StepTimes
 from ppsim.simulation.timed_program import TimedProgram
 

@@ -32,7 +32,7 @@ def test_parts_add_up_to_the_bubble_of_a_measured_step_whatever_its_clocks(trace
 @given(simulated() | measured())
 def test_replaying_a_traces_delays_gives_its_times(trace: Trace) -> None:
     graph = StepGraph.of(trace)
-    again = replay(graph.wiring, graph.delays)
+    again = replay(graph.wiring, graph.edge_times)
     close = 1e-12 * max(1.0, trace.makespan_s, float(np.abs(np.array(graph.times.arrival_s)).max(initial=0.0)))
     for name in ("start_s", "end_s", "left_s", "arrival_s"):
         assert getattr(again, name) == pytest.approx(getattr(graph.times, name), abs=close)

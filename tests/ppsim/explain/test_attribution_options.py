@@ -74,7 +74,7 @@ def test_paths_tile_and_replays_repeat_the_step_whatever_was_asked_for(step: tup
     assert path.length_s == trace.makespan_s
     assert sum(path.by_what_s.values()) == pytest.approx(trace.makespan_s)
     graph = StepGraph.of(trace)
-    again = replay(graph.wiring, graph.delays)
+    again = replay(graph.wiring, graph.edge_times)
     assert again.end_s == pytest.approx(graph.times.end_s, abs=1e-12 * max(1.0, trace.makespan_s))
 
 

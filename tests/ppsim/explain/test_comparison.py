@@ -64,7 +64,7 @@ def test_contributions_add_up_to_the_difference(steps: tuple[Trace, Trace]) -> N
 def test_the_way_from_one_step_to_the_other_is_integrated_exactly(steps: tuple[Trace, Trace]) -> None:
     """Against the plain definition: at many points of the way, what the critical path says there, averaged."""
     graphs = [StepGraph.of(trace) for trace in steps]
-    wiring, (before, after) = graphs[0].wiring, (graph.delays for graph in graphs)
+    wiring, (before, after) = graphs[0].wiring, (graph.edge_times for graph in graphs)
     change = explain_change(wiring, before, after)
     shares = (np.arange(400) + 0.5) / 400
     lengths = np.array([max(replay(wiring, before.towards(after, share)).end_s) for share in [0.0, *shares, 1.0]])

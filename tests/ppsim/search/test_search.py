@@ -215,7 +215,7 @@ def orders_of(stages: tuple[int, ...], microbatches: int) -> list[list[str]]:
 def optimum_s(problem) -> dict[str, float]:
     """The smallest objective of each kind over all orders that fit, with each stage's microbatches in sequence."""
     from ppsim.search.plan import Plan
-    from ppsim.search.plan_clock import objective_of, peak_of_rank, run_plan
+    from ppsim.search.plan_times import objective_of, peak_of_rank, run_plan
 
     per_rank = []
     for rank in range(problem.ranks):

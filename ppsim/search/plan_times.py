@@ -1,4 +1,4 @@
-"""Plan clock: when every action of a plan runs, as a longest path, compiled.
+"""Plan times: when every action of a plan starts and ends, as a longest path, compiled.
 
 The kernels of this package take a `problem.Tables` and a `plan.Plan`.
 """
