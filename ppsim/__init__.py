@@ -2,6 +2,7 @@
 
 from ppsim.conditions import Conditions
 from ppsim.costs.cost_file import load_costs, save_costs
+from ppsim.costs.layout import Layout
 from ppsim.costs.partition import partition, partition_sizes
 from ppsim.costs.recompute import recompute_layers
 from ppsim.costs.stage_cost import LayerCost, StageCost
@@ -48,6 +49,7 @@ __all__ = [
     "Jitter",
     "Kind",
     "LayerCost",
+    "Layout",
     "Link",
     "LinkPiece",
     "Network",

@@ -93,6 +93,9 @@ class RunConfig:
     partition: str = "even"
     """Layers to stages: even, optimal (needs --costs), or sizes such as 3,2,3. For a GPT even and sizes count blocks;
     optimal cuts the whole chain, and a first or last stage of 0 blocks has the embedding or the head alone."""
+    layout: str | None = None
+    """Layers to stages as Megatron's --pipeline-model-parallel-layout has it, instead of partition: a letter for each
+    layer, a GPT's embedding (E) and head (L) among them, as in 'Et*3|(tt|)*2t|L'."""
     heads: int = 0
     """Attention heads of a GPT; 0 takes heads of 64, or in a small model 4 smaller ones."""
     vocabulary: int = 0
@@ -438,6 +441,8 @@ class RunConfig:
         """The number of layers of each stage, a GPT's embedding and head among them."""
         method: Any = self.partition
         before, after = self._ends
+        if self.layout is not None:
+            return self._sizes_of_layout(self.layout)
         if method not in ("even", "optimal"):
             try:
                 method = [int(size) for size in method.split(",")]
@@ -452,6 +457,22 @@ class RunConfig:
         sizes[0] += before
         sizes[-1] += after
         return ppsim.partition_sizes(self.chain_length, stages=stages, method=sizes)
+
+    def _sizes_of_layout(self, text: str) -> list[int]:
+        before, after = self._ends
+        if self.partition != "even":
+            raise InputError(f"layout says how layers are cut: leave out partition {self.partition} or layout")
+        layout = ppsim.Layout.parse(text)
+        layout.check_counts(self.chain_length, self.pipeline.stages)
+        wanted = "E" * before + "t" * self.layers + "L" * after
+        if "".join(layout.stages) != wanted:
+            raise InputError(f"layout {text!r} has other layers than {self.model}: write the letters {wanted}")
+        if 0 in layout.sizes:
+            raise InputError(
+                f"layout {text!r} leaves stage {layout.sizes.index(0)} empty, which can be simulated and not be run: "
+                "give it a layer"
+            )
+        return layout.sizes
 
     @property
     def stage_of_layers(self) -> list[int]:

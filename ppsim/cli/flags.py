@@ -105,6 +105,9 @@ class CostFlags:
     """Layer costs, .json or .csv, cut into stages by --partition; instead of the flags above."""
     partition: OptionalName = None
     """How layers become stages: even, optimal, or counts such as 3,2,3; with --costs (default: even)."""
+    layout: OptionalName = None
+    """How layers become stages, as Megatron's --pipeline-model-parallel-layout has it, with a letter for each layer:
+    'Et*3|(tt|)*29m|L'; with --costs, instead of --partition."""
 
     def stage_costs(self, stages: int, kinds: set[int]) -> list[StageCost]:
         """Each stage's cost, from a file or the same for all; `kinds`: those that actions have."""
@@ -114,10 +117,16 @@ class CostFlags:
                 raise InputError(
                     f"--costs holds every stage's cost: leave out {flag_of(next(iter(uniform)))} or --costs"
                 )
+            if self.layout is not None and self.partition not in (None, "layout"):
+                raise InputError("--layout says how layers are cut: leave out --partition or --layout")
             layers = load_costs(self.costs)
-            return partition(layers, stages=stages, method=_method(self.partition))
-        if self.partition is not None:
-            raise InputError(f"--partition {self.partition} cuts the layers of a cost file: give it with --costs FILE")
+            method = _method(self.partition) if self.layout is None else "layout"
+            return partition(layers, stages=stages, method=method, layout=self.layout)
+        for name in ("partition", "layout"):
+            if getattr(self, name) is not None:
+                raise InputError(
+                    f"--{name} {getattr(self, name)} cuts the layers of a cost file: give it with --costs FILE"
+                )
         if not uniform:
             return [StageCost(forward_s=1, backward_input_s=1, backward_weight_s=1)] * stages
         missing = self._missing_costs(kinds)

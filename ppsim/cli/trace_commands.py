@@ -28,14 +28,16 @@ class AttributeCommand:
     """Layer costs, .json or .csv: what actions should take, instead of what each usually takes in this step."""
     partition: OptionalName = None
     """How the layers were cut into stages: even, optimal, or counts such as 3,2,3; with --costs (default: even)."""
+    layout: OptionalName = None
+    """How the layers were cut into stages, as Megatron's --pipeline-model-parallel-layout has it; with --costs."""
     json: bool = False
     """Print one JSON object instead of text."""
 
     def run(self) -> None:
         """Attribute the trace and print the result."""
         trace = load_trace(self.trace)
-        costs = CostFlags(costs=self.costs, partition=self.partition)
-        is_expected = self.costs is not None or self.partition is not None
+        costs = CostFlags(costs=self.costs, partition=self.partition, layout=self.layout)
+        is_expected = any(each is not None for each in (self.costs, self.partition, self.layout))
         found = attribute(trace, expected=costs.stage_costs(trace.schedule.stages, set()) if is_expected else None)
         if self.json:
             command.print_json(found.to_dict())

@@ -9,7 +9,8 @@ from functools import partial
 from itertools import accumulate
 
 from ppsim.checks import check_memory, checked
-from ppsim.costs.stage_cost import LayerCost, StageCost, stage_cost
+from ppsim.costs.layout import Layout
+from ppsim.costs.stage_cost import LayerCost, StageCost, hand_on_cost, stage_cost
 from ppsim.errors import InputError
 
 Method = str | Sequence[int]
@@ -17,7 +18,9 @@ _LAYER_BYTES = 200  # at least, of a layer's cost
 
 
 @checked
-def partition(layers: Sequence[LayerCost], *, stages: int, method: Method = "even") -> list[StageCost]:
+def partition(
+    layers: Sequence[LayerCost], *, stages: int, method: Method = "even", layout: str | Layout | None = None
+) -> list[StageCost]:
     """Cut layers into stages of consecutive layers.
 
     Parameters
@@ -26,14 +29,16 @@ def partition(layers: Sequence[LayerCost], *, stages: int, method: Method = "eve
         The chain of layers.
     stages : int
         Number of stages.
-    method : "even", "optimal" or sequence of int
+    method : "even", "optimal", "layout" or sequence of int
         "even" gives every stage as many layers. "optimal" makes the largest stage, by seconds of F + B, as small as
-        possible. Numbers are the layers of each stage.
+        possible. "layout" cuts as `layout` says. Numbers are the layers of each stage.
+    layout : str or Layout, optional
+        Megatron's `--pipeline-model-parallel-layout`, with a letter for each layer; see `Layout`.
 
     Returns
     -------
     list of StageCost
-        The cost of each stage.
+        The cost of each stage. A stage without layers takes no time; it holds, and hands on, what it receives.
 
     Raises
     ------
@@ -46,14 +51,24 @@ def partition(layers: Sequence[LayerCost], *, stages: int, method: Method = "eve
     >>> small, large = (LayerCost(forward_s=t, backward_input_s=t, backward_weight_s=t) for t in (1.0, 3.0))
     >>> [stage.forward_s for stage in partition([small, small, small, large], stages=2, method="optimal")]
     [3.0, 3.0]
+    >>> [stage.forward_s for stage in partition([small] * 4, stages=3, method="layout", layout="Et||tL")]
+    [2.0, 0.0, 2.0]
     """
-    sizes = partition_sizes(len(layers), stages=stages, method=method, work_s=[layer.work_s for layer in layers])
-    return [stage_cost(tuple(layers[start:stop])) for start, stop in bounds(sizes)]
+    work_s = [layer.work_s for layer in layers]
+    costs: list[StageCost] = []
+    for start, stop in bounds(partition_sizes(len(layers), stages=stages, method=method, work_s=work_s, layout=layout)):
+        costs.append(stage_cost(tuple(layers[start:stop])) if start < stop else hand_on_cost(costs[-1]))
+    return costs
 
 
 @checked
 def partition_sizes(
-    layers: int, *, stages: int, method: Method = "even", work_s: Sequence[float] | None = None
+    layers: int,
+    *,
+    stages: int,
+    method: Method = "even",
+    work_s: Sequence[float] | None = None,
+    layout: str | Layout | None = None,
 ) -> list[int]:
     """Number of layers of each stage.
 
@@ -61,10 +76,12 @@ def partition_sizes(
     ----------
     layers, stages : int
         How many there are.
-    method : "even", "optimal" or sequence of int
+    method : "even", "optimal", "layout" or sequence of int
         As in `partition`.
     work_s : sequence of float, shape (layers,), optional
         Seconds of F and B of each layer. Only "optimal" needs them.
+    layout : str or Layout, optional
+        As in `partition`. Only "layout" takes it, and may give a stage 0 layers.
 
     Returns
     -------
@@ -75,6 +92,13 @@ def partition_sizes(
     InputError
         If the layers cannot be cut so.
     """
+    if (method == "layout") != (layout is not None):
+        remedy = "give layout, as in 'Et|t*2|tL'" if layout is None else "leave one out, or take the method 'layout'"
+        raise InputError(f"method {method!r} with layout {layout!r}: {remedy}")
+    if layout is not None:
+        read = Layout.parse(layout) if isinstance(layout, str) else layout
+        read.check_counts(layers, stages)
+        return read.sizes
     if stages < 1 or stages > layers:
         raise InputError(f"{layers} layers cannot fill {stages} stages: take 1 to {layers} stages, or more layers")
     check_memory(f"{layers} layers", _LAYER_BYTES * layers, "take fewer layers")
@@ -96,7 +120,9 @@ def partition_sizes(
             raise InputError(f"{len(work_s)} costs for {layers} layers: give one for each")
         return _optimal_sizes(list(work_s), stages)
     if isinstance(method, str):
-        raise InputError(f"unknown partition method {method!r}: take 'even', 'optimal' or explicit sizes such as 3,2,3")
+        raise InputError(
+            f"unknown partition method {method!r}: take 'even', 'optimal' or explicit sizes such as 3,2,3, or 'layout'"
+        )
     sizes = list(method)
     if len(sizes) != stages or sum(sizes) != layers or any(size < 1 for size in sizes):
         raise InputError(

@@ -163,3 +163,18 @@ def stage_cost(layers: list[LayerCost] | tuple[LayerCost, ...]) -> StageCost:
         parameter_bytes=sum(layer.parameter_bytes for layer in layers),
         gradient_bytes=sum(layer.trained_bytes for layer in layers) if knows_gradients else None,
     )
+
+
+def hand_on_cost(before: StageCost) -> StageCost:
+    """The cost of a stage without layers, after the stage `before`: it hands on what it receives.
+
+    It takes no time. Its output is its input, so each microbatch is held once.
+    """
+    return StageCost(
+        forward_s=0.0,
+        backward_input_s=0.0,
+        backward_weight_s=0.0,
+        activation_bytes=before.output_bytes,
+        output_bytes=before.output_bytes,
+        output_gradient_bytes=before.output_gradient_bytes,
+    )

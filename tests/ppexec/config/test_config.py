@@ -215,3 +215,22 @@ def test_a_configuration_as_json_values_makes_the_same_configuration(tmp_path: P
     values = config.to_dict()
     assert values["from_csv"] == str(path)
     assert RunConfig(**{**values, "from_csv": Path(values["from_csv"])}) == config
+
+
+def test_a_layout_cuts_a_gpt_with_its_embedding_and_head() -> None:
+    config = RunConfig(model="gpt", layers=4, hidden=32, ranks=2, layout="Et*3|tL")
+    assert config.layer_sizes == [4, 2]
+
+
+@pytest.mark.parametrize(
+    ("layout", "says"),
+    [("Et*3||tL", "3 stages, and 2"), ("Et*2|tL", "5 layers"), ("t*3|t*3", "write the letters EttttL")],
+)
+def test_a_layout_of_another_model_is_refused(layout: str, says: str) -> None:
+    with pytest.raises(ppsim.InputError, match=says):
+        RunConfig(model="gpt", layers=4, hidden=32, ranks=2, layout=layout)
+
+
+def test_an_empty_stage_is_not_run() -> None:
+    with pytest.raises(ppsim.InputError, match="leaves stage 1 empty"):
+        RunConfig(model="gpt", layers=4, hidden=32, ranks=3, layout="Et*3||tL")
