@@ -24,6 +24,7 @@ from ppsim.errors import InputError
 from ppsim.export.text_table import text_table
 from ppsim.export.trace_files import write_trace
 from ppsim.files import check_directory, write_text
+from ppsim.trace.trace import known
 
 _DESCRIPTION = "Run a pipeline schedule for real, measure it, and prove its gradients."
 
@@ -83,7 +84,7 @@ class Run(RunConfig, Output):
                         "rank": str(rank),
                         "bubble (ms)": f"{trace.bubble_s[rank] * 1e3:.3f}",
                         "rank time (ms)": f"{trace.rank_time_s[rank] * 1e3:.3f}",
-                        "peak activations": f"{trace.peak_activation_bytes[rank] / 2**20:.2f} MiB",
+                        "peak activations": f"{known(trace.peak_activation_bytes)[rank] / 2**20:.2f} MiB",
                     }
                     for rank in range(trace.ranks)
                 ]

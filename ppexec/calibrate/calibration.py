@@ -12,6 +12,7 @@ import numpy.typing as npt
 from ppsim import Conditions, Jitter, Link, Network, Program, StageCost, Trace
 from ppsim.errors import InputError
 from ppsim.simulation.timed_program import row_durations
+from ppsim.trace.trace import known
 
 # A message sent so long before has arrived: several times what one takes between processes of a machine.
 _THERE_S = 300e-6
@@ -239,12 +240,12 @@ def _look(trace: Trace, stages: Sequence[StageCost]) -> _Seen:
     free_s = np.roll(trace.end_s, 1)
     sends, takes = np.roll(program.message_out >= 0, 1), program.message_in >= 0
     sent_s = np.full(len(takes), -np.inf)
-    sent_s[takes] = trace.message_start_s[program.message_in[takes]]
+    sent_s[takes] = known(trace.message_start_s)[program.message_in[takes]]
     was_there = ~first & (sent_s < free_s - _THERE_S)
     waited = takes & (first | (sent_s > free_s + _THERE_S))
     producer = program.messages.producer[program.message_in[waited]]
     return _Seen(
-        size_bytes=int(trace.message_bytes[0]) if len(trace.message_bytes) else 0,
+        size_bytes=int(known(trace.message_bytes)[0]) if len(program.messages) else 0,
         gap_s=(trace.start_s - free_s)[was_there],
         sends=sends[was_there],
         takes=takes[was_there],

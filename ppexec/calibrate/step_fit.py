@@ -13,6 +13,7 @@ from ppexec.calibrate.calibration import Calibration, Step, by_known_run, fit
 from ppexec.calibrate.known_run import KnownRun
 from ppexec.machine.environment import usable_cores
 from ppsim import Trace
+from ppsim.trace.trace import known
 
 _SAMPLES = 100
 _HALVINGS = 10
@@ -74,7 +75,7 @@ def _samples_s(calibration: Calibration, step: Step) -> npt.NDArray[np.float64]:
         stages,
         jitter=calibration.jitter(timed=True),
         samples=_SAMPLES,
-        **calibration.options(trace.program, trace.message_bytes),
+        **calibration.options(trace.program, known(trace.message_bytes)),
     ).makespan_s
 
 
@@ -109,7 +110,7 @@ def with_sharing(calibration: Calibration, steps: Sequence[Step], *, cores: int)
             cores=cores,
             sharing="fair",
             sharing_efficiency=1 - lost,
-            **calibration.options(trace.program, trace.message_bytes),
+            **calibration.options(trace.program, known(trace.message_bytes)),
         ).makespan_s
 
     return replace(calibration, sharing_efficiency=1 - _bisect(steps, 0.0, _MOST_LOST, step_s) if steps else 1.0)

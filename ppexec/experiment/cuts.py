@@ -21,6 +21,7 @@ from ppexec.session import Session
 from ppexec.workers.pool import WorkerPool
 from ppsim import LayerCost, StageCost, Trace
 from ppsim.simulation.memory_columns import with_columns
+from ppsim.trace.trace import known
 
 _TIMES = ("forward_s", "backward_s", "backward_input_s", "backward_weight_s")
 _CHOOSING_ROUNDS = 5  # of profiling, from which the optimal cut is chosen
@@ -89,8 +90,8 @@ class Cut:
                 "measured": float(np.median([trace.bubble_fraction for trace in self.measured])),
             },
             "peak_activation_bytes": {
-                "predicted": self.prediction.peak_activation_bytes.tolist(),
-                "measured": held.peak_activation_bytes.tolist(),
+                "predicted": known(self.prediction.peak_activation_bytes).tolist(),
+                "measured": known(held.peak_activation_bytes).tolist(),
             },
             "memory": {"predicted": self.prediction.memory.to_dict(), "measured": held.memory.to_dict()},
         }

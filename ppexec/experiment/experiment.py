@@ -27,6 +27,7 @@ from ppsim import Network, Reduction, StageCost, Trace
 from ppsim.explain.memory_difference import first_difference
 from ppsim.simulation.memory_columns import with_columns
 from ppsim.simulation.timed_program import message_bytes
+from ppsim.trace.trace import known
 
 _SAMPLES = 200
 
@@ -98,8 +99,8 @@ class Outcome:
             "reduction": None if self.reduction is None else self.reduction.to_dict(),
             "bubble_fraction": {"predicted": self.predicted.bubble_fraction, "measured": float(np.median(fractions))},
             "activation_bytes": {
-                "predicted": self.predicted.peak_activation_bytes.tolist(),
-                "measured": self.median.peak_activation_bytes.tolist(),
+                "predicted": known(self.predicted.peak_activation_bytes).tolist(),
+                "measured": known(self.median.peak_activation_bytes).tolist(),
             },
             "memory": self._memory(),
             "gradients": None

@@ -11,6 +11,7 @@ from typing import Any
 import ppsim
 from ppsim import Network, StageCost, Trace
 from ppsim.simulation import theory
+from ppsim.trace.trace import known
 
 _ROUNDING = 1e-9
 
@@ -173,11 +174,11 @@ def _closed_forms(p: int, m: int) -> Iterator[tuple[str, str, float, float]]:
 
     trace = _step("afab", p, m, (f, i, w), latency_s=c)
     yield "afab", "step", theory.afab_makespan_s(**whole, latency_s=c), trace.makespan_s
-    yield "afab", "peak", theory.afab_peak_activations(microbatches=m), int(trace.peak_activation_bytes.max())
+    yield "afab", "peak", theory.afab_peak_activations(microbatches=m), int(known(trace.peak_activation_bytes).max())
     trace = _step("1f1b", p, m, (f, i, w))
     yield "1f1b", "step", theory.one_f_one_b_makespan_s(**whole), trace.makespan_s
     held = [theory.one_f_one_b_peak_activations(**size, stage=stage) for stage in range(p)]
-    yield "1f1b", "peaks, summed over ranks", sum(held), int(trace.peak_activation_bytes.sum())
+    yield "1f1b", "peaks, summed over ranks", sum(held), int(known(trace.peak_activation_bytes).sum())
     trace = _step("1f1b", p, m, (f, i, w), latency_s=c)
     yield "1f1b", "step with messages", theory.one_f_one_b_makespan_s(**whole, latency_s=c), trace.makespan_s
     trace = _step("interleaved-1f1b", p, m, (f, i, w), chunks=2)
@@ -188,14 +189,14 @@ def _closed_forms(p: int, m: int) -> Iterator[tuple[str, str, float, float]]:
         trace.makespan_s,
     )
     formula = theory.interleaved_1f1b_peak_activations(**size, stages_per_rank=2)
-    yield "interleaved-1f1b", "peak on rank 0", formula, int(trace.peak_activation_bytes[0]) / 2
+    yield "interleaved-1f1b", "peak on rank 0", formula, int(known(trace.peak_activation_bytes)[0]) / 2
     trace = _step("zb-h1", p, m, (f, i, w), whole=10, kept=7)
     yield "zb-h1", "step", theory.zb_h1_makespan_s(**split), trace.makespan_s
     held = [
         theory.zb_h1_peak_activation_bytes(ranks=p, stage=s, activation_bytes=10, weight_activation_bytes=7)
         for s in range(p)
     ]
-    yield "zb-h1", "peaks in bytes, summed over ranks", sum(held), int(trace.peak_activation_bytes.sum())
+    yield "zb-h1", "peaks in bytes, summed over ranks", sum(held), int(known(trace.peak_activation_bytes).sum())
     trace = _step("zb-h2", p, m, (f, i, w), latency_s=c)
     yield (
         "zb-h2",
@@ -203,13 +204,13 @@ def _closed_forms(p: int, m: int) -> Iterator[tuple[str, str, float, float]]:
         theory.zb_h2_rank_time_s(**split, latency_s=c),
         float(trace.rank_time_s.max()),
     )
-    yield "zb-h2", "peak", theory.zb_h2_peak_activations(ranks=p), int(trace.peak_activation_bytes.max())
+    yield "zb-h2", "peak", theory.zb_h2_peak_activations(ranks=p), int(known(trace.peak_activation_bytes).max())
     trace = _step("zb-v", p, m, (1, 1, 1), chunks=2)
     yield "zb-v", "longest rank time", 3 * m, float(trace.rank_time_s.max())
-    yield "zb-v", "peak", theory.zb_v_peak_activations(ranks=p), int(trace.peak_activation_bytes.max()) / 2
+    yield "zb-v", "peak", theory.zb_v_peak_activations(ranks=p), int(known(trace.peak_activation_bytes).max()) / 2
     for name, peak in (("v-half", theory.v_half_peak_activations), ("v-min", theory.v_min_peak_activations)):
         trace = _step(name, p, m, (1, 1, 1), chunks=2)
-        yield name, "peak", peak(ranks=p), int(trace.peak_activation_bytes.max()) / 2
+        yield name, "peak", peak(ranks=p), int(known(trace.peak_activation_bytes).max()) / 2
     trace = _step("dualpipe-v", p, m, (2, 2, 2), chunks=2)
     bubble_s = theory.dualpipe_v_bubble_s(ranks=p, pair_s=3, backward_s=2, backward_weight_s=1)
     yield "dualpipe-v", "longest bubble", bubble_s, float(trace.bubble_s.max())
@@ -217,7 +218,7 @@ def _closed_forms(p: int, m: int) -> Iterator[tuple[str, str, float, float]]:
         "dualpipe-v",
         "peak in chunks",
         theory.dualpipe_v_peak_activations(ranks=p),
-        int(trace.peak_activation_bytes.max()),
+        int(known(trace.peak_activation_bytes).max()),
     )
 
 

@@ -11,6 +11,7 @@ from typing import Any
 import numpy as np
 
 from ppsim import Kind, Trace
+from ppsim.trace.trace import known
 
 Row = dict[str, Any]
 
@@ -56,7 +57,7 @@ def durations(predicted: Trace, measured: Sequence[Trace]) -> dict[str, list[Row
                     predicted,
                     measured,
                     (messages.source == source) & (messages.destination == destination),
-                    lambda trace: trace.message_arrival_s - trace.message_start_s,
+                    lambda trace: known(trace.message_arrival_s) - known(trace.message_start_s),
                 ),
             }
             for source, destination in program.links()

@@ -24,6 +24,7 @@ from ppsim.schedule.action import Kind
 from ppsim.schedule.deadlock import smallest_receive_window
 from ppsim.schedule.schedule import Schedule
 from ppsim.search.search import search
+from ppsim.trace.trace import known
 
 _DESCRIPTION = "Predict a pipeline schedule's step time, bubble and activation memory."
 _MOST_DRAWN = (64, 400)  # ranks, units of time
@@ -140,7 +141,7 @@ def _drawn(schedule: Schedule) -> str:
     summary = (
         "With F = I = W = 1, B = 2 and free messages:\n"
         f"makespan {trace.makespan_s:g}, bubble {trace.bubble_fraction:.1%}, "
-        f"activations held at most per rank: {listed(trace.peak_activation_bytes.tolist())}"
+        f"activations held at most per rank: {listed(known(trace.peak_activation_bytes).tolist())}"
     )
     if trace.makespan_s > most_units:
         return f"{summary}\nnot drawn: {trace.makespan_s:g} units of time; drawings end at {most_units}"

@@ -59,7 +59,9 @@ def listed(numbers: Sequence[int]) -> str:
 
 def table_of(trace: Trace) -> str:
     """What a step takes, as text."""
-    columns = (trace.rank_time_s, trace.compute_s, trace.bubble_s, trace.peak_activation_bytes)
+    peaks = trace.peak_activation_bytes
+    held = [None] * trace.ranks if peaks is None else peaks.tolist()
+    columns = (trace.rank_time_s.tolist(), trace.compute_s.tolist(), trace.bubble_s.tolist(), held)
     ranks = [
         {
             "rank": str(rank),
@@ -68,13 +70,14 @@ def table_of(trace: Trace) -> str:
             "bubble (s)": f"{bubble:.6g}",
             "peak activations (bytes)": peak,
         }
-        for rank, (rank_time, compute, bubble, peak) in enumerate(zip(*(c.tolist() for c in columns), strict=True))
+        for rank, (rank_time, compute, bubble, peak) in enumerate(zip(*columns, strict=True))
     ]
     lines = [
         str(trace.schedule),
         f"makespan         {trace.makespan_s:.6g} s",
         f"bubble fraction  {trace.bubble_fraction:.2%}",
         *([] if trace.reduce_end_s is None else [f"with reductions  {trace.step_s:.6g} s"]),
+        *([f"not known        {', '.join(trace.unknown)}"] if trace.unknown else []),
         "",
         text_table(ranks),
     ]
@@ -82,9 +85,9 @@ def table_of(trace: Trace) -> str:
     memory = {name: each for name, each in trace.memory.to_dict().items() if any(each)}
     if set(memory) - {"activation_bytes", "total_bytes"}:
         titles = {name: name.removesuffix("_bytes").replace("_", " ") for name in memory}
-        held = [
+        kinds = [
             {"rank": str(rank), **{titles[name]: each[rank] for name, each in memory.items()}}
             for rank in range(trace.ranks)
         ]
-        lines += ["", "peak bytes", text_table(held)]
+        lines += ["", "peak bytes", text_table(kinds)]
     return "\n".join(lines)

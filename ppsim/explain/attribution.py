@@ -16,7 +16,7 @@ from ppsim.costs.by_microbatch import StageCosts
 from ppsim.errors import InputError
 from ppsim.explain.bubble_parts import BubbleParts, split_bubbles
 from ppsim.explain.path_and_slack import CriticalPath, path_of, slack_of
-from ppsim.explain.step_graph import StepGraph, Wiring
+from ppsim.explain.step_graph import INFERRED, StepGraph, Wiring
 from ppsim.explain.usual_durations import excess_of_rows, usual_of_rows
 from ppsim.trace.trace import Trace
 
@@ -152,6 +152,7 @@ class Attribution:
         """Everything but the rows, for JSON; the critical path by what it is made of and segment by segment."""
         return {
             "clock": self.trace.clock,
+            "messages_known": self.trace.message_times_s is not None,
             "makespan_s": self.trace.makespan_s,
             "bubble_s": self.bubble_s.tolist(),
             "bubble_fraction": self.trace.bubble_fraction,
@@ -182,6 +183,8 @@ class Attribution:
         if self.stretched_s is not None:
             stretched = ", ".join(f"{seconds:.6g} s on rank {rank}" for rank, seconds in enumerate(self.stretched_s))
             lines.append(f"computations beyond what was expected: {stretched} (no part of the bubble)")
+        if self.trace.message_times_s is None:
+            lines.append(f"messages were not recorded: {INFERRED}")
         lines.append(str(self.critical_path))
         return "\n".join(lines)
 
@@ -225,6 +228,9 @@ def attribute(trace: Trace, *, expected: StageCosts | None = None) -> Attributio
     Each is counted before a rank's first backward, after its last forward, and between, and is no more than the rank's
     waiting for computation there. Where clocks disagree (a message arrives before it was sent) the part that would be
     negative is shortened to nothing.
+
+    Where messages were not recorded, they are inferred from when their receivers began (`StepGraph.of`). Then
+    "messages" cannot be told from what a rank does itself before an action for which it had to wait.
 
     Examples
     --------
@@ -278,7 +284,8 @@ def critical_path(trace: Trace) -> CriticalPath:
 
 def _check_times(trace: Trace) -> None:
     for name in ("start_s", "end_s", "message_start_s", "message_left_s", "message_arrival_s"):
-        if not np.isfinite(getattr(trace, name)).all():
+        times_s = getattr(trace, name)
+        if times_s is not None and not np.isfinite(times_s).all():
             raise InputError(f"the trace's {name} holds a time that is no finite number: record every row and message")
     backward = trace.end_s < trace.start_s
     if backward.any():

@@ -6,6 +6,7 @@ import math
 from typing import TYPE_CHECKING
 
 from ppsim.explain.attribution import PARTS
+from ppsim.explain.step_graph import INFERRED
 from ppsim.trace.trace import Trace
 
 if TYPE_CHECKING:
@@ -63,8 +64,15 @@ def explanation(found: Comparison) -> str:
             f"Activation bytes on rank {each.rank} differ from {each.action} on: {each.predicted_bytes:,} "
             f"{first}, {each.measured_bytes:,} {second}."
         )
-    if not found.memory:
+    traces = {first: found.predicted.trace, second: found.measured.trace}
+    unknown = [name for name, trace in traces.items() if trace.activation_bytes is None]
+    if unknown:
+        lines.append(f"Activation bytes are not known: {' and '.join(unknown)}.")
+    elif not found.memory:
         lines.append("Activation bytes are equal after every action.")
+    unseen = [name for name, trace in traces.items() if trace.message_times_s is None]
+    if unseen:
+        lines.append(f"Messages were not recorded: {' and '.join(unseen)}. {INFERRED}")
     return "\n".join(lines)
 
 

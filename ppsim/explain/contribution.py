@@ -108,11 +108,14 @@ def _sums(
 
 
 def memory_differences(predicted: Trace, measured: Trace) -> tuple[MemoryDifference, ...]:
-    """The first difference in activation bytes of each rank that has one."""
+    """The first difference in activation bytes of each rank that has one; none if a trace does not know them."""
     program, found = predicted.program, []
+    ours, theirs = predicted.activation_bytes, measured.activation_bytes
+    if ours is None or theirs is None:
+        return ()
     for rank in range(program.ranks):
         rows = np.array(program.rows_of(rank), np.int64)
-        differs = rows[predicted.activation_bytes[rows] != measured.activation_bytes[rows]]
+        differs = rows[ours[rows] != theirs[rows]]
         if len(differs):
             row = int(differs[0])
             found.append(
@@ -120,8 +123,8 @@ def memory_differences(predicted: Trace, measured: Trace) -> tuple[MemoryDiffere
                     rank=rank,
                     row=row,
                     action=str(program.action_of(row)),
-                    predicted_bytes=int(predicted.activation_bytes[row]),
-                    measured_bytes=int(measured.activation_bytes[row]),
+                    predicted_bytes=int(ours[row]),
+                    measured_bytes=int(theirs[row]),
                 )
             )
     return tuple(found)

@@ -75,6 +75,10 @@ def _by_action(program: Program, of_row: npt.NDArray[np.integer]) -> Integers:
     return table
 
 
+# Said wherever times of messages that nobody recorded are shown.
+INFERRED = "Each is taken to last from its producer's end to the start of the action that had to wait for it."
+
+
 class EdgeTimes(NamedTuple):
     """The seconds on every edge of the step graph. All starts and ends follow from them; see `replay`.
 
@@ -187,6 +191,9 @@ class StepGraph:
         A measured message is seen to arrive when its receiver's wait ends. A receiver that was busy until then may have
         looked long after the message was there. Such a message is taken to travel no longer than is usual on its link:
         the median of the messages whose receiver was waiting already when they were sent.
+
+        Where messages were not recorded at all, each is taken to be sent when its producer has ended, and to be seen
+        when its consumer starts.
         """
         program = trace.program
         wiring = Wiring.of(program) if wiring is None else wiring
@@ -195,17 +202,19 @@ class StepGraph:
         start, end = trace.start_s[first] - zero, trace.end_s[last] - zero
         lengths = np.add.reduceat(trace.end_s - trace.start_s, first)
         free = np.where(wiring.previous >= 0, end[wiring.previous], 0.0)
-        begun, left, arrival = (
-            times - zero for times in (trace.message_start_s, trace.message_left_s, trace.message_arrival_s)
-        )
-        is_measured = trace.clock != "simulated"
+        producer_end, consumer_start = end[wiring.producer], start[wiring.consumer]
+        if trace.message_times_s is None:
+            begun, left, arrival = producer_end, producer_end, consumer_start
+        else:
+            begun, left, arrival = (times - zero for times in trace.message_times_s)
+        is_measured = trace.clock != "simulated" or trace.message_times_s is None
         shown_left = left
         if is_measured:  # all of its way counts as latency
             arrival = _arrivals(program, begun, arrival, free[wiring.consumer])
             shown_left, left = arrival, begun
         ready = free.copy()
         np.maximum.at(ready, wiring.consumer, arrival)
-        message_ready = end[wiring.producer]
+        message_ready = producer_end
         message_ready = np.where(wiring.ahead >= 0, np.maximum(message_ready, left[wiring.ahead]), message_ready)
         return cls(
             trace=trace,

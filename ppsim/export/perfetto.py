@@ -8,9 +8,10 @@ Every rank of every trace is a process, numbered from 1 over all traces. Its tra
     reduce gradients     an X event per stage whose gradients are added up over replicas
     activation bytes     a counter (C events)
 
-and a flow (s, f) from the action that produced a message to the one that consumes it. Events on one track may nest but
-not cross; a link's messages do cross (the next transfer starts while the last one is still in flight), so a link
-takes a second track when its first one is busy, and so on; so do reductions, of which several may be under way.
+and a flow (s, f) from the action that produced a message to the one that consumes it. What a trace does not know is
+left out. Events on one track may nest but not cross; a link's messages do cross (the next transfer starts while the
+last one is still in flight), so a link takes a second track when its first one is busy, and so on; so do reductions, of
+which several may be under way.
 """
 
 from __future__ import annotations
@@ -28,7 +29,7 @@ import numpy.typing as npt
 from ppsim.errors import InputError
 from ppsim.files import write_bytes
 from ppsim.schedule.action import Kind
-from ppsim.trace.trace import Trace
+from ppsim.trace.trace import Trace, known
 
 Event = dict[str, Any]
 Nanoseconds = npt.NDArray[np.int64]
@@ -106,7 +107,7 @@ class _TraceEvents:
             yield self.label("thread_sort_index", rank, self.compute_track[rank], sort_index=0)
             yield from self.compute(rank)
             yield from self.activations(rank)
-        links = self.program.links()
+        links = self.program.links() if self.trace.message_times_s is not None else []
         for position, link in enumerate(links, start=1):
             yield from self.link_tracks(link, position)
         for rank in range(self.trace.ranks):
@@ -136,16 +137,19 @@ class _TraceEvents:
                 name = f"({program.action_of(rows[0])};{program.action_of(rows[1])})OVERLAP_F_B"
                 yield self.slice(rank, track, name, "pair", int(self.start[rows[0]]), int(self.end[rows[1]]), {})
             for row in rows:
-                args = {
+                args: Event = {
                     "stage": int(program.stage[row]),
                     "kind": Kind(int(program.kind[row])).name,
                     "microbatch": int(program.microbatch[row]),
-                    "activation_bytes": int(self.trace.activation_bytes[row]),
                 }
+                if self.trace.activation_bytes is not None:
+                    args["activation_bytes"] = int(self.trace.activation_bytes[row])
                 name = str(program.action_of(row))
                 yield self.slice(rank, track, name, "compute", int(self.start[row]), int(self.end[row]), args)
 
     def activations(self, rank: int) -> Iterator[Event]:
+        if self.trace.activation_bytes is None:
+            return
         yield self.counter(rank, 0, 0)
         shown = 0
         for row in self.program.rows_of(rank):
@@ -168,10 +172,15 @@ class _TraceEvents:
         trace, table = self.trace, self.program.messages
         source, destination = link
         messages = np.flatnonzero((table.source == source) & (table.destination == destination))
-        begin = self.nanoseconds(trace.message_start_s[messages])
+        start_s, left_s, arrival_s = (
+            known(trace.message_start_s),
+            known(trace.message_left_s),
+            known(trace.message_arrival_s),
+        )
+        begin = self.nanoseconds(start_s[messages])
         for sending, rank, title, ends_s in (
-            (True, source, f"send to rank {destination}", trace.message_left_s),
-            (False, destination, f"receive from rank {source}", trace.message_arrival_s),
+            (True, source, f"send to rank {destination}", left_s),
+            (False, destination, f"receive from rank {source}", arrival_s),
         ):
             # Two processes' clocks may disagree by a little: nothing arrives before it was sent.
             end = np.maximum(begin, self.nanoseconds(ends_s[messages]))
@@ -182,11 +191,9 @@ class _TraceEvents:
                 yield self.label("thread_name", rank, track, name=name)
                 yield self.label("thread_sort_index", rank, track, sort_index=position)
             for index, message in enumerate(messages.tolist()):
-                args = {
-                    "bytes": int(trace.message_bytes[message]),
-                    "link": f"{source}->{destination}",
-                    "position": int(table.position[message]),
-                }
+                args: Event = {"link": f"{source}->{destination}", "position": int(table.position[message])}
+                if trace.message_bytes is not None:
+                    args = {"bytes": int(trace.message_bytes[message]), **args}
                 name = str(self.program.message_action(message, sending=sending))
                 track = tracks[lanes[index]]
                 yield self.slice(rank, track, name, "message", int(begin[index]), int(end[index]), args)

@@ -12,7 +12,7 @@ from plotly.subplots import make_subplots
 
 from ppsim.plots import style
 from ppsim.plots.units import Unit, bytes_unit, time_unit
-from ppsim.trace.trace import Trace
+from ppsim.trace.trace import Trace, known
 
 _PANEL_PX = 120
 _TITLE_PX = 34
@@ -23,7 +23,8 @@ def memory(traces: Mapping[str, Trace], *, title: str | None = None) -> go.Figur
 
     All panels have the same axes, and each trace starts at 0. A level holds from the moment an action takes effect
     (`Trace.effect_s`). The dot marks where the peak is first reached. Beside measured traces, simulated ones are dashed
-    and drawn on top. With up to four traces each panel's title gives their peaks.
+    and drawn on top. With up to four traces each panel's title gives their peaks. A trace that does not know its
+    activations has no line.
 
     Raises
     ------
@@ -35,7 +36,8 @@ def memory(traces: Mapping[str, Trace], *, title: str | None = None) -> go.Figur
     columns = 1 if ranks == 1 else 2 if ranks <= 8 else 4
     rows = -(-ranks // columns)
     longest_s = max(trace.makespan_s for trace in chosen.values())
-    largest = max(int(trace.peak_activation_bytes.max()) for trace in chosen.values())
+    peaks = [each.peak_activation_bytes for each in chosen.values()]
+    largest = max((int(each.max()) for each in peaks if each is not None), default=0)
     time, size = time_unit(longest_s), bytes_unit(largest)
     height = rows * (_PANEL_PX + _TITLE_PX)
 
@@ -56,7 +58,7 @@ def memory(traces: Mapping[str, Trace], *, title: str | None = None) -> go.Figur
         # A panel's title starts where the panel starts.
         figure.layout.annotations[rank].x = figure.get_subplot(**cell).xaxis.domain[0]
         for index, name in _drawing_order(chosen):
-            if rank < chosen[name].ranks:
+            if rank < chosen[name].ranks and chosen[name].activation_bytes is not None:
                 figure.add_traces(_lines(chosen, index, name, rank, time, size), rows=cell["row"], cols=cell["col"])
     figure.update_xaxes(range=[0, longest_s * time.scale * 1.01 or 1], gridcolor=style.GRID, zeroline=False)
     figure.update_yaxes(range=[-0.03 * peak, 1.12 * peak], gridcolor=style.GRID, zeroline=False)
@@ -79,11 +81,16 @@ def _panel_title(traces: dict[str, Trace], rank: int, size: Unit) -> str:
     if len(traces) > style.ENTRIES_ABOVE:
         return text
     peaks = [
-        f'<span style="color:{style.series_colour(index)}">{trace.peak_activation_bytes[rank] * size.scale:.4g}</span>'
+        f'<span style="color:{style.series_colour(index)}">{_peak_text(trace, rank, size)}</span>'
         for index, trace in enumerate(traces.values())
         if rank < trace.ranks
     ]
     return f"{text}   peak {' / '.join(peaks)} {size.name}"
+
+
+def _peak_text(trace: Trace, rank: int, size: Unit) -> str:
+    peaks = trace.peak_activation_bytes
+    return "not known" if peaks is None else f"{peaks[rank] * size.scale:.4g}"
 
 
 def _lines(
@@ -133,6 +140,6 @@ def _levels(trace: Trace, rank: int) -> tuple[npt.NDArray[np.float64], npt.NDArr
     rows = trace.program.rows_of(rank)
     inside = slice(rows.start, rows.stop)
     effect_s = trace.effect_s[inside] - trace.start_s.min()
-    levels = trace.activation_bytes[inside].astype(np.float64)
+    levels = known(trace.activation_bytes)[inside].astype(np.float64)
     last = levels[-1:] if len(levels) else np.zeros(1)
     return np.concatenate([[0.0], effect_s, [trace.makespan_s]]), np.concatenate([[0.0], levels, last])

@@ -15,6 +15,7 @@ from ppsim.trace.trace import Trace
 _PARTS = {
     "parameter_bytes": ("parameters", "#6677cc"),
     "optimizer_bytes": ("optimizer", "#999999"),
+    "other_bytes": ("not told apart", "#ccccbb"),
     "gradient_bytes": ("gradients", "#44aa99"),
     "activation_bytes": ("activations", "#bb3d86"),
     "receive_buffer_bytes": ("receive buffers", "#ccaa33"),

@@ -65,7 +65,8 @@ def timeline(
     title : str
         Of the figure.
     messages : bool
-        Whether to draw each message as a thin line, from the start of its transfer to its arrival.
+        Whether to draw each message as a thin line, from the start of its transfer to its arrival. A trace that does
+        not know its messages has no such lines.
     critical_path : bool
         Whether to draw each trace's critical path as a red line, dotted where an action waits although its inputs are
         there.
@@ -298,15 +299,20 @@ def _hover(block: _Block, unit: Unit) -> list[str]:
         lines = [
             f"<b>{program.action_of(row)}</b> on rank {program.rank[row]}{overlapped}",
             f"starts {unit.text(begin_s - block.origin_s)}, takes {unit.text(end_s - begin_s)}",
-            f"rank then holds {bytes_text(int(trace.activation_bytes[row]))} of activations",
         ]
+        if trace.activation_bytes is not None:
+            lines.append(f"rank then holds {bytes_text(int(trace.activation_bytes[row]))} of activations")
         got, sent = int(program.message_in[row]), int(program.message_out[row])
         if got >= 0:
-            lines.append(f"received {bytes_text(int(trace.message_bytes[got]))} from rank {messages.source[got]}")
+            lines.append(f"received {_size_text(trace, got)}from rank {messages.source[got]}")
         if sent >= 0:
-            lines.append(f"sends {bytes_text(int(trace.message_bytes[sent]))} to rank {messages.destination[sent]}")
+            lines.append(f"sends {_size_text(trace, sent)}to rank {messages.destination[sent]}")
         result.append("<br>".join(lines))
     return result
+
+
+def _size_text(trace: Trace, message: int) -> str:
+    return "" if trace.message_bytes is None else f"{bytes_text(int(trace.message_bytes[message]))} "
 
 
 def _messages(blocks: list[_Block], unit: Unit) -> go.Scatter:
@@ -314,8 +320,11 @@ def _messages(blocks: list[_Block], unit: Unit) -> go.Scatter:
     x, y = [], []
     for block in blocks:
         trace, table = block.trace, block.trace.program.messages
-        begin = (trace.message_start_s - block.origin_s) * unit.scale
-        end = (trace.message_arrival_s - block.origin_s) * unit.scale
+        if trace.message_times_s is None:
+            continue
+        start_s, _, arrival_s = trace.message_times_s
+        begin = (start_s - block.origin_s) * unit.scale
+        end = (arrival_s - block.origin_s) * unit.scale
         edge = np.sign(table.destination - table.source) * _BAR / 2
         gap = np.full(len(table), np.nan)
         x.append(np.stack([begin, end, gap], axis=1).reshape(-1))
@@ -323,8 +332,8 @@ def _messages(blocks: list[_Block], unit: Unit) -> go.Scatter:
     return go.Scatter(
         name="message",
         legendrank=2001,
-        x=np.concatenate(x),
-        y=np.concatenate(y),
+        x=np.concatenate(x) if x else [],
+        y=np.concatenate(y) if y else [],
         mode="lines",
         line={"color": style.FAINT, "width": 1},
         hoverinfo="skip",

@@ -9,7 +9,7 @@ import numpy as np
 
 from ppsim.errors import InputError
 from ppsim.simulation.memory_levels import optimizer_state_bytes, receive_levels
-from ppsim.trace.trace import Trace
+from ppsim.trace.trace import Trace, known
 
 
 def with_columns(trace: Trace, *, receive_window: int | None = None, optimizer: str | None = None) -> Trace:
@@ -32,11 +32,14 @@ def with_columns(trace: Trace, *, receive_window: int | None = None, optimizer: 
     Raises
     ------
     InputError
-        For a window below 1, an unknown optimizer, or an optimizer without known gradients.
+        For a window below 1, an unknown optimizer, or an optimizer without known gradients; for a trace that does not
+        know its messages' bytes.
     """
     changes: dict[str, Any] = {}
     if receive_window is not None:
-        changes["receive_buffer_bytes"] = receive_levels(trace.program, trace.message_bytes, receive_window)
+        changes["receive_buffer_bytes"] = receive_levels(
+            trace.program, known(trace.message_bytes, "its messages' bytes"), receive_window
+        )
     if optimizer is not None:
         trained = trace.memory.gradient_bytes
         if trained is None:

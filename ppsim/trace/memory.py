@@ -38,24 +38,34 @@ class Memory:
         The parameters' gradients, from a stage's first B or W to the end of the step.
     optimizer_bytes
         The optimizer's state.
+    other_bytes
+        What a rank holds all the time besides, not told apart.
     total_bytes
-        The largest sum of all known kinds at one time. It may be less than the sum of their peaks.
+        The largest sum of all known kinds at one time. It may be less than the sum of their peaks. Where only the most
+        in all was measured, that; None where nothing is known.
 
     Notes
     -----
     All are levels between computations. What a kernel needs while it runs is not in them.
     """
 
-    activation_bytes: Bytes
+    activation_bytes: Bytes | None
     receive_buffer_bytes: Bytes | None
-    send_buffer_bytes: Bytes
+    send_buffer_bytes: Bytes | None
     parameter_bytes: Bytes | None
     gradient_bytes: Bytes | None
     optimizer_bytes: Bytes | None
-    total_bytes: Bytes
+    other_bytes: Bytes | None
+    total_bytes: Bytes | None
 
     @classmethod
-    def of(cls, program: Program, levels: Mapping[str, Bytes], constant: Mapping[str, Bytes]) -> Memory:
+    def of(
+        cls,
+        program: Program,
+        levels: Mapping[str, Bytes],
+        constant: Mapping[str, Bytes],
+        measured_total: Bytes | None = None,
+    ) -> Memory:
         """The peaks of what changes during a step and of what does not.
 
         Parameters
@@ -66,8 +76,12 @@ class Memory:
             What the row's rank holds once the row has taken effect, of each known kind that changes.
         constant : mapping from a field's name to an array of shape (p,)
             What each rank holds all the time, of each known kind.
+        measured_total : array of shape (p,), optional
+            The most in all, where it was measured as such.
         """
-        total = peak_per_rank(program, _sum(program, levels)) + sum(constant.values())
+        total = measured_total
+        if total is None and (levels or constant):
+            total = peak_per_rank(program, _sum(program, levels)) + sum(constant.values())
         peaks = {name: peak_per_rank(program, level) for name, level in levels.items()}
         unknown = {field.name: None for field in fields(cls)}
         return cls(**(unknown | peaks | dict(constant) | {"total_bytes": total}))

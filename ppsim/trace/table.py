@@ -14,7 +14,9 @@ Column = npt.NDArray[np.generic]
 _KIND_NAMES = np.array([kind.name for kind in Kind])
 
 
-def computation_columns(program: Program, start_s: Column, end_s: Column, size_bytes: Column) -> dict[str, Column]:
+def computation_columns(
+    program: Program, start_s: Column, end_s: Column, size_bytes: Column | None
+) -> dict[str, Column]:
     """Rows F, B, I and W in the program's sequence, from arrays of shape (rows,)."""
     return {
         "rank": program.rank,
@@ -23,18 +25,19 @@ def computation_columns(program: Program, start_s: Column, end_s: Column, size_b
         "microbatch": program.microbatch,
         "start_s": start_s,
         "end_s": end_s,
-        "size_bytes": size_bytes,
+        "size_bytes": np.full(len(start_s), np.nan) if size_bytes is None else size_bytes,
     }
 
 
 def message_columns(
-    program: Program, start_s: Column, left_s: Column, arrival_s: Column, size_bytes: Column
+    program: Program, start_s: Column, left_s: Column, arrival_s: Column, size_bytes: Column | None
 ) -> dict[str, Column]:
     """Rows SEND_F and SEND_B, then RECV_F and RECV_B, from arrays of shape (messages,).
 
     Both begin with the transfer. A send lasts until the message has left the link, a receive until it has arrived.
     """
     messages = program.messages
+    sizes = np.full(len(messages), np.nan) if size_bytes is None else size_bytes
     ends = np.concatenate([messages.producer, messages.consumer])
     is_forward = program.kind[messages.producer] == Kind.F
     kind = [np.where(is_forward, Kind.SEND_F, Kind.SEND_B), np.where(is_forward, Kind.RECV_F, Kind.RECV_B)]
@@ -45,7 +48,7 @@ def message_columns(
         "microbatch": program.microbatch[ends],
         "start_s": np.concatenate([start_s, start_s]),
         "end_s": np.concatenate([left_s, arrival_s]),
-        "size_bytes": np.concatenate([size_bytes, size_bytes]),
+        "size_bytes": np.concatenate([sizes, sizes]),
     }
 
 

@@ -7,7 +7,7 @@ from collections.abc import Mapping
 from dataclasses import MISSING, dataclass, field, fields
 from functools import cached_property
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, TypeVar
 
 import numpy as np
 import numpy.typing as npt
@@ -26,6 +26,8 @@ from ppsim.trace.trace_file import read_file, write_file
 if TYPE_CHECKING:
     import pandas
 
+_Number = TypeVar("_Number", bound=np.generic)
+
 
 @dataclass(frozen=True, kw_only=True, eq=False)
 class Trace:
@@ -39,12 +41,12 @@ class Trace:
         "simulated" or "measured".
     start_s, end_s : arrays of shape (rows,)
         When each row of the program ran. The two rows of an overlapped pair share the pair's time between them.
-    activation_bytes : array of shape (rows,)
+    activation_bytes : array of shape (rows,), or None where not known
         What the row's rank holds once the row has taken effect: from the start of F, from the end of B, I and W. In an
         overlapped pair, the row of F has the level while both are under way and the row of B the level after the pair.
-    message_bytes : array of shape (messages,)
+    message_bytes : array of shape (messages,), or None where not known
         The size of each message in the program's message table.
-    message_start_s, message_left_s, message_arrival_s : arrays of shape (messages,)
+    message_start_s, message_left_s, message_arrival_s : arrays of shape (messages,), or None where not known
         When the transfer began, when it had left the sender's link, and when it was there. Measured: posted by the
         sender, seen complete by the sender, seen complete by the receiver.
     reduce_start_s, reduce_end_s, reduce_bytes : arrays of shape (stages,), or None without replicas
@@ -54,10 +56,22 @@ class Trace:
     receive_buffer_bytes, gradient_bytes : arrays of shape (rows,), or None where not known
         What the row's rank holds in receives posted and not yet used once the row's action runs, and in gradients of
         parameters once it has ended.
-    parameter_bytes, optimizer_bytes : arrays of shape (p,), or None where not known
-        What each rank holds all the time.
+    parameter_bytes, optimizer_bytes, other_bytes : arrays of shape (p,), or None where not known
+        What each rank holds all the time; `other_bytes` is what was not told apart.
+    total_peak_bytes : array of shape (p,), or None where not known
+        The most that each rank held in all, where that was measured and not what it was made of.
     conditions : Conditions
         How a simulated step was run.
+
+    Raises
+    ------
+    InputError
+        If some but not all of the messages' times are known.
+
+    Notes
+    -----
+    Other people's runs may tell when computations ran and nothing else. What follows from a column that is not known is
+    None, or left out of tables and figures, and texts say so.
 
     Examples
     --------
@@ -74,11 +88,11 @@ class Trace:
     clock: str
     start_s: Seconds
     end_s: Seconds
-    activation_bytes: Bytes
-    message_bytes: Bytes
-    message_start_s: Seconds
-    message_left_s: Seconds
-    message_arrival_s: Seconds
+    activation_bytes: Bytes | None = None
+    message_bytes: Bytes | None = None
+    message_start_s: Seconds | None = None
+    message_left_s: Seconds | None = None
+    message_arrival_s: Seconds | None = None
     reduce_start_s: Seconds | None = None
     reduce_end_s: Seconds | None = None
     reduce_bytes: Bytes | None = None
@@ -88,6 +102,32 @@ class Trace:
     parameter_bytes: Bytes | None = None
     optimizer_bytes: Bytes | None = None
     conditions: Conditions = field(default_factory=Conditions)
+    other_bytes: Bytes | None = None
+    total_peak_bytes: Bytes | None = None
+
+    def __post_init__(self) -> None:
+        if len({each is None for each in (self.message_start_s, self.message_left_s, self.message_arrival_s)}) > 1:
+            raise InputError(
+                "of the messages' times some are known and some are not: give message_start_s, message_left_s and "
+                "message_arrival_s, or none of them"
+            )
+
+    @property
+    def message_times_s(self) -> tuple[Seconds, Seconds, Seconds] | None:
+        """`message_start_s`, `message_left_s` and `message_arrival_s`; None where they are not known."""
+        if self.message_start_s is None or self.message_left_s is None or self.message_arrival_s is None:
+            return None
+        return self.message_start_s, self.message_left_s, self.message_arrival_s
+
+    @property
+    def unknown(self) -> tuple[str, ...]:
+        """What is not known of activations and messages: "activation bytes", "message times", "message bytes"."""
+        columns = {
+            "activation bytes": self.activation_bytes,
+            "message times": self.message_start_s,
+            "message bytes": self.message_bytes,
+        }
+        return tuple(name for name, column in columns.items() if column is None)
 
     @property
     def schedule(self) -> Schedule:
@@ -159,16 +199,19 @@ class Trace:
         return np.where(self.program.kind == Kind.F, self.start_s, self.end_s)
 
     @cached_property
-    def peak_activation_bytes(self) -> Bytes:
-        """The largest sum of activations on each rank between its actions, shape (p,)."""
-        return peak_per_rank(self.program, self.activation_bytes)
+    def peak_activation_bytes(self) -> Bytes | None:
+        """The largest sum of activations on each rank between its actions, shape (p,); None where not known."""
+        return None if self.activation_bytes is None else peak_per_rank(self.program, self.activation_bytes)
 
     @cached_property
-    def send_buffer_bytes(self) -> Bytes:
+    def send_buffer_bytes(self) -> Bytes | None:
         """What the row's rank has handed over and has not left once the row has taken effect, shape (rows,).
 
-        Gradients, and in an evaluation outputs; in training the outputs are activations.
+        Gradients, and in an evaluation outputs; in training the outputs are activations. None where messages are not
+        known.
         """
+        if self.message_bytes is None or self.message_left_s is None:
+            return None
         return sending_levels(
             self.program,
             end_s=self.end_s,
@@ -180,10 +223,15 @@ class Trace:
     @cached_property
     def memory(self) -> Memory:
         """The most that each rank holds, kind by kind and in all."""
-        return Memory.of(self.program, self._levels(), self._constant())
+        return Memory.of(self.program, self._levels(), self._constant(), self.total_peak_bytes)
 
     def held_at_peak(self) -> dict[str, Bytes]:
-        """Each known kind of memory when a rank first holds the most in all, shape (p,) each. They add up to that."""
+        """Each known kind of memory when a rank first holds the most in all, shape (p,) each. They add up to that.
+
+        Where no more than a measured total is known, it is all "other_bytes".
+        """
+        if self.total_peak_bytes is not None:
+            return {"other_bytes": self.total_peak_bytes}
         return levels_at_peak(self.program, self._levels()) | self._constant()
 
     def _levels(self) -> dict[str, Bytes]:
@@ -192,7 +240,7 @@ class Trace:
 
     def _constant(self) -> dict[str, Bytes]:
         """The known kinds of memory that do not change, shape (p,) each."""
-        return self._known("parameter_bytes", "optimizer_bytes")
+        return self._known("parameter_bytes", "optimizer_bytes", "other_bytes")
 
     def _known(self, *names: str) -> dict[str, Any]:
         return {name: getattr(self, name) for name in names if getattr(self, name) is not None}
@@ -203,7 +251,8 @@ class Trace:
         Returns
         -------
         pandas.DataFrame
-            Columns rank, stage, kind, microbatch, start_s, end_s, size_bytes.
+            Columns rank, stage, kind, microbatch, start_s, end_s, size_bytes. A size that is not known is missing
+            (`pandas.NA`), and so are the rows of messages whose times are not known.
 
             - F, B, I, W: computations; `size_bytes` is the activation bytes that their rank holds from then on.
             - SEND_F, RECV_F, SEND_B, RECV_B: messages and their size. Both ends begin with the transfer; a send lasts
@@ -222,16 +271,15 @@ class Trace:
         """
         import pandas
 
-        parts = [
-            table.computation_columns(self.program, self.start_s, self.end_s, self.activation_bytes),
-            table.message_columns(
-                self.program, self.message_start_s, self.message_left_s, self.message_arrival_s, self.message_bytes
-            ),
-        ]
+        parts = [table.computation_columns(self.program, self.start_s, self.end_s, self.activation_bytes)]
+        if self.message_times_s is not None:
+            parts.append(table.message_columns(self.program, *self.message_times_s, self.message_bytes))
         if self.reduce_start_s is not None and self.reduce_end_s is not None and self.reduce_bytes is not None:
             placement = self.schedule.placement
             parts.append(table.reduction_columns(placement, self.reduce_start_s, self.reduce_end_s, self.reduce_bytes))
         frame = pandas.DataFrame(table.joined(parts))
+        if frame["size_bytes"].dtype.kind == "f":  # some are not known
+            frame["size_bytes"] = frame["size_bytes"].astype("Int64")
         return frame.sort_values(["start_s", "rank"], kind="stable", ignore_index=True)
 
     @checked
@@ -315,6 +363,19 @@ class Trace:
         )
 
 
+def known(column: npt.NDArray[_Number] | None, what: str = "this column") -> npt.NDArray[_Number]:
+    """The column of a trace, where it must be known.
+
+    Raises
+    ------
+    InputError
+        If it is not; the message says `what`.
+    """
+    if column is None:
+        raise InputError(f"the trace does not know {what}: give a trace that `simulate` or `ppexec run` made")
+    return column
+
+
 def _array_fields() -> dict[str, bool]:
     """The fields of a trace that are arrays, and whether each is required."""
     others = ("program", "clock", "details", "conditions")
@@ -325,6 +386,6 @@ def _length(column: str, program: Program) -> int:
     """How many entries an array field has."""
     if column.startswith("message_"):
         return len(program.messages)
-    if column in ("parameter_bytes", "optimizer_bytes"):
+    if column in ("parameter_bytes", "optimizer_bytes", "other_bytes", "total_peak_bytes"):
         return program.ranks
     return program.schedule.stages if column.startswith("reduce_") else len(program.stage)

@@ -17,7 +17,7 @@ from ppsim.files import read_bytes, replacing
 Array = npt.NDArray[Any]
 
 MOST_BYTES = 2**34  # of a trace file, and of what it holds: some hundred million actions
-SCHEMA_VERSION = 2  # 1 held the conditions among the details
+SCHEMA_VERSION = 3  # 1 held the conditions among the details; 2 had all columns of activations and messages
 
 
 def write_file(path: str | Path, header: Mapping[str, Any], arrays: Mapping[str, Array]) -> None:

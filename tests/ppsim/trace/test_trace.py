@@ -128,7 +128,7 @@ def _rewritten(path: Path, change: Callable[[dict], object]) -> Path:
 
 def test_another_schema_is_refused(saved: Path) -> None:
     path = _rewritten(saved, lambda parts: parts["header"].update(schema=99))
-    with pytest.raises(ValueError, match=r"bad\.trace has trace schema 99, this version reads 1 to 2"):
+    with pytest.raises(ValueError, match=r"bad\.trace has trace schema 99, this version reads 1 to 3"):
         Trace.load(path)
 
 
