@@ -76,12 +76,14 @@ class RunConfig:
     seq: int = 0
     """Sequence length; 0 takes the preset's."""
     micro_batch_size: int = 0
-    """Samples of a microbatch; 0 takes the preset's."""
+    """Samples of a microbatch, the largest if they differ; 0 takes the global batch's where microbatches are given too,
+    else the preset's."""
     microbatches: int = 0
     """Microbatches of a step (with accumulate: of a round) per data-parallel replica; 0 takes the global batch's, else
     the file's, else 8."""
     global_batch_size: int = 0
-    """Samples of a step over all replicas; 0 takes microbatches x micro batch size x dp."""
+    """Samples of a step (with accumulate: of a round) over all replicas; 0 takes microbatches x micro batch size x dp.
+    What does not divide by the microbatches given makes the first ones larger by one."""
     schedule: str = "afab"
     """Schedule by name."""
     from_csv: Path | None = None
@@ -185,6 +187,7 @@ class RunConfig:
         self._check_training()
         self._settle_device()
         self._check_graphs()
+        self._settle_micro_batch()
         for name, value in _PRESETS[self.preset].items():
             self._default(name, value)
         self._default("intermediate", 4 * self.hidden)
@@ -324,9 +327,28 @@ class RunConfig:
                 "verify and to count memory), --backend local (all ranks on one GPU), or more machines with torchrun"
             )
 
+    def _settle_micro_batch(self) -> None:
+        """Divide a global batch over the given number of microbatches, as evenly as possible."""
+        if not (self.global_batch_size and self.microbatches):
+            return
+        size, parts = self.global_batch_size, self.microbatches * self.dp
+        if size < parts:
+            dp = f" in each of {self.dp} replicas" if self.dp > 1 else ""
+            raise InputError(
+                f"global_batch_size {size} leaves nothing for some of {self.microbatches} microbatches{dp}: take a "
+                f"global batch of {parts} or more, or fewer microbatches"
+            )
+        largest = -(-size // parts)
+        self._default("micro_batch_size", largest)
+        if self.micro_batch_size != largest:
+            raise InputError(
+                f"global_batch_size {size} over {parts} microbatches is at most {largest} samples for each, but "
+                f"micro_batch_size is {self.micro_batch_size}: leave one of the three out"
+            )
+
     def _settle_batch(self) -> None:
-        """Refuse batch numbers that do not agree; the error has the nearest that do."""
-        if not self.global_batch_size:
+        """Refuse a global batch that no number of microbatches makes; the error has the nearest that do."""
+        if not self.global_batch_size or self.microbatches:
             return
         per_round = self.micro_batch_size * self.dp
         size = self.global_batch_size
@@ -337,12 +359,7 @@ class RunConfig:
             dp = f" x {self.dp} replicas" if self.dp > 1 else ""
             raise InputError(
                 f"global_batch_size {size} does not divide by micro_batch_size {self.micro_batch_size}{dp}: "
-                f"take a global batch of {nearest}, or a micro batch of {fitting}"
-            )
-        if self.microbatches and self.microbatches * per_round != size:
-            raise InputError(
-                f"global_batch_size {size} is {size // per_round} microbatches of {self.micro_batch_size}, but "
-                f"microbatches is {self.microbatches}: leave one of the two out"
+                f"take a global batch of {nearest}, a micro batch of {fitting}, or say how many microbatches instead"
             )
         self._default("microbatches", size // per_round)
 
@@ -371,6 +388,21 @@ class RunConfig:
     def is_local(self) -> bool:
         """Whether all ranks are in one process."""
         return self.backend == "local"
+
+    def samples_of(self, microbatch: int) -> range:
+        """The global indices of a microbatch's samples, by its own global index.
+
+        Examples
+        --------
+        >>> config = RunConfig(global_batch_size=8, microbatches=3)
+        >>> [config.samples_of(microbatch) for microbatch in range(4)]
+        [range(0, 3), range(3, 6), range(6, 8), range(8, 11)]
+        """
+        parts = self.microbatches * self.dp
+        batch, position = divmod(microbatch, parts)
+        size, larger = divmod(self.global_batch_size, parts)
+        start = batch * self.global_batch_size + position * size + min(position, larger)
+        return range(start, start + size + (position < larger))
 
     @property
     def torch_dtype(self) -> torch.dtype:

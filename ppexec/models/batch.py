@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from dataclasses import dataclass, field
 
 import torch
@@ -9,7 +10,7 @@ from torch.utils import _pytree as pytree
 
 from ppexec.models.model import Sample
 from ppexec.models.model_error import reraise
-from ppexec.models.seeds import microbatch_order, samples_of
+from ppexec.models.seeds import microbatch_order
 from ppexec.models.shapes import BoundarySpec, Tree
 from ppsim.errors import InputError
 
@@ -61,7 +62,7 @@ def load_batch(
     seed: int,
     step: int,
     microbatches: int,
-    micro_batch_size: int = 1,
+    samples_of: Callable[[int], range] = lambda microbatch: range(microbatch, microbatch + 1),
     dp: int = 1,
     dp_rank: int = 0,
     rounds: int = 1,
@@ -81,8 +82,8 @@ def load_batch(
         What the order of the data depends on.
     microbatches : int
         Of the round, per replica.
-    micro_batch_size : int
-        Samples of a microbatch.
+    samples_of : callable
+        The global indices of a microbatch's samples, by its own global index; one each unless given.
     dp, dp_rank : int
         Number of replicas, and which of them reads.
     rounds, round_number : int
@@ -111,7 +112,7 @@ def load_batch(
     indices = (first_index + order).tolist()
     batch = Batch(
         step=step,
-        samples=[samples_of(index, micro_batch_size) for index in indices],
+        samples=[samples_of(index) for index in indices],
         positions=(order - step * microbatches * rounds * dp).tolist(),
         rounds=rounds,
         completes_step=round_number == rounds - 1,

@@ -17,7 +17,6 @@ from torch.nn import functional
 
 from ppexec.models.dropout import Randomness, SeededDropout
 from ppexec.models.model import Model
-from ppexec.models.seeds import samples_of
 from ppexec.models.text import load_text, window
 
 if TYPE_CHECKING:
@@ -137,7 +136,7 @@ class Head(nn.Module):
 def gpt(config: RunConfig) -> Model:
     """Build the built-in GPT: `config.layers` blocks between embedding and head, trained on a text's bytes.
 
-    Inputs and targets are int64 of shape (micro_batch_size, seq): windows of the text, and the same moved on by one
+    Inputs and targets are int64 of shape (samples, seq): windows of the text, and the same moved on by one
     byte. The loss is the cross entropy of each next byte.
 
     Raises
@@ -180,10 +179,7 @@ def gpt(config: RunConfig) -> Model:
 
     def sample(microbatch: int) -> tuple[torch.Tensor, torch.Tensor]:
         windows = torch.stack(
-            [
-                window(text, config.seq, seed=config.seed, sample=index)
-                for index in samples_of(microbatch, config.micro_batch_size)
-            ]
+            [window(text, config.seq, seed=config.seed, sample=index) for index in config.samples_of(microbatch)]
         )
         return windows[:, :-1].contiguous(), windows[:, 1:].contiguous()
 

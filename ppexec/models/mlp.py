@@ -9,7 +9,7 @@ from torch import nn
 from torch.nn import functional
 
 from ppexec.models.model import Model
-from ppexec.models.seeds import sample_generator, samples_of
+from ppexec.models.seeds import sample_generator
 
 if TYPE_CHECKING:
     from torch.distributed.tensor.parallel import ParallelStyle
@@ -41,7 +41,7 @@ def _plan(layer: nn.Module) -> dict[str, ParallelStyle]:
 def mlp(config: RunConfig) -> Model:
     """Build the built-in MLP: a chain of `config.layers` blocks.
 
-    Inputs and targets are normal, of shape (micro_batch_size, seq, hidden). The loss is the mean squared error.
+    Inputs and targets are normal, of shape (samples, seq, hidden). The loss is the mean squared error.
     """
     with torch.device("meta"):
         layers = [MLPBlock(config.hidden, config.intermediate, dtype=config.torch_dtype) for _ in range(config.layers)]
@@ -49,7 +49,7 @@ def mlp(config: RunConfig) -> Model:
     def sample(microbatch: int) -> tuple[torch.Tensor, torch.Tensor]:
         samples = [
             torch.randn(2, config.seq, config.hidden, generator=sample_generator(config.seed, sample=index))
-            for index in samples_of(microbatch, config.micro_batch_size)
+            for index in config.samples_of(microbatch)
         ]
         inputs, targets = torch.stack(samples, dim=1).to(config.torch_dtype)
         return inputs, targets

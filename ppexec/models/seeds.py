@@ -155,11 +155,6 @@ def microbatch_order(
     return step * total + order[begin : begin + microbatches]
 
 
-def samples_of(microbatch: int, micro_batch_size: int) -> range:
-    """The global indices of a microbatch's samples, by its own global index."""
-    return range(microbatch * micro_batch_size, (microbatch + 1) * micro_batch_size)
-
-
 def sample_generator(seed: int, *, sample: int) -> torch.Generator:
     """The generator of the values of one random sample, by its global index."""
     return torch.Generator().manual_seed(derive(seed, "sample", sample))

@@ -119,7 +119,7 @@ class Reference:
             seed=config.seed,
             step=0,
             microbatches=config.microbatches,
-            micro_batch_size=config.micro_batch_size,
+            samples_of=config.samples_of,
             dp=config.dp,
             dp_rank=dp_rank,
             has_first=True,

@@ -384,7 +384,7 @@ class Worker:
             seed=self.config.seed,
             step=step,
             microbatches=self.config.microbatches,
-            micro_batch_size=self.config.micro_batch_size,
+            samples_of=self.config.samples_of,
             dp=self.config.dp,
             dp_rank=self.dp_rank,
             rounds=rounds,

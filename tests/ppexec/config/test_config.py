@@ -4,10 +4,12 @@ from __future__ import annotations
 
 import math
 import re
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
 import pytest
+import torch
 from hypothesis import given
 from hypothesis import strategies as st
 
@@ -58,8 +60,29 @@ def test_a_batch_that_does_not_divide_is_refused_with_the_nearest_that_do(batch:
 
 
 def test_a_batch_and_a_number_of_microbatches_that_disagree_are_refused() -> None:
-    with pytest.raises(ValueError, match="global_batch_size 12 is 6 microbatches of 2, but microbatches is 5"):
+    with pytest.raises(
+        ValueError, match="12 over 5 microbatches is at most 3 samples for each, but micro_batch_size is 2"
+    ):
         RunConfig(global_batch_size=12, micro_batch_size=2, microbatches=5)
+
+
+@given(st.integers(1, 6), st.integers(1, 3), st.integers(0, 40))
+def test_a_batch_is_divided_over_the_given_microbatches(microbatches: int, dp: int, more: int) -> None:
+    """As torch.tensor_split divides it, and each step has samples of its own."""
+    size = microbatches * dp + more
+    config = RunConfig(global_batch_size=size, microbatches=microbatches, dp=dp)
+    parts = microbatches * dp
+    for step in (0, 3):
+        wanted = torch.arange(step * size, (step + 1) * size).tensor_split(parts)
+        got = [list(config.samples_of(step * parts + index)) for index in range(parts)]
+        assert got == [part.tolist() for part in wanted]
+    assert config.micro_batch_size == max(map(len, wanted))
+    assert replace(config) == config
+
+
+def test_a_batch_smaller_than_its_microbatches_is_refused() -> None:
+    with pytest.raises(ValueError, match="global_batch_size 5 leaves nothing for some of 3 microbatches in each of 2"):
+        RunConfig(global_batch_size=5, microbatches=3, dp=2)
 
 
 @given(st.integers(1, 40), st.integers(1, 8))

@@ -118,7 +118,8 @@ def test_every_rank_knows_the_samples_and_replicas_share_them_out() -> None:
     def load(*, dp: int, dp_rank: int, reads: bool) -> Batch:
         return load_batch(
             lambda index: (torch.zeros(1), torch.zeros(1)),
-            seed=3, step=2, microbatches=8 // dp, micro_batch_size=3, dp=dp, dp_rank=dp_rank,
+            seed=3, step=2, microbatches=8 // dp, samples_of=lambda index: range(3 * index, 3 * index + 3), dp=dp,
+            dp_rank=dp_rank,
             has_first=reads, has_last=False, device=torch.device("cpu"),
         )  # fmt: skip
 
