@@ -217,15 +217,19 @@ class Session:
         InputError
             For a kind of microbatch that was not profiled.
         """
-        shapes = self._workers.call(tasks.shapes, step=step)[0]
         if not profile.by_shape:
             return profile.stages
+        shapes = self.microbatch_shapes(step)
         if missing := set(shapes) - profile.by_shape.keys():
             raise InputError(
                 f"step {step} has {len(missing)} kinds of microbatches that were not profiled: profile rounds that "
                 "read such data (first_step)"
             )
         return [[profile.by_shape[shape][stage] for shape in shapes] for stage in range(self.config.pipeline.stages)]
+
+    def microbatch_shapes(self, step: int) -> list[str]:
+        """The shape of each microbatch of a step, on the first replica; see `Batch.shapes`."""
+        return self._workers.call(tasks.shapes, step=step)[0]
 
     def profile_rounds(
         self, rounds: int, *, first_step: int = 0, by_layer: bool = True, ranks: Sequence[int] | None = None

@@ -154,7 +154,7 @@ def report(outcome: Outcome, traces: dict[str, ppsim.Trace]) -> Report:
                 "message (KiB)": round(cost.output_bytes / 2**10, 1),
                 "parameters (MiB)": round(cost.parameter_bytes / 2**20, 2),
             }
-            for stage, cost in enumerate(outcome.stages)
+            for stage, cost in enumerate(outcome.largest_stages)
         ],
     )
     page.add("Environment", definitions=environment_rows(summary["environment"]))

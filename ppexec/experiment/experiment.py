@@ -24,6 +24,7 @@ from ppexec.session import under_torchrun
 from ppexec.verify.verify import VerifyReport
 from ppexec.workers.pool import WorkerPool
 from ppsim import Network, Reduction, StageCost, Trace
+from ppsim.costs.by_microbatch import CostTable, StageCosts
 from ppsim.explain.memory_difference import first_difference
 from ppsim.simulation.memory_columns import with_columns
 from ppsim.simulation.timed_program import message_bytes
@@ -36,19 +37,42 @@ _SAMPLES = 200
 class Outcome:
     """What was predicted, what was measured, and what from.
 
-    predicted: one step. measured: every measured step, all with the activation bytes counted in an untimed step.
-    stages: the costs the prediction was made from. profile: where they come from; None if compute was timed. verified:
-    None if it was not asked for. calibration: what dispatch, sending and network were taken from. likely: samples of
-    the step, as costs vary in the calibration; the predicted one is their median. disturbed: steps during which others
-    used the machine, which count nowhere else. reduction: the ring that adds up gradients over replicas, as probed;
-    None without. speeds, launch_s: see `ppexec.experiment.turns.Measured`. host_delay: see
-    `host.with_host`.
+    Parameters
+    ----------
+    config : RunConfig
+        What ran.
+    profile : Profile or None
+        Where `stages` come from. None if compute was timed.
+    environment : dict
+        The machine and the versions.
+    stages : sequence of StageCost, or of sequences of StageCost
+        The costs that the prediction was made from; by microbatch where microbatches differ.
+    network : Network
+        The network that the prediction was made from.
+    predicted : Trace
+        The predicted step: the median one of `likely`.
+    measured : list of Trace
+        Every measured step. All have the activation bytes counted in an untimed step.
+    verified : VerifyReport or None
+        None if it was not asked for.
+    calibration : Calibration
+        Where dispatch, sending and network come from.
+    likely : Ensemble
+        Samples of the step, as times vary in the calibration.
+    disturbed : list of Trace
+        Steps during which other programs used the machine. They count nowhere else.
+    reduction : Reduction or None
+        The probed ring that sums gradients over replicas. None without replicas.
+    speeds, launch_s
+        See `ppexec.experiment.turns.Measured`.
+    host_delay : float
+        See `ppexec.experiment.host.with_host`.
     """
 
     config: RunConfig
     profile: Profile | None
     environment: dict[str, Any]
-    stages: list[StageCost]
+    stages: StageCosts
     network: Network
     predicted: Trace
     measured: list[Trace]
@@ -70,6 +94,12 @@ class Outcome:
     def median(self) -> Trace:
         """The median measured step."""
         return median_step(self.measured)
+
+    @property
+    def largest_stages(self) -> list[StageCost]:
+        """One cost of each stage: that of its longest microbatch where they differ."""
+        costs = CostTable(self.stages, self.config.microbatches)
+        return [max(each, key=lambda cost: cost.work_s) for each in costs.of_microbatches]
 
     @property
     def is_host_bound(self) -> bool:
@@ -178,6 +208,7 @@ def predict_and_measure(
     -----
     Profiling, measured steps and known runs take turns, so that a machine whose speed drifts affects all alike. The
     prediction is the median of many samples: where ranks wait for one another, variation costs more than its mean.
+    Where microbatches differ in size, every measured step reads those of step 0, whose order is predicted.
     """
     with contextlib.ExitStack() as owned:
         if pool is None and not under_torchrun():
@@ -196,7 +227,10 @@ def predict_and_measure(
         calibration = calibrated(found.known_steps)
     stages, program, speeds = found.stages, config.pipeline.program, found.speeds
     if speeds is not None:  # profiled with all ranks at work
-        stages = [scaled(stage, speeds[-1]) for stage in stages]
+        stages = [
+            scaled(each, speeds[-1]) if isinstance(each, StageCost) else [scaled(cost, speeds[-1]) for cost in each]
+            for each in stages
+        ]
     is_shared = found.profile is not None and config.device == "cpu" and is_crowded(config)
     options = calibration.options(program, message_bytes(program, stages))
     options |= {

@@ -18,7 +18,8 @@ import ppsim
 from ppexec.config.config import RunConfig
 from ppexec.workers.runtime import RUN_AHEAD
 from ppexec.workers.worker import sequence_of
-from ppsim import Program, StageCost, Trace
+from ppsim import Program, Trace
+from ppsim.costs.by_microbatch import StageCosts
 
 Seconds = npt.NDArray[np.float64]
 HOST_BOUND = 0.01
@@ -30,7 +31,7 @@ _CHECKED = RUN_AHEAD // 2  # the host looks how far it is ahead after so many ac
 
 
 def with_host(
-    config: RunConfig, stages: Sequence[StageCost], launch_s: Sequence[float], options: Mapping[str, Any]
+    config: RunConfig, stages: StageCosts, launch_s: Sequence[float], options: Mapping[str, Any]
 ) -> tuple[dict[str, Any], float]:
     """The options of a run's simulation, with the host as what launches it if the step waits for that.
 
@@ -38,7 +39,7 @@ def with_host(
     ----------
     config : RunConfig
         Its ranks have a process each, or one for all.
-    stages : sequence of StageCost
+    stages : sequence of StageCost, or of sequences of StageCost
         What the device takes.
     launch_s : sequence of float
         What the host spends on launching each action.

@@ -18,6 +18,7 @@ from ppexec.session import Session
 from ppexec.verify.verify import VerifyReport
 from ppexec.workers.pool import WorkerPool
 from ppsim import Reduction, StageCost, Trace
+from ppsim.costs.by_microbatch import StageCosts
 from ppsim.errors import InputError
 
 _MOST_DISTURBED = 2  # steps, for each one that was asked for
@@ -39,7 +40,7 @@ class Measured:
     """
 
     profile: Profile | None
-    stages: list[StageCost]
+    stages: StageCosts
     traces: list[Trace]
     known_steps: list[tuple[Trace, KnownRun]]
     disturbed: list[Trace]
@@ -85,6 +86,9 @@ def measure_in_turn(
                 session.profile_rounds(1)
             session.measure(1)
             advance("warm-up")
+        # Microbatches come in another order in each step. Where they differ, every step reads what the first one reads,
+        # so that the step that is predicted is the step that is measured.
+        is_uneven = not is_timed and _is_uneven(session)
         launch_s = None if is_timed else session.time_launches(_LAUNCHES)
         known = _KnownRuns(session, is_timed, launch_s or [0.0]) if calibrates else None
         advance("calibration")
@@ -93,13 +97,12 @@ def measure_in_turn(
         traces: list[Trace] = []
         disturbed: list[Trace] = []
         while len(traces) < config.steps and len(disturbed) <= _MOST_DISTURBED * config.steps:
-            step = len(traces)
+            step = 0 if is_uneven else len(traces)
+            by_layer = len(traces) < _ROUNDS_BY_LAYER
             with _window(watch, pool) as window:
-                new_rounds = (
-                    [] if is_timed else session.profile_rounds(1, first_step=step, by_layer=step < _ROUNDS_BY_LAYER)
-                )
+                new_rounds = [] if is_timed else session.profile_rounds(1, first_step=step, by_layer=by_layer)
                 if beside:
-                    beside.profile(step)
+                    beside.profile(len(traces), first_step=step)
                 trace = session.measure(1, first_step=step)
                 known_steps = known.beside(trace[0].makespan_s) if known else []
             if window.is_disturbed:
@@ -123,7 +126,7 @@ def measure_in_turn(
         profile = None if is_timed else session.summarise(rounds)
         return Measured(
             profile=profile,
-            stages=list(session.costs or []) if profile is None else profile.stages,
+            stages=list(session.costs or []) if profile is None else session.stage_costs(profile, 0),
             traces=traces,
             known_steps=known.kept if known else [],
             disturbed=disturbed,
@@ -135,6 +138,12 @@ def measure_in_turn(
             speeds=None if beside is None else beside.speeds(rounds),
             launch_s=launch_s,
         )
+
+
+def _is_uneven(session: Session) -> bool:
+    """Whether some microbatch of the measured steps has another shape than the others."""
+    steps = range(session.config.steps)
+    return len({shape for step in steps for shape in session.microbatch_shapes(step)}) > 1
 
 
 def _window(watch: OutsideLoad | None, pool: WorkerPool | None) -> contextlib.AbstractContextManager[Window]:
@@ -150,11 +159,11 @@ class _Beside:
         self._session, self._ranks = session, session.config.ranks
         self._seconds: dict[int, dict[tuple[str, int], list[float]]] = {n: {} for n in range(1, self._ranks)}
 
-    def profile(self, step: int) -> None:
-        """One more round for each number of ranks, of other ranks each time."""
+    def profile(self, turn: int, *, first_step: int) -> None:
+        """One more round for each number of ranks, of other ranks in each turn."""
         for n, seconds in self._seconds.items():
-            chosen = [(step + i) % self._ranks for i in range(n)]
-            _note(seconds, self._session.profile_rounds(1, first_step=step, by_layer=False, ranks=chosen))
+            chosen = [(turn + i) % self._ranks for i in range(n)]
+            _note(seconds, self._session.profile_rounds(1, first_step=first_step, by_layer=False, ranks=chosen))
 
     def speeds(self, rounds: list[list[Any]]) -> tuple[float, ...]:
         """From these and the rounds of all ranks: the geometric mean over stages and kinds of action."""

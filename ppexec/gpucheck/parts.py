@@ -110,7 +110,7 @@ def step_time(schedule: str, pool: WorkerPool) -> list[Row]:
         "launching_ms": sum(outcome.launch_s or []) * 1e3,
         "bytes_equal_at_every_action": outcome.summary()["memory"]["equal_at_every_action"],
         "step_times_ms": [seconds * 1e3 for seconds in outcome.step_times_s],
-        "stages": [asdict(stage) for stage in outcome.stages],
+        "stages": [asdict(stage) for stage in outcome.largest_stages],
         "calibration": outcome.calibration.to_dict(),
         "durations": durations(outcome.predicted, outcome.measured),
         "multiprocessors": outcome.environment.get("multiprocessors"),

@@ -55,6 +55,11 @@ class CostTable:
         """A cost of each stage, for what does not depend on the microbatch."""
         return [costs[0] for costs in self._every]
 
+    @property
+    def of_microbatches(self) -> list[list[StageCost]]:
+        """The costs of each stage: one for all microbatches, or one for each."""
+        return self._every
+
     def table(self, read: Callable[[StageCost], float], kind: npt.DTypeLike) -> npt.NDArray[Any]:
         """A number of every cost, shape (stages, microbatches), or (stages, 1) if none depends on the microbatch."""
         return np.array([[read(cost) for cost in costs] for costs in self._every], kind).reshape(-1, self._width)
