@@ -19,6 +19,8 @@ from ppsim.explain.path_and_slack import CriticalPath
 from ppsim.network.all_reduce import Reduction
 from ppsim.network.link import Link, LinkPiece
 from ppsim.network.network import Network
+from ppsim.runs.read_run import read_run
+from ppsim.runs.run import Run
 from ppsim.schedule.action import Action, Kind, OverlappedPair, parse_action
 from ppsim.schedule.named.registry import build_schedule, schedule_names
 from ppsim.schedule.order import Order
@@ -57,6 +59,7 @@ __all__ = [
     "OverlappedPair",
     "Program",
     "Reduction",
+    "Run",
     "RunError",
     "Schedule",
     "ScheduleError",
@@ -80,6 +83,7 @@ __all__ = [
     "partition",
     "partition_sizes",
     "read_huggingface_config",
+    "read_run",
     "recompute_layers",
     "save_costs",
     "schedule_names",

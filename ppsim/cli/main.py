@@ -13,6 +13,7 @@ from ppsim.cli import command
 from ppsim.cli.command import OptionalFile, OptionalReal
 from ppsim.cli.estimate_command import EstimateCommand
 from ppsim.cli.flags import MOST_ACTIONS, CostFlags, NetworkFlags, ScheduleFlags
+from ppsim.cli.run_commands import ImportCommand
 from ppsim.cli.simulate_command import SimulateCommand
 from ppsim.cli.tables import about_of, listed, results_of, table_of
 from ppsim.cli.trace_commands import AttributeCommand, CompareCommand
@@ -155,6 +156,7 @@ Command = (
     | Annotated[EstimateCommand, tyro.conf.subcommand("estimate")]
     | Annotated[AttributeCommand, tyro.conf.subcommand("attribute")]
     | Annotated[CompareCommand, tyro.conf.subcommand("compare")]
+    | Annotated[ImportCommand, tyro.conf.subcommand("import")]
 )
 
 

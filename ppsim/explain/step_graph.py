@@ -193,7 +193,8 @@ class StepGraph:
         the median of the messages whose receiver was waiting already when they were sent.
 
         Where messages were not recorded at all, each is taken to be sent when its producer has ended, and to be seen
-        when its consumer starts.
+        when its consumer starts, if that was waiting already. Otherwise it takes what is usual: what passes between two
+        actions of a busy rank is the rank's own time.
         """
         program = trace.program
         wiring = Wiring.of(program) if wiring is None else wiring
@@ -210,7 +211,8 @@ class StepGraph:
         is_measured = trace.clock != "simulated" or trace.message_times_s is None
         shown_left = left
         if is_measured:  # all of its way counts as latency
-            arrival = _arrivals(program, begun, arrival, free[wiring.consumer])
+            is_seen = trace.message_times_s is not None
+            arrival = _arrivals(program, begun, arrival, free[wiring.consumer], is_seen=is_seen)
             shown_left, left = arrival, begun
         ready = free.copy()
         np.maximum.at(ready, wiring.consumer, arrival)
@@ -240,7 +242,7 @@ class StepGraph:
         )
 
 
-def _arrivals(program: Program, sent: Seconds, seen: Seconds, free: Seconds) -> Seconds:
+def _arrivals(program: Program, sent: Seconds, seen: Seconds, free: Seconds, *, is_seen: bool) -> Seconds:
     """When measured messages will have been there, shape (messages,); see `StepGraph.of`."""
     travel = seen - sent
     is_exact = sent >= free  # the receiver was waiting all the time, so it saw the message at once
@@ -254,7 +256,7 @@ def _arrivals(program: Program, sent: Seconds, seen: Seconds, free: Seconds) -> 
         [np.median(exact_travel[begin:end]) if end > begin else overall for begin, end in pairwise(bounds)]
     )[link]
     # A receiver that waited for longer than a message usually travels did wait for the message.
-    may_be_late = ~is_exact & (seen - free <= usual)
+    may_be_late = ~is_exact & ((seen - free <= usual) | (not is_seen))
     return np.where(may_be_late, np.minimum(seen, sent + np.maximum(usual, 0.0)), seen)
 
 

@@ -1,0 +1,1 @@
+"""Runs: steps that other frameworks measured, read into traces, and what they say of costs."""

@@ -1,0 +1,81 @@
+"""Run: the measured steps of one job."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass, field
+from typing import Any
+
+from ppsim.checks import check_fields
+from ppsim.errors import InputError
+from ppsim.schedule.schedule import Schedule
+from ppsim.trace.trace import Trace
+
+
+@dataclass(frozen=True, kw_only=True, eq=False)
+class Run:
+    """The steps of one job, each measured, all of one schedule.
+
+    Parameters
+    ----------
+    traces : sequence of Trace
+        One for each step.
+    steps : sequence of int
+        The number of each step in the job.
+    environment : dict
+        What the files say of the job, and how they were read; JSON values.
+    source : str
+        Where it was read from.
+
+    Raises
+    ------
+    InputError
+        If there is no step, or if two have other schedules.
+    """
+
+    traces: Sequence[Trace]
+    steps: Sequence[int]
+    environment: dict[str, Any] = field(default_factory=dict)
+    source: str = ""
+
+    def __post_init__(self) -> None:
+        check_fields(self)
+        object.__setattr__(self, "traces", tuple(self.traces))
+        object.__setattr__(self, "steps", tuple(self.steps))
+        if not self.traces or len(self.traces) != len(self.steps):
+            raise InputError(
+                f"{len(self.traces)} traces for {len(self.steps)} steps: give one for each, and at least one"
+            )
+        for step, trace in zip(self.steps, self.traces, strict=True):
+            if trace.schedule.orders != self.schedule.orders:
+                rank = (
+                    next(
+                        rank for rank in range(self.ranks) if trace.schedule.orders[rank] != self.schedule.orders[rank]
+                    )
+                    if trace.ranks == self.ranks
+                    else 0
+                )
+                raise InputError(
+                    f"step {step} runs another order on rank {rank} than step {self.steps[0]}: read steps of one "
+                    "schedule at a time"
+                )
+
+    @property
+    def schedule(self) -> Schedule:
+        """What every step ran."""
+        return self.traces[0].schedule
+
+    @property
+    def ranks(self) -> int:
+        """Number of pipeline ranks, p."""
+        return self.schedule.ranks
+
+    def only(self, steps: Sequence[int]) -> Run:
+        """The run with these steps alone. Raises InputError for steps that it does not have."""
+        by_step = dict(zip(self.steps, self.traces, strict=True))
+        missing = [step for step in steps if step not in by_step]
+        if missing:
+            raise InputError(f"there is no step {missing[0]}: the run has {', '.join(map(str, self.steps))}")
+        return Run(
+            traces=[by_step[step] for step in steps], steps=steps, environment=self.environment, source=self.source
+        )
