@@ -24,6 +24,7 @@ from ppsim.runs.run import Run
 from ppsim.schedule.action import Action, Kind, OverlappedPair, parse_action
 from ppsim.schedule.named.registry import build_schedule, schedule_names
 from ppsim.schedule.order import Order
+from ppsim.schedule.posts import Posts
 from ppsim.schedule.program import Program
 from ppsim.schedule.schedule import Schedule
 from ppsim.search.search import SearchResult, search
@@ -57,6 +58,7 @@ __all__ = [
     "Network",
     "Order",
     "OverlappedPair",
+    "Posts",
     "Program",
     "Reduction",
     "Run",

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import math
 from dataclasses import dataclass
-from typing import Annotated
+from typing import Annotated, Literal
 
 import tyro
 
@@ -37,9 +37,18 @@ class ScheduleFlags:
     """v, the number of stages on each rank; with --schedule, which has a natural one."""
     from_csv: OptionalFile = None
     """Schedule in PyTorch's CSV format, a row per rank and a cell per action such as 2F0; instead of --schedule."""
+    communication: Literal["as-given", "early", "late", "derived"] = "as-given"
+    """Where receives are posted: as the file has them; early, when the message is sent, which hangs on no streams;
+    late, at their use; or derived, as where a file has none."""
 
     def load_schedule(self) -> Schedule:
         """The checked schedule. Raises InputError for flags that are missing, contradict or cannot be met."""
+        schedule = self._load()
+        if self.communication == "as-given":
+            return schedule
+        return schedule.with_communication(None if self.communication == "derived" else self.communication)
+
+    def _load(self) -> Schedule:
         if self.from_csv is not None:
             for flag in ("schedule", "ranks", "microbatches", "stages_per_rank"):
                 if getattr(self, flag) is not None:

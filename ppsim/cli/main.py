@@ -24,6 +24,7 @@ from ppsim.files import write_text
 from ppsim.schedule.action import Kind
 from ppsim.schedule.deadlock import smallest_receive_window
 from ppsim.schedule.schedule import Schedule
+from ppsim.schedule.streams import Streams
 from ppsim.search.search import search
 from ppsim.trace.trace import known
 
@@ -39,12 +40,15 @@ class ScheduleCommand(ScheduleFlags):
     """Write the schedule in PyTorch's CSV format."""
     messages: bool = False
     """Write sends, receives and reductions too, as PyTorch's runtime runs them; with --csv."""
+    streams: Streams = "link"
+    """Check that it cannot hang where each link, each pair of ranks or each rank has a communicator."""
     json: bool = False
     """Print one JSON object instead of text."""
 
     def run(self) -> None:
         """Check the schedule, then print or write what the flags ask for."""
         schedule = self.load_schedule()
+        schedule.check(self.streams)
         if self.csv is not None:
             write_text(self.csv, schedule.to_csv(messages=self.messages))
         about = {
@@ -63,7 +67,7 @@ class ScheduleCommand(ScheduleFlags):
         print(f"placement  stage 0 to {schedule.stages - 1} on rank {listed(schedule.placement)}")
         print(f"actions    {about['actions']}, with {about['messages']} messages on {about['links']} links")
         print(f"receives   at least {about['receive_window']} to be posted ahead on a link")
-        print("check      complete, in order, cannot hang")
+        print(f"check      complete, in order, cannot hang with a communicator for each {self.streams}")
         print(f"\n{_drawn(schedule)}")
 
 

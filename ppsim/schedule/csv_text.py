@@ -10,10 +10,8 @@ from dataclasses import dataclass
 
 from ppsim.errors import ScheduleError
 from ppsim.schedule.action import Action, Kind, OverlappedPair, parse_action
-from ppsim.schedule.program_tables import ProgramTables
+from ppsim.schedule.posts import MESSAGE_KINDS, SENDS, PostError
 
-_SENDS = (Kind.SEND_F, Kind.SEND_B)
-_MESSAGES = (*_SENDS, Kind.RECV_F, Kind.RECV_B)
 _BACKWARD = re.compile(r"(?<![\w])(\d+)(BW|B|I|W)(\d+)", re.ASCII)
 
 
@@ -43,6 +41,16 @@ class Cell:
         """Whether the cell is a computation; else it is communication or concerns a stage as a whole."""
         return all(part.kind.computes for part in self.parts)
 
+    @property
+    def is_post(self) -> bool:
+        """Whether the cell is a send or a receive."""
+        return any(part.kind in MESSAGE_KINDS for part in self.parts)
+
+    @property
+    def is_of_stage(self) -> bool:
+        """Whether the cell concerns a stage as a whole: REDUCE_GRAD, UNSHARD or RESHARD."""
+        return any(part.microbatch is None for part in self.parts)
+
     def error(self, message: str) -> ScheduleError:
         """The error that says what is wrong with this cell, and where it stands."""
         return ScheduleError(f"row {self.row}, column {self.column}: {self.action} {message}")
@@ -66,7 +74,7 @@ def with_reductions(actions: Sequence[Action | OverlappedPair]) -> list[Action |
     after: dict[int, int] = {}
     for stage, at in last.items():
         # Sends go first, so that no other rank waits for the reduction.
-        while at + 1 < len(actions) and isinstance(sent := actions[at + 1], Action) and sent.kind in _SENDS:
+        while at + 1 < len(actions) and isinstance(sent := actions[at + 1], Action) and sent.kind in SENDS:
             at += 1
         after[at] = stage
     result: list[Action | OverlappedPair] = []
@@ -127,11 +135,6 @@ def _read_row(row: int, cells: list[str]) -> list[Cell]:
     return result
 
 
-def has_messages(ranks: Sequence[Sequence[Cell]]) -> bool:
-    """Whether any cell is a send or a receive."""
-    return any(part.kind in _MESSAGES for cells in ranks for cell in cells for part in cell.parts)
-
-
 def check_whole_stages(ranks: Sequence[Sequence[Cell]], placement: Sequence[int]) -> None:
     """Check REDUCE_GRAD, UNSHARD and RESHARD.
 
@@ -152,69 +155,10 @@ def check_whole_stages(ranks: Sequence[Sequence[Cell]], placement: Sequence[int]
                     raise cell.error(f"comes before the last backward of stage {part.stage}: put it after that")
 
 
-def check_messages(ranks: Sequence[Sequence[Cell]], placement: Sequence[int], program: ProgramTables) -> None:
-    """Check that sends and receives are exactly those that lowering derives, each where it can be run.
-
-    Raises
-    ------
-    ScheduleError
-        If one is missing, carries nothing, occurs twice, stands on the wrong side of the computation that it serves,
-        or if a link's receives do not stand in the order of its sends.
-    """
-    for rank, cells in enumerate(ranks):
-        _check_rank(rank, cells, program)
-    _check_links(ranks, placement)
-
-
-def _check_rank(rank: int, cells: Sequence[Cell], program: ProgramTables) -> None:
-    """A rank's sends and receives are those that lowering derives, each on its side of what it serves."""
-    served: dict[Action, Action] = {}  # message -> the computation that it leaves or feeds
-    for row in program.rows_of(rank):
-        if program.message_in[row] >= 0:
-            served[program.message_action(int(program.message_in[row]), sending=False)] = program.action_of(row)
-        if program.message_out[row] >= 0:
-            served[program.message_action(int(program.message_out[row]), sending=True)] = program.action_of(row)
-    computed: set[Action] = set()
-    seen: set[Action] = set()
-    for cell in cells:
-        for part in cell.parts:
-            if part.kind.computes:
-                computed.add(part)
-            elif part.kind in _MESSAGES:
-                if part not in served:
-                    raise cell.error(f"has nothing to carry on rank {rank}: leave it out")
-                if part in seen:
-                    raise cell.error("occurs twice: keep one")
-                seen.add(part)
-                if (part.kind in _SENDS) != (served[part] in computed):
-                    side = "after" if part.kind in _SENDS else "before"
-                    raise cell.error(f"must come {side} {served[part]}")
-    missing = [message for message in served if message not in seen]
-    if missing:
-        raise ScheduleError(
-            f"row {rank + 1}: {missing[0]} is missing, which {served[missing[0]]} needs; add it, or leave all "
-            "communication out and it is derived"
-        )
-
-
-def _check_links(ranks: Sequence[Sequence[Cell]], placement: Sequence[int]) -> None:
-    """The receives of each link stand in the order of its sends: PyTorch's messages are told apart by nothing else."""
-    sent: dict[tuple[int, int], list[Action]] = {}
-    received: dict[tuple[int, int], list[tuple[Cell, Action]]] = {}
-    for rank, cells in enumerate(ranks):
-        for cell in cells:
-            for part in cell.parts:
-                if part.kind not in _MESSAGES:
-                    continue
-                # The other end of SEND_F and RECV_B is on the next stage, that of SEND_B and RECV_F on the one before.
-                other_stage = part.stage + (1 if part.kind in (Kind.SEND_F, Kind.RECV_B) else -1)
-                peer = placement[other_stage]
-                if part.kind in _SENDS:
-                    arrives_as = Kind.RECV_F if part.kind == Kind.SEND_F else Kind.RECV_B
-                    sent.setdefault((rank, peer), []).append(Action(other_stage, arrives_as, part.microbatch))
-                else:
-                    received.setdefault((peer, rank), []).append((cell, part))
-    for link, arrivals in received.items():
-        for (cell, part), expected in zip(arrivals, sent[link], strict=True):
-            if part != expected:
-                raise cell.error(f"stands where {expected} arrives: order receives as rank {link[0]} sends them")
+def located(error: PostError, ranks: Sequence[Sequence[Cell]]) -> ScheduleError:
+    """The error about a rank's communication, with the cell where it stands in place of the rank."""
+    if error.index is None:
+        return ScheduleError(f"row {error.rank + 1}: {error.what}")
+    posts = [cell for cell in ranks[error.rank] if cell.is_post]
+    cell = posts[error.index]
+    return ScheduleError(f"row {cell.row}, column {cell.column}: {error.what}")

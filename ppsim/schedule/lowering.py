@@ -3,20 +3,28 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from dataclasses import replace
 
 import numpy as np
 import numpy.typing as npt
 
 from ppsim.errors import ScheduleError
 from ppsim.schedule.action import Action, Kind
+from ppsim.schedule.communication import written_posts
 from ppsim.schedule.order import Order
+from ppsim.schedule.posts import Posts
 from ppsim.schedule.program_tables import Integers, Messages, ProgramTables, row_actions
 
 _CELLS_AT_ONCE = 2**18  # so that no 64-bit index as large as the program is made
 _MOST_ROWS = 2**31 - 1  # the tables hold 32-bit numbers: half the memory, and half of what an engine must read
 
 
-def lower(orders: Sequence[Order], placement: Sequence[int], microbatches: int) -> ProgramTables:
+def lower(
+    orders: Sequence[Order],
+    placement: Sequence[int],
+    microbatches: int,
+    communication: Sequence[Posts] | None = None,
+) -> ProgramTables:
     """Join the orders to one table, find what each computation needs, and derive the messages.
 
     Parameters
@@ -27,6 +35,8 @@ def lower(orders: Sequence[Order], placement: Sequence[int], microbatches: int) 
         The rank of each stage.
     microbatches : int
         Number of microbatches, m.
+    communication : sequence of p Posts, optional
+        What each rank sends and receives, and where. Derived unless given.
 
     Returns
     -------
@@ -37,7 +47,8 @@ def lower(orders: Sequence[Order], placement: Sequence[int], microbatches: int) 
     ------
     ScheduleError
         Unless every (stage, microbatch) has one F and either one B, or one I and one W (or nothing has a backward),
-        on the rank that holds the stage and after what it needs from that rank.
+        on the rank that holds the stage and after what it needs from that rank. PostError, which is one, for
+        communication that is not exactly what the computations need.
 
     Notes
     -----
@@ -57,18 +68,17 @@ def lower(orders: Sequence[Order], placement: Sequence[int], microbatches: int) 
     starts = [order.starts + offset for order, offset in zip(orders, part_offset, strict=True)]
     action_start = np.concatenate([*starts, [len(stage)]]).astype(np.int32)
 
+    row_action = row_actions(action_start)
     _check_names(placement, microbatches, stage, microbatch, rank)
     _check_enough(len(placement), microbatches, stage, kind, microbatch)
     rows = _Rows((len(placement), microbatches), stage, kind, microbatch)
     rows.check_complete()
-    rows.check_sequence(row_actions(action_start), rank)
+    rows.check_sequence(row_action, rank)
 
     needs = _needs(rows)
-    messages = _message_table(needs, rank)
-    message_in = np.full(len(stage), -1, np.int32)
-    message_out = np.full(len(stage), -1, np.int32)
-    message_in[messages.consumer] = message_out[messages.producer] = np.arange(len(messages), dtype=np.int32)
-    return ProgramTables(
+    messages = _message_table(needs, rank, row_action)
+    message_in, message_out = _ends(messages, len(stage))
+    tables = ProgramTables(
         stage=stage,
         kind=kind,
         microbatch=microbatch,
@@ -80,6 +90,18 @@ def lower(orders: Sequence[Order], placement: Sequence[int], microbatches: int) 
         message_out=message_out,
         messages=messages,
     )
+    if communication is None:
+        return tables
+    messages, written = written_posts(tables, orders, communication)
+    message_in, message_out = _ends(messages, len(stage))
+    return replace(tables, messages=messages, written=written, message_in=message_in, message_out=message_out)
+
+
+def _ends(messages: Messages, rows: int) -> tuple[Integers, Integers]:
+    """The message that comes to each row and the one that leaves it, shape (rows,) each; -1 for none."""
+    message_in, message_out = np.full(rows, -1, np.int32), np.full(rows, -1, np.int32)
+    message_in[messages.consumer] = message_out[messages.producer] = np.arange(len(messages), dtype=np.int32)
+    return message_in, message_out
 
 
 def next_stages(stages: int, microbatches: int) -> npt.NDArray[np.int32]:
@@ -171,7 +193,7 @@ def _needs(rows: _Rows) -> Integers:
     return needs
 
 
-def _message_table(needs: Integers, rank: Integers) -> Messages:
+def _message_table(needs: Integers, rank: Integers, row_action: Integers) -> Messages:
     """The results that cross ranks, by link and then as their sender produces them."""
     given_to = np.full(len(needs), -1, np.int32)  # the one row that needs each result; no result is needed twice
     takers = np.flatnonzero(needs >= 0)
@@ -192,6 +214,7 @@ def _message_table(needs: Integers, rank: Integers) -> Messages:
         destination=rank[consumer],
         link=link,
         position=(np.arange(len(link)) - first).astype(np.int32),
+        sent_after=row_action[producer],
     )
 
 

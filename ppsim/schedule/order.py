@@ -59,9 +59,9 @@ class Order(Sequence[Action | OverlappedPair]):
             raise ScheduleError(f"stage, kind, microbatch and joined must be lists of one length: {error}") from None
         if columns[0].ndim != 1:
             raise ScheduleError(f"stage, kind and microbatch must be lists of numbers, got shape {columns[0].shape}")
-        self.stage = _narrowed("stage", columns[0], LARGEST_NUMBER).astype(np.int32)
-        self.kind = _narrowed("kind", columns[1], int(Kind.W)).astype(np.int8)
-        self.microbatch = _narrowed("microbatch", columns[2], LARGEST_NUMBER).astype(np.int32)
+        self.stage = narrowed("an order's stage", columns[0], LARGEST_NUMBER).astype(np.int32)
+        self.kind = narrowed("an order's kind", columns[1], int(Kind.W)).astype(np.int8)
+        self.microbatch = narrowed("an order's microbatch", columns[2], LARGEST_NUMBER).astype(np.int32)
         if columns[3].dtype.kind not in "biuf":
             raise ScheduleError(f"joined must be True or False for each part, got {shown(joined)}")
         self.joined = columns[3].astype(bool)
@@ -106,7 +106,7 @@ class Order(Sequence[Action | OverlappedPair]):
                 if not part.kind.computes or part.microbatch is None:
                     raise ScheduleError(
                         f"{part} does not compute: an order holds F, B, I, W and overlapped pairs; messages follow "
-                        "from it and are added by lowering"
+                        "from it and are added by lowering, or are given to `Schedule.of` together with it"
                     )
                 rows.append((part.stage, int(part.kind), part.microbatch, len(parts) == 2 and part is parts[0]))
         if not rows:
@@ -190,13 +190,13 @@ class Order(Sequence[Action | OverlappedPair]):
         return f"Order({shown}{' ...' if len(self) > 12 else ''})"
 
 
-def _narrowed(name: str, column: npt.NDArray[Any], largest: int) -> npt.NDArray[Any]:
+def narrowed(what: str, column: npt.NDArray[Any], largest: int) -> npt.NDArray[Any]:
     """The column, once its numbers are known to fit; a cast alone would wrap larger ones without a word."""
     if column.size and column.dtype.kind not in "iu":
-        raise ScheduleError(f"an order's {name} must be whole numbers of 0 to {largest}, got {column.dtype}")
+        raise ScheduleError(f"{what} must be whole numbers of 0 to {largest}, got {column.dtype}")
     if column.size and not (column.min() >= 0 and column.max() <= largest):
         wrong = column.min() if column.min() < 0 else column.max()
-        raise ScheduleError(f"an order's {name} must be 0 to {largest}, got {wrong}")
+        raise ScheduleError(f"{what} must be 0 to {largest}, got {wrong}")
     return column
 
 

@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING
 
 from ppsim.schedule.deadlock import execution_order
 from ppsim.schedule.program_tables import Integers, ProgramTables
+from ppsim.schedule.streams import MessageGraph, Streams
 
 if TYPE_CHECKING:
     from ppsim.schedule.schedule import Schedule
@@ -36,4 +37,24 @@ class Program(ProgramTables):
         ScheduleError
             If some actions wait for each other in a circle, which the message shows.
         """
+        if self.written is not None:
+            return self.message_graph("link").actions(self.actions)
         return execution_order(self)
+
+    def message_graph(self, streams: Streams) -> MessageGraph:
+        """What each message waits for on these communicators; made once.
+
+        Raises
+        ------
+        InputError
+            For other streams than "link", "pair" and "rank".
+        ScheduleError
+            If actions or messages wait for each other in a circle, which the message shows.
+        """
+        if streams not in self._graphs:
+            self._graphs[streams] = MessageGraph.of(self, streams)
+        return self._graphs[streams]
+
+    @cached_property
+    def _graphs(self) -> dict[Streams, MessageGraph]:
+        return {}

@@ -26,7 +26,10 @@ class Messages:
     link : array of shape (messages,)
         The number of the link in `ProgramTables.links()`.
     position : array of shape (messages,)
-        0 for the first message of the link. A link carries messages in the order in which its sender produces them.
+        0 for the first message of the link. A link carries messages in the order in which its sender sends them: as
+        written, else as it produces them.
+    sent_after : array of shape (messages,)
+        The action of the sender after which the message is sent: its producer's, unless it is written later.
     """
 
     producer: Integers
@@ -35,9 +38,35 @@ class Messages:
     destination: Integers
     link: Integers
     position: Integers
+    sent_after: Integers
 
     def __len__(self) -> int:
         return len(self.producer)
+
+
+@dataclass(frozen=True, kw_only=True)
+class PostTable:
+    """The sends and receives of all ranks, rank after rank, each rank's in the sequence in which it posts them.
+
+    Parameters
+    ----------
+    message : array of shape (posts,)
+        Which message is sent or received.
+    sends : array of shape (posts,)
+        True for a send, False for a receive.
+    before : array of shape (posts,)
+        The action that the post stands before; for those after a rank's last action the number that follows that.
+    rank : array of shape (posts,)
+        Who posts it.
+    """
+
+    message: Integers
+    sends: npt.NDArray[np.bool_]
+    before: Integers
+    rank: Integers
+
+    def __len__(self) -> int:
+        return len(self.message)
 
 
 @dataclass(frozen=True, kw_only=True, eq=False)
@@ -60,6 +89,8 @@ class ProgramTables:
         The message that brings what the row needs, and the one that takes its result away; -1 where none crosses ranks.
     messages : Messages
         The message table.
+    written : PostTable or None
+        The sends and receives as the schedule states them; None if it leaves them to be derived.
     """
 
     stage: Integers
@@ -72,6 +103,7 @@ class ProgramTables:
     message_in: Integers
     message_out: Integers
     messages: Messages = field(repr=False)
+    written: PostTable | None = field(default=None, repr=False)
 
     @property
     def ranks(self) -> int:
@@ -114,30 +146,48 @@ class ProgramTables:
         kind = (Kind.SEND_F if is_forward else Kind.SEND_B) if sending else (Kind.RECV_F if is_forward else Kind.RECV_B)
         return Action(int(self.stage[row]), kind, int(self.microbatch[row]))
 
-    def order_with_messages(self, rank: int) -> list[Action | OverlappedPair]:
-        """A rank's actions, each with its receives before it and its sends after it.
+    @cached_property
+    def posts(self) -> PostTable:
+        """All sends and receives: as written, else a receive before the action that uses it, a send after its own.
 
         The receives of a link stand in the order of its sends, as they must where messages carry no names. A message
         that is used after a later one of its link is therefore received before that one, earlier than it is used.
         """
+        if self.written is not None:
+            return self.written
+        messages, row_action, count = self.messages, self.row_action, len(self.messages)
+        # The row before which each message is received: the first that uses it or a later one of its link. Links are
+        # told apart by an offset, and taken from the last to the first, so that the minimum stays within a link.
+        offset = messages.link.astype(np.int64) * len(self.stage)
+        used = np.minimum.accumulate((messages.consumer + offset)[::-1])[::-1] - offset
+        index = np.arange(count, dtype=np.int32)
+        message, sends = np.concatenate([index, index]), np.arange(2 * count) < count
+        before = np.concatenate([row_action[messages.producer] + 1, row_action[used]])
+        rank = np.concatenate([messages.source, messages.destination])
+        row = np.concatenate([messages.producer, used])
+        order = np.lexsort((messages.position[message], row, ~sends, before, rank))
+        return PostTable(message=message[order], sends=sends[order], before=before[order], rank=rank[order])
+
+    def order_with_messages(self, rank: int) -> list[Action | OverlappedPair]:
+        """A rank's actions, with its sends and receives where they stand."""
         first, last = int(self.rank_actions[rank]), int(self.rank_actions[rank + 1])
-        written: dict[int, int] = {}  # source rank -> how many receives of its link stand in the result
+        begin, end = np.searchsorted(self.posts.rank, [rank, rank + 1])
+        own = slice(begin, end)
+        posts = zip(
+            *(each[own].tolist() for each in (self.posts.message, self.posts.sends, self.posts.before)), strict=True
+        )
         result: list[Action | OverlappedPair] = []
-        for action in range(first, last):
-            rows = range(int(self.action_start[action]), int(self.action_start[action + 1]))
-            for message in (int(self.message_in[row]) for row in rows if self.message_in[row] >= 0):
-                source, position = int(self.messages.source[message]), int(self.messages.position[message])
-                # The messages of a link stand side by side in the table, so the next one to receive is this:
-                begin = message - position + written.get(source, 0)
-                result += [self.message_action(at, sending=False) for at in range(begin, message + 1)]
-                written[source] = max(written.get(source, 0), position + 1)
-            parts = [self.action_of(row) for row in rows]
-            result.append(OverlappedPair(*parts) if len(parts) == 2 else parts[0])
-            result += [
-                self.message_action(int(self.message_out[row]), sending=True)
-                for row in rows
-                if self.message_out[row] >= 0
-            ]
+        post = next(posts, None)
+        for action in range(first, last + 1):
+            while post is not None and post[2] <= action:
+                result.append(self.message_action(post[0], sending=post[1]))
+                post = next(posts, None)
+            if action < last:
+                parts = [
+                    self.action_of(row)
+                    for row in range(int(self.action_start[action]), int(self.action_start[action + 1]))
+                ]
+                result.append(OverlappedPair(*parts) if len(parts) == 2 else parts[0])
         return result
 
 

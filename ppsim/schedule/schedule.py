@@ -3,8 +3,10 @@
 from __future__ import annotations
 
 from collections.abc import Iterable
-from dataclasses import dataclass
+from dataclasses import dataclass, field, replace
 from functools import cached_property
+from itertools import pairwise
+from typing import Literal
 
 import numpy as np
 
@@ -12,9 +14,13 @@ from ppsim.checks import check_fields, checked
 from ppsim.errors import ScheduleError
 from ppsim.schedule import csv_text
 from ppsim.schedule.action import Action, Kind, OverlappedPair
+from ppsim.schedule.communication import posts_when_sent
 from ppsim.schedule.lowering import lower
 from ppsim.schedule.order import Order
+from ppsim.schedule.posts import PostError, Posts, split_posts
 from ppsim.schedule.program import Program
+from ppsim.schedule.program_tables import PostTable
+from ppsim.schedule.streams import Streams, check_streams
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -31,6 +37,15 @@ class Schedule:
         Number of microbatches per data-parallel replica, m.
     name : str
         How the schedule was built; for titles alone.
+    communication : tuple of p Posts, or None
+        What each rank sends and receives, and where in its order. None leaves it to be derived: each send stands after
+        the action that makes it, each receive before the action that uses it. Where each link has a communicator of its
+        own, receives that nobody states are posted ahead instead.
+
+    Notes
+    -----
+    Schedules are equal if they compute the same in the same order. Communication changes when, not what, so it does not
+    count.
 
     Examples
     --------
@@ -43,6 +58,7 @@ class Schedule:
     placement: tuple[int, ...]
     microbatches: int
     name: str = "custom"
+    communication: tuple[Posts, ...] | None = field(default=None, compare=False)
 
     def __post_init__(self) -> None:
         check_fields(self)
@@ -55,16 +71,28 @@ class Schedule:
         Parameters
         ----------
         orders : iterable of p orders
-            Each an Order, or actions, or their spellings such as "0F0".
+            Each an Order, or actions, or their spellings such as "0F0". Sends and receives (0SEND_F0) may stand among
+            the actions, either all that the computations need or none, and are kept where they stand.
         name : str
             For titles.
 
         Raises
         ------
         ScheduleError
-            If there is no action, a stage computes on two ranks, or a stage between 0 and the last has no action.
+            If there is no action, a stage computes on two ranks, a stage between 0 and the last has no action, or
+            the sends and receives are not those that the computations need, each on its side of what it serves.
+
+        Examples
+        --------
+        >>> Schedule.of([["0F0", "0F1", "0SEND_F0", "0SEND_F1"], ["1RECV_F0", "1F0", "1RECV_F1", "1F1"]]).to_csv()
+        '0F0,0F1\\n1F0,1F1\\n'
         """
-        ranks = tuple(order if isinstance(order, Order) else Order.of(order) for order in orders)
+        split = [(order, Posts([], [], [], [])) if isinstance(order, Order) else split_posts(order) for order in orders]
+        computed = cls._of_orders(tuple(order for order, _ in split), name)
+        return computed._having(tuple(posts for _, posts in split))
+
+    @classmethod
+    def _of_orders(cls, ranks: tuple[Order, ...], name: str) -> Schedule:
         if not any(len(order) for order in ranks):
             raise ScheduleError("the schedule holds no action: give each rank its actions, as in 0F0 0B0")
         placement: dict[int, int] = {}
@@ -90,6 +118,70 @@ class Schedule:
             name=name,
         )
 
+    def _having(self, communication: tuple[Posts, ...]) -> Schedule:
+        """The schedule with this communication, once it is known to be what the computations need."""
+        if not any(len(posts) for posts in communication):
+            return self
+        stated = replace(self, communication=communication)
+        stated.program  # noqa: B018  (making it checks)
+        return stated
+
+    def _posts_of(self, table: PostTable) -> tuple[Posts, ...]:
+        """A table of this schedule's program as posts of each rank."""
+        program, found = self.program, []
+        for rank, (begin, end) in enumerate(pairwise(np.searchsorted(table.rank, np.arange(self.ranks + 1)).tolist())):
+            actions = [
+                program.message_action(message, sending=sends)
+                for message, sends in zip(
+                    table.message[begin:end].tolist(), table.sends[begin:end].tolist(), strict=True
+                )
+            ]
+            before = table.before[begin:end] - program.rank_actions[rank]
+            found.append(
+                Posts(
+                    before,
+                    np.array([action.stage for action in actions], np.int32),
+                    np.array([int(action.kind) for action in actions], np.int32),
+                    np.array([action.microbatch for action in actions], np.int32),
+                )
+            )
+        return tuple(found)
+
+    @checked
+    def with_communication(self, place: Literal["late", "early"] | None) -> Schedule:
+        """The same computations, with each send after what makes it and receives placed by rule.
+
+        Parameters
+        ----------
+        place : "late", "early" or None
+            "late": a receive stands before the action that uses it. "early": it is posted when the message is sent, in
+            one sequence of all ranks. No streams hang with that, but a receive that is posted long before its message
+            can be sent keeps what stands behind it waiting. None leaves all communication to be derived.
+
+        Raises
+        ------
+        ScheduleError
+            If the schedule is incomplete, or hangs whatever carries its messages.
+
+        Notes
+        -----
+        "early" is where PyTorch's pipelining places receives (`_add_send_recv` in torch 2.13).
+
+        Examples
+        --------
+        >>> schedule = Schedule.of([["0F0", "0F1", "0B0", "0B1"], ["1F0", "1B0", "1F1", "1B1"]])
+        >>> schedule.check("rank")
+        Traceback (most recent call last):
+        ppsim.errors.ScheduleError: the schedule would wait for ever: ...
+        >>> schedule.with_communication("early").check("rank")
+        """
+        plain = replace(self, communication=None)
+        if place is None:
+            return plain
+        plain.check()
+        program = plain.program
+        return plain._having(plain._posts_of(program.posts if place == "late" else posts_when_sent(program)))
+
     @property
     def ranks(self) -> int:
         """Number of ranks, p."""
@@ -107,12 +199,14 @@ class Schedule:
 
     def forward_only(self) -> Schedule:
         """The same schedule without its backwards, as an evaluation runs it."""
-        return Schedule(
-            orders=tuple(order.take(order.kind == Kind.F) for order in self.orders),
-            placement=self.placement,
-            microbatches=self.microbatches,
-            name=f"{self.name} (forward only)",
-        )
+        forwards = tuple(order.take(order.kind == Kind.F) for order in self.orders)
+        communication = None
+        if self.communication is not None:
+            communication = tuple(
+                posts.take(np.isin(posts.kind, (Kind.SEND_F, Kind.RECV_F)), order.kind[order.starts] == Kind.F)
+                for posts, order in zip(self.communication, self.orders, strict=True)
+            )
+        return replace(self, orders=forwards, communication=communication, name=f"{self.name} (forward only)")
 
     @checked
     def stages_of(self, rank: int) -> tuple[int, ...]:
@@ -128,19 +222,32 @@ class Schedule:
         ScheduleError
             If the schedule is incomplete, or out of order on some rank.
         """
-        return Program(schedule=self, **vars(lower(self.orders, self.placement, self.microbatches)))
+        tables = lower(self.orders, self.placement, self.microbatches, self.communication)
+        return Program(schedule=self, **vars(tables))
 
-    def check(self) -> None:
+    def check(self, streams: Streams = "link") -> None:
         """Check that the schedule is complete, in order, and cannot hang.
+
+        Parameters
+        ----------
+        streams : "link", "pair" or "rank"
+            What has a communicator of its own: each directed link, each pair of ranks, or each rank. A communicator
+            runs what is posted on it one after another, each when both ends have reached it.
 
         Raises
         ------
         ScheduleError
             If some (stage, microbatch) has not one F and either one B, or one I and one W (forwards alone are an
             evaluation and complete too); if an action comes before one of its own rank that it needs; or if an action
-            waits, through other ranks, for itself.
+            waits, through other ranks and communicators, for itself. The message shows the circle.
+        InputError
+            For other streams.
         """
-        self.program.execution_order  # noqa: B018  (finding it is the proof)
+        check_streams(streams)
+        # Finding a sequence is the proof.
+        self.program.execution_order  # noqa: B018
+        if streams != "link":
+            self.program.message_graph(streams)
 
     @checked
     def to_csv(self, *, messages: bool = False) -> str:
@@ -149,8 +256,9 @@ class Schedule:
         Parameters
         ----------
         messages : bool
-            Add communication as PyTorch's runtime runs it ("compute_comms"): receives before and sends after the
-            action they serve, and REDUCE_GRAD after the last backward of each stage.
+            Add communication as PyTorch's runtime runs it ("compute_comms"): sends and receives where the schedule
+            states them, else receives before and sends after the action they serve; and REDUCE_GRAD after the last
+            backward of each stage.
 
         Raises
         ------
@@ -172,8 +280,8 @@ class Schedule:
         ----------
         text : str
             A row per rank, a cell per action. A text that holds any send or receive must hold all of them, each send
-            after what it sends, each receive before what it serves. REDUCE_GRAD comes after its stage's last backward.
-            Communication is checked and then left out, since lowering derives it; so are UNSHARD and RESHARD.
+            after what it sends, each receive before what it serves, and keeps them where they stand. REDUCE_GRAD comes
+            after its stage's last backward. It is checked and then left out; so are UNSHARD and RESHARD.
         name : str
             For titles.
 
@@ -183,11 +291,14 @@ class Schedule:
             Names row, column and cell, counted from 1.
         """
         ranks = csv_text.read_cells(text)
-        schedule = cls.of(([cell.action for cell in cells if cell.computes] for cells in ranks), name=name)
-        csv_text.check_whole_stages(ranks, schedule.placement)
-        if csv_text.has_messages(ranks):
-            csv_text.check_messages(ranks, schedule.placement, schedule.program)
-        return schedule
+        computed = cls.of(([cell.action for cell in cells if cell.computes] for cells in ranks), name=name)
+        csv_text.check_whole_stages(ranks, computed.placement)
+        try:
+            return computed._having(
+                tuple(split_posts(cell.action for cell in cells if not cell.is_of_stage)[1] for cells in ranks)
+            )
+        except PostError as error:
+            raise csv_text.located(error, ranks) from None
 
     def __str__(self) -> str:
         return f"{self.name}: {self.ranks} ranks, {self.stages} stages, {self.microbatches} microbatches"

@@ -17,6 +17,7 @@ from ppsim.conditions import Conditions
 from ppsim.errors import InputError
 from ppsim.schedule.action import Kind
 from ppsim.schedule.order import Order
+from ppsim.schedule.posts import Posts
 from ppsim.schedule.program import Program
 from ppsim.schedule.schedule import Schedule
 from ppsim.trace import table
@@ -310,6 +311,8 @@ class Trace:
         for rank, order in enumerate(self.schedule.orders):
             columns = np.stack([order.stage, order.kind, order.microbatch, order.joined])
             arrays[f"order_{rank}"] = columns.astype(np.int32)
+        for rank, posts in enumerate(self.schedule.communication or ()):
+            arrays[f"posts_{rank}"] = np.stack([posts.before, posts.stage, posts.kind, posts.microbatch])
         write_file(path, header, arrays)
 
     @classmethod
@@ -340,6 +343,9 @@ class Trace:
             placement=tuple(operator.index(rank) for rank in header["placement"]),
             microbatches=operator.index(header["microbatches"]),
             name=str(header["name"]),
+            communication=tuple(Posts(*arrays[f"posts_{rank}"]) for rank in range(count))
+            if "posts_0" in arrays
+            else None,
         )
         columns: dict[str, Any] = {}
         for name, is_required in _array_fields().items():

@@ -23,6 +23,85 @@ def spelled(schedule: Any) -> Orders:
     return [[parts(str(action)) for action in order] for order in schedule.orders]
 
 
+Posts = list[list[str]]  # per rank, its spelled actions, sends and receives as they stand
+
+
+def cells(text: str) -> Posts:
+    """The cells of a CSV text that compute, send or receive."""
+    rows = [row.split(",") for row in text.strip("\n").split("\n")]
+    return [[cell for cell in row if cell not in ("", '""') and "REDUCE" not in cell] for row in rows]
+
+
+def queue_of(post: str, rank: int, placement: Sequence[int], streams: str) -> tuple[Any, ...]:
+    """The queue of a rank that a spelled post is put into: one per directed link, per other rank, or one for all."""
+    stage, verb, direction = re.match(r"(\d+)(SEND|RECV)_([FB])", post).groups()
+    towards = 1 if (verb, direction) in {("SEND", "F"), ("RECV", "B")} else -1
+    peer = placement[int(stage) + towards]
+    return {"link": (rank, verb, peer), "pair": (rank, peer), "rank": (rank,)}[streams]
+
+
+def other_end(post: str) -> str:
+    """The receive of a spelled send, and the send of a receive."""
+    stage, verb, direction, microbatch = re.match(r"(\d+)(SEND|RECV)_([FB])(\d+)", post).groups()
+    towards = 1 if (verb, direction) in {("SEND", "F"), ("RECV", "B")} else -1
+    return f"{int(stage) + towards}{'RECV' if verb == 'SEND' else 'SEND'}_{direction}{microbatch}"
+
+
+def stuck_on_streams(posts: Posts, placement: Sequence[int], streams: str) -> list[int]:
+    """The ranks that can never finish where communication runs as written, found by moving tokens.
+
+    A rank posts without waiting. Of each of its queues only the first post runs, and only if the other end of the
+    message is first in its queue too; then both are done. An action waits for the receives that bring its inputs.
+    """
+    stages = len(placement)
+    position, queues = [0] * len(posts), {}
+    computed: set[str] = set()
+    received: set[str] = set()
+    first: dict[str, bool] = {}
+
+    def can_run(cell: str) -> bool:
+        for stage, kind, microbatch in parts(cell):
+            local = {"B": "F", "I": "F", "W": "I"}.get(kind)
+            if local and f"{stage}{local}{microbatch}" not in computed:
+                return False
+            source = stage - 1 if kind == "F" else stage + 1
+            if kind == "W" or not 0 <= source < stages:
+                continue
+            if placement[source] != placement[stage]:
+                direction = "F" if kind == "F" else "B"
+                if f"{stage}RECV_{direction}{microbatch}" not in received:
+                    return False
+            elif not computed & {f"{source}{k}{microbatch}" for k in ("F" if kind == "F" else "BI")}:
+                return False
+        return True
+
+    moved = True
+    while moved:
+        moved = False
+        for rank, row in enumerate(posts):
+            while position[rank] < len(row):
+                cell = row[position[rank]]
+                if "SEND" in cell or "RECV" in cell:
+                    queues.setdefault(queue_of(cell, rank, placement, streams), []).append(cell)
+                elif can_run(cell):
+                    computed.update(f"{s}{k}{b}" for s, k, b in parts(cell))
+                else:
+                    break
+                position[rank] += 1
+                moved = True
+        first = {queue[0]: True for queue in queues.values() if queue}
+        for queue in queues.values():
+            if queue and "SEND" in queue[0] and other_end(queue[0]) in first:
+                done = {queue[0], other_end(queue[0])}
+                received |= done
+                for each in queues.values():
+                    if each and each[0] in done:
+                        each.pop(0)
+                moved = True
+                break
+    return [rank for rank, row in enumerate(posts) if position[rank] < len(row)]
+
+
 def parts(text: str) -> tuple[Part, ...]:
     """The one or two computations in a spelled action."""
     return tuple((int(stage), kind, int(mb)) for stage, kind, mb in re.findall(r"(\d+)([FBIW])(\d+)", text))

@@ -9,6 +9,7 @@ import math
 import random
 from typing import Any
 
+from hypothesis import reject
 from hypothesis import strategies as st
 
 from ppsim import (
@@ -21,6 +22,7 @@ from ppsim import (
     OverlappedPair,
     Reduction,
     Schedule,
+    ScheduleError,
     StageCost,
 )
 from ppsim.schedule.deadlock import smallest_receive_window
@@ -81,6 +83,56 @@ def schedules(
             home.append(action)
             done.add(action)
     return Schedule.of(orders, name="random")
+
+
+@st.composite
+def communications(draw: st.DrawFn, schedule: Schedule) -> Schedule:
+    """The schedule with its sends and receives anywhere they may stand, by any of three rules of thumb.
+
+    A send stands somewhere after what makes it, a receive somewhere before what uses it, the receives of a link in the
+    order of its sends. Some of these hang, with some streams or with all.
+    """
+    slack = draw(st.sampled_from([0, 1, 2, 100]))
+    dice = random.Random(draw(st.integers(0, 2**32)))
+    program = schedule.program
+    messages, row_action = program.messages, program.row_action
+    posts: list[list[tuple[int, float, Action]]] = [[] for _ in range(schedule.ranks)]
+    sent: dict[int, list[tuple[int, float, int]]] = {}  # link -> place, dice and message of each send
+    for k in range(len(messages)):
+        source = int(messages.source[k])
+        first, last = (int(program.rank_actions[source + end]) for end in (0, 1))
+        made = int(row_action[messages.producer[k]]) + 1
+        at = (dice.randint(made, min(made + slack, last)) - first, dice.random())
+        posts[source].append((*at, program.message_action(k, sending=True)))
+        sent.setdefault(int(messages.link[k]), []).append((*at, k))
+    for link in sent.values():
+        latest, tie = math.inf, 1.0
+        for _, _, k in sorted(link, reverse=True):
+            destination = int(messages.destination[k])
+            used = int(row_action[messages.consumer[k]]) - int(program.rank_actions[destination])
+            place = min(latest, dice.randint(max(used - slack, 0), used))
+            latest, tie = place, dice.uniform(0, tie)
+            posts[destination].append((int(place), tie, program.message_action(k, sending=False)))
+    cells = [
+        [
+            *(
+                cell
+                for at, action in enumerate(order)
+                for cell in [*(post for place, _, post in sorted(own) if place == at), action]
+            ),
+            *(post for place, _, post in sorted(own) if place == len(order)),
+        ]
+        for own, order in zip(posts, schedule.orders, strict=True)
+    ]
+    return Schedule.of(cells, name=schedule.name)
+
+
+def assume_runs(schedule: Schedule, streams: str = "link") -> None:
+    """Leave an example out whose schedule hangs."""
+    try:
+        schedule.check(streams)
+    except ScheduleError:
+        reject()
 
 
 @st.composite

@@ -14,7 +14,7 @@ from hypothesis import HealthCheck, example, given, settings
 from hypothesis import strategies as st
 
 from ppsim import Action, Schedule, StageCost, Trace, build_schedule, simulate
-from tests.support.strategies import networks, schedules, stage_costs
+from tests.support.strategies import assume_runs, communications, networks, schedules, stage_costs
 
 _in_folder = settings(suppress_health_check=[HealthCheck.function_scoped_fixture, HealthCheck.too_slow])
 _ARRAYS = ["start_s", "end_s", "activation_bytes", "message_bytes", "message_start_s", "message_left_s"]
@@ -29,13 +29,15 @@ def _trace(schedule: Schedule | None = None) -> Trace:
 @_in_folder
 @given(data=st.data())
 def test_save_and_load(tmp_path: Path, data: st.DataObject) -> None:
-    schedule = data.draw(schedules())
+    schedule = data.draw(schedules() | schedules().flatmap(communications))
+    assume_runs(schedule)
     trace = simulate(
         schedule, data.draw(stage_costs(schedule.stages)), network=data.draw(networks(schedule.ranks)), overlap=0.5
     )
     trace.save(tmp_path / "t.trace")
     again = Trace.load(tmp_path / "t.trace")
     assert again.schedule == schedule
+    assert again.schedule.communication == schedule.communication
     assert (again.clock, again.details) == (trace.clock, trace.details)
     for name in [*_ARRAYS, "message_arrival_s"]:
         assert np.array_equal(getattr(again, name), getattr(trace, name))
