@@ -271,7 +271,7 @@ def _cases() -> list[Any]:
 
 
 @pytest.mark.parametrize(("function", "given", "name"), _cases())
-@pytest.mark.timeout(5)
+@pytest.mark.timeout(60)
 def test_bad_arguments_are_refused(
     function: Callable[..., Any], given: dict[str, Any], name: str, tmp_path: Any, monkeypatch: pytest.MonkeyPatch
 ) -> None:

@@ -262,7 +262,7 @@ def test_damaged_files_are_one_sentence_each(folder: Path) -> None:
         b"PK\x03\x04",
     ],
 )
-@pytest.mark.timeout(10)
+@pytest.mark.timeout(60)
 def test_what_is_no_metadata_is_refused_at_once(folder: Path, content: bytes) -> None:
     (folder / ".metadata").write_bytes(content)
     load_refused(folder)
