@@ -12,7 +12,7 @@ from torch.optim import lr_scheduler
 from ppexec import Model, RunConfig
 from ppexec.models.initialize import initialize_layer
 from ppexec.models.load import load_model
-from ppexec.models.seeds import HELD_OUT, microbatch_order, samples_of
+from ppexec.models.seeds import HELD_OUT, microbatch_order
 from ppexec.models.ties import tie
 
 
@@ -50,7 +50,7 @@ def _trained(config: RunConfig, steps: int) -> Curves:
         losses: dict[int, float] = {}
         for index in microbatch_order(config.seed, step=step, microbatches=count).tolist():
             if model.randomness is not None:
-                model.randomness.at(step, samples_of(index, config.micro_batch_size))
+                model.randomness.at(step, config.samples_of(index))
             inputs, target = model.sample(index)
             loss = model.loss(network(inputs), target)
             (loss / count).backward()

@@ -205,3 +205,12 @@ def test_every_reduction_trains_alike_on_every_mesh(pool: WorkerPool, model: str
         assert other.held_out_losses == pytest.approx(one.held_out_losses, rel=1e-12)
         assert other.losses == pytest.approx(one.losses, rel=1e-12)
         assert other.gradient_norms == pytest.approx(one.gradient_norms, rel=1e-12)
+
+
+def test_a_batch_that_does_not_divide_trains_alike_on_every_mesh(pool: WorkerPool) -> None:
+    base = {"layers": 4, "dtype": "float64", "schedule": "zb-h1", "global_batch_size": 13, "micro_batch_size": 0,
+            "steps": 3}  # fmt: skip
+    one = ppexec.train(tiny(**base, ranks=1, microbatches=8), pool=pool)
+    two = ppexec.train(tiny(**base, ranks=2, microbatches=4, dp=2), pool=pool)
+    assert two.losses == pytest.approx(one.losses, rel=1e-12)
+    assert two.gradient_norms == pytest.approx(one.gradient_norms, rel=1e-12)
