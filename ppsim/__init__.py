@@ -21,6 +21,7 @@ from ppsim.network.link import Link, LinkPiece
 from ppsim.network.network import Network
 from ppsim.runs.read_run import read_run
 from ppsim.runs.run import Run
+from ppsim.runs.run_costs import RunCosts, costs_of
 from ppsim.schedule.action import Action, Kind, OverlappedPair, parse_action
 from ppsim.schedule.named.registry import build_schedule, schedule_names
 from ppsim.schedule.order import Order
@@ -62,6 +63,7 @@ __all__ = [
     "Program",
     "Reduction",
     "Run",
+    "RunCosts",
     "RunError",
     "Schedule",
     "ScheduleError",
@@ -74,6 +76,7 @@ __all__ = [
     "attribute",
     "build_schedule",
     "compare",
+    "costs_of",
     "critical_path",
     "device_names",
     "estimate_costs",

@@ -10,6 +10,7 @@ import numpy as np
 
 from ppsim import Kind, Trace
 
+PUBLISHED = Path(__file__).parents[2] / "studies" / "published" / "primus_pp8"
 SERIES = {Kind.F: "fwd", Kind.B: "bwd", Kind.I: "bwd", Kind.W: "wgrad"}
 
 

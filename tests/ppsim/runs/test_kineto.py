@@ -16,6 +16,7 @@ from ppsim import InputError, Network, StageCost, attribute, build_schedule, rea
 from tests.support.kineto import write_kineto
 from tests.support.primus import apart
 
+SLEEP_S = 0.02
 ROOT = Path(__file__).parents[3]
 COST = StageCost(forward_s=1.0, backward_input_s=1.25, backward_weight_s=0.75, activation_bytes=100, output_bytes=8)
 
@@ -40,7 +41,7 @@ def profiled(tmp_path_factory: pytest.TempPathFactory) -> Path:
     for name, ranks in (("1f1b", 4), ("interleaved-1f1b", 4)):
         path = folder / f"{name}.csv"
         path.write_text(build_schedule(name, ranks=ranks, microbatches=8).to_csv())
-        words += [path, 256, 32, 2, folder / name]
+        words += [path, SLEEP_S, 2, folder / name]
     profile_job(*words, ranks=4)
     return folder
 
@@ -59,7 +60,7 @@ def test_a_job_of_pytorchs_runtime_is_read(profiled: Path, name: str) -> None:
         assert (trace.message_arrival_s >= trace.message_start_s).all()
         assert (trace.start_s[messages.consumer] >= trace.end_s[messages.producer]).all()
         assert trace.unknown == ("activation bytes", "message bytes")
-        assert (trace.total_peak_bytes > 256 * 256 * 4).all()  # at least a weight
+        assert (trace.total_peak_bytes > 64 * 64 * 4).all()  # at least a weight
         assert sum(attribute(trace).fractions.values()) == pytest.approx(trace.bubble_fraction)
 
 

@@ -12,9 +12,8 @@ from hypothesis import strategies as st
 
 from ppsim import InputError, Network, StageCost, attribute, build_schedule, critical_path, read_run, simulate
 from tests.support.commandline import refused, run, run_json
-from tests.support.primus import apart, write_primus
+from tests.support.primus import PUBLISHED, apart, write_primus
 
-PUBLISHED = Path(__file__).parents[3] / "studies" / "published" / "primus_pp8"
 COST = StageCost(forward_s=1.0, backward_input_s=1.25, backward_weight_s=0.75, activation_bytes=2**30, output_bytes=8)
 
 
