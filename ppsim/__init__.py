@@ -11,6 +11,7 @@ from ppsim.estimate.device import Device, device_names, named_device
 from ppsim.estimate.estimate import estimate_costs
 from ppsim.estimate.huggingface import read_huggingface_config
 from ppsim.estimate.layer_work import transformer_work
+from ppsim.estimate.machine import Machine, machine_names, named_machine
 from ppsim.estimate.transformer import Transformer
 from ppsim.estimate.work import Execution
 from ppsim.explain.attribution import Attribution, attribute, critical_path
@@ -19,6 +20,11 @@ from ppsim.explain.path_and_slack import CriticalPath
 from ppsim.network.all_reduce import Reduction
 from ppsim.network.link import Link, LinkPiece
 from ppsim.network.network import Network
+from ppsim.planning.machine_fit import MachineFit, fit_machine
+from ppsim.planning.measured_steps import MeasuredStep, read_measured_steps
+from ppsim.planning.step_memory import StepMemory, step_memory
+from ppsim.planning.step_table import StepSeconds, predict_steps
+from ppsim.planning.training_step import TrainingStep
 from ppsim.runs.read_run import read_run
 from ppsim.runs.run import Run
 from ppsim.runs.run_costs import RunCosts, costs_of
@@ -56,6 +62,9 @@ __all__ = [
     "Layout",
     "Link",
     "LinkPiece",
+    "Machine",
+    "MachineFit",
+    "MeasuredStep",
     "Network",
     "Order",
     "OverlappedPair",
@@ -69,9 +78,12 @@ __all__ = [
     "ScheduleError",
     "SearchResult",
     "StageCost",
+    "StepMemory",
+    "StepSeconds",
     "SweepResult",
     "SweepRow",
     "Trace",
+    "TrainingStep",
     "Transformer",
     "attribute",
     "build_schedule",
@@ -80,20 +92,26 @@ __all__ = [
     "critical_path",
     "device_names",
     "estimate_costs",
+    "fit_machine",
     "load_costs",
     "load_sweep",
+    "machine_names",
     "monte_carlo",
     "named_device",
+    "named_machine",
     "parse_action",
     "partition",
     "partition_sizes",
+    "predict_steps",
     "read_huggingface_config",
+    "read_measured_steps",
     "read_run",
     "recompute_layers",
     "save_costs",
     "schedule_names",
     "search",
     "simulate",
+    "step_memory",
     "sweep",
     "transformer_work",
 ]

@@ -13,6 +13,7 @@ from ppsim.cli import command
 from ppsim.cli.command import OptionalFile, OptionalReal
 from ppsim.cli.estimate_command import EstimateCommand
 from ppsim.cli.flags import MOST_ACTIONS, CostFlags, NetworkFlags, ScheduleFlags
+from ppsim.cli.machine_command import FitMachineCommand
 from ppsim.cli.run_commands import ImportCommand
 from ppsim.cli.simulate_command import SimulateCommand
 from ppsim.cli.tables import about_of, listed, results_of, table_of
@@ -158,6 +159,7 @@ Command = (
     | Annotated[SimulateCommand, tyro.conf.subcommand("simulate")]
     | Annotated[SearchCommand, tyro.conf.subcommand("search")]
     | Annotated[EstimateCommand, tyro.conf.subcommand("estimate")]
+    | Annotated[FitMachineCommand, tyro.conf.subcommand("fit-machine")]
     | Annotated[AttributeCommand, tyro.conf.subcommand("attribute")]
     | Annotated[CompareCommand, tyro.conf.subcommand("compare")]
     | Annotated[ImportCommand, tyro.conf.subcommand("import")]

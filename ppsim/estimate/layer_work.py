@@ -8,7 +8,7 @@ from __future__ import annotations
 from ppsim.checks import checked
 from ppsim.errors import InputError
 from ppsim.estimate.transformer import Transformer
-from ppsim.estimate.work import INDEX_BYTES, STATISTIC_BYTES, Execution, LayerWork, Operation, Work
+from ppsim.estimate.work import INDEX_BYTES, STATISTIC_BYTES, Execution, LayerWork, Operation, Product, Work
 
 
 @checked
@@ -50,8 +50,17 @@ def linear(name: str, rows: int, inputs: int, outputs: int, dtype_bytes: int) ->
     Each reads two of X, A, Y's shapes and writes the third; the bias is left out.
     """
     traffic = (rows * inputs + inputs * outputs + rows * outputs) * dtype_bytes
-    work = Work(flops=2 * rows * inputs * outputs, traffic_bytes=traffic)
-    return Operation(name=name, forward=work, backward_input=work, backward_weight=work)
+    flops = 2 * rows * inputs * outputs
+
+    def work(*shape: int) -> Work:
+        return Work(flops=flops, traffic_bytes=traffic, products=(Product(*shape),))
+
+    return Operation(
+        name=name,
+        forward=work(rows, outputs, inputs),
+        backward_input=work(rows, inputs, outputs),
+        backward_weight=work(inputs, outputs, rows),
+    )
 
 
 def pointwise(name: str, forward: int, backward_input: int, dtype_bytes: int, backward_weight: int = 0) -> Operation:
@@ -73,6 +82,7 @@ def norm(name: str, tokens: int, hidden: int, dtype_bytes: int) -> Operation:
 def embedding_work(model: Transformer, execution: Execution) -> LayerWork:
     """A row of the table for each token; W writes a dense gradient of the whole table."""
     size = execution.tokens * model.hidden * execution.dtype_bytes
+    output = execution.stream_tokens * model.hidden * execution.dtype_bytes
     cut = execution.tp if execution.split_vocabulary else 1
     parameters = (model.vocabulary // cut + model.positions) * model.hidden * execution.dtype_bytes
     ids = execution.tokens * INDEX_BYTES
@@ -91,7 +101,7 @@ def embedding_work(model: Transformer, execution: Execution) -> LayerWork:
         reduced_bytes=size,
         saved={"tokens": ids},
         kept={"tokens": ids, "output gradient": size, "gradient of positions": summed},
-        output_bytes=size,
+        output_bytes=output,
         parameter_bytes=parameters,
     )
 
@@ -99,18 +109,19 @@ def embedding_work(model: Transformer, execution: Execution) -> LayerWork:
 def block_work(model: Transformer, execution: Execution, name: str = "block") -> LayerWork:
     """x + o(attention(norm(x))), then x + fc2(act(fc1(norm(x)))), or the gated MLP."""
     tokens, wide = execution.tokens, execution.dtype_bytes
-    stream = tokens * model.hidden
+    mine = execution.stream_tokens
+    stream = mine * model.hidden
     attention = attention_operations(model, execution)
     mask = (pointwise("dropout", stream, 0, 2 * wide + 1),) if execution.dropout else ()
     add = pointwise("residual", 3 * stream, 3 * stream, wide)
     operations = (
-        norm("norm 1", tokens, model.hidden, wide),
+        norm("norm 1", mine, model.hidden, wide),
         *_projections(model, execution),
         *attention,
         linear("o", tokens, model.query_width // execution.tp, model.hidden, wide),
         *mask,
         add,
-        norm("norm 2", tokens, model.hidden, wide),
+        norm("norm 2", mine, model.hidden, wide),
         *_mlp_operations(model, execution),
         *mask,
         add,
@@ -124,7 +135,7 @@ def block_work(model: Transformer, execution: Execution, name: str = "block") ->
         forward_reduces=reduces,
         # Full recomputation runs the forward's all-reduces again.
         backward_reduces=2 * reduces if execution.recompute == "full" else reduces,
-        reduced_bytes=stream * wide,
+        reduced_bytes=tokens * model.hidden * wide,
         saved=_block_saved(model, execution),
         kept=_block_kept(model, execution),
         output_bytes=stream * wide,
@@ -137,22 +148,32 @@ def head_work(model: Transformer, execution: Execution) -> LayerWork:
     tokens, wide = execution.tokens, execution.dtype_bytes
     cut = execution.tp if execution.split_vocabulary else 1
     columns = model.vocabulary // cut
-    stream, logits = tokens * model.hidden * wide, tokens * columns * wide
+    mine = execution.stream_tokens
+    stream, logits = mine * model.hidden * wide, tokens * columns * wide
     operations = [
-        norm("norm", tokens, model.hidden, wide),
+        norm("norm", mine, model.hidden, wide),
         linear("projection", tokens, model.hidden, columns, wide),
     ]
     statistics = _statistics(model, execution)
     saved = {"input": stream, "statistics": statistics, "norm output": stream}
     if execution.loss:
-        operations.append(pointwise("cross entropy", 2 * logits, 2 * logits, 1))
+        elements = tokens * columns
+        if execution.float32_loss:
+            # F: the cast, then maximum, difference, exponential, sum and division; I: three operations on float32.
+            operations += [pointwise("float32 logits", elements * (wide + 4), 0, 1)]
+            operations += [pointwise("cross entropy", 4 * elements * 4, 3 * elements * 4, 1)]
+        else:
+            operations.append(pointwise("cross entropy", 2 * logits, 2 * logits, 1))
         saved |= {"log-probabilities": logits, "sum of target weights": wide}
     matrix = columns * model.hidden + (columns if model.head_bias else 0)
     return LayerWork(
         name="head",
         operations=tuple(operations),
         backward_reduces=int(cut > 1),
-        reduced_bytes=stream,
+        reduced_bytes=tokens * model.hidden * wide,
+        # Of the maximum, the target's logit and the sum (Shoeybi et al., Megatron-LM, 2019, section 3).
+        row_reduces=3 if cut > 1 and execution.loss else 0,
+        row_bytes=tokens * STATISTIC_BYTES,
         saved=saved,
         kept={
             "input": stream,
@@ -188,28 +209,52 @@ def attention_operations(model: Transformer, execution: Execution) -> tuple[Oper
         )
         return (whole,)
     scores = pairs * wide
-    operations = [
+    seq, head = execution.seq, model.head_dim
+    wide_product, narrow_product = Product(seq, seq, head, rows), Product(seq, head, seq, rows)
+    drop = (pointwise("attention dropout", pairs, pairs, 2 * wide + 1),) if execution.dropout else ()
+    return (
         Operation(
             name="scores",
-            forward=Work(flops=product, traffic_bytes=queries + keys + scores),
-            backward_input=Work(flops=2 * product, traffic_bytes=2 * (queries + keys) + scores),
+            forward=Work(flops=product, traffic_bytes=queries + keys + scores, products=(wide_product,)),
+            backward_input=Work(
+                flops=2 * product, traffic_bytes=2 * (queries + keys) + scores, products=(narrow_product,) * 2
+            ),
         ),
-        pointwise("softmax", 2 * pairs, 3 * pairs, wide),
+        *_softmax(pairs, rows, execution),
+        *drop,
         Operation(
             name="context",
-            forward=Work(flops=product, traffic_bytes=queries + keys + scores),
-            backward_input=Work(flops=2 * product, traffic_bytes=queries + 2 * keys + 2 * scores),
+            forward=Work(flops=product, traffic_bytes=queries + keys + scores, products=(narrow_product,)),
+            backward_input=Work(
+                flops=2 * product,
+                traffic_bytes=queries + 2 * keys + 2 * scores,
+                products=(wide_product, narrow_product),
+            ),
         ),
-    ]
-    if execution.dropout:
-        operations.insert(2, pointwise("attention dropout", pairs, pairs, 2 * wide + 1))
-    return tuple(operations)
+    )
+
+
+def _softmax(pairs: int, rows: int, execution: Execution) -> tuple[Operation, ...]:
+    """One kernel, or an operation each for scale, mask, cast, softmax and cast where no kernel takes so many rows."""
+    wide = execution.dtype_bytes
+    if rows % execution.softmax_multiple == 0:
+        return (pointwise("softmax", 2 * pairs, 3 * pairs, wide),)
+    once = pointwise("scale", 2 * pairs, 2 * pairs, wide)
+    cast = pointwise("cast", pairs * (wide + 4), pairs * (wide + 4), 1)
+    return (
+        once,
+        pointwise("mask", 2 * pairs, 2 * pairs, wide),
+        cast,
+        pointwise("softmax", 2 * pairs, 3 * pairs, 4),
+        cast,
+    )
 
 
 def _projections(model: Transformer, execution: Execution) -> tuple[Operation, ...]:
     tokens, wide = execution.tokens, execution.dtype_bytes
     query, kv = model.query_width // execution.tp, model.kv_width // execution.tp
-    linears = tuple(linear(n, tokens, model.hidden, width, wide) for n, width in (("q", query), ("k", kv), ("v", kv)))
+    widths = {"qkv": query + 2 * kv} if execution.joint_projections else {"q": query, "k": kv, "v": kv}
+    linears = tuple(linear(name, tokens, model.hidden, width, wide) for name, width in widths.items())
     if model.positions:
         return linears
     turned = 2 * tokens * (query + kv)
@@ -223,18 +268,19 @@ def _mlp_operations(model: Transformer, execution: Execution) -> tuple[Operation
     last = linear("down" if model.gated else "fc2", tokens, width, model.hidden, wide)
     if not model.gated:
         return (linear("fc1", tokens, model.hidden, width, wide), activation, last)
-    gate, up = (linear(name, tokens, model.hidden, width, wide) for name in ("gate", "up"))
-    return (gate, up, activation, pointwise("product", 3 * size, 5 * size, wide), last)
+    widths = {"gate and up": 2 * width} if execution.joint_projections else {"gate": width, "up": width}
+    ups = (linear(name, tokens, model.hidden, columns, wide) for name, columns in widths.items())
+    return (*ups, activation, pointwise("product", 3 * size, 5 * size, wide), last)
 
 
 def _statistics(model: Transformer, execution: Execution) -> int:
     """A norm's mean and reciprocal deviation of each token; an RMS norm has no mean."""
-    return execution.tokens * STATISTIC_BYTES * (2 if model.norm == "layernorm" else 1)
+    return execution.stream_tokens * STATISTIC_BYTES * (2 if model.norm == "layernorm" else 1)
 
 
 def _block_saved(model: Transformer, execution: Execution) -> dict[str, int]:
     tokens, wide = execution.tokens, execution.dtype_bytes
-    stream = tokens * model.hidden * wide
+    stream = execution.stream_tokens * model.hidden * wide
     if execution.recompute == "full":
         return {"input": stream}
     query = tokens * model.query_width // execution.tp * wide
@@ -252,19 +298,19 @@ def _block_saved(model: Transformer, execution: Execution) -> dict[str, int]:
             saved |= {"attention dropout mask": scores, "dropped probabilities": scores * wide}
     saved["attention output"] = query
     if execution.dropout:
-        saved["dropout mask 1"] = tokens * model.hidden
+        saved["dropout mask 1"] = execution.stream_tokens * model.hidden
     saved |= {"middle": stream, "statistics 2": statistics, "norm 2 output": stream}
     names = ("gate", "up", "activation", "product") if model.gated else ("fc1 output", "activation")
     saved |= dict.fromkeys(names, width)
     if execution.dropout:
-        saved["dropout mask 2"] = tokens * model.hidden
+        saved["dropout mask 2"] = execution.stream_tokens * model.hidden
     return saved
 
 
 def _block_kept(model: Transformer, execution: Execution) -> dict[str, int]:
     """Norms keep their statistics too. The gradient of fc2's output is that of the block's, which arrived."""
     tokens, wide = execution.tokens, execution.dtype_bytes
-    stream = tokens * model.hidden * wide
+    stream = execution.stream_tokens * model.hidden * wide
     query = tokens * model.query_width // execution.tp * wide
     kv = tokens * model.kv_width // execution.tp * wide
     width = tokens * model.intermediate // execution.tp * wide

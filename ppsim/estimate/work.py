@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Iterable
 from dataclasses import dataclass, field
-from typing import Literal
+from typing import Literal, NamedTuple
 
 from ppsim.checks import check_fields
 from ppsim.errors import InputError
@@ -15,12 +15,25 @@ INDEX_BYTES = 8  # a token id is int64
 STATISTIC_BYTES = 4  # means, reciprocal deviations and log-sum-exps are float32
 
 
+class Product(NamedTuple):
+    """`times` products of (rows, inner) by (inner, columns) in one kernel."""
+
+    rows: int
+    columns: int
+    inner: int
+    times: int = 1
+
+
 @dataclass(frozen=True, kw_only=True)
 class Work:
-    """flops: of matrix products, 2 m n k each; nothing else counts. traffic_bytes: read from and written to memory."""
+    """flops: of matrix products, 2 m n k each; nothing else counts. traffic_bytes: read from and written to memory.
+
+    products: the shapes of those products, each a kernel. None for one fused kernel, and where memory only moves.
+    """
 
     flops: int = 0
     traffic_bytes: int = 0
+    products: tuple[Product, ...] = ()
 
 
 _NOTHING = Work()
@@ -47,6 +60,11 @@ class Execution:
     attention leaves out masked pairs; unfused attention never does. dropout: masks of one byte per element after
     attention and MLP, and on unfused scores. recompute: per block, "none", "selective" (unfused scores; Korthikanti et
     al., 2022) or "full" (all but the block's input). loss: whether the head computes the cross entropy.
+    sequence_parallel: whether norms, dropouts and residuals are cut over the tp ranks too (Korthikanti et al., 2022);
+    a block's input and output are then 1 / t. joint_projections: whether q, k, v are one product, and gate, up another.
+    softmax_multiple: how many scores' matrices unfused attention's softmax kernel takes at a time; another number of
+    them goes through five operations instead (Megatron-LM's fused kernel takes 4). float32_loss: whether the loss
+    casts logits to float32 and takes its softmax operation by operation, as Megatron-LM's does.
 
     Raises InputError for values that have no meaning.
     """
@@ -61,10 +79,14 @@ class Execution:
     dropout: bool = False
     recompute: Recompute = "none"
     loss: bool = True
+    sequence_parallel: bool = False
+    joint_projections: bool = False
+    softmax_multiple: int = 1
+    float32_loss: bool = False
 
     def __post_init__(self) -> None:
         check_fields(self)
-        for name in ("micro_batch_size", "seq", "dtype_bytes", "tp"):
+        for name in ("micro_batch_size", "seq", "dtype_bytes", "tp", "softmax_multiple"):
             value = getattr(self, name)
             if not isinstance(value, int) or isinstance(value, bool) or value < 1:
                 raise InputError(f"{name} must be a whole number of 1 or more, got {value!r}")
@@ -77,11 +99,20 @@ class Execution:
                 "recompute 'selective' drops the attention scores, which fused attention does not keep: "
                 "take 'none' or 'full', or attention 'unfused'"
             )
+        if self.sequence_parallel and self.seq % self.tp:
+            raise InputError(
+                f"sequence parallelism cuts seq {self.seq} over tp {self.tp} ranks: take a seq that tp divides"
+            )
 
     @property
     def tokens(self) -> int:
         """b s."""
         return self.micro_batch_size * self.seq
+
+    @property
+    def stream_tokens(self) -> int:
+        """Tokens of the residual stream that this rank holds between attention and MLP: all, or its share."""
+        return self.tokens // self.tp if self.sequence_parallel else self.tokens
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -89,8 +120,9 @@ class LayerWork:
     """What one microbatch makes one layer do, on one rank.
 
     operations: in forward order. recomputed: those that the backward runs forward once more. forward_reduces,
-    backward_reduces: all-reduces of `output`-sized tensors over the tp ranks. saved: bytes of each thing held from F to
-    the end of B besides the output, the input among them; kept: the same from I to W. output_bytes, parameter_bytes.
+    backward_reduces: all-reduces of `reduced_bytes` over the tp ranks; row_reduces: those of `row_bytes` in F. saved:
+    bytes of each thing held from F to the end of B besides the output, the input among them; kept: the same from I to
+    W. output_bytes, parameter_bytes.
     """
 
     name: str
@@ -98,6 +130,8 @@ class LayerWork:
     recomputed: tuple[Operation, ...] = ()
     forward_reduces: int = 0
     backward_reduces: int = 0
+    row_reduces: int = 0
+    row_bytes: int = 0
     reduced_bytes: int = 0
     saved: dict[str, int] = field(default_factory=dict)
     kept: dict[str, int] = field(default_factory=dict)

@@ -1,0 +1,155 @@
+"""Layer times: the seconds of many layers at once on a machine, kernel by kernel and against the host's launches."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+import numpy as np
+import numpy.typing as npt
+
+from ppsim.costs.stage_cost import LayerCost
+from ppsim.estimate.machine import Machine, Seconds
+from ppsim.estimate.work import Execution, LayerWork, Work
+
+_PHASES = 3  # F, I, W
+
+
+@dataclass(frozen=True, kw_only=True)
+class LayerSeconds:
+    """Seconds of each layer, arrays of shape (layers,).
+
+    forward, backward_input, backward_weight, backward: of F, I, W and B, their tensor-parallel communication included.
+    communication: of that communication alone, in F and B together.
+    """
+
+    forward: Seconds
+    backward_input: Seconds
+    backward_weight: Seconds
+    backward: Seconds
+    communication: Seconds
+
+
+class LayerTable:
+    """The kernels of layers as arrays, so that all are timed at once, on any machine.
+
+    Parameters
+    ----------
+    layers : sequence of (LayerWork, Execution)
+        The layers, and how each is computed.
+    """
+
+    def __init__(self, layers: Sequence[tuple[LayerWork, Execution]]) -> None:
+        self._count = len(layers)
+        kernels = _Kernels()
+        host = np.zeros((len(layers), _PHASES))
+        for index, (layer, _) in enumerate(layers):
+            works = (layer.forward_work, layer.backward_input_work, layer.backward_weight_work)
+            for phase, each in enumerate(works):
+                host[index, phase] = len(each)
+                for work in each:
+                    kernels.add(work, index * _PHASES + phase)
+            # Gradients are added to those of the microbatches before: two read, one written.
+            kernels.add(Work(traffic_bytes=3 * layer.parameter_bytes), index * _PHASES + 2)
+        self._kernels = kernels.arrays()
+        self._tp = np.array([execution.tp for _, execution in layers], np.float64)
+        reduces = [(layer.forward_reduces, layer.backward_reduces) for layer, _ in layers]
+        self._reduces = np.array(reduces, np.float64).reshape(-1, 2)
+        # With sequence parallelism a reduce is a reduce-scatter and an all-gather, and I gathers the input once more.
+        self._is_cut = np.array([execution.sequence_parallel for _, execution in layers])
+        self._reduced = np.array([layer.reduced_bytes for layer, _ in layers], np.float64)
+        self._rows = np.array([(layer.row_reduces, layer.row_bytes) for layer, _ in layers], np.float64).reshape(-1, 2)
+        # Collectives launch while kernels wait for them anyway: what they cost hosts is `Machine.host_spread`.
+        self._host = host
+
+    def seconds(self, machine: Machine) -> LayerSeconds:
+        """All layers' seconds on a machine."""
+        device = self._kernels.seconds(machine, self._count * _PHASES).reshape(-1, _PHASES)
+        host = machine.host_s(self._host, self._tp[:, None])
+        whole = machine.all_reduce_s(self._reduced, self._tp)
+        half = machine.reduce_scatter_s(self._reduced, self._tp)
+        communication = self._reduces * np.where(self._is_cut, 2 * half, whole)[:, None]
+        communication[:, 0] += self._rows[:, 0] * machine.all_reduce_s(self._rows[:, 1], self._tp)
+        # I gathers each product's input again for W (Korthikanti et al., 2022, section 4.2.2).
+        communication[:, 1] += np.where(self._is_cut, self._reduces[:, 0] * half, 0.0)
+        device[:, :2] += communication
+        parts = np.maximum(device, host)
+        backward = np.maximum(device[:, 1] + device[:, 2], host[:, 1] + host[:, 2])
+        return LayerSeconds(
+            forward=parts[:, 0],
+            backward_input=parts[:, 1],
+            backward_weight=parts[:, 2],
+            backward=backward,
+            communication=communication.sum(axis=1),
+        )
+
+
+class _Kernels:
+    """Kernels as they are collected, one list for each kind."""
+
+    def __init__(self) -> None:
+        self._products: list[tuple[int, int, int, int, int]] = []
+        self._moves: list[tuple[int, int]] = []
+        self._fused: list[tuple[int, int]] = []
+
+    def add(self, work: Work, owner: int) -> None:
+        """Add one operation's kernels."""
+        for shape in work.products:
+            self._products.append((*shape, owner))
+        if work.products or not (work.flops or work.traffic_bytes):
+            return
+        if work.flops:
+            self._fused.append((work.flops, owner))
+        else:
+            self._moves.append((work.traffic_bytes, owner))
+
+    def arrays(self) -> _KernelArrays:
+        """What was collected."""
+        return _KernelArrays(
+            products=np.array(self._products, np.float64).reshape(-1, 5).T.copy(),
+            moves=np.array(self._moves, np.float64).reshape(-1, 2).T.copy(),
+            fused=np.array(self._fused, np.float64).reshape(-1, 2).T.copy(),
+        )
+
+
+@dataclass(frozen=True, kw_only=True)
+class _KernelArrays:
+    """products: shape (5, n) of rows, columns, inner, count, owner; moves: bytes, owner; fused: FLOPs, owner."""
+
+    products: npt.NDArray[np.float64]
+    moves: npt.NDArray[np.float64]
+    fused: npt.NDArray[np.float64]
+
+    def seconds(self, machine: Machine, owners: int) -> Seconds:
+        """By owner."""
+        rows, columns, inner, count, product_owner = self.products
+        found = np.zeros(owners)
+        for seconds, owner in (
+            (machine.product_s(rows, columns, inner, count), product_owner),
+            (machine.moving_s(self.moves[0]), self.moves[1]),
+            (machine.fused_attention_s(self.fused[0]), self.fused[1]),
+        ):
+            found += np.bincount(owner.astype(np.int64), weights=seconds, minlength=owners)
+        return found
+
+
+def layer_costs(layers: Sequence[LayerWork], execution: Execution, machine: Machine) -> list[LayerCost]:
+    """The costs of layers on a machine, each layer that is alike timed once."""
+    distinct: dict[tuple[object, ...], int] = {}
+    which = [distinct.setdefault((layer.name.split(" ")[0], layer.operations), len(distinct)) for layer in layers]
+    chosen = [layers[which.index(index)] for index in range(len(distinct))]
+    seconds = LayerTable([(layer, execution) for layer in chosen]).seconds(machine)
+    return [
+        LayerCost(
+            name=layer.name,
+            forward_s=float(seconds.forward[index]),
+            backward_input_s=float(seconds.backward_input[index]),
+            backward_weight_s=float(seconds.backward_weight[index]),
+            backward_s=float(seconds.backward[index]),
+            activation_bytes=layer.activation_bytes,
+            weight_activation_bytes=layer.weight_activation_bytes,
+            output_bytes=layer.output_bytes,
+            parameter_bytes=layer.parameter_bytes,
+        )
+        for layer, index in zip(layers, which, strict=True)
+    ]

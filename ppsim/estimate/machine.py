@@ -1,0 +1,356 @@
+"""Machine: what kernels, launches, collectives and messages take on devices of one kind, in nodes of one kind."""
+
+from __future__ import annotations
+
+import json
+import math
+from collections.abc import Mapping
+from dataclasses import asdict, dataclass, field, fields, replace
+from pathlib import Path
+from typing import Any, NamedTuple
+
+import numpy as np
+import numpy.typing as npt
+
+from ppsim.checks import check_fields, checked, shown
+from ppsim.errors import InputError
+from ppsim.files import read_json, write_text
+
+Seconds = npt.NDArray[np.float64]
+
+
+class Constant(NamedTuple):
+    """One constant of a machine: the range in which it has a meaning, and how far it strays from device to device.
+
+    spread: standard deviation of the constant's logarithm between machines of one kind.
+    """
+
+    low: float
+    high: float
+    spread: float
+    meaning: str
+
+
+CONSTANTS = {
+    "product_efficiency": Constant(0.1, 1.0, 0.15, "share of the FLOPs per second that a large product reaches"),
+    "product_fill": Constant(
+        1, 4000, 0.3, "what filling and emptying a tile costs, in elements of the inner dimension"
+    ),
+    "unaligned_efficiency": Constant(0.05, 1.0, 0.4, "share of that where a dimension is no multiple of 16 bytes"),
+    "bandwidth_efficiency": Constant(0.1, 1.0, 0.1, "share of the memory's bytes per second that is reached"),
+    "kernel_s": Constant(1e-7, 1e-4, 0.5, "seconds that each kernel takes besides on the device"),
+    "launch_s": Constant(1e-6, 1e-3, 0.5, "seconds that the host takes for each operation"),
+    "host_spread": Constant(1e-3, 1.0, 0.7, "how much longer hosts take for each further tensor-parallel rank"),
+    "node_latency_s": Constant(1e-6, 2e-3, 1.0, "seconds of a collective within a node, whatever its size and ranks"),
+    "node_bytes_per_s": Constant(1e9, 2e12, 0.3, "bytes per second and device within a node"),
+    "network_latency_s": Constant(1e-6, 2e-2, 1.0, "seconds of a collective or message across nodes besides"),
+    "network_bytes_per_s": Constant(1e8, 4e12, 0.4, "bytes per second out of a node, through all its adapters"),
+}
+_TILES = ((128, 256, 1.0), (128, 128, 0.55))  # rows, columns, time of one beside the first's: of large GPUs' libraries
+_ALIGNED_BYTES = 16  # NVIDIA, Matrix Multiplication Background User's Guide, 2023, section 3
+# Dao, FlashAttention-2, 2023, section 4.1: up to 225 TFLOP/s in training on an A100, where products reach about 265.
+_ATTENTION_SHARE = 0.75
+_SCHEMA = "ppsim machine 1"
+
+
+@dataclass(frozen=True, kw_only=True)
+class Machine:
+    """Devices of one kind in nodes of one kind: a vendor's rates, and constants that measurements say.
+
+    Parameters
+    ----------
+    flops_per_s : float
+        Peak FLOPs per second of matrix products.
+    bytes_per_s : float
+        Peak bytes per second of a device's memory.
+    memory_bytes : int
+        Bytes of a device's memory.
+    multiprocessors : int
+        How many tiles of a product a device computes at a time.
+    devices_per_node : int
+        Devices that share a node.
+    dtype_bytes : int
+        Bytes of an element for which `flops_per_s` holds.
+    product_efficiency : float
+        The share of `flops_per_s` that a large product reaches.
+    product_fill : float
+        What the filling and emptying of a tile costs, in elements of the product's inner dimension.
+    unaligned_efficiency : float
+        The share of that rate that is left where a dimension is no multiple of 16 bytes.
+    bandwidth_efficiency : float
+        The share of `bytes_per_s` that is reached.
+    kernel_s : float
+        Seconds that each kernel takes besides, on the device.
+    launch_s : float
+        Seconds that the host takes for each operation. A layer takes no less than its operations' launches.
+    host_spread : float
+        Hosts of t tensor-parallel ranks wait for the slowest: they take 1 + host_spread (t - 1) times as long.
+    node_latency_s, node_bytes_per_s : float
+        Of a collective within a node: fixed seconds, nearly the same for any number of devices, and bytes per second
+        that each device sends.
+    network_latency_s, network_bytes_per_s : float
+        The same across nodes; bytes per second of a whole node, which all its devices share.
+    name, source : str
+        What it is, and where its numbers are from.
+    spread : mapping from str to float
+        By constant, its standard error as a share of it, where a fit said one.
+
+    Raises
+    ------
+    InputError
+        If a number has no meaning.
+
+    Notes
+    -----
+    A product of (m, k) by (k, n) takes the waves of its tiles, each (k + product_fill) deep, at product_efficiency of
+    the peak, or the time of its memory traffic if that is longer; of two tile sizes the faster one counts. All else
+    takes the time of its traffic. The roofline of each kernel is that of Williams, Waterman and Patterson, 2009.
+
+    Examples
+    --------
+    >>> machine = named_machine("h100")
+    >>> machine.memory_bytes, machine.devices_per_node
+    (80000000000, 8)
+    """
+
+    flops_per_s: float
+    bytes_per_s: float
+    memory_bytes: int
+    multiprocessors: int
+    devices_per_node: int = 8
+    dtype_bytes: int = 2
+    product_efficiency: float = 0.8
+    product_fill: float = 200.0
+    unaligned_efficiency: float = 0.35
+    bandwidth_efficiency: float = 0.8
+    kernel_s: float = 5e-6
+    launch_s: float = 50e-6
+    host_spread: float = 0.03
+    node_latency_s: float = 1e-4
+    node_bytes_per_s: float = 1.8e11
+    network_latency_s: float = 1e-4
+    network_bytes_per_s: float = 1e11
+    name: str = ""
+    source: str = ""
+    spread: Mapping[str, float] = field(default_factory=dict)
+
+    def __post_init__(self) -> None:
+        check_fields(self)
+        for name in ("flops_per_s", "bytes_per_s"):
+            value = getattr(self, name)
+            if not (math.isfinite(value) and value > 0):
+                raise InputError(f"{name} must be finite and > 0, got {value!r}")
+        for name in ("memory_bytes", "multiprocessors", "devices_per_node", "dtype_bytes"):
+            if getattr(self, name) < 1:
+                raise InputError(f"{name} must be 1 or more, got {getattr(self, name)!r}")
+        for name, constant in CONSTANTS.items():
+            value = getattr(self, name)
+            if not constant.low <= value <= constant.high:
+                raise InputError(f"{name} must be from {constant.low:g} to {constant.high:g}, got {value!r}")
+        for name, share in self.spread.items():
+            if name not in CONSTANTS:
+                raise InputError(f"spread names {shown(name)}, which is no constant: take {', '.join(CONSTANTS)}")
+            if not (math.isfinite(share) and share >= 0):
+                raise InputError(f"spread of {name} must be finite and >= 0, got {share!r}")
+
+    @classmethod
+    @checked
+    def from_file(cls, path: str | Path) -> Machine:
+        """A machine as `save` wrote it, JSON. Raises InputError that names file and field, OSError if unreadable."""
+        document = read_json(path)
+        if not isinstance(document, dict) or document.get("schema") != _SCHEMA:
+            raise InputError(f'{path} must be a JSON object with "schema": "{_SCHEMA}", as ppsim fit-machine writes it')
+        known = {each.name for each in fields(cls)}
+        found = {name: value for name, value in document.items() if name not in ("schema", "fit")}
+        unknown = sorted(set(found) - known)
+        if unknown:
+            raise InputError(f"{path}: {unknown[0]!r} is no field of a machine: take {', '.join(sorted(known))}")
+        needed = ("flops_per_s", "bytes_per_s", "memory_bytes", "multiprocessors")
+        missing = [name for name in needed if name not in found]
+        if missing:
+            raise InputError(f"{path}: {missing[0]} is missing: give a number")
+        try:
+            return cls(**found)
+        except InputError as error:
+            raise InputError(f"{path}: {error}") from None
+
+    @checked
+    def save(self, path: str | Path, *, fit: Mapping[str, Any] | None = None) -> None:
+        """Write the machine as JSON; `fit` is kept beside it, for readers only. Raises OSError."""
+        document = {"schema": _SCHEMA, **asdict(self), **({} if fit is None else {"fit": dict(fit)})}
+        write_text(path, json.dumps(document, indent=1, allow_nan=False) + "\n")
+
+    def product_s(self, rows: Any, columns: Any, inner: Any, count: Any = 1) -> Seconds:
+        """Seconds of `count` products of (rows, inner) by (inner, columns) in one kernel; arrays of one shape."""
+        waves = [
+            np.ceil(np.ceil(rows / tall) * np.ceil(columns / wide) * count / self.multiprocessors) * share
+            for tall, wide, share in _TILES
+        ]
+        tall, wide, _ = _TILES[0]
+        rate = self.flops_per_s * self.product_efficiency / self.multiprocessors
+        multiple = max(_ALIGNED_BYTES // self.dtype_bytes, 1)
+        # Rows of a row-major product need no alignment, but the transposed products of a backward have them inside.
+        is_aligned = np.all([np.asarray(size) % multiple == 0 for size in (rows, columns, inner)], axis=0)
+        rates = np.where(is_aligned, rate, rate * self.unaligned_efficiency)
+        computing = np.minimum(*waves) * 2 * tall * wide * (inner + self.product_fill) / rates
+        elements = (rows * inner + inner * columns + rows * columns) * count
+        return self.moving_s(elements * self.dtype_bytes, least_s=computing)
+
+    def moving_s(self, traffic_bytes: Any, *, least_s: Any = 0.0) -> Seconds:
+        """Seconds of a kernel that reads and writes so many bytes of the device's memory."""
+        moving = traffic_bytes / (self.bytes_per_s * self.bandwidth_efficiency)
+        return np.asarray(np.maximum(moving, least_s) + self.kernel_s, np.float64)
+
+    def fused_attention_s(self, flops: Any) -> Seconds:
+        """Seconds of attention as one kernel."""
+        return np.asarray(flops / (self.flops_per_s * self.product_efficiency * _ATTENTION_SHARE) + self.kernel_s)
+
+    def host_s(self, operations: Any, tp: Any) -> Seconds:
+        """Seconds that hosts of `tp` ranks, which wait for each other, take for so many operations."""
+        return np.asarray(operations * self.launch_s * (1 + self.host_spread * (np.asarray(tp) - 1)), np.float64)
+
+    def all_reduce_s(self, size_bytes: Any, ranks: Any, stride: Any = 1) -> Seconds:
+        """Seconds of an all-reduce.
+
+        Parameters
+        ----------
+        size_bytes : array of shape (n,), or a number
+            Bytes that each rank has.
+        ranks : array of shape (n,), or a number
+            How many ranks take part.
+        stride : array of shape (n,), or a number
+            How far apart neighbours are in the numbering of devices, node by node: so many groups run side by side.
+
+        Returns
+        -------
+        array of shape (n,)
+            0 for one rank.
+
+        Notes
+        -----
+        A ring moves 2 (n - 1) / n of the bytes (Patarasuk and Yuan, 2009). Across nodes the rings of one node share its
+        adapters.
+        """
+        return np.asarray(2 * self._ring_s(size_bytes, ranks, stride) - self._latency_s(ranks, stride), np.float64)
+
+    def reduce_scatter_s(self, size_bytes: Any, ranks: Any, stride: Any = 1) -> Seconds:
+        """Seconds of a reduce-scatter or an all-gather of `size_bytes` in all; as `all_reduce_s`, half the way."""
+        return self._ring_s(size_bytes, ranks, stride)
+
+    def message_s(self, size_bytes: Any, crosses: Any) -> tuple[Seconds, Seconds]:
+        """Seconds for which a message between two devices occupies its link, and the latency after that."""
+        own = self.network_bytes_per_s / self.devices_per_node
+        occupied = np.where(crosses, size_bytes / own, size_bytes / self.node_bytes_per_s)
+        return occupied, np.where(crosses, self.network_latency_s, self.node_latency_s / 2)
+
+    def _ring_s(self, size_bytes: Any, ranks: Any, stride: Any) -> Seconds:
+        """Once around a ring, with one latency."""
+        ranks, stride = np.asarray(ranks, np.float64), np.asarray(stride, np.float64)
+        shared = self.network_bytes_per_s / np.minimum(stride, self.devices_per_node)
+        rate = np.where(self._crosses(ranks, stride), np.minimum(shared, self.node_bytes_per_s), self.node_bytes_per_s)
+        return np.asarray(self._latency_s(ranks, stride) + (ranks - 1) / ranks * size_bytes / rate, np.float64)
+
+    def _latency_s(self, ranks: Any, stride: Any) -> Seconds:
+        own = np.where(self._crosses(ranks, stride), self.network_latency_s, self.node_latency_s)
+        return np.where(np.asarray(ranks) > 1, own, 0.0)
+
+    def _crosses(self, ranks: Any, stride: Any) -> npt.NDArray[np.bool_]:
+        return np.asarray(np.asarray(ranks) * np.asarray(stride) > self.devices_per_node, np.bool_)
+
+
+def _gpu(
+    name: str, teraflops: float, gigabytes_per_s: float, gigabytes: int, multiprocessors: int, link: float, source: str
+) -> Machine:
+    return Machine(
+        name=name,
+        flops_per_s=teraflops * 1e12,
+        bytes_per_s=gigabytes_per_s * 1e9,
+        memory_bytes=gigabytes * 10**9,
+        multiprocessors=multiprocessors,
+        node_bytes_per_s=link * 1e9,
+        network_bytes_per_s=(100e9 if name.startswith("a100") else 200e9),
+        source=source,
+    )
+
+
+# Peaks: 16-bit matrix products without sparsity. What a device sends within a node: 0.55 of its links' one-way peak.
+_LINK_SHARE = 0.55
+_KNOWN = {
+    each.name: each
+    for each in (
+        _gpu("a100-40gb", 312, 1555, 40, 108, 300 * _LINK_SHARE, "NVIDIA A100 datasheet, SXM 40 GB, BF16 dense"),
+        _gpu("a100", 312, 2039, 80, 108, 300 * _LINK_SHARE, "NVIDIA A100 datasheet, SXM 80 GB, BF16 dense"),
+        _gpu("h100", 989, 3350, 80, 132, 450 * _LINK_SHARE, "NVIDIA H100 datasheet, SXM, BF16 dense"),
+        _gpu("h200", 989, 4800, 141, 132, 450 * _LINK_SHARE, "NVIDIA H200 datasheet, SXM, BF16 dense"),
+        _gpu("b200", 2250, 8000, 180, 148, 900 * _LINK_SHARE, "NVIDIA HGX B200 datasheet, BF16 dense"),
+        _gpu("mi300x", 1307.4, 5325, 192, 304, 448 * _LINK_SHARE, "AMD Instinct MI300X datasheet, BF16 dense"),
+    )
+}
+_KNOWN["mi300"] = _KNOWN["mi300x"]
+
+_FITTED_SOURCE = "constants fitted to 764 measured Megatron steps on A100 (VIA-Research/vTrain, data/, MIT)"
+_FITTED: dict[str, dict[str, Any]] = {
+    "a100": {
+        "product_efficiency": 0.788,
+        "product_fill": 394.0,
+        "unaligned_efficiency": 0.427,
+        "bandwidth_efficiency": 0.868,
+        "kernel_s": 7.58e-6,
+        "launch_s": 9.1e-5,
+        "host_spread": 0.0373,
+        "node_latency_s": 3.0e-4,
+        "node_bytes_per_s": 3.26e11,
+        "network_latency_s": 1.04e-4,
+        "network_bytes_per_s": 1.09e11,
+        "spread": {
+            "product_efficiency": 0.02,
+            "product_fill": 0.152,
+            "unaligned_efficiency": 0.039,
+            "bandwidth_efficiency": 0.074,
+            "kernel_s": 0.232,
+            "launch_s": 0.007,
+            "host_spread": 0.062,
+            "node_latency_s": 0.046,
+            "node_bytes_per_s": 0.125,
+            "network_latency_s": 0.885,
+            "network_bytes_per_s": 0.108,
+        },
+    }
+}
+
+
+def machine_names() -> list[str]:
+    """The machines that are known here."""
+    return list(_KNOWN)
+
+
+@checked
+def named_machine(name: str, *, devices_per_node: int | None = None, fitted: bool = True) -> Machine:
+    """A machine with its vendor's peaks.
+
+    Parameters
+    ----------
+    name : str
+        One of `machine_names()`.
+    devices_per_node : int, optional
+        By default 8.
+    fitted : bool
+        Whether constants are as fitted, where somebody measured (A100); otherwise, and for all others, they are as
+        large GPUs' usually are.
+
+    Raises
+    ------
+    InputError
+        If no machine has this name.
+
+    Examples
+    --------
+    >>> named_machine("h200").memory_bytes
+    141000000000
+    """
+    if name not in _KNOWN:
+        raise InputError(f"unknown machine {name!r}: take {', '.join(_KNOWN)}, or fit one with ppsim fit-machine")
+    known = _KNOWN[name]
+    if fitted and name in _FITTED:
+        known = replace(known, **_FITTED[name], source=f"{known.source}; {_FITTED_SOURCE}")
+    return known if devices_per_node is None else replace(known, devices_per_node=devices_per_node)

@@ -1,0 +1,140 @@
+"""Training step: a model, how it is spread over devices, and how its microbatches run."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, replace
+from typing import Literal
+
+from ppsim.checks import check_fields
+from ppsim.errors import InputError
+from ppsim.estimate.transformer import Transformer
+from ppsim.estimate.work import Attention, Execution, Recompute
+
+Sharding = Literal["none", "optimizer"]
+_VOCABULARY_MULTIPLE = 128  # columns of a rank: Megatron-LM's --make-vocab-size-divisible-by
+
+
+@dataclass(frozen=True, kw_only=True)
+class TrainingStep:
+    """One optimizer step of a transformer on tp x dp x pp devices.
+
+    Parameters
+    ----------
+    model : Transformer
+        The model's shapes. Where tp cuts the vocabulary, it is padded so that each rank has a multiple of 128 columns.
+    seq : int
+        Tokens of a sample.
+    micro_batch_size, microbatches : int
+        b samples in each of m microbatches of a replica.
+    tp, dp, pp : int
+        Tensor-parallel ranks, data-parallel replicas and pipeline ranks. Devices are numbered in this order, tp first.
+    schedule : str
+        A name of `ppsim.schedule_names()`.
+    stages_per_rank : int
+        v.
+    blocks : tuple of int, optional
+        Blocks of each stage; the embedding goes with the first stage and the head with the last. By default as even as
+        can be.
+    recompute, attention, dropout, sequence_parallel, softmax_multiple, float32_loss
+        As in `ppsim.Execution`.
+    gradient_bytes : int
+        Bytes of an element of the gradients that replicas add up.
+    sharding : "none" or "optimizer"
+        "optimizer" cuts master weights and moments over the replicas (ZeRO-1: Rajbhandari et al., 2020).
+    overlap_gradients : float
+        The share of the last backward under which the sum over replicas can hide, from 0 to 1.
+
+    Raises
+    ------
+    InputError
+        If the numbers do not fit together.
+    """
+
+    model: Transformer
+    seq: int
+    micro_batch_size: int
+    microbatches: int
+    tp: int = 1
+    dp: int = 1
+    pp: int = 1
+    schedule: str = "1f1b"
+    stages_per_rank: int = 1
+    blocks: tuple[int, ...] | None = None
+    recompute: Recompute = "none"
+    attention: Attention = "fused"
+    dropout: bool = False
+    sequence_parallel: bool = False
+    softmax_multiple: int = 1
+    float32_loss: bool = False
+    gradient_bytes: int = 2
+    sharding: Sharding = "none"
+    overlap_gradients: float = 0.0
+
+    def __post_init__(self) -> None:
+        check_fields(self)
+        for name in ("seq", "micro_batch_size", "microbatches", "tp", "dp", "pp", "stages_per_rank", "gradient_bytes"):
+            if getattr(self, name) < 1:
+                raise InputError(f"{name} must be a whole number of 1 or more, got {getattr(self, name)!r}")
+        if not 0 <= self.overlap_gradients <= 1:
+            raise InputError(f"overlap_gradients must be a share from 0 to 1, got {self.overlap_gradients!r}")
+        if self.blocks is None:
+            if self.model.layers < self.stages:
+                raise InputError(
+                    f"{self.model.layers} blocks do not fill {self.stages} stages: take fewer ranks or stages per rank"
+                )
+        elif len(self.blocks) != self.stages or sum(self.blocks) != self.model.layers or min(self.blocks) < 0:
+            raise InputError(
+                f"blocks {self.blocks} do not cut {self.model.layers} blocks into {self.stages} stages: give so many "
+                "numbers of 0 or more that add up"
+            )
+        self.model.check_shards(self.tp)
+
+    @property
+    def devices(self) -> int:
+        """tp dp pp."""
+        return self.tp * self.dp * self.pp
+
+    @property
+    def stages(self) -> int:
+        """p v."""
+        return self.pp * self.stages_per_rank
+
+    @property
+    def global_batch(self) -> int:
+        """Samples of a step."""
+        return self.micro_batch_size * self.microbatches * self.dp
+
+    @property
+    def stage_blocks(self) -> tuple[int, ...]:
+        """Blocks of each stage."""
+        if self.blocks is not None:
+            return self.blocks
+        least, more = divmod(self.model.layers, self.stages)
+        # Stages in the middle take what is left over: the first has the embedding besides, and the last the head.
+        first = (self.stages - more) // 2
+        return tuple(least + (first <= stage < first + more) for stage in range(self.stages))
+
+    @property
+    def padded_model(self) -> Transformer:
+        """The model with a vocabulary that tp cuts into equal parts."""
+        if self.tp == 1:
+            return self.model
+        multiple = _VOCABULARY_MULTIPLE * self.tp
+        return replace(self.model, vocabulary=-(-self.model.vocabulary // multiple) * multiple)
+
+    @property
+    def execution(self) -> Execution:
+        """How a microbatch is computed."""
+        return Execution(
+            micro_batch_size=self.micro_batch_size,
+            seq=self.seq,
+            tp=self.tp,
+            split_vocabulary=self.tp > 1,
+            attention=self.attention,
+            dropout=self.dropout,
+            recompute=self.recompute,
+            sequence_parallel=self.sequence_parallel and self.tp > 1,
+            joint_projections=True,
+            softmax_multiple=self.softmax_multiple,
+            float32_loss=self.float32_loss,
+        )
