@@ -14,6 +14,7 @@ import numpy.typing as npt
 from ppsim.checks import check_fields, check_names, checked, shown
 from ppsim.errors import InputError
 from ppsim.network.all_reduce import Reduction
+from ppsim.schedule.streams import Streams, check_streams
 
 Sharing = Literal["turns", "fair"]
 
@@ -41,6 +42,11 @@ class Conditions:
     receive_window : int or None
         Receives posted ahead on each link. A transfer waits for its receive (rendezvous). By default all are
         posted.
+    streams : "link", "pair" or "rank"
+        Who has a communicator: each directed link, each pair of ranks, or each rank for all that it sends and receives.
+        A communicator runs what is posted on it one after another. A transfer begins when its send and its receive are
+        posted and what stands before them on both their communicators has left. With "link", receives that the schedule
+        does not state are posted ahead.
     cores : int or None
         How many ranks a device runs at full speed at once. By default all, or 1 where `devices` is given.
     devices : sequence of p ints, or None
@@ -80,6 +86,7 @@ class Conditions:
     dispatch_s: npt.ArrayLike = 0.0
     send_s: npt.ArrayLike = 0.0
     receive_window: int | None = None
+    streams: Streams = "link"
     cores: int | None = None
     devices: Sequence[int] | None = None
     sharing: Sharing = "turns"
@@ -108,6 +115,12 @@ class Conditions:
             value = getattr(self, name)
             if value is not None and (isinstance(value, bool) or not isinstance(value, int) or value < 1):
                 raise InputError(f"{name} must be a whole number of 1 or more, got {value!r}")
+        check_streams(self.streams)
+        if self.streams != "link" and self.receive_window is not None:
+            raise InputError(
+                f"receive_window is of receives posted ahead on links: with streams {self.streams!r} they are posted "
+                "where they stand in the schedule; leave one of the two out"
+            )
         self._check_sharing()
 
     def _check_sharing(self) -> None:

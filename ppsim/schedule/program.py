@@ -38,7 +38,9 @@ class Program(ProgramTables):
             If some actions wait for each other in a circle, which the message shows.
         """
         if self.written is not None:
-            return self.message_graph("link").actions(self.actions)
+            nodes = self.message_graph("link").order
+            actions: Integers = nodes[nodes < self.actions]
+            return actions
         return execution_order(self)
 
     def message_graph(self, streams: Streams) -> MessageGraph:

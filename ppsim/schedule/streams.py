@@ -9,7 +9,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import Literal, get_args
+from typing import Literal, NamedTuple, get_args
 
 import numpy as np
 import numpy.typing as npt
@@ -22,9 +22,10 @@ Streams = Literal["link", "pair", "rank"]
 """Who has a communicator: each directed link, each pair of ranks, or each rank for all that it sends and receives."""
 
 
-@dataclass(frozen=True, kw_only=True, eq=False)
-class MessageGraph:
+class MessageGraph(NamedTuple):
     """What each message waits for, and the sequence in which all actions and messages can run.
+
+    It is a tuple because compiled passes take it as it is.
 
     Parameters
     ----------
@@ -69,10 +70,10 @@ class MessageGraph:
             order=order,
         )
 
-    def actions(self, count: int) -> Integers:
-        """The first `count` numbers, those of the actions, in this sequence."""
-        found: Integers = self.order[self.order < count]
-        return found
+    @classmethod
+    def none(cls) -> MessageGraph:
+        """The graph of no messages, which stands for a program whose messages leave as they are made."""
+        return cls(*(np.zeros(0, np.int32) for _ in cls._fields))
 
 
 def check_streams(streams: str) -> None:
@@ -99,7 +100,7 @@ class _Waits:
         if streams == "link":
             none = np.full(len(messages), -1, np.int32)
             is_posted_ahead = program.written is None
-            before = np.where(messages.position > 0, np.arange(len(messages)) - 1, -1)
+            before = np.where(messages.position > 0, np.arange(len(messages)) - 1, -1).astype(np.int32)
             return cls(send_after, none if is_posted_ahead else receive_after, before, none)
         peer = np.where(posts.sends, messages.destination[posts.message], messages.source[posts.message])
         end = posts.rank.astype(np.int64) * program.ranks + (peer if streams == "pair" else 0)

@@ -54,6 +54,7 @@ def simulate(
         - `dispatch_s`: seconds before each action
         - `send_s`: seconds after each action that sends
         - `receive_window`: receives posted ahead on each link
+        - `streams`: who has a communicator, "link", "pair" or "rank"
         - `cores`, `devices`, `sharing`, `sharing_efficiency`, `speeds`: what ranks share, and how
         - `reduction`: gradients added up over data-parallel replicas
 
@@ -65,7 +66,7 @@ def simulate(
     Raises
     ------
     ScheduleError
-        If the schedule is incomplete or could hang.
+        If the schedule is incomplete or could hang on its streams.
     InputError
         If costs and stages do not match, or an option cannot be.
 
@@ -74,7 +75,10 @@ def simulate(
     A rank runs its order in sequence, one action at a time. An action starts when its rank is free and its inputs have
     arrived. Nobody waits in a send. A transfer starts when its producer has ended and the transfer before it has left
     the link, keeps the link for bytes / bytes_per_s and arrives latency_s later. Stages on one rank hand over for
-    nothing. For memory see `ppsim.simulation.memory_levels`.
+    nothing. Where the schedule states its sends and receives, or with other `streams`, a transfer also waits for its
+    receive, and for what stands before it on its communicators (see `Conditions`).
+
+    For memory see `ppsim.simulation.memory_levels`.
 
     Examples
     --------

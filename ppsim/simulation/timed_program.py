@@ -14,6 +14,7 @@ from ppsim.network.network import Network
 from ppsim.schedule.action import Kind
 from ppsim.schedule.deadlock import smallest_receive_window
 from ppsim.schedule.program import Program
+from ppsim.schedule.streams import MessageGraph, Streams
 from ppsim.simulation.sharing import Devices
 
 Seconds = npt.NDArray[np.float64]
@@ -39,6 +40,10 @@ class TimedProgram:
         Receives posted ahead on each link. None: a receive is always posted.
     devices : Devices or None
         What the ranks share. None: each computes by itself.
+    streams : "link", "pair" or "rank"
+        Who has a communicator.
+    graph : MessageGraph or None
+        What messages wait for on their communicators. None: they leave as they are made, each link by itself.
     """
 
     program: Program
@@ -50,6 +55,8 @@ class TimedProgram:
     latency_s: Seconds
     receive_window: int | None = None
     devices: Devices | None = None
+    streams: Streams = "link"
+    graph: MessageGraph | None = None
 
     @classmethod
     def of(
@@ -72,6 +79,8 @@ class TimedProgram:
         ------
         InputError
             If stages or conditions do not fit the program.
+        ScheduleError
+            If the program hangs on the streams of the conditions.
         """
         conditions = conditions or Conditions()
         count = program.schedule.stages
@@ -92,6 +101,8 @@ class TimedProgram:
             latency_s=latency_s,
             receive_window=_checked_window(program, conditions.receive_window),
             devices=Devices.of(conditions, program.ranks),
+            streams=conditions.streams,
+            graph=None if _leaves_as_made(program, conditions) else program.message_graph(conditions.streams),
         )
 
     def posts(self) -> npt.NDArray[np.int32]:
@@ -227,7 +238,17 @@ def _sends(program: Program) -> npt.NDArray[np.bool_]:
     return sends
 
 
+def _leaves_as_made(program: Program, conditions: Conditions) -> bool:
+    """Whether every message is sent when it is made, and on a link of its own."""
+    return conditions.streams == "link" and program.written is None
+
+
 def _checked_window(program: Program, window: int | None) -> int | None:
+    if window is not None and program.written is not None:
+        raise InputError(
+            "receive_window is of receives posted ahead, and this schedule states where each is posted: leave it out, "
+            "or take schedule.with_communication(None)"
+        )
     if window is not None and window < (needed := smallest_receive_window(program)):
         raise InputError(
             f"receive_window {window} is too small: this schedule needs {needed} receives posted at once on a link, or "

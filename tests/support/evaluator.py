@@ -192,12 +192,16 @@ def evaluate(
     dispatch_s: float = 0.0,
     send_s: float = 0.0,
     window: int | None = None,
+    posts: Posts | None = None,
+    streams: str = "link",
 ) -> Answer:
     """The step of `orders`. costs: objects with the fields of a stage's cost. network: `link(source, destination)`.
 
     factor: on what a (stage, microbatch) takes. dispatch_s: before each action, once it could start. send_s: after
     each action that sends, before its messages set off and its rank goes on. window: receives
-    posted ahead on a link; the next is posted whenever one is used, and a transfer waits for its receive.
+    posted ahead on a link; the next is posted whenever one is used, and a transfer waits for its receive. posts: where
+    sends and receives stand; a transfer then begins once both are posted and what stands before them in the queues of
+    their ranks (see `queue_of`) has left.
     """
     stages, kinds = len(placement), backward_kinds(orders)
     links = messages_of_links(orders, placement)
@@ -257,11 +261,42 @@ def evaluate(
         link = (placement[source[0]], placement[part[0]])
         return transfer(link, links[link].index((source, part)))[2]
 
+    places = {cell: (rank, at) for rank, row in enumerate(posts or []) for at, cell in enumerate(row)}
+
+    def spelled_end(pair: tuple[Part, Part], verb: str) -> str:
+        stage, kind, microbatch = pair[verb == "RECV"]
+        return f"{stage}{verb}_{'F' if kind == 'F' else 'B'}{microbatch}"
+
+    pair_of = {
+        spelled_end(pair, verb): (link, k)
+        for link, pairs in links.items()
+        for k, pair in enumerate(pairs)
+        for verb in ("SEND", "RECV")
+    }
+
+    def may_begin(post: str) -> Fraction:
+        """When a send or receive has been posted, and what stands before it in its queue has left."""
+        rank, at = places[post]
+        before = posts[rank][:at]
+        actions = sum("SEND" not in cell and "RECV" not in cell for cell in before)
+        queue = queue_of(post, rank, placement, streams)
+        ahead = [
+            pair_of[cell]
+            for cell in before
+            if ("SEND" in cell or "RECV" in cell) and queue_of(cell, rank, placement, streams) == queue
+        ]
+        return max(
+            free(rank, actions - 1) if actions else Fraction(0), transfer(*ahead[-1])[1] if ahead else Fraction(0)
+        )
+
     @cache
     def transfer(link: tuple[int, int], position: int) -> tuple[Fraction, Fraction, Fraction]:
         producer, consumer = links[link][position]
-        begun = max(free(*where[producer]), posted(link, position))
-        if position > 0:
+        if posts is not None:
+            begun = max(may_begin(spelled_end((producer, consumer), verb)) for verb in ("SEND", "RECV"))
+        else:
+            begun = max(free(*where[producer]), posted(link, position))
+        if position > 0 and posts is None:
             begun = max(begun, transfer(link, position - 1)[1])
         lower = costs[min(producer[0], consumer[0])]
         goes_back = producer[0] > consumer[0] and lower.output_gradient_bytes is not None

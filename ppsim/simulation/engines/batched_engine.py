@@ -6,7 +6,8 @@ import numpy as np
 
 from ppsim.kernel_cache import kernel
 from ppsim.schedule.program_tables import Integers
-from ppsim.simulation.engines.compiled_engine import refuse_devices, run_pass
+from ppsim.schedule.streams import MessageGraph
+from ppsim.simulation.engines.compiled_engine import execution_order, refuse_devices, run_step
 from ppsim.simulation.engines.times import BatchTimes, Seconds
 from ppsim.simulation.timed_program import TimedProgram
 
@@ -62,7 +63,8 @@ def run_batched(
         start_s=np.empty((count if with_starts else 0, len(program.stage))),
     )
     _run_samples(
-        program.execution_order,
+        execution_order(timed),
+        timed.graph or MessageGraph.none(),
         program.action_start,
         program.rank,
         program.message_in,
@@ -89,6 +91,7 @@ def run_batched(
 @kernel
 def _run_samples(
     order: Integers,
+    graph: MessageGraph,
     action_start: Integers,
     rank_of: Integers,
     message_in: Integers,
@@ -121,8 +124,9 @@ def _run_samples(
         free[:] = 0.0
         link_free[:] = 0.0
         receives[:] = posted
-        run_pass(
+        run_step(
             order,
+            graph,
             action_start,
             rank_of,
             message_in,

@@ -34,6 +34,10 @@ def run_engine(name: str, timed: TimedProgram) -> StepTimes:
             from ppsim.simulation.engines.shared_engine import run_shared
 
             return run_shared(timed, timed.devices)
+        if timed.graph is not None:
+            from ppsim.simulation.engines.posting_engine import run_posting
+
+            return run_posting(timed)
         from ppsim.simulation.engines.simpy_engine import run_simpy
 
         return run_simpy(timed)

@@ -9,6 +9,7 @@ import numpy as np
 from ppsim.errors import InputError
 from ppsim.kernel_cache import kernel
 from ppsim.schedule.program_tables import Integers
+from ppsim.schedule.streams import MessageGraph
 from ppsim.simulation.engines.times import Seconds, StepTimes
 from ppsim.simulation.timed_program import TimedProgram
 
@@ -35,8 +36,9 @@ def run_compiled(timed: TimedProgram) -> StepTimes:
     program, messages = timed.program, timed.program.messages
     start_s = np.empty(len(timed.duration_s))
     journeys_s = np.empty((len(messages), 2))
-    run_pass(
-        program.execution_order,
+    run_step(
+        execution_order(timed),
+        timed.graph or MessageGraph.none(),
         program.action_start,
         program.rank,
         program.message_in,
@@ -63,6 +65,11 @@ def run_compiled(timed: TimedProgram) -> StepTimes:
     )
 
 
+def execution_order(timed: TimedProgram) -> Integers:
+    """The sequence in which actions can run; empty where that of a graph is taken."""
+    return timed.program.execution_order if timed.graph is None else np.zeros(0, np.int32)
+
+
 def refuse_devices(timed: TimedProgram) -> None:
     """Raise InputError for shared devices: when their queues move is known only while a clock runs."""
     if timed.devices is not None:
@@ -70,8 +77,9 @@ def refuse_devices(timed: TimedProgram) -> None:
 
 
 @kernel
-def run_pass(
+def run_step(
     order: Integers,
+    graph: MessageGraph,
     action_start: Integers,
     rank_of: Integers,
     message_in: Integers,
@@ -94,7 +102,9 @@ def run_pass(
     Parameters
     ----------
     order : (actions,)
-        The actions, each after all that it needs.
+        The actions, each after all that it needs; empty where the graph says.
+    graph
+        What messages wait for; of no messages where they leave as they are made.
     action_start, rank_of, message_in, message_out, link_of
         As `action_start`, `rank`, `message_in`, `message_out` of `Program` and `link` of its messages.
     duration, dispatch, send, occupied, latency
@@ -113,6 +123,22 @@ def run_pass(
     Each float is the sum that the SimPy engine computes. A link has one sender, so another order of the actions gives
     the same floats.
     """
+    if len(graph.order):
+        _run_graph(
+            graph,
+            action_start,
+            rank_of,
+            message_in,
+            duration,
+            dispatch,
+            send,
+            occupied,
+            latency,
+            free,
+            start,
+            journeys,
+        )
+        return
     windowed = len(posted) > 0
     produced = np.full(len(posted), np.nan)
     for action in order:
@@ -149,6 +175,49 @@ def run_pass(
                     _transfer(message, max(begin, posted[message]), link_of, occupied, latency, link_free, journeys)
                 else:
                     _transfer(message, begin, link_of, occupied, latency, link_free, journeys)
+
+
+@kernel
+def _run_graph(
+    graph: MessageGraph,
+    action_start: Integers,
+    rank_of: Integers,
+    message_in: Integers,
+    duration: Seconds,
+    dispatch: Seconds,
+    send: Seconds,
+    occupied: Seconds,
+    latency: Seconds,
+    free: Seconds,
+    start: Seconds,
+    journeys: Seconds,
+) -> None:
+    """Find the longest path through a step whose messages wait for one another; as `run_step`."""
+    actions = len(action_start) - 1
+    done = np.zeros(actions + 1)  # when each action's rank goes on; the last stands for -1, before the step
+    left = np.zeros(len(occupied) + 1)  # when each message has left; likewise
+    for node in graph.order:
+        if node < actions:
+            first, last = action_start[node], action_start[node + 1]
+            rank = rank_of[first]
+            now = free[rank]
+            for row in range(first, last):
+                message = message_in[row]
+                if message >= 0 and journeys[message, 1] > now:
+                    now = journeys[message, 1]
+            now = now + dispatch[node]
+            for row in range(first, last):
+                start[row] = now
+                now = now + duration[row]
+            now = now + send[node]
+            free[rank] = done[node] = now
+            continue
+        message = node - actions
+        now = max(done[graph.send_after[message]], done[graph.receive_after[message]])
+        now = max(now, left[graph.ahead_sending[message]], left[graph.ahead_receiving[message]])
+        journeys[message, 0] = now
+        left[message] = now + occupied[message]
+        journeys[message, 1] = left[message] + latency[message]
 
 
 @partial(kernel, inline="always")

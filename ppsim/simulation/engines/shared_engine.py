@@ -11,6 +11,7 @@ from typing import Any, Protocol
 import numpy as np
 import simpy
 
+from ppsim.simulation.engines.communicators import Communicators, Post, Transfer, posts_of, succeed
 from ppsim.simulation.engines.times import StepTimes
 from ppsim.simulation.sharing import Devices
 from ppsim.simulation.timed_program import TimedProgram
@@ -139,6 +140,7 @@ class _Run:
                 made[device] = FairShare(self.environment, devices.speeds)
         self.device = [made[device] for device in devices.of_rank]
         messages = timed.program.messages
+        self.communicators = None if timed.graph is None else Communicators(timed)
         self.posts = timed.posts().tolist()
         window = timed.receive_window
         self.posted = [window is None or position < window for position in messages.position.tolist()]
@@ -153,7 +155,9 @@ class _Run:
     def rank_process(self, rank: int) -> Steps:
         """Run a rank's order. The clock says when things happen, since it alone knows the queues."""
         program = self.timed.program
-        for action in range(int(program.rank_actions[rank]), int(program.rank_actions[rank + 1])):
+        *before_each, last = posts_of(program, rank) if self.communicators is not None else self._no_posts(rank)
+        for action, posts in enumerate(before_each, int(program.rank_actions[rank])):
+            self.post(posts)
             rows = range(int(program.action_start[action]), int(program.action_start[action + 1]))
             incoming = [int(program.message_in[row]) for row in rows if program.message_in[row] >= 0]
             for message in incoming:
@@ -170,9 +174,22 @@ class _Run:
             self._note(rows, begun_s[0], dispatch_s, durations_s, work_s)
             for row in rows:
                 message = int(program.message_out[row])
-                if message >= 0:
+                if message >= 0 and self.communicators is None:
                     self.produced[message] = True
                     self.transfer(message)
+        self.post(last)
+
+    def _no_posts(self, rank: int) -> list[list[Post]]:
+        """No posts before each of a rank's actions and after the last."""
+        program = self.timed.program
+        return [[] for _ in range(int(program.rank_actions[rank + 1] - program.rank_actions[rank]) + 1)]
+
+    def post(self, posts: Sequence[Post]) -> None:
+        """Put sends and receives on their communicators."""
+        if self.communicators is not None:
+            for post in posts:
+                for transfer in self.communicators.post(post, self.environment.now):
+                    self._carry(transfer)
 
     def _note(self, rows: range, begun_s: float, dispatch_s: float, durations_s: list[float], work_s: float) -> None:
         """Note when an action's rows ran: on a shared device all parts of the action took longer by the same factor."""
@@ -191,13 +208,12 @@ class _Run:
             return
         link = int(self.timed.program.messages.link[message])
         begin = max(self.environment.now, self.link_free[link])
-        self.message_start[message] = begin
         self.link_free[link] = left = begin + float(self.timed.occupied_s[message])
-        self.arrival[message] = arrival = left + float(self.timed.latency_s[message])
-        event = self.arrived[message]
-        alarm = self.environment.timeout(max(arrival - self.environment.now, 0.0))
-        alarm.callbacks.append(partial(_succeed, event))
+        self._carry(Transfer(message, begin, left + float(self.timed.latency_s[message])))
 
-
-def _succeed(event: simpy.Event, _: simpy.Event) -> None:
-    event.succeed()
+    def _carry(self, transfer: Transfer) -> None:
+        """Note a transfer, and let its receiver know when it is there."""
+        message, self.message_start[transfer.message] = transfer.message, transfer.begin_s
+        self.arrival[message] = transfer.arrival_s
+        alarm = self.environment.timeout(max(transfer.arrival_s - self.environment.now, 0.0))
+        alarm.callbacks.append(partial(succeed, self.arrived[message]))

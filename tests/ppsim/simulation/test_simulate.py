@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import itertools
 import math
 
 import numpy as np
@@ -22,8 +23,8 @@ from ppsim import (
     simulate,
 )
 from ppsim.schedule.deadlock import smallest_receive_window
-from tests.support.evaluator import Answer, evaluate, spelled
-from tests.support.strategies import exact_seconds, networks, schedules, stage_costs
+from tests.support.evaluator import Answer, cells, evaluate, spelled
+from tests.support.strategies import assume_runs, communications, exact_seconds, networks, schedules, stage_costs
 
 
 def _assert_equal(trace: Trace, answer: Answer) -> None:
@@ -115,6 +116,79 @@ def test_so_are_the_refinements_together(engine: str, data: st.DataObject) -> No
         window=window,
     )
     _assert_equal(trace, answer)
+
+
+@pytest.mark.parametrize("streams", ["link", "pair", "rank"])
+@given(data=st.data())
+def test_communication_as_written_runs_on_its_streams(streams: str, data: st.DataObject) -> None:
+    """Both engines, and where a device is shared by as many ranks as it has cores, so that nobody waits for it."""
+    schedule = data.draw(schedules().flatmap(communications) | schedules())
+    is_stated = schedule.communication is not None
+    assume_runs(schedule, streams)
+    costs, network = data.draw(stage_costs(schedule.stages)), data.draw(networks(schedule.ranks))
+    slow = data.draw(st.dictionaries(st.integers(0, schedule.ranks - 1), st.sampled_from([0.5, 2.0]), max_size=2))
+    dispatch_s, send_s = data.draw(exact_seconds()), data.draw(exact_seconds())
+    conditions = Conditions(slow_ranks=slow, dispatch_s=dispatch_s, send_s=send_s, streams=streams)
+    traces = [
+        simulate(schedule, costs, network=network, conditions=conditions, engine=engine)
+        for engine in ("simpy", "compiled")
+    ]
+    answer = evaluate(
+        spelled(schedule),
+        schedule.placement,
+        costs,
+        network,
+        factor=lambda stage, microbatch: slow.get(schedule.placement[stage], 1.0),
+        dispatch_s=dispatch_s,
+        send_s=send_s,
+        posts=cells(schedule.to_csv(messages=True)) if is_stated or streams != "link" else None,
+        streams=streams,
+    )
+    for trace in traces:
+        _assert_equal(trace, answer)
+    for name in ("start_s", "end_s", "message_start_s", "message_left_s", "message_arrival_s"):
+        assert np.array_equal(getattr(traces[0], name), getattr(traces[1], name))
+
+
+@given(data=st.data())
+def test_fewer_streams_are_never_faster(data: st.DataObject) -> None:
+    """All sequences are fixed by where communication stands, so what has to wait for more ends no earlier."""
+    schedule = data.draw(schedules()).with_communication(data.draw(st.sampled_from(["early", "late"])))
+    assume_runs(schedule, "rank")
+    costs, network = data.draw(stage_costs(schedule.stages)), data.draw(networks(schedule.ranks))
+    ends = [
+        simulate(schedule, costs, network=network, streams=streams, engine="compiled").end_s
+        for streams in ("link", "pair", "rank")
+    ]
+    ends.insert(0, simulate(schedule.with_communication(None), costs, network=network, engine="compiled").end_s)
+    for fast, slow in itertools.pairwise(ends):
+        assert (fast <= slow).all()
+
+
+def test_a_receive_that_stands_early_blocks_a_send() -> None:
+    """Rank 0 posts a receive before its second send: on one communicator the send waits until the other side answers.
+
+    F takes 1 s, B 2 s, a transfer 1 s. 0F0 ends at 1, its message leaves at 2. 1F0 runs to 3, 1B0 to 5, and its message
+    leaves at 6. On one communicator 0SEND_F1 stands behind 0RECV_B0: it leaves at 7 and 1F1 starts then. On links of
+    their own it waits until it is received, at 5, and 1F1 starts at 6.
+    """
+    cost = StageCost(forward_s=1, backward_input_s=1, backward_weight_s=1, output_bytes=1)
+    schedule = Schedule.of(
+        [
+            ["0F0", "0SEND_F0", "0RECV_B0", "0F1", "0SEND_F1", "0B0", "0RECV_B1", "0B1"],
+            ["1RECV_F0", "1F0", "1B0", "1SEND_B0", "1RECV_F1", "1F1", "1B1", "1SEND_B1"],
+        ]
+    )
+    network = Network(bytes_per_s=1)
+    starts = {
+        streams: simulate(schedule, [cost] * 2, network=network, streams=streams).to_frame().query("kind == 'F'")
+        for streams in ("link", "rank")
+    }
+    of_1f1 = {
+        streams: float(frame[(frame.stage == 1) & (frame.microbatch == 1)].start_s.iloc[0])
+        for streams, frame in starts.items()
+    }
+    assert of_1f1 == {"link": 6.0, "rank": 7.0}
 
 
 _any_seconds = st.floats(0, 1e3)
@@ -212,6 +286,8 @@ _COST = StageCost(forward_s=1, backward_input_s=1, backward_weight_s=1, output_b
         ([_COST] * 2, {"overlap": math.inf}, "overlap must be a finite number > 0, got inf"),
         ([_COST] * 2, {"engine": "fast"}, "unknown engine 'fast': known are simpy"),
         ([_COST] * 2, {"engine": "compiled", "cores": 1}, "the compiled engine has no shared devices"),
+        ([_COST] * 2, {"streams": "node"}, "streams must be"),
+        ([_COST] * 2, {"streams": "rank", "receive_window": 2}, "receive_window is of receives posted ahead on links"),
         ([_COST] * 2, {"scale": [1.0, 2.0, 3.0]}, "scale has shape (3,): give one that broadcasts to (2, 2)"),
         ([_COST] * 2, {"scale": -1.0}, "scale must be factors, finite and >= 0, got -1.0"),
         ([_COST] * 2, {"slow_ranks": {2: 2.0}}, "slow_ranks has rank 2, but there are 2 ranks"),
@@ -240,7 +316,7 @@ _COST = StageCost(forward_s=1, backward_input_s=1, backward_weight_s=1, output_b
 )
 def test_bad_arguments_are_refused(stages: list[StageCost], options: dict, said: str) -> None:
     with pytest.raises(
-        ValueError, match=r"stage|overlap|engine|float|scale|slow|dispatch|window|cores|devices|sharing"
+        ValueError, match=r"stage|streams|overlap|engine|float|scale|slow|dispatch|window|cores|devices|sharing"
     ) as caught:
         simulate(build_schedule("afab", ranks=2, microbatches=2), stages, **options)
     assert said in str(caught.value)
