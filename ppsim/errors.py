@@ -19,7 +19,17 @@ class InputError(ValueError):
 
 
 class ScheduleError(InputError):
-    """A schedule that is incomplete, out of order or cannot end; the message says what, where and the remedy."""
+    """A schedule that is incomplete, out of order or cannot end; the message says what, where and the remedy.
+
+    Attributes
+    ----------
+    place : (int, int), or None
+        Row and column of the file, counted from 1, where one cell is to blame.
+    """
+
+    def __init__(self, message: str, details: str = "", *, place: tuple[int, int] | None = None) -> None:
+        super().__init__(message, details)
+        self.place = place
 
 
 class CostError(InputError):

@@ -1,46 +1,26 @@
-"""Style: the colours and the layout that all figures share."""
+"""Style: the layout that all figures share, and how the colours of `ppsim.palette` are used in them."""
 
 from __future__ import annotations
 
 import html
 from collections.abc import Mapping
-from types import MappingProxyType
 
 import plotly.graph_objects as go
 
 from ppsim.errors import InputError
-from ppsim.schedule.action import Kind
+from ppsim.palette import CRITICAL as CRITICAL
+from ppsim.palette import KIND_COLOURS as KIND_COLOURS
+from ppsim.palette import KIND_NAMES as KIND_NAMES
+from ppsim.palette import PART_COLOURS as PART_COLOURS
+from ppsim.palette import REDUCTION as REDUCTION
+from ppsim.palette import SERIES_COLOURS as SERIES_COLOURS
 from ppsim.trace.trace import Trace
-
-# Okabe and Ito's colours, told apart under every common colour blindness: one for each kind, in every figure.
-KIND_COLOURS: Mapping[Kind, str] = MappingProxyType(
-    {Kind.F: "#0072b2", Kind.B: "#e69f00", Kind.I: "#cc79a7", Kind.W: "#009e73"}
-)
-KIND_NAMES: Mapping[Kind, str] = MappingProxyType(
-    {Kind.F: "F forward", Kind.B: "B backward", Kind.I: "I backward for inputs", Kind.W: "W backward for weights"}
-)
-# For whole traces: other colours than the kinds', so that nobody takes a trace for a kind. Readable on white and black.
-SERIES_COLOURS = ("#bb3d86", "#44aa99", "#ccaa33", "#6677cc", "#cc6644", "#66aa33", "#3399cc", "#999999")
-
-# What a rank waits for: other colours again. Fill and drain are the schedule's own, hence the quiet ones.
-PART_COLOURS: Mapping[str, str] = MappingProxyType(
-    {
-        "warm_up": "#88aacc",
-        "drain": "#5577aa",
-        "imbalance": "#ddbb44",
-        "messages": "#44aa88",
-        "device": "#999999",
-        "straggler": "#cc4455",
-    }
-)
 
 # Half transparent greys, so that they suit a light page and a dark one.
 AXIS_TITLE_GAP_PX = 6
 GRID = "rgba(128, 128, 128, 0.25)"
 BUBBLE = "rgba(128, 128, 128, 0.15)"
 FAINT = "rgba(128, 128, 128, 0.8)"
-CRITICAL = "#d62728"  # readable on white and black, and on every kind's colour
-REDUCTION = "#7a4f9e"  # of gradients over replicas; no kind's, no part's and no series' colour
 _INK = "#1f2933"
 ENTRIES_ABOVE = 4
 

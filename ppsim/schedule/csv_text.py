@@ -53,7 +53,8 @@ class Cell:
 
     def error(self, message: str) -> ScheduleError:
         """The error that says what is wrong with this cell, and where it stands."""
-        return ScheduleError(f"row {self.row}, column {self.column}: {self.action} {message}")
+        where = f"row {self.row}, column {self.column}"
+        return ScheduleError(f"{where}: {self.action} {message}", place=(self.row, self.column))
 
 
 def write_rows(ranks: Iterable[Sequence[Action | OverlappedPair]]) -> str:
@@ -88,12 +89,26 @@ def with_reductions(actions: Sequence[Action | OverlappedPair]) -> list[Action |
 def read_cells(text: str) -> list[list[Cell]]:
     """The cells of each rank that hold something; blank lines at the end are no ranks.
 
+    Raises
+    ------
+    ScheduleError
+        If the text is not CSV, a cell holds no action, or the spelling is neither the older nor the newer.
+    """
+    return [
+        [read_cell(row, column, cell) for column, cell in enumerate(cells, start=1) if cell.strip()]
+        for row, cells in enumerate(split_cells(text), start=1)
+    ]
+
+
+def split_cells(text: str) -> list[list[str]]:
+    """The cells of each row as text, empty ones too; blank lines at the end are no rows.
+
     PyTorch 2.5 and older spell a whole backward BW and its first half B. This is told by a BW, or by a B that has a W.
 
     Raises
     ------
     ScheduleError
-        If the text is not CSV, a cell holds no action, or the spelling is neither the older nor the newer.
+        If the text is not CSV, or the spelling is neither the older nor the newer.
     """
     try:
         rows = list(csv.reader(io.StringIO(text.removeprefix("\ufeff"), newline=None)))
@@ -101,7 +116,7 @@ def read_cells(text: str) -> list[list[Cell]]:
         raise ScheduleError(f"the schedule is not CSV: {error}; write a row per rank and a cell per action") from None
     while rows and not rows[-1]:
         rows.pop()
-    return [_read_row(number, cells) for number, cells in enumerate(_in_newer_spelling(rows), start=1)]
+    return _in_newer_spelling(rows)
 
 
 def _in_newer_spelling(rows: list[list[str]]) -> list[list[str]]:
@@ -123,16 +138,12 @@ def _in_newer_spelling(rows: list[list[str]]) -> list[list[str]]:
     ]
 
 
-def _read_row(row: int, cells: list[str]) -> list[Cell]:
-    result = []
-    for column, cell in enumerate(cells, start=1):
-        if cell.strip():
-            try:
-                action = parse_action(cell.strip())
-            except ScheduleError as error:
-                raise ScheduleError(f"row {row}, column {column}: {error}") from None
-            result.append(Cell(row=row, column=column, action=action))
-    return result
+def read_cell(row: int, column: int, text: str) -> Cell:
+    """The cell at a row and column, counted from 1. Raises ScheduleError, with its place, if it holds no action."""
+    try:
+        return Cell(row=row, column=column, action=parse_action(text.strip()))
+    except ScheduleError as error:
+        raise ScheduleError(f"row {row}, column {column}: {error}", place=(row, column)) from None
 
 
 def check_whole_stages(ranks: Sequence[Sequence[Cell]], placement: Sequence[int]) -> None:
@@ -161,4 +172,4 @@ def located(error: PostError, ranks: Sequence[Sequence[Cell]]) -> ScheduleError:
         return ScheduleError(f"row {error.rank + 1}: {error.what}")
     posts = [cell for cell in ranks[error.rank] if cell.is_post]
     cell = posts[error.index]
-    return ScheduleError(f"row {cell.row}, column {cell.column}: {error.what}")
+    return ScheduleError(f"row {cell.row}, column {cell.column}: {error.what}", place=(cell.row, cell.column))

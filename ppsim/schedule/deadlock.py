@@ -9,6 +9,7 @@ whom leads into the circle.
 from __future__ import annotations
 
 from itertools import pairwise
+from typing import NamedTuple
 
 import numpy as np
 import numpy.typing as npt
@@ -37,12 +38,45 @@ def execution_order(program: ProgramTables) -> npt.NDArray[np.int32]:
     ScheduleError
         If some action waits, through others, for itself. The message shows the circle.
     """
-    order = _one_by_one(program) if program.ranks <= _FEW_RANKS else _in_waves(program)
-    if len(order) < program.actions:
-        position = program.rank_actions[:-1] + np.bincount(_rank_of(program, order), minlength=program.ranks)
-        stuck = np.flatnonzero(position < program.rank_actions[1:])
-        raise ScheduleError(_circle(program, position.tolist(), int(stuck[0])))
+    order = _advance(program)
+    circle = _circle_after(program, order)
+    if circle is not None:
+        raise ScheduleError(circle.message)
     return order
+
+
+class Circle(NamedTuple):
+    """Actions that wait for each other.
+
+    Parameters
+    ----------
+    message : str
+        Who waits for whom, and the remedy.
+    rows : tuple of int
+        The rows that wait, one on each rank of the circle.
+    """
+
+    message: str
+    rows: tuple[int, ...]
+
+
+def find_circle(program: ProgramTables) -> Circle | None:
+    """The circle in which a program's actions wait for each other; None for a program that ends."""
+    return _circle_after(program, _advance(program))
+
+
+def _advance(program: ProgramTables) -> npt.NDArray[np.int32]:
+    """As many actions as can run, each after everything it needs."""
+    return _one_by_one(program) if program.ranks <= _FEW_RANKS else _in_waves(program)
+
+
+def _circle_after(program: ProgramTables, order: npt.NDArray[np.int32]) -> Circle | None:
+    """The circle in which the ranks are stuck once these actions have run; None if all have."""
+    if len(order) == program.actions:
+        return None
+    position = program.rank_actions[:-1] + np.bincount(_rank_of(program, order), minlength=program.ranks)
+    stuck = np.flatnonzero(position < program.rank_actions[1:])
+    return _circle(program, position.tolist(), int(stuck[0]))
 
 
 def _rank_of(program: ProgramTables, actions: npt.NDArray[np.int32]) -> Integers:
@@ -109,9 +143,9 @@ def _one_by_one(program: ProgramTables) -> npt.NDArray[np.int32]:
     return np.array(order, np.int32)
 
 
-def _circle(program: ProgramTables, position: list[int], rank: int) -> str:
+def _circle(program: ProgramTables, position: list[int], rank: int) -> Circle:
     """The circle that is met by following who waits for whom from a stuck rank until a rank repeats."""
-    steps: dict[int, str] = {}
+    steps: dict[int, tuple[str, int]] = {}
     while rank not in steps:
         action = position[rank]
         rows = range(int(program.action_start[action]), int(program.action_start[action + 1]))
@@ -124,11 +158,16 @@ def _circle(program: ProgramTables, position: list[int], rank: int) -> str:
         ahead = program.row_action[need] - position[holder]
         at = program.action_of(int(program.action_start[position[holder]]))
         behind = f", which rank {holder} runs {ahead} later than the {at} it is held at" if ahead else ""
-        steps[rank] = f"rank {rank} at {program.action_of(row)} waits for {program.action_of(need)}{behind}"
+        said = f"rank {rank} at {program.action_of(row)} waits for {program.action_of(need)}{behind}"
+        steps[rank] = (said, row)
         rank = holder
     names = list(steps)
     circle = [steps[name] for name in names[names.index(rank) :]]
-    return "the schedule would wait for ever: " + "; ".join(circle) + ". Move one of these actions earlier or later"
+    waits = "; ".join(said for said, _ in circle)
+    return Circle(
+        f"the schedule would wait for ever: {waits}. Move one of these actions earlier or later",
+        tuple(row for _, row in circle),
+    )
 
 
 def _is_pending(program: ProgramTables, position: list[int], row: int) -> bool:

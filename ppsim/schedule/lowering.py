@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import replace
+from typing import NamedTuple
 
 import numpy as np
 import numpy.typing as npt
@@ -54,6 +55,79 @@ def lower(
     -----
     Whether the ranks may wait for each other for ever is another question: see `deadlock`.
     """
+    table = _join(orders)
+    rows = _rows_of(table, placement, microbatches)
+    wrong = next(rows.violations(), None)
+    if wrong is not None:
+        raise ScheduleError(wrong.message)
+    needs = _needs(rows)
+    messages = _message_table(needs, table.rank, row_actions(table.action_start))
+    message_in, message_out = _ends(messages, len(table.stage))
+    tables = ProgramTables(
+        **table._asdict(), needs=needs, message_in=message_in, message_out=message_out, messages=messages
+    )
+    if communication is None:
+        return tables
+    messages, written = written_posts(tables, orders, communication)
+    message_in, message_out = _ends(messages, len(table.stage))
+    return replace(tables, messages=messages, written=written, message_in=message_in, message_out=message_out)
+
+
+def _ends(messages: Messages, rows: int) -> tuple[Integers, Integers]:
+    """The message that comes to each row and the one that leaves it, shape (rows,) each; -1 for none."""
+    message_in, message_out = np.full(rows, -1, np.int32), np.full(rows, -1, np.int32)
+    message_in[messages.consumer] = message_out[messages.producer] = np.arange(len(messages), dtype=np.int32)
+    return message_in, message_out
+
+
+class Violation(NamedTuple):
+    """Something that is missing, doubled or out of order.
+
+    Parameters
+    ----------
+    message : str
+        What is wrong, and the remedy.
+    rows : tuple of int
+        The rows of the joined orders that it concerns.
+    """
+
+    message: str
+    rows: tuple[int, ...]
+
+
+def find_violations(orders: Sequence[Order], placement: Sequence[int], microbatches: int) -> list[Violation]:
+    """Everything that keeps the orders from being lowered; `lower` complains about the first.
+
+    Parameters
+    ----------
+    orders, placement, microbatches
+        As in `lower`.
+
+    Returns
+    -------
+    list of Violation
+
+    Raises
+    ------
+    ScheduleError
+        If there is no action, or one of a stage or microbatch that does not exist, on a rank that does not hold it, or
+        if there are fewer actions than (stage, microbatch) pairs.
+    """
+    return list(_rows_of(_join(orders), placement, microbatches).violations())
+
+
+class _Table(NamedTuple):
+    """All orders as one table; see `ProgramTables`."""
+
+    stage: Integers
+    kind: Integers
+    microbatch: Integers
+    rank: Integers
+    action_start: Integers
+    rank_actions: Integers
+
+
+def _join(orders: Sequence[Order]) -> _Table:
     if not any(len(order) for order in orders):
         raise ScheduleError("the schedule holds no action: give each rank its actions, as in 0F0 0B0")
     parts = np.array([len(order.stage) for order in orders], np.int64)
@@ -68,40 +142,15 @@ def lower(
     starts = [order.starts + offset for order, offset in zip(orders, part_offset, strict=True)]
     action_start = np.concatenate([*starts, [len(stage)]]).astype(np.int32)
 
-    row_action = row_actions(action_start)
-    _check_names(placement, microbatches, stage, microbatch, rank)
-    _check_enough(len(placement), microbatches, stage, kind, microbatch)
-    rows = _Rows((len(placement), microbatches), stage, kind, microbatch)
-    rows.check_complete()
-    rows.check_sequence(row_action, rank)
-
-    needs = _needs(rows)
-    messages = _message_table(needs, rank, row_action)
-    message_in, message_out = _ends(messages, len(stage))
-    tables = ProgramTables(
-        stage=stage,
-        kind=kind,
-        microbatch=microbatch,
-        rank=rank,
-        action_start=action_start,
-        rank_actions=np.concatenate([[0], np.cumsum(actions)]),
-        needs=needs,
-        message_in=message_in,
-        message_out=message_out,
-        messages=messages,
-    )
-    if communication is None:
-        return tables
-    messages, written = written_posts(tables, orders, communication)
-    message_in, message_out = _ends(messages, len(stage))
-    return replace(tables, messages=messages, written=written, message_in=message_in, message_out=message_out)
+    rank_actions = np.concatenate([[0], np.cumsum(actions)])
+    return _Table(stage, kind, microbatch, rank, action_start, rank_actions)
 
 
-def _ends(messages: Messages, rows: int) -> tuple[Integers, Integers]:
-    """The message that comes to each row and the one that leaves it, shape (rows,) each; -1 for none."""
-    message_in, message_out = np.full(rows, -1, np.int32), np.full(rows, -1, np.int32)
-    message_in[messages.consumer] = message_out[messages.producer] = np.arange(len(messages), dtype=np.int32)
-    return message_in, message_out
+def _rows_of(table: _Table, placement: Sequence[int], microbatches: int) -> _Rows:
+    """The table by (stage, microbatch). Raises ScheduleError where such an index cannot be made."""
+    _check_names(placement, microbatches, table.stage, table.microbatch, table.rank)
+    _check_enough(len(placement), microbatches, table.stage, table.kind, table.microbatch)
+    return _Rows((len(placement), microbatches), table)
 
 
 def next_stages(stages: int, microbatches: int) -> npt.NDArray[np.int32]:
@@ -117,69 +166,95 @@ def next_stages(stages: int, microbatches: int) -> npt.NDArray[np.int32]:
 class _Rows:
     """The rows of each (stage, microbatch): its F, its backward toward the input (B or I) and its W; -1 for none."""
 
-    def __init__(self, shape: tuple[int, int], stage: Integers, kind: Integers, microbatch: Integers) -> None:
-        self.stage, self.kind, self.microbatch = stage, kind, microbatch
+    def __init__(self, shape: tuple[int, int], table: _Table) -> None:
+        self.table = table
         self.shape = shape  # (stages, microbatches)
-        self.forward = self._index(Kind.F)
-        self.weight = self._index(Kind.W)
-        self._full, self._split = self._index(Kind.B), self._index(Kind.I)
-        self.backward = np.where(self._full >= 0, self._full, self._split)
-        self.is_forward_only = bool((kind == Kind.F).all())
+        self.of_kind = {kind: self._index(kind) for kind in (Kind.F, Kind.W, Kind.B, Kind.I)}
+        self.forward, self.weight, full = self.of_kind[Kind.F], self.of_kind[Kind.W], self.of_kind[Kind.B]
+        self.backward = np.where(full >= 0, full, self.of_kind[Kind.I])
+        self.is_forward_only = bool((table.kind == Kind.F).all())
+
+    def _cells(self, kind: Kind) -> tuple[Integers, Integers]:
+        """The rows with an action of this kind, and the number of the (stage, microbatch) of each."""
+        rows = np.flatnonzero(self.table.kind == kind)
+        # Fits 32 bits: there are no more cells than rows (`_check_enough`).
+        return rows, self.table.stage[rows] * np.int32(self.shape[1]) + self.table.microbatch[rows]
 
     def _index(self, kind: Kind) -> Integers:
-        """The row of each (stage, microbatch) with an action of this kind."""
-        rows = np.flatnonzero(self.kind == kind)
-        # Fits 32 bits: there are no more cells than rows (`_check_enough`).
-        cell = self.stage[rows] * np.int32(self.shape[1]) + self.microbatch[rows]
-        counts = np.bincount(cell, minlength=self.shape[0] * self.shape[1])
-        if (counts > 1).any():
-            stage, microbatch = divmod(int(np.argmax(counts > 1)), self.shape[1])
-            raise ScheduleError(f"{Action(stage, kind, microbatch)} occurs {counts.max()} times: keep one")
+        """The row of each (stage, microbatch) with an action of this kind; of several the last."""
+        rows, cell = self._cells(kind)
         index = np.full(self.shape[0] * self.shape[1], -1, np.int32)
         index[cell] = rows
         return index.reshape(self.shape)
 
-    def check_complete(self) -> None:
+    def violations(self) -> Iterator[Violation]:
+        """All that is doubled. Where nothing is: all that is missing, and all that is out of order."""
+        doubled = [violation for kind in self.of_kind for violation in self._doubled(kind)]
+        yield from doubled
+        if doubled:
+            return
+        yield from self._incomplete()
+        if not self.is_forward_only:
+            yield from self._out_of_order(self.forward, self.backward)
+            yield from self._out_of_order(self.backward, self.weight)
+
+    def _doubled(self, kind: Kind) -> Iterator[Violation]:
+        if np.count_nonzero(self.of_kind[kind] >= 0) == np.count_nonzero(self.table.kind == kind):
+            return
+        rows, cell = self._cells(kind)
+        counts = np.bincount(cell, minlength=self.shape[0] * self.shape[1])
+        for each in np.flatnonzero(counts > 1).tolist():
+            stage, microbatch = divmod(each, self.shape[1])
+            message = f"{Action(stage, kind, microbatch)} occurs {counts[each]} times: keep one"
+            yield Violation(message, tuple(rows[cell == each].tolist()))
+
+    def _incomplete(self) -> Iterator[Violation]:
         """Every (stage, microbatch) has one F and one way back, or nothing has a backward."""
-        self._demand(self.forward >= 0, "has no F: add {}F{}")
+        yield from self._unless(self.forward >= 0, "has no F: add {}F{}")
         if self.is_forward_only:
             return
-        has_full, has_split, has_weight = self._full >= 0, self._split >= 0, self.weight >= 0
-        self._demand(has_full | has_split | has_weight, "has no backward: add {0}B{1}, or {0}I{1} and {0}W{1}")
-        self._demand(
+        has_full, has_split, has_weight = (self.of_kind[kind] >= 0 for kind in (Kind.B, Kind.I, Kind.W))
+        yield from self._unless(
+            has_full | has_split | has_weight, "has no backward: add {0}B{1}, or {0}I{1} and {0}W{1}"
+        )
+        yield from self._unless(
             ~(has_full & (has_split | has_weight)),
             "has a full backward B and a split one: keep {0}B{1}, or {0}I{1} and {0}W{1}",
         )
-        self._demand(has_full | has_split, "has W without I: add {}I{}")
-        self._demand(has_full | has_weight, "has I without W: add {}W{}")
+        yield from self._unless(has_full | has_split | ~has_weight, "has W without I: add {}I{}")
+        yield from self._unless(has_full | has_weight | ~has_split, "has I without W: add {}W{}")
 
-    def _demand(self, holds: npt.NDArray[np.bool_], complaint: str) -> None:
-        if not holds.all():
-            stage, microbatch = divmod(int(np.argmax(~holds)), self.shape[1])
-            raise ScheduleError(f"stage {stage}, microbatch {microbatch} {complaint.format(stage, microbatch)}")
-
-    def check_sequence(self, row_action: Integers, rank: Integers) -> None:
-        """A backward comes after its F, and W after its I, in a later action of the rank."""
-        if self.is_forward_only:
+    def _unless(self, holds: npt.NDArray[np.bool_], complaint: str) -> Iterator[Violation]:
+        if holds.all():
             return
-        for before, after in ((self.forward, self.backward), (self.backward, self.weight)):
-            # Also not in the same action: the F of a pair ends only with its B.
-            wrong = (after >= 0) & (row_action[after] <= row_action[before])
-            if wrong.any():
-                cell = int(np.argmax(wrong))
-                first, second = int(before.reshape(-1)[cell]), int(after.reshape(-1)[cell])
-                late, early = (
-                    Action(int(self.stage[row]), Kind(int(self.kind[row])), int(self.microbatch[row]))
-                    for row in (first, second)
-                )
-                raise ScheduleError(
-                    f"on rank {rank[first]} {early} comes before {late}, which it needs: put {early} after {late}"
-                )
+        for stage, microbatch in np.argwhere(~holds).tolist():
+            found = [int(index[stage, microbatch]) for index in self.of_kind.values()]
+            message = f"stage {stage}, microbatch {microbatch} {complaint.format(stage, microbatch)}"
+            yield Violation(message, tuple(row for row in found if row >= 0))
+
+    def _out_of_order(self, before: Integers, after: Integers) -> Iterator[Violation]:
+        """A backward comes after its F, and W after its I, in a later action of the rank."""
+        row_action = row_actions(self.table.action_start)
+        # Also not in the same action: the F of a pair ends only with its B.
+        wrong = (before >= 0) & (after >= 0) & (row_action[after] <= row_action[before])
+        if not wrong.any():
+            return
+        for cell in np.flatnonzero(wrong).tolist():
+            first, second = int(before.reshape(-1)[cell]), int(after.reshape(-1)[cell])
+            late, early = (
+                Action(int(self.table.stage[row]), Kind(int(self.table.kind[row])), int(self.table.microbatch[row]))
+                for row in (first, second)
+            )
+            message = (
+                f"on rank {self.table.rank[first]} {early} comes before {late}, which it needs: put {early} after "
+                f"{late}"
+            )
+            yield Violation(message, (first, second))
 
 
 def _needs(rows: _Rows) -> Integers:
     """The row whose result each row takes from another stage, shape (rows,); -1 for none."""
-    needs = np.full(len(rows.stage), -1, np.int32)
+    needs = np.full(len(rows.table.stage), -1, np.int32)
     stages, microbatches = rows.shape
     after = next_stages(stages, microbatches)
     block = max(_CELLS_AT_ONCE // microbatches, 1)

@@ -1,0 +1,132 @@
+"""Review: everything that is wrong with a schedule's text, each at its cells."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+from ppsim.errors import ScheduleError
+from ppsim.schedule import csv_text
+from ppsim.schedule.csv_text import Cell
+from ppsim.schedule.deadlock import find_circle
+from ppsim.schedule.lowering import find_violations
+from ppsim.schedule.schedule import Schedule
+
+Place = tuple[int, int]
+
+
+@dataclass(frozen=True, kw_only=True)
+class Problem:
+    """One thing that is wrong.
+
+    Parameters
+    ----------
+    message : str
+        What, where, and the remedy.
+    places : tuple of (int, int)
+        Row and column of each cell that it concerns, counted from 1; empty where no cell is to blame.
+    """
+
+    message: str
+    places: tuple[Place, ...] = ()
+
+
+@dataclass(frozen=True, kw_only=True)
+class Review:
+    """What a text holds, and what is wrong with it.
+
+    Parameters
+    ----------
+    schedule : Schedule or None
+        None where the text could not be read as orders of stages. With problems it can be shown but not run.
+    problems : tuple of Problem
+        Empty for a schedule that can be run.
+    """
+
+    schedule: Schedule | None
+    problems: tuple[Problem, ...]
+
+
+def review_csv(text: str, *, name: str = "custom") -> Review:
+    """Read a schedule as `Schedule.from_csv` and `Schedule.check` do, and collect what they would complain about.
+
+    Parameters
+    ----------
+    text : str
+        A schedule in PyTorch's format.
+    name : str
+        For titles.
+
+    Returns
+    -------
+    Review
+        All complaints of the first kind that occurs: of cells that hold no action, of stages on several ranks, of
+        actions that are doubled, missing or out of order on their rank, of waiting in a circle, of communication.
+
+    Examples
+    --------
+    >>> review_csv("0F0,0X0,0B1\\n").problems[0].places
+    ((1, 2),)
+    """
+    ranks, problems = _read(text)
+    if problems:
+        return Review(schedule=None, problems=problems)
+    try:
+        schedule = Schedule.of(([cell.action for cell in cells if cell.computes] for cells in ranks), name=name)
+    except ScheduleError as error:
+        return Review(schedule=None, problems=(Problem(message=str(error), places=_misplaced(ranks)),))
+    return Review(schedule=schedule, problems=_found_in(ranks, schedule))
+
+
+def _read(text: str) -> tuple[list[list[Cell]], tuple[Problem, ...]]:
+    """The cells that hold actions, and what is said of those that hold none."""
+    try:
+        rows = csv_text.split_cells(text)
+    except ScheduleError as error:
+        return [], (Problem(message=str(error)),)
+    ranks: list[list[Cell]] = []
+    problems = []
+    for row, cells in enumerate(rows, start=1):
+        ranks.append([])
+        for column, cell in enumerate(cells, start=1):
+            if cell.strip():
+                try:
+                    ranks[-1].append(csv_text.read_cell(row, column, cell))
+                except ScheduleError as error:
+                    problems.append(_problem(error))
+    return ranks, tuple(problems)
+
+
+def _problem(error: ScheduleError) -> Problem:
+    return Problem(message=str(error), places=() if error.place is None else (error.place,))
+
+
+def _misplaced(ranks: Sequence[Sequence[Cell]]) -> tuple[Place, ...]:
+    """The cells whose stage computes on an earlier rank too."""
+    holder: dict[int, int] = {}
+    found = []
+    for rank, cells in enumerate(ranks):
+        for cell in cells:
+            if cell.computes and any(holder.setdefault(part.stage, rank) != rank for part in cell.parts):
+                found.append((cell.row, cell.column))
+    return tuple(found)
+
+
+def _found_in(ranks: Sequence[Sequence[Cell]], schedule: Schedule) -> tuple[Problem, ...]:
+    """What is wrong with cells that make a schedule."""
+    cell_of_row = [cell for cells in ranks for cell in cells if cell.computes for _ in cell.parts]
+
+    def at(rows: Sequence[int]) -> tuple[Place, ...]:
+        return tuple((cell_of_row[row].row, cell_of_row[row].column) for row in rows)
+
+    try:
+        violations = find_violations(schedule.orders, schedule.placement, schedule.microbatches)
+        if violations:
+            return tuple(Problem(message=each.message, places=at(each.rows)) for each in violations)
+        circle = find_circle(schedule.program)
+        if circle is not None:
+            return (Problem(message=circle.message, places=at(circle.rows)),)
+        csv_text.check_whole_stages(ranks, schedule.placement)
+    except ScheduleError as error:
+        return (_problem(error),)
+    return ()

@@ -1,0 +1,79 @@
+"""Review: what is wrong with a schedule's text, held against the reader that raises the first complaint."""
+
+from __future__ import annotations
+
+import random
+
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from ppsim import Schedule, ScheduleError, build_schedule, schedule_names
+from ppsim.schedule.review import review_csv
+
+
+def _first_complaint(text: str) -> str | None:
+    try:
+        Schedule.from_csv(text).check()
+    except ScheduleError as error:
+        return str(error)
+    return None
+
+
+@given(st.sampled_from(schedule_names()), st.integers(0, 2**32), st.integers(0, 4), st.booleans())
+def test_the_first_problem_is_what_the_reader_raises(name: str, seed: int, changes: int, messages: bool) -> None:
+    draw = random.Random(seed)
+    rows = [row.split(",") for row in build_schedule(name, ranks=2, microbatches=6).to_csv(messages=messages).split()]
+    for _ in range(changes):
+        row = draw.choice(rows)
+        here, there = draw.randrange(len(row)), draw.randrange(len(row))
+        change = draw.choice(["swap", "swap", "lose", "double", "misspell", "move"])
+        if change == "swap":
+            row[here], row[there] = row[there], row[here]
+        elif change == "lose":
+            row[here] = ""
+        elif change == "double":
+            row[here] = row[there]
+        elif change == "misspell":
+            row[here] = "0X1"
+        else:
+            draw.choice(rows).append(row[here])
+            row[here] = ""
+    text = "\n".join(",".join(row) for row in rows)
+    found = review_csv(text)
+    assert (found.problems[0].message if found.problems else None) == _first_complaint(text)
+    for problem in found.problems:
+        for row, column in problem.places:
+            assert rows[row - 1][column - 1]
+
+
+@pytest.mark.parametrize(
+    ("text", "places"),
+    [
+        ("0F0,0F1,OB0\n1F0,,1Q0", [((1, 3),), ((2, 3),)]),  # every cell that is no action
+        ("0B0,0F0,0B1,0F1\n1F0,1B0,1F1,1B1", [((1, 2), (1, 1)), ((1, 4), (1, 3))]),  # every backward before its F
+        ("0F0,0B0,0F0\n1F0,1B0", [((1, 1), (1, 3))]),  # both of what is doubled
+        ("0F0,0F1,0B0,0B1\n1F0,1B0,1F1", [((2, 3),)]),  # what is there of the microbatch that lacks something
+        ("0F0,0B0\n0F1,0B1", [((2, 1), (2, 2))]),  # the stage's cells on its second rank
+        ("0F0,0B0\n1B0,1F0", [((2, 2), (2, 1))]),
+        ("0F0,0F1,0B1,0B0\n1F0,1B0,1F1,1B1", []),
+        ("0F1,0F0,0B0,0B1\n1F0,1B0,1F1,1B1", []),
+        ("0F0,0B0,0F1,0B1\n1F1,1F0,1B0,1B1", [((1, 2), (2, 1))]),  # one of each rank in the circle
+    ],
+)
+def test_each_problem_is_at_its_cells(text: str, places: list[tuple[tuple[int, int], ...]]) -> None:
+    assert [problem.places for problem in review_csv(text).problems] == places
+
+
+def test_orders_that_cannot_run_can_be_shown() -> None:
+    found = review_csv("0B0,0F0\n1F0,1B0")
+    assert found.problems
+    assert found.schedule is not None
+    assert found.schedule.ranks == 2
+    assert review_csv("what is this").schedule is None
+
+
+def test_an_error_of_one_cell_knows_its_place() -> None:
+    with pytest.raises(ScheduleError) as caught:
+        Schedule.from_csv("0F0,0B0\n1F0,1C0")
+    assert caught.value.place == (2, 2)
