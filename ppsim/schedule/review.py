@@ -61,7 +61,8 @@ def review_csv(text: str, *, name: str = "custom") -> Review:
     -------
     Review
         All complaints of the first kind that occurs: of cells that hold no action, of stages on several ranks, of
-        actions that are doubled, missing or out of order on their rank, of waiting in a circle, of communication.
+        actions that are doubled, of those that are missing or out of order on their rank, of waiting in a circle, of
+        communication.
 
     Examples
     --------
@@ -75,7 +76,13 @@ def review_csv(text: str, *, name: str = "custom") -> Review:
         schedule = Schedule.of(([cell.action for cell in cells if cell.computes] for cells in ranks), name=name)
     except ScheduleError as error:
         return Review(schedule=None, problems=(Problem(message=str(error), places=_misplaced(ranks)),))
-    return Review(schedule=schedule, problems=_found_in(ranks, schedule))
+    problems = _found_in(ranks, schedule)
+    if problems or not any(cell.is_post for cells in ranks for cell in cells):
+        return Review(schedule=schedule, problems=problems)
+    try:
+        return Review(schedule=Schedule.from_csv(text, name=name), problems=())
+    except ScheduleError as error:
+        return Review(schedule=schedule, problems=(_problem(error),))
 
 
 def _read(text: str) -> tuple[list[list[Cell]], tuple[Problem, ...]]:
@@ -113,20 +120,18 @@ def _misplaced(ranks: Sequence[Sequence[Cell]]) -> tuple[Place, ...]:
 
 
 def _found_in(ranks: Sequence[Sequence[Cell]], schedule: Schedule) -> tuple[Problem, ...]:
-    """What is wrong with cells that make a schedule."""
+    """What is wrong with cells whose computations make a schedule."""
     cell_of_row = [cell for cells in ranks for cell in cells if cell.computes for _ in cell.parts]
 
     def at(rows: Sequence[int]) -> tuple[Place, ...]:
         return tuple((cell_of_row[row].row, cell_of_row[row].column) for row in rows)
 
     try:
-        violations = find_violations(schedule.orders, schedule.placement, schedule.microbatches)
-        if violations:
-            return tuple(Problem(message=each.message, places=at(each.rows)) for each in violations)
-        circle = find_circle(schedule.program)
-        if circle is not None:
-            return (Problem(message=circle.message, places=at(circle.rows)),)
         csv_text.check_whole_stages(ranks, schedule.placement)
+        violations = find_violations(schedule.orders, schedule.placement, schedule.microbatches)
     except ScheduleError as error:
         return (_problem(error),)
-    return ()
+    if violations:
+        return tuple(Problem(message=each.message, places=at(each.rows)) for each in violations)
+    circle = find_circle(schedule.program)
+    return () if circle is None else (Problem(message=circle.message, places=at(circle.rows)),)
