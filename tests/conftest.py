@@ -38,6 +38,7 @@ _SLOW = (
     "tests/ppexec/verify/test_pytorch_runtime.py",
     "tests/ppexec/workers/",
     "tests/ppsim/explain/test_attribution_options.py",
+    "tests/ppsim/explorer/test_page.py",
     "tests/ppsim/runs/test_kineto.py",
     "tests/ppsim/search/test_search.py",
     "tests/ppsim/sweep/",

@@ -49,10 +49,8 @@ class ScheduleFlags:
         return schedule.with_communication(None if self.communication == "derived" else self.communication)
 
     def _load(self) -> Schedule:
+        self.refuse_both()
         if self.from_csv is not None:
-            for flag in ("schedule", "ranks", "microbatches", "stages_per_rank"):
-                if getattr(self, flag) is not None:
-                    raise InputError(f"--from-csv holds the whole schedule: leave out {flag_of(flag)} or --from-csv")
             text = read_text(self.from_csv)
             try:
                 schedule = Schedule.from_csv(text, name=printable(self.from_csv.name))
@@ -74,6 +72,12 @@ class ScheduleFlags:
         )
         schedule.check()
         return schedule
+
+    def refuse_both(self) -> None:
+        """Raise InputError if a file and a built-in schedule are both given."""
+        for flag in ("schedule", "ranks", "microbatches", "stages_per_rank"):
+            if self.from_csv is not None and getattr(self, flag) is not None:
+                raise InputError(f"--from-csv holds the whole schedule: leave out {flag_of(flag)} or --from-csv")
 
 
 def _refuse_giants(name: str, ranks: int, microbatches: int, stages_per_rank: int | None) -> None:

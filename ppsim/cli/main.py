@@ -12,6 +12,7 @@ import tyro
 from ppsim.cli import command
 from ppsim.cli.command import OptionalFile, OptionalReal
 from ppsim.cli.estimate_command import EstimateCommand
+from ppsim.cli.explore_command import ExploreCommand
 from ppsim.cli.flags import MOST_ACTIONS, CostFlags, NetworkFlags, ScheduleFlags
 from ppsim.cli.machine_command import FitMachineCommand
 from ppsim.cli.run_commands import ImportCommand
@@ -163,6 +164,7 @@ Command = (
     | Annotated[AttributeCommand, tyro.conf.subcommand("attribute")]
     | Annotated[CompareCommand, tyro.conf.subcommand("compare")]
     | Annotated[ImportCommand, tyro.conf.subcommand("import")]
+    | Annotated[ExploreCommand, tyro.conf.subcommand("explore")]
 )
 
 

@@ -27,13 +27,13 @@ BubbleParts = dict[tuple[str, str], Seconds]  # (part, cause) -> seconds of each
 #     wait before   F0      F1 F2 B0   F3        B1 B2 B3
 #     phase         start   filling    steady    emptying
 _PHASES = 4
-_START, _FILLING, _STEADY, _EMPTYING = range(_PHASES)
-_AFTER_START = slice(_FILLING, None)
+START, FILLING, STEADY, EMPTYING = range(_PHASES)
+_AFTER_START = slice(FILLING, None)
 
 _FITTED = 1e-9  # of the makespan: parts that miss the bubble by more are scaled, by less the largest one is corrected
 
 
-class _Replays(NamedTuple):
+class Replays(NamedTuple):
     """The step's times without one cause after another; each is also without the causes before it."""
 
     recorded: GraphTimes
@@ -42,7 +42,7 @@ class _Replays(NamedTuple):
     without_device_waits: GraphTimes
 
 
-class _Roots(NamedTuple):
+class Roots(NamedTuple):
     """Seconds of idle time by what it comes from, all arrays of one shape; the sum of all is the idle time.
 
     queueing, transfer, latency, device: what is waited for at the moment. All else is waiting for computation, by what
@@ -86,36 +86,34 @@ def split_bubbles(graph: StepGraph, usual_s: Seconds) -> BubbleParts:
     """
     trace, program = graph.trace, graph.program
     rounding_s = ROUNDING * trace.makespan_s
-    phase = _phases(trace)
+    phase = phases_of(trace)
 
     def by_phase(seconds: Seconds) -> Seconds:
         """Sums over the actions of each rank and phase, shape (p, phases)."""
         cell = graph.wiring.rank * _PHASES + phase
         return np.asarray(np.bincount(cell, seconds, program.ranks * _PHASES), np.float64).reshape(-1, _PHASES)
 
-    waits, replays = follow_waits(graph), _replays(graph, usual_s)
-    before = _roots(
+    waits, replays = follow_waits(graph), replays_of(graph, usual_s)
+    before = roots_of(
         [by_phase(waits.before_s[:, cause]) for cause in Cause],
-        [by_phase(_idle_before(graph, times)) for times in replays],
+        [by_phase(idle_before(graph, times)) for times in replays],
         rounding_s,
     )
-    after = _roots(list(waits.after_s.T), [_idle_after(graph, times) for times in replays], rounding_s)
+    after = roots_of(list(waits.after_s.T), [idle_after(graph, times) for times in replays], rounding_s)
 
     # Of the waiting for computation that nothing made late, equal stages with free messages would wait for as much: the
     # pipeline fills or empties. What is beyond that is imbalance, and so is all of it in the steady phase. Before the
     # first action all of it counts as filling.
-    equal_s = by_phase(_idle_before(graph, replay(graph.wiring, equal_stages(graph, usual_s))))
-    inherent = np.where(before.compute <= equal_s + rounding_s, before.compute, equal_s)
-    inherent[:, _STEADY] = 0.0
-    inherent[:, _START] = before.compute[:, _START]
+    equal_s = by_phase(idle_with_equal_stages(graph, usual_s))
+    inherent = inherent_of(before.compute, equal_s, np.arange(_PHASES), rounding_s)
 
     in_pairs = np.bincount(graph.wiring.rank, np.maximum(graph.inner_s, 0.0), program.ranks)
     parts: BubbleParts = {
-        ("warm_up", "compute"): inherent[:, _START] + inherent[:, _FILLING],
-        ("warm_up", "messages"): before.messages[:, _START],
-        ("warm_up", "device"): (before.device + before.late_device)[:, _START],
-        ("warm_up", "straggler"): before.straggler[:, _START],
-        ("drain", "compute"): after.compute + inherent[:, _EMPTYING],
+        ("warm_up", "compute"): inherent[:, START] + inherent[:, FILLING],
+        ("warm_up", "messages"): before.messages[:, START],
+        ("warm_up", "device"): (before.device + before.late_device)[:, START],
+        ("warm_up", "straggler"): before.straggler[:, START],
+        ("drain", "compute"): after.compute + inherent[:, EMPTYING],
         ("drain", "messages"): after.messages,
         ("drain", "device"): after.device + after.late_device,
         ("drain", "straggler"): after.straggler,
@@ -131,12 +129,18 @@ def split_bubbles(graph: StepGraph, usual_s: Seconds) -> BubbleParts:
     return _fitted(parts, trace)
 
 
-def _replays(graph: StepGraph, usual_s: Seconds) -> _Replays:
+def inherent_of(compute: Seconds, equal_s: Seconds, phase: npt.NDArray[np.int64], rounding_s: float) -> Seconds:
+    """The waiting for computation that belongs to the pipeline's filling and emptying; the rest is imbalance."""
+    inherent = np.where(compute <= equal_s + rounding_s, compute, equal_s)
+    return np.where(phase == STEADY, 0.0, np.where(phase == START, compute, inherent))
+
+
+def replays_of(graph: StepGraph, usual_s: Seconds) -> Replays:
     edge_times = cut_to_usual(graph, usual_s)
     # Recorded times are kept as they are where nothing is cut: a replay would differ by rounding.
     without_excess = graph.times if edge_times is graph.edge_times else replay(graph.wiring, edge_times)
     edge_times = without_messages(edge_times)
-    return _Replays(
+    return Replays(
         recorded=graph.times,
         without_excess=without_excess,
         without_messages=replay(graph.wiring, edge_times),
@@ -144,7 +148,7 @@ def _replays(graph: StepGraph, usual_s: Seconds) -> _Replays:
     )
 
 
-def _roots(waits: list[Seconds], idle: list[Seconds], rounding_s: float) -> _Roots:
+def roots_of(waits: list[Seconds], idle: list[Seconds], rounding_s: float) -> Roots:
     """Split the waiting for computation by what made it late.
 
     Taking a cause away shortens the idle time by what is waited for that cause itself, and by what it makes computation
@@ -155,7 +159,7 @@ def _roots(waits: list[Seconds], idle: list[Seconds], rounding_s: float) -> _Roo
     waits : list of arrays of one shape
         Seconds by `Cause`.
     idle : list of arrays of that shape
-        The idle time in each of `_Replays`.
+        The idle time in each of `Replays`.
     rounding_s : float
         What is shorter is rounding.
     """
@@ -166,7 +170,7 @@ def _roots(waits: list[Seconds], idle: list[Seconds], rounding_s: float) -> _Roo
     late_messages = _share(without_excess - without_messages - (queueing + transfer + latency), compute, rounding_s)
     compute = compute - late_messages
     late_device = _share(without_messages - without_device_waits - device, compute, rounding_s)
-    return _Roots(
+    return Roots(
         queueing=queueing,
         transfer=transfer,
         latency=latency,
@@ -183,10 +187,10 @@ def _share(spared: Seconds, most: Seconds, rounding_s: float) -> Seconds:
     return np.where(spared > rounding_s, np.minimum(spared, most), 0.0)
 
 
-def _phases(trace: Trace) -> npt.NDArray[np.int64]:
+def phases_of(trace: Trace) -> npt.NDArray[np.int64]:
     """The phase of each action's wait, shape (actions,)."""
     program = trace.program
-    phase = np.full(program.actions, _STEADY)
+    phase = np.full(program.actions, STEADY)
     row_action = program.row_action
     is_forward, is_backward = program.kind == Kind.F, (program.kind == Kind.B) | (program.kind == Kind.I)
     for rank in range(program.ranks):
@@ -197,19 +201,24 @@ def _phases(trace: Trace) -> npt.NDArray[np.int64]:
         forwards, backwards = (row_action[rows][kinds[rows]] for kinds in (is_forward, is_backward))
         if len(backwards):
             # Filling is set last: in AFAB the first backward follows the last forward, and its wait counts as filling.
-            phase[forwards[-1] + 1 : last] = _EMPTYING
-            phase[first : backwards[0] + 1] = _FILLING
-        phase[first] = _START
+            phase[forwards[-1] + 1 : last] = EMPTYING
+            phase[first : backwards[0] + 1] = FILLING
+        phase[first] = START
     return phase
 
 
-def _idle_before(graph: StepGraph, times: GraphTimes) -> Seconds:
+def idle_before(graph: StepGraph, times: GraphTimes) -> Seconds:
     """The idle time before each action, shape (actions,)."""
     previous = graph.wiring.previous
     return np.maximum(times.start_s - np.where(previous >= 0, times.end_s[previous], 0.0), 0.0)
 
 
-def _idle_after(graph: StepGraph, times: GraphTimes) -> Seconds:
+def idle_with_equal_stages(graph: StepGraph, usual_s: Seconds) -> Seconds:
+    """The idle time before each action if stages were equal and messages free, shape (actions,)."""
+    return idle_before(graph, replay(graph.wiring, equal_stages(graph, usual_s)))
+
+
+def idle_after(graph: StepGraph, times: GraphTimes) -> Seconds:
     """The idle time after each rank's last action, shape (p,)."""
     last = np.zeros(graph.program.ranks)
     np.maximum.at(last, graph.wiring.rank, times.end_s)

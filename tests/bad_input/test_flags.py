@@ -127,6 +127,12 @@ CALLS: list[tuple[str, Main, list[str], dict[str, str]]] = [
         },
     ),
     ("estimate", ppsim.cli.main.main, ["--device", "h100"], {"--huggingface": "input"}),
+    (
+        "explore",
+        ppsim.cli.main.main,
+        ["--no-browser", "--port", "0", *_SMALL],
+        {**_SCHEDULE, "--port": "count", "--run": "input", "--nonsense": "word"},
+    ),
     ("attribute", ppsim.cli.main.main, ["step.trace"], {"--costs": "input", "--nonsense": "word"}),
     (
         "run",

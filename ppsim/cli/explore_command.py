@@ -1,0 +1,84 @@
+"""The command `ppsim explore`: a page on this machine in which one changes a schedule and sees what becomes of it."""
+
+from __future__ import annotations
+
+import base64
+import contextlib
+import sys
+import threading
+import urllib.parse
+import webbrowser
+import zlib
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Annotated
+
+import tyro
+
+from ppsim.cli import command
+from ppsim.cli.command import OptionalFile, OptionalWhole
+from ppsim.cli.flags import ScheduleFlags
+from ppsim.files import read_bytes, read_text
+
+if TYPE_CHECKING:
+    from ppsim.explorer.server import ExplorerServer
+
+
+@dataclass(frozen=True, kw_only=True)
+class ExploreCommand(ScheduleFlags):
+    """Open a page in which to change schedule, costs, links and orders, and see the step at once. Ends with Ctrl-C.
+
+    The page is served at 127.0.0.1 alone. Its address holds all that it shows.
+    """
+
+    run_file: Annotated[OptionalFile, tyro.conf.arg(name="run")] = None
+    """A measured run to lay over the prediction: a trace that ppexec run --out wrote (not .json, not .csv)."""
+    port: OptionalWhole = None
+    """Where to serve the page; 0 for any free port (default: 8137, or the next that is free)."""
+    no_browser: bool = False
+    """Only print the address."""
+    json: bool = False
+    """Print one JSON object with the address instead of text."""
+
+    def run(self) -> None:
+        """Serve the page until interrupted."""
+        from ppsim.explorer.server import start_server
+
+        server = start_server(self.port)
+        with contextlib.closing(server.socket):
+            address = server.address + self._view(server)
+            if self.json:
+                command.print_json({"address": address})
+            else:
+                print(f"explorer at {address}\nCtrl-C ends it")
+            sys.stdout.flush()
+            threading.Thread(target=server.warm_up, daemon=True).start()
+            if not self.no_browser:
+                webbrowser.open(address)
+            with contextlib.suppress(KeyboardInterrupt):
+                server.serve_forever()
+
+    def _view(self, server: ExplorerServer) -> str:
+        """What the flags ask to be shown, as the page's address has it."""
+        view: dict[str, str] = {}
+        self.refuse_both()
+        if self.communication != "as-given":
+            view["csv"] = packed(self.load_schedule().to_csv(messages=True))
+        elif self.from_csv is not None:
+            view["csv"] = packed(read_text(self.from_csv))
+        elif any(value is not None for value in (self.schedule, self.ranks, self.microbatches, self.stages_per_rank)):
+            self.load_schedule()  # so that a mistake is said here
+            names = {"schedule": "schedule", "ranks": "ranks", "microbatches": "microbatches"}
+            view |= {name: str(getattr(self, field)) for name, field in names.items()}
+            if self.stages_per_rank is not None:
+                view["stages"] = str(self.stages_per_rank)
+        if self.run_file is not None:
+            from ppsim.explorer.runs import MOST_BYTES
+
+            view["run"] = server.runs.add(read_bytes(self.run_file, MOST_BYTES), command.printable(self.run_file.name))
+        return f"#{urllib.parse.urlencode(view)}" if view else ""
+
+
+def packed(text: str) -> str:
+    """A text as the page's address holds it: compressed, in letters that need no escape."""
+    deflate = zlib.compressobj(9, wbits=-15)
+    return base64.urlsafe_b64encode(deflate.compress(text.encode()) + deflate.flush()).decode().rstrip("=")

@@ -1,0 +1,171 @@
+"""Picture: a step as the columns of numbers that the page draws, and what it says of them."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import Any
+
+import numpy as np
+import numpy.typing as npt
+
+from ppsim.costs.stage_cost import StageCost
+from ppsim.explain.attribution import PARTS, Attribution, attribute
+from ppsim.explain.idle_spans import idle_spans
+from ppsim.schedule.action import Kind
+from ppsim.schedule.schedule import Schedule
+from ppsim.trace.trace import Trace
+
+Document = dict[str, Any]
+
+
+def picture_of(trace: Trace) -> Document:
+    """A step as JSON values: columns of its rows, messages, idle spans and critical path, and its numbers.
+
+    Parameters
+    ----------
+    trace : Trace
+        A simulated or a measured step.
+
+    Returns
+    -------
+    dict
+        All times are in seconds from the step's start.
+    """
+    found = attribute(trace)
+    program, zero_s = trace.program, float(trace.start_s.min())
+    messages = program.messages
+    return {
+        **_about(trace.schedule),
+        "clock": trace.clock,
+        "rows": {
+            **_row_columns(program.stage, program.kind, program.microbatch, program.rank, program.row_action),
+            "start": (trace.start_s - zero_s).tolist(),
+            "end": (trace.end_s - zero_s).tolist(),
+            "effect": (trace.effect_s - zero_s).tolist(),
+            "held": trace.activation_bytes.tolist(),
+            "needs": program.needs.tolist(),
+            "messageIn": program.message_in.tolist(),
+            "messageOut": program.message_out.tolist(),
+            "slack": found.slack_s.tolist(),
+        },
+        "messages": {
+            "producer": messages.producer.tolist(),
+            "consumer": messages.consumer.tolist(),
+            "start": (trace.message_start_s - zero_s).tolist(),
+            "left": (trace.message_left_s - zero_s).tolist(),
+            "arrival": (trace.message_arrival_s - zero_s).tolist(),
+            "bytes": trace.message_bytes.tolist(),
+        },
+        "idle": _idle_columns(found),
+        "critical": _path_columns(found),
+        "reductions": _reduction_columns(trace, zero_s),
+        "numbers": {
+            "makespan": trace.makespan_s,
+            "step": trace.step_s,
+            "bubble": trace.bubble_fraction,
+            "rankTime": trace.rank_time_s.tolist(),
+            "rankBubble": trace.bubble_s.tolist(),
+            "peak": trace.peak_activation_bytes.tolist(),
+            "parts": found.fractions,
+            "path": found.critical_path.by_what_s,
+        },
+    }
+
+
+def order_picture(schedule: Schedule, stages: Sequence[StageCost]) -> Document:
+    """Orders that cannot run, as JSON values: each rank's actions one after another, without waiting."""
+    rank = np.repeat(np.arange(schedule.ranks), [len(order.stage) for order in schedule.orders])
+    stage, kind, microbatch = (
+        np.concatenate([getattr(order, name) for order in schedule.orders]) for name in ("stage", "kind", "microbatch")
+    )
+    action = np.cumsum(np.concatenate([_begins(order.joined) for order in schedule.orders])) - 1
+    seconds = {
+        Kind.F: [cost.forward_s for cost in stages],
+        Kind.B: [cost.full_backward_s for cost in stages],
+        Kind.I: [cost.backward_input_s for cost in stages],
+        Kind.W: [cost.backward_weight_s for cost in stages],
+    }
+    durations_s = np.array([seconds[each] for each in sorted(seconds)])[kind, stage]
+    end_s = np.cumsum(durations_s)
+    before_s = np.concatenate([[0.0], end_s])[np.searchsorted(rank, rank)]  # by the ranks above
+    end_s = end_s - before_s
+    return {
+        **_about(schedule),
+        "clock": "order",
+        "rows": {
+            **_row_columns(stage, kind, microbatch, rank, action),
+            "start": (end_s - durations_s).tolist(),
+            "end": end_s.tolist(),
+        },
+        "numbers": {"makespan": float(end_s.max())},
+    }
+
+
+def usual_seconds(trace: Trace) -> dict[str, list[float]]:
+    """The median seconds of each kind that a step has, by stage: what its stages cost if nothing else is known."""
+    program, lengths_s = trace.program, trace.end_s - trace.start_s
+    found = {}
+    for kind in (Kind.F, Kind.B, Kind.I, Kind.W):
+        if (program.kind == kind).any():
+            by_stage = [
+                lengths_s[(program.kind == kind) & (program.stage == stage)] for stage in range(trace.schedule.stages)
+            ]
+            if all(len(each) for each in by_stage):
+                found[kind.name] = [float(np.median(each)) for each in by_stage]
+    return found
+
+
+def _about(schedule: Schedule) -> Document:
+    return {
+        "name": schedule.name,
+        "ranks": schedule.ranks,
+        "stages": schedule.stages,
+        "microbatches": schedule.microbatches,
+        "placement": list(schedule.placement),
+        "csv": schedule.to_csv(),
+    }
+
+
+def _begins(joined: npt.NDArray[np.bool_]) -> npt.NDArray[np.bool_]:
+    """Whether each part is the first of its action."""
+    return ~np.concatenate([[False], joined[:-1]])[: len(joined)]
+
+
+def _row_columns(*columns: npt.NDArray[Any]) -> Document:
+    return dict(
+        zip(("stage", "kind", "microbatch", "rank", "action"), (column.tolist() for column in columns), strict=True)
+    )
+
+
+def _idle_columns(found: Attribution) -> Document:
+    spans = idle_spans(found)
+    return {
+        "rank": spans.rank.tolist(),
+        "action": spans.action.tolist(),
+        "begin": spans.begin_s.tolist(),
+        "end": spans.end_s.tolist(),
+        "parts": {part: spans.parts_s[:, column].tolist() for column, part in enumerate(PARTS)},
+    }
+
+
+def _path_columns(found: Attribution) -> Document:
+    segments = found.critical_path.segments
+    return {
+        "what": [each.what for each in segments],
+        "begin": [each.start_s for each in segments],
+        "end": [each.end_s for each in segments],
+        "rank": [each.rank for each in segments],
+        "destination": [each.destination for each in segments],
+        "row": [each.row for each in segments],
+        "message": [each.message for each in segments],
+    }
+
+
+def _reduction_columns(trace: Trace, zero_s: float) -> Document | None:
+    if trace.reduce_start_s is None or trace.reduce_end_s is None:
+        return None
+    return {
+        "rank": list(trace.schedule.placement),
+        "start": (trace.reduce_start_s - zero_s).tolist(),
+        "end": (trace.reduce_end_s - zero_s).tolist(),
+    }
