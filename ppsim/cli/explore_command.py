@@ -17,7 +17,7 @@ import tyro
 from ppsim.cli import command
 from ppsim.cli.command import OptionalFile, OptionalWhole
 from ppsim.cli.flags import ScheduleFlags
-from ppsim.files import read_bytes, read_text
+from ppsim.files import read_text
 
 if TYPE_CHECKING:
     from ppsim.explorer.server import ExplorerServer
@@ -31,7 +31,8 @@ class ExploreCommand(ScheduleFlags):
     """
 
     run_file: Annotated[OptionalFile, tyro.conf.arg(name="run")] = None
-    """A measured run to lay over the prediction: a trace that ppexec run --out wrote (not .json, not .csv)."""
+    """A measured run to lay over the prediction: a trace that ppexec run --out wrote, or a folder as ppsim import reads
+    it, whose median step is taken."""
     port: OptionalWhole = None
     """Where to serve the page; 0 for any free port (default: 8137, or the next that is free)."""
     no_browser: bool = False
@@ -72,9 +73,11 @@ class ExploreCommand(ScheduleFlags):
             if self.stages_per_rank is not None:
                 view["stages"] = str(self.stages_per_rank)
         if self.run_file is not None:
-            from ppsim.explorer.runs import MOST_BYTES
+            from ppsim.runs.read_run import read_run
 
-            view["run"] = server.runs.add(read_bytes(self.run_file, MOST_BYTES), command.printable(self.run_file.name))
+            traces = sorted(read_run(self.run_file).traces, key=lambda trace: trace.makespan_s)
+            name = command.printable(self.run_file.name)
+            view["run"] = server.runs.keep(traces[(len(traces) - 1) // 2], name)
         return f"#{urllib.parse.urlencode(view)}" if view else ""
 
 

@@ -33,16 +33,24 @@ def picture_of(trace: Trace) -> Document:
     """
     found = attribute(trace)
     program, zero_s = trace.program, float(trace.start_s.min())
-    messages = program.messages
+    messages, graph = program.messages, found.graph
+    known = trace.message_times_s
+    # Where nobody recorded messages, their times are those that the attribution infers.
+    message_start, message_left, message_arrival = (
+        (graph.times.message_start_s, graph.shown_left_s, graph.times.arrival_s)
+        if known is None
+        else [times_s - zero_s for times_s in known]
+    )
     return {
         **_about(trace.schedule),
         "clock": trace.clock,
+        "unknown": trace.unknown,
         "rows": {
             **_row_columns(program.stage, program.kind, program.microbatch, program.rank, program.row_action),
             "start": (trace.start_s - zero_s).tolist(),
             "end": (trace.end_s - zero_s).tolist(),
             "effect": (trace.effect_s - zero_s).tolist(),
-            "held": trace.activation_bytes.tolist(),
+            "held": _known(trace.activation_bytes),
             "needs": program.needs.tolist(),
             "messageIn": program.message_in.tolist(),
             "messageOut": program.message_out.tolist(),
@@ -51,10 +59,10 @@ def picture_of(trace: Trace) -> Document:
         "messages": {
             "producer": messages.producer.tolist(),
             "consumer": messages.consumer.tolist(),
-            "start": (trace.message_start_s - zero_s).tolist(),
-            "left": (trace.message_left_s - zero_s).tolist(),
-            "arrival": (trace.message_arrival_s - zero_s).tolist(),
-            "bytes": trace.message_bytes.tolist(),
+            "start": message_start.tolist(),
+            "left": message_left.tolist(),
+            "arrival": message_arrival.tolist(),
+            "bytes": _known(trace.message_bytes),
         },
         "idle": _idle_columns(found),
         "critical": _path_columns(found),
@@ -65,7 +73,7 @@ def picture_of(trace: Trace) -> Document:
             "bubble": trace.bubble_fraction,
             "rankTime": trace.rank_time_s.tolist(),
             "rankBubble": trace.bubble_s.tolist(),
-            "peak": trace.peak_activation_bytes.tolist(),
+            "peak": _known(trace.peak_activation_bytes),
             "parts": found.fractions,
             "path": found.critical_path.by_what_s,
         },
@@ -124,6 +132,10 @@ def _about(schedule: Schedule) -> Document:
         "placement": list(schedule.placement),
         "csv": schedule.to_csv(),
     }
+
+
+def _known(column: npt.NDArray[Any] | None) -> list[Any] | None:
+    return None if column is None else list(column.tolist())
 
 
 def _begins(joined: npt.NDArray[np.bool_]) -> npt.NDArray[np.bool_]:

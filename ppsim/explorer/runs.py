@@ -41,8 +41,16 @@ class Runs:
         InputError
             If it is no saved trace, or too large to be shown.
         """
-        number = hashlib.sha256(data).hexdigest()[:16]
-        trace = _trace_in(data, name)
+        return self.keep(_trace_in(data, name), name)
+
+    def keep(self, trace: Trace, name: str) -> str:
+        """Take in a trace. Raises InputError if it is too large to be shown."""
+        if len(trace.start_s) > MOST_ACTIONS:
+            raise InputError(
+                f"{name} has {len(trace.start_s)} actions, the page draws at most {MOST_ACTIONS}: give a shorter run"
+            )
+        parts = (trace.start_s.tobytes(), trace.end_s.tobytes(), trace.schedule.to_csv().encode())
+        number = hashlib.sha256(b"".join(parts)).hexdigest()[:16]
         with self._lock:
             self._held[number] = (name, trace)
             self._held.move_to_end(number)
@@ -75,8 +83,4 @@ def _trace_in(data: bytes, name: str) -> Trace:
             trace = Trace.load(path)
         except InputError as error:
             raise InputError(str(error).replace(str(path), name)) from None
-    if len(trace.start_s) > MOST_ACTIONS:
-        raise InputError(
-            f"{name} has {len(trace.start_s)} actions, the page draws at most {MOST_ACTIONS}: give a shorter run"
-        )
     return trace

@@ -61,8 +61,8 @@ def review_csv(text: str, *, name: str = "custom") -> Review:
     -------
     Review
         All complaints of the first kind that occurs: of cells that hold no action, of stages on several ranks, of
-        actions that are doubled, of those that are missing or out of order on their rank, of waiting in a circle, of
-        communication.
+        actions that are doubled, of those that are missing or out of order on their rank, of communication, of waiting
+        in a circle.
 
     Examples
     --------
@@ -76,13 +76,13 @@ def review_csv(text: str, *, name: str = "custom") -> Review:
         schedule = Schedule.of(([cell.action for cell in cells if cell.computes] for cells in ranks), name=name)
     except ScheduleError as error:
         return Review(schedule=None, problems=(Problem(message=str(error), places=_misplaced(ranks)),))
-    problems = _found_in(ranks, schedule)
-    if problems or not any(cell.is_post for cells in ranks for cell in cells):
-        return Review(schedule=schedule, problems=problems)
-    try:
-        return Review(schedule=Schedule.from_csv(text, name=name), problems=())
-    except ScheduleError as error:
-        return Review(schedule=schedule, problems=(_problem(error),))
+    problems = _violations(ranks, schedule)
+    if not problems and any(cell.is_post for cells in ranks for cell in cells):
+        try:
+            schedule = Schedule.from_csv(text, name=name)
+        except ScheduleError as error:
+            problems = (_problem(error),)
+    return Review(schedule=schedule, problems=problems or _waiting(ranks, schedule))
 
 
 def _read(text: str) -> tuple[list[list[Cell]], tuple[Problem, ...]]:
@@ -119,19 +119,23 @@ def _misplaced(ranks: Sequence[Sequence[Cell]]) -> tuple[Place, ...]:
     return tuple(found)
 
 
-def _found_in(ranks: Sequence[Sequence[Cell]], schedule: Schedule) -> tuple[Problem, ...]:
-    """What is wrong with cells whose computations make a schedule."""
-    cell_of_row = [cell for cells in ranks for cell in cells if cell.computes for _ in cell.parts]
-
-    def at(rows: Sequence[int]) -> tuple[Place, ...]:
-        return tuple((cell_of_row[row].row, cell_of_row[row].column) for row in rows)
-
+def _violations(ranks: Sequence[Sequence[Cell]], schedule: Schedule) -> tuple[Problem, ...]:
+    """What keeps the computations from being lowered."""
     try:
         csv_text.check_whole_stages(ranks, schedule.placement)
-        violations = find_violations(schedule.orders, schedule.placement, schedule.microbatches)
+        found = find_violations(schedule.orders, schedule.placement, schedule.microbatches)
     except ScheduleError as error:
         return (_problem(error),)
-    if violations:
-        return tuple(Problem(message=each.message, places=at(each.rows)) for each in violations)
+    return tuple(Problem(message=each.message, places=_places(ranks, each.rows)) for each in found)
+
+
+def _waiting(ranks: Sequence[Sequence[Cell]], schedule: Schedule) -> tuple[Problem, ...]:
+    """The circle in which actions wait for each other."""
     circle = find_circle(schedule.program)
-    return () if circle is None else (Problem(message=circle.message, places=at(circle.rows)),)
+    return () if circle is None else (Problem(message=circle.message, places=_places(ranks, circle.rows)),)
+
+
+def _places(ranks: Sequence[Sequence[Cell]], rows: Sequence[int]) -> tuple[Place, ...]:
+    """Where rows of the joined orders stand in the text."""
+    cell_of_row = [cell for cells in ranks for cell in cells if cell.computes for _ in cell.parts]
+    return tuple((cell_of_row[row].row, cell_of_row[row].column) for row in rows)

@@ -47,7 +47,8 @@ function ofAction({ picture, row, block }) {
   const room = slack[row] > 1e-9 * picture.numbers.makespan
     ? `It could end ${timeText(slack[row])} later without a longer step.`
     : "On a critical path: if it ended later, so would the step.";
-  lines.push(make("p", { class: "foot" }, `${room} The rank then holds ${bytesText(held[row])} of activations.`));
+  const holds = held ? ` The rank then holds ${bytesText(held[row])} of activations.` : "";
+  lines.push(make("p", { class: "foot" }, `${room}${holds}`));
   return lines;
 }
 

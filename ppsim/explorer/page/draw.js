@@ -222,5 +222,6 @@ export function noteOf(picture) {
   const { makespan, bubble, peak, step } = picture.numbers;
   if (bubble === undefined) return "drawn without waiting";
   const sum = step > makespan ? `, ${timeText(step)} with reductions` : "";
-  return `${timeText(makespan)}${sum}, bubble ${share(bubble)}, peak ${bytesText(Math.max(...peak))}`;
+  const most = peak ? `, peak ${bytesText(Math.max(...peak))}` : "";
+  return `${timeText(makespan)}${sum}, bubble ${share(bubble)}${most}`;
 }

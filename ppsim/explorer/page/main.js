@@ -284,7 +284,6 @@ function readPin() {
 }
 
 async function addRun(file) {
-  find("timeline").ariaBusy = "true";
   const response = await fetch(`run?name=${encodeURIComponent(file.name)}`, {
     method: "POST", headers: { "Content-Type": "application/octet-stream" }, body: file,
   });
@@ -300,11 +299,13 @@ async function addRun(file) {
 /** Take in a file: a measured run, or an order. */
 async function addFile(file) {
   if (!file) return;
+  find("timeline").ariaBusy = "true";
   const head = new Uint8Array(await file.slice(0, 2).arrayBuffer());
   if (head[0] === 0x50 && head[1] === 0x4b) await addRun(file); // a zip: a saved trace
   else if (file.size > 2 ** 21) {
     page.first = { error: `${file.name} is too large for an order: at most 2 MiB` };
     showProblems();
+    find("timeline").ariaBusy = "false";
   } else {
     find("text").open = true;
     await change({ csv: await file.text(), at: "" });

@@ -16,9 +16,10 @@ export function numbersOf(rows, limit, choices) {
     if (bubble === undefined) return make("article", { class: "result" }, make("h2", {}, title), facts);
     add("bubble", share(bubble));
     add("longest rank", timeText(Math.max(...rankTime)));
-    const most = Math.max(...peak);
-    const over = limit === null ? [] : peak.flatMap((bytes, rank) => (bytes > limit ? [rank] : []));
-    add("peak activations", bytesText(most), `on rank ${peak.indexOf(most)}`);
+    const most = peak ? Math.max(...peak) : null;
+    const over = limit === null || !peak ? [] : peak.flatMap((bytes, rank) => (bytes > limit ? [rank] : []));
+    if (peak) add("peak activations", bytesText(most), `on rank ${peak.indexOf(most)}`);
+    else add("peak activations", "unknown");
     const article = make("article", { class: "result" }, make("h2", {}, title), facts);
     if (over.length) {
       const named = over.length === 1 ? `rank ${over[0]}` : `ranks ${over.slice(0, 6).join(", ")}${over.length > 6 ? " ..." : ""}`;
