@@ -18,7 +18,7 @@ from ppexec.workers.pool import WorkerError
 from ppsim.cli import command
 from ppsim.errors import InputError
 from ppsim.export.html_report import Report
-from ppsim.files import write_text
+from ppsim.files import check_directory, write_text
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -61,8 +61,9 @@ class StudyCommand:
 
     def execute(self) -> None:
         """Do the study, write its files and print its text. Raises SystemExit(1) if the findings do not hold."""
-        directory = None if self.out is None else _existing_directory(self.out)
-        found = self.findings(directory)
+        directory = self.out
+        with _made(directory):
+            found = self.findings(directory)
         if directory is not None:
             text = json.dumps(found.summary, indent=1)
             write_text(directory / "summary.json", f"{text}\n")
@@ -119,9 +120,20 @@ def without_advice() -> Iterator[None]:
         yield
 
 
-def _existing_directory(path: Path) -> Path:
-    """Make a directory for results. Raises InputError if something else has its name."""
-    if path.exists() and not path.is_dir():
-        raise InputError(f"{path} is not a directory: give --out a directory, new or old")
-    path.mkdir(parents=True, exist_ok=True)
-    return path
+@contextlib.contextmanager
+def _made(path: Path | None) -> Iterator[None]:
+    """A context in which a directory for results exists. Bad input leaves none behind that was not there before.
+
+    Raises InputError if something else has its name, or it cannot be written to.
+    """
+    missing = [each for each in (path, *path.parents) if not each.exists()] if path else []
+    if path:
+        check_directory(path)
+        path.mkdir(parents=True, exist_ok=True)
+    try:
+        yield
+    except InputError:
+        with contextlib.suppress(OSError):  # it holds something
+            for each in missing:
+                each.rmdir()
+        raise

@@ -67,6 +67,12 @@ class Study(StudyCommand):
             raise InputError(f"steps must be 1 or more, got {self.steps}")
         if not 0 <= self.message_bytes <= 2**30:
             raise InputError(f"message_bytes must be 0 to {2**30}, got {self.message_bytes}")
+        for name in ("forward_s", "backward_s"):
+            if getattr(self, name) >= ppexec.RunConfig.timeout_s:
+                raise InputError(
+                    f"{name} must be below {ppexec.RunConfig.timeout_s:g} s, after which a run without progress "
+                    f"ends, got {getattr(self, name)}"
+                )
         self.cost(0)
 
     def cost(self, activation_bytes: int) -> ppsim.StageCost:

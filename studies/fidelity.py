@@ -89,8 +89,8 @@ class Study(StudyCommand):
             raise InputError(f"steps must be 0 or more, got {self.steps}")
         if self.repeats < 1:
             raise InputError(f"repeats must be 1 or more, got {self.repeats}")
-        if not 0 <= self.limit_s < float("inf"):
-            raise InputError(f"limit_s must be seconds, finite and >= 0, got {self.limit_s}")
+        if not 0 <= self.limit_s < 1e9:
+            raise InputError(f"limit_s must be seconds >= 0 (and below 1e9), got {self.limit_s}")
         if unknown := set(self.schedules) - set(ppsim.schedule_names()):
             raise InputError(f"no schedule {min(unknown)!r}: take from {', '.join(ppsim.schedule_names())}")
 

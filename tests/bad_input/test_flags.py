@@ -2,17 +2,21 @@
 
 from __future__ import annotations
 
+import importlib
 import re
+import sys
 import warnings
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
+from unittest import mock
 
 import pytest
 
 import ppexec.cli
 import ppsim
 import ppsim.cli.main
+from ppexec.workers.pool import WorkerPool
 
 NO_NUMBER = ["", "x", "True", "nan", "\udcff"]
 BAD: dict[str, list[str]] = {
@@ -39,6 +43,8 @@ BAD: dict[str, list[str]] = {
         "\ud800",
     ],
     "output": ["", "folder", "nosuch/x", "\0", "\ud800", "a" * 300, "text.csv/x", "."],
+    "directory": ["", "\0", "\ud800", "a" * 300, "text.csv", "text.csv/x"],
+    "seed": [*NO_NUMBER, "-1", "1.5"],
     "numbers": ["", "x", "1,,2", "1;2", "nan", "-1", ",", "1,"],
     "links": ["", "0", "0-1", "0-0=1", "0-9=2", "0-1=nan", "0-1=-1", "0-1=inf", "0-1=2,0-1=3", "-1-0=2", "a-b=1"],
     "factors": ["", "0", "0=", "9=2", "0=nan", "0=0", "0=-1", "0=inf", "x=2", "0=2,0=3"],
@@ -152,6 +158,57 @@ CALLS: list[tuple[str, Main, list[str], dict[str, str]]] = [
             **_COMMON,
         },
     ),
+    (
+        "train",
+        ppexec.cli.main,
+        ["--ranks", "2"],
+        {
+            **dict.fromkeys(("--accumulate", "--evaluate-steps", "--steps"), "count of 1"),
+            **dict.fromkeys(("--evaluate-every", "--learning-rate-warmup", "--learning-rate-decay-steps"), "count"),
+            **dict.fromkeys(("--learning-rate", "--weight-decay", "--min-learning-rate"), "spread"),
+            **dict.fromkeys(("--learning-rate-decay", "--nonsense"), "word"),
+            "--clip-norm": "rate",
+            "--resume": "input",
+            "--save": "directory",
+        },
+    ),
+    ("verify", ppexec.cli.main, ["--ranks", "2"], {"--schedule": "name", "--dp": "count of 1", "--nonsense": "word"}),
+    ("profile", ppexec.cli.main, ["--ranks", "2"], {"--layers": "count of 1", "--hidden": "count", **_COMMON}),
+]
+_STUDIES: dict[str, dict[str, str]] = {
+    "afab_bubble": {
+        **dict.fromkeys(("--ranks", "--microbatches", "--steps"), "count of 1"),
+        **dict.fromkeys(("--forward-s", "--backward-s"), "seconds"),
+        "--message-bytes": "bytes",
+    },
+    "benchmarks": {"--only": "word", "--turns": "count of 1"},
+    "executor_overhead": dict.fromkeys(("--layers", "--steps"), "count of 1"),
+    "fidelity": {
+        "--schedules": "word",
+        **dict.fromkeys(("--ranks", "--repeats"), "count of 1"),
+        "--steps": "count",
+        "--limit-s": "spread",
+    },
+    "link": dict.fromkeys(("--ranks", "--sizes", "--rounds", "--pieces"), "count of 1"),
+    "partition": {"--partition": "name", "--max-cuts": "count"},
+    "published": {"--search": "word"},
+    "schedules": {"--only": "word", "--ranks": "count", "--compute": "word"},
+    "sim_vs_measured": {"--steps": "count of 1", "--costs": "input"},
+    "soak": {"--minutes": "seconds", **dict.fromkeys(("--rounds", "--first"), "count"), "--seed": "seed"},
+    "train": {"--meshes": "name", "--steps": "count of 1"},
+}
+
+
+def _study(name: str) -> Main:
+    def main(words: list[str]) -> int:
+        with mock.patch.object(sys, "argv", [f"{name}.py", *words[1:]]):
+            return int(importlib.import_module(f"studies.{name}").main())
+
+    return main
+
+
+CALLS += [
+    (name, _study(name), [], {**kinds, "--out": "directory", "--nonsense": "word"}) for name, kinds in _STUDIES.items()
 ]
 
 
@@ -167,6 +224,10 @@ def _cases() -> list[Any]:
 def _without(words: list[str], flag: str) -> list[str]:
     at = words.index(flag) if flag in words else len(words)
     return words[:at] + words[at + 2 :]
+
+
+def _started(pool: WorkerPool) -> None:
+    raise AssertionError("nothing was refused, and a run began")
 
 
 @pytest.fixture(scope="module")
@@ -192,12 +253,13 @@ def test_bad_flags_are_refused(
 ) -> None:
     monkeypatch.chdir(directory)
     monkeypatch.setattr(warnings, "showwarning", warnings.showwarning)
+    monkeypatch.setattr(WorkerPool, "__init__", _started)
     before = {each.name: each.stat().st_mtime_ns for each in directory.iterdir()}
     assert main(words) == 2, capsys.readouterr()
     out, err = capsys.readouterr()
     assert out == ""
     assert err.count("\n") == 1
-    assert re.match(r"pp(sim|exec): \S", err)
+    assert re.match(r"(ppsim|ppexec|\w+\.py): \S", err)
     assert len(err) < 1000
     flag, word = words[-2:]
     names = (flag, flag.strip("-").replace("-", "_"), word, repr(word)[1:40], "than a float holds", "must be seconds")
