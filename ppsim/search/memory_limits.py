@@ -8,7 +8,7 @@ import numpy as np
 
 from ppsim.schedule.named.registry import build_schedule, schedule_names
 from ppsim.schedule.schedule import Schedule
-from ppsim.search.at_limit import SAME, climb, search_at
+from ppsim.search.at_limit import SAME, best_v_rounds, climb, search_at
 from ppsim.search.lower_bound import lower_bound_s
 from ppsim.search.plan import Plan
 from ppsim.search.problem import UNLIMITED_BYTES, Integers, Problem
@@ -46,6 +46,13 @@ def best_plan(problem: Problem) -> tuple[Plan, str]:
         plan, found_s = search_at(limited)
         if found_s < best_s:
             best, best_s, name = plan, found_s, "search"
+    for limit_bytes in _finer_limits(problem):
+        limited = problem.with_limit(limit_bytes)
+        if best_s <= lower_bound_s(limited) * margin:
+            continue
+        plan, found_s = best_v_rounds(limited)
+        if found_s < best_s:
+            best, best_s, name = plan, found_s, "search"
     for plan, plan_name, own in named:
         goal_s = lower_bound_s(own)
         if plan.joined.any() or best_s <= goal_s * margin:
@@ -71,6 +78,16 @@ def _limits(problem: Problem) -> list[Integers]:
     if (given != given[0]).any():
         limits.insert(0, np.minimum(given, UNLIMITED_BYTES))
     return limits
+
+
+def _finer_limits(problem: Problem) -> list[Integers]:
+    """Limits for what is quickly built: on a V whole activations of the largest stage, up to the problem's limit."""
+    if not problem.is_v:
+        return []
+    whole, chunk = int(problem.smallest_limit_bytes.max()), int(problem.tables.held_bytes.max())
+    most = min(int(problem.limit_bytes.min()), 2 * chunk * min(problem.microbatches, 3 * problem.ranks))
+    levels = range(most // chunk * chunk, whole - 1, -chunk) if chunk else ()
+    return [np.full(problem.ranks, level, np.int64) for level in levels]
 
 
 def _named(problem: Problem) -> list[tuple[Plan, str, Problem]]:

@@ -111,6 +111,11 @@ class Problem:
         return len(self.placement) // self.ranks
 
     @property
+    def is_v(self) -> bool:
+        """Whether two stages lie on each rank, there and back."""
+        return self.stages_per_rank == 2 and self.placement == v_placement(self.ranks, 2)
+
+    @property
     def actions(self) -> int:
         """How many F, I and W a step has: the unit in which the search counts its effort."""
         return 3 * len(self.placement) * self.microbatches
