@@ -1,5 +1,6 @@
 """ppsim: predict a pipeline schedule's step time, bubble and activation memory from layer costs."""
 
+from ppsim.advice.advise import Advice, advise
 from ppsim.conditions import Conditions
 from ppsim.costs.cost_file import load_costs, save_costs
 from ppsim.costs.layout import Layout
@@ -47,6 +48,7 @@ __version__ = "0.1.0"
 
 __all__ = [
     "Action",
+    "Advice",
     "Attribution",
     "Comparison",
     "Conditions",
@@ -85,6 +87,7 @@ __all__ = [
     "Trace",
     "TrainingStep",
     "Transformer",
+    "advise",
     "attribute",
     "build_schedule",
     "compare",

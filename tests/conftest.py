@@ -37,6 +37,7 @@ _SLOW = (
     "tests/ppexec/transport/test_nccl_rules.py",
     "tests/ppexec/verify/test_pytorch_runtime.py",
     "tests/ppexec/workers/",
+    "tests/ppsim/advice/",
     "tests/ppsim/explain/test_attribution_options.py",
     "tests/ppsim/explorer/test_page.py",
     "tests/ppsim/runs/test_kineto.py",

@@ -10,6 +10,7 @@ from typing import Annotated, Any, Literal
 import tyro
 
 from ppsim.cli import command
+from ppsim.cli.advise_command import AdviseCommand
 from ppsim.cli.command import OptionalFile, OptionalReal
 from ppsim.cli.estimate_command import EstimateCommand
 from ppsim.cli.explore_command import ExploreCommand
@@ -165,6 +166,7 @@ Command = (
     | Annotated[CompareCommand, tyro.conf.subcommand("compare")]
     | Annotated[ImportCommand, tyro.conf.subcommand("import")]
     | Annotated[ExploreCommand, tyro.conf.subcommand("explore")]
+    | Annotated[AdviseCommand, tyro.conf.subcommand("advise")]
 )
 
 

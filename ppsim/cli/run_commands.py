@@ -17,7 +17,7 @@ from ppsim.runs.own import write_run
 from ppsim.runs.read_run import formats, read_run
 from ppsim.runs.run import Run
 
-_FORMAT_HELP = tyro.conf.arg(help=f"What wrote the files: auto (looks), {', '.join(formats())}.")
+FORMAT_HELP = tyro.conf.arg(help=f"What wrote the files: auto (looks), {', '.join(formats())}.")
 _STEPS = 12  # shown
 
 
@@ -27,7 +27,7 @@ class ImportCommand:
 
     path: tyro.conf.Positional[Path]
     """A folder with a file for each pipeline rank."""
-    format: Annotated[str, _FORMAT_HELP] = "auto"
+    format: Annotated[str, FORMAT_HELP] = "auto"
     out: OptionalFile = None
     """Folder to write step_<n>.trace, run.json and schedule.csv to."""
     json: bool = False

@@ -193,6 +193,36 @@ class RunCosts(list[StageCost]):
             changes |= {"activation_bytes": None}
         return replace(trace, **changes)
 
+    @checked
+    def with_weight_share(self, share: float) -> RunCosts:
+        """The same costs with a backward of which W takes that share and I the rest. Raises InputError for no share."""
+        if not 0 <= share <= 1:
+            raise InputError(f"share must be from 0 to 1, got {share!r}")
+        stages = [
+            replace(
+                cost,
+                backward_input_s=(1 - share) * cost.full_backward_s,
+                backward_weight_s=share * cost.full_backward_s,
+                backward_s=cost.full_backward_s,
+            )
+            for cost in self
+        ]
+        return RunCosts(stages, run=self.run, durations=self.durations, handover=self.handover, memory=self.memory)
+
+    @checked
+    def with_handover(self, schedule: Schedule) -> list[StageCost]:
+        """The costs of a schedule's stages, each action longer by what its rank is then kept for by handing over."""
+        usual_s = float(np.median(self._after_s(schedule)))
+        return [
+            replace(
+                cost,
+                forward_s=cost.forward_s + usual_s,
+                backward_input_s=cost.backward_input_s + usual_s,
+                backward_s=cost.full_backward_s + usual_s,
+            )
+            for cost in self.stages_for(schedule)
+        ]
+
     @property
     def knows_activations(self) -> bool:
         """Whether the run says what a microbatch holds."""

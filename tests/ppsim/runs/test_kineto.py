@@ -12,7 +12,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from ppsim import InputError, Network, StageCost, attribute, build_schedule, read_run, simulate
+from ppsim import InputError, Network, StageCost, advise, attribute, build_schedule, read_run, simulate
 from tests.support.kineto import write_kineto
 from tests.support.primus import apart
 
@@ -184,3 +184,13 @@ def test_without_sends_messages_stay_unknown(tmp_path: Path) -> None:
     trace = read_run(tmp_path).traces[0]
     assert "message times" in trace.unknown
     assert np.isfinite(attribute(trace).messages_s).all()
+
+
+def test_advice_on_a_profiled_job_loads_into_pytorchs_runtime(profiled: Path, tmp_path: Path) -> None:
+    """The runtime runs the schedule that was advised, split backwards and all, and its profile shows that order."""
+    advice = advise(read_run(profiled / "1f1b"), with_search=False)
+    chosen = next(each for each in advice.candidates if each.name == "zb-h1")
+    path = tmp_path / "schedule.csv"
+    path.write_text(chosen.schedule.to_csv())
+    profile_job(path, SLEEP_S, 1, tmp_path / "again", ranks=4)
+    assert read_run(tmp_path / "again").schedule.orders == chosen.schedule.orders

@@ -1,0 +1,92 @@
+"""The command `ppsim advise`: what a measured job loses, and which schedule would lose less."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Annotated
+
+import tyro
+
+from ppsim.advice.advise import Advice, advise
+from ppsim.advice.candidate import Candidate
+from ppsim.cli import command
+from ppsim.cli.command import OptionalFile, OptionalName, OptionalReal
+from ppsim.cli.run_commands import FORMAT_HELP
+from ppsim.errors import InputError
+from ppsim.export.html_report import Report
+from ppsim.files import check_directory, write_text
+from ppsim.runs.read_run import read_run
+
+
+@dataclass(frozen=True, kw_only=True)
+class AdviseCommand:
+    """Say what a measured step loses and which schedules of the same job would lose less; write the best one's CSV."""
+
+    run_path: tyro.conf.Positional[Path]
+    """A folder with a file for each pipeline rank, as `ppsim import` reads it."""
+    format: Annotated[str, FORMAT_HELP] = "auto"
+    memory_limit_bytes: OptionalReal = None
+    """The most bytes that a rank may hold in all (default: no limit)."""
+    search: bool = True
+    """Search for orders beyond the named schedules: some seconds more."""
+    choose: OptionalName = None
+    """Schedule of the table to write, by name (default: the best that fits)."""
+    csv: OptionalFile = None
+    """Write that schedule in PyTorch's CSV format."""
+    out: OptionalFile = None
+    """Folder to write advice.html (with timelines and the bubble by cause) and schedule.csv to."""
+    json: bool = False
+    """Print one JSON object instead of text."""
+
+    def run(self) -> None:
+        """Advise, then print or write what the flags ask for."""
+        if self.out is not None:
+            check_directory(self.out)
+        found = advise(
+            read_run(self.run_path, self.format), memory_limit_bytes=self.memory_limit_bytes, with_search=self.search
+        )
+        chosen = _chosen(found, self.choose)
+        text = chosen.schedule.to_csv()
+        path = self.csv or (None if self.out is None else self.out / "schedule.csv")
+        if self.csv is not None:
+            write_text(self.csv, text)
+        if self.out is not None:
+            self.out.mkdir(parents=True, exist_ok=True)
+            write_text(self.out / "schedule.csv", text)
+            page(found, chosen.name).save(self.out / "advice.html")
+        if self.json:
+            command.print_json({**found.to_dict(), "csv": text})
+            return
+        print(found)
+        print(f"\n{found.how_to_load(str(path or 'schedule.csv'), chosen)}")
+        if path is None:
+            print("  (--csv FILE writes it)")
+
+
+def _chosen(found: Advice, name: str | None) -> Candidate:
+    every = {each.name: each for each in (found.current, *found.candidates)}
+    if name is None:
+        return found.best or found.current
+    if name not in every:
+        raise InputError(f"--choose {name}: the table has {', '.join(every)}")
+    return every[name]
+
+
+def page(found: Advice, chosen: str) -> Report:
+    """The advice as a page: what is lost, in words and as a picture, the table, and both steps."""
+    from ppsim.plots.attribution_figure import attribution
+    from ppsim.plots.timeline_figure import timeline
+
+    every = {each.name: each for each in (found.current, *found.candidates)}
+    traces = {"measured": found.measured, f"{chosen}, predicted": every[chosen].trace}
+    report = Report(
+        title="What a measured step loses, and what would lose less",
+        subtitle=f"{found.run.schedule}, {found.run.source}",
+        lead=found.explain(),
+        facts={"step": f"{found.measured.makespan_s:.4g} s", "bubble": f"{found.measured.bubble_fraction:.1%}"},
+    )
+    report.add("The bubble by cause", figure=attribution(traces))
+    report.add("Schedules of the same job", table=found.rows(), text="\n\n".join(found.notes()))
+    report.add("Both steps", figure=timeline(traces))
+    return report.add("How to load it", text=found.how_to_load("schedule.csv", every[chosen]).replace("\n", "\n\n"))
