@@ -130,7 +130,11 @@ class Session:
         by_rank = self._by_rank(tasks.measure, steps=steps, first_step=first_step)
         self._warn_of_losses()
         program, specs = self.config.pipeline.program, self.message_bytes
-        return [assemble_trace(program, [records[step] for records in by_rank], specs) for step in range(steps)]
+        conditions = ppsim.Conditions(streams=self.config.streams)
+        return [
+            assemble_trace(program, [records[step] for records in by_rank], specs, conditions=conditions)
+            for step in range(steps)
+        ]
 
     def run_known(self, known: KnownRun) -> Trace:
         """Run and time one step of a known run on these ranks."""

@@ -17,6 +17,7 @@ from ppsim.checks import check_fields
 from ppsim.errors import InputError
 from ppsim.files import read_text
 from ppsim.schedule.deadlock import smallest_receive_window
+from ppsim.schedule.streams import Streams
 
 _PRESETS: dict[str, dict[str, int]] = {
     "small": {"hidden": 512, "seq": 64, "micro_batch_size": 2},
@@ -154,6 +155,12 @@ class RunConfig:
     receive_window: int = 0
     """Receives posted ahead on each link; 0 takes the smallest number that suffices plus 2, or what fits in 16 MiB if
     that is more."""
+    streams: Streams = "link"
+    """Who has a communicator, which runs what is posted on it one after another: each link, each pair of ranks, or each
+    rank. With pair and rank (on gloo, device threads) receives are posted where they stand in the schedule."""
+    communication: Literal["as-given", "early", "late", "derived"] = "as-given"
+    """Where receives are posted: as the file has them; early, when the message is sent, which hangs on no streams;
+    late, at their use; or derived, as where a file has none."""
     backend: Literal["gloo", "nccl", "local"] = "gloo"
     """What carries messages. gloo, nccl: between processes, one for each rank. local: copies within one process that
     has all ranks, each on a stream of its own."""
@@ -286,12 +293,19 @@ class RunConfig:
     def _settle_device(self) -> None:
         """Choose where ranks compute, and refuse a device that does not fit the backend."""
         if self.device == "auto":
+            # Only streams of their own run one message after another beside the computations.
+            own_streams = self.backend == "local" or self.streams != "link"
             on_gpu = self.backend == "nccl" or (self.backend == "local" and torch.cuda.is_available())
-            fitting = "cuda" if on_gpu else "threads" if self.backend == "local" else "cpu"
+            fitting = "cuda" if on_gpu else "threads" if own_streams else "cpu"
             object.__setattr__(self, "device", fitting)
         able = {"gloo": ("cpu", "threads"), "nccl": ("cuda",), "local": ("cuda", "threads")}[self.backend]
         if self.device not in able:
             raise InputError(f"backend {self.backend!r} works with device {' or '.join(able)}, not {self.device!r}")
+        if self.streams != "link" and (self.backend, self.device) != ("gloo", "threads"):
+            raise InputError(
+                f"streams {self.streams!r} run over gloo on device 'threads', got backend {self.backend!r} and device "
+                f"{self.device!r}: take these, or streams 'link'"
+            )
         if self.device == "cuda" and not torch.cuda.is_available():
             raise InputError(
                 f"backend {self.backend!r} on device 'cuda' needs an NVIDIA GPU and a PyTorch built for CUDA, and "
@@ -364,6 +378,11 @@ class RunConfig:
         self._default("microbatches", size // per_round)
 
     def _check_window(self) -> None:
+        if self.receive_window and (self.streams != "link" or self.pipeline.communication is not None):
+            raise InputError(
+                f"receive_window {self.receive_window} is of receives posted ahead, and here they are posted where "
+                "they stand in the schedule: leave it out, or take communication 'derived' with streams 'link'"
+            )
         needed = smallest_receive_window(self.pipeline.program) if self.receive_window else 0
         if self.receive_window < needed:
             raise InputError(
@@ -422,8 +441,12 @@ class RunConfig:
             )
         else:
             schedule = self._read_csv(self.from_csv)
-        schedule.check()
-        return schedule.forward_only() if self.forward_only else schedule
+        if self.communication != "as-given":
+            schedule = schedule.with_communication(None if self.communication == "derived" else self.communication)
+        if self.forward_only:
+            schedule = schedule.forward_only()
+        schedule.check(self.streams)
+        return schedule
 
     def _read_csv(self, path: Path) -> ppsim.Schedule:
         try:

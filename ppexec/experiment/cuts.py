@@ -184,7 +184,8 @@ def compare_cuts(config: RunConfig, *, max_cuts: int, advance: Callable[[], Any]
             for cut, session in zip(cuts, sessions, strict=True):
                 cut.stages = _stages_of(layers, cut.sizes, counted=session.summarise(cut.rounds).stages)
         for cut, session in zip(cuts, sessions, strict=True):
-            step_trace = ppsim.simulate(config.pipeline, cut.stages, network=session.probe_network())
+            network = session.probe_network()
+            step_trace = ppsim.simulate(config.pipeline, cut.stages, network=network, streams=config.streams)
             cut.predicted = with_columns(step_trace, receive_window=session.receive_window)
             memory = session.memory()
             cut.measured = [with_memory(trace, memory) for trace in cut.measured]
@@ -217,7 +218,7 @@ def choose_cuts(
 
     def step_s(sizes: Sequence[int]) -> float:
         stages = ppsim.partition(layers, stages=pipeline.stages, method=sizes)
-        return ppsim.simulate(pipeline, stages, engine="compiled").makespan_s
+        return ppsim.simulate(pipeline, stages, engine="compiled", streams=config.streams).makespan_s
 
     work_s = [layer.work_s for layer in layers]
     optimal = ppsim.partition_sizes(len(layers), stages=pipeline.stages, method="optimal", work_s=work_s)

@@ -234,6 +234,7 @@ def predict_and_measure(
     is_shared = found.profile is not None and config.device == "cpu" and is_crowded(config)
     options = calibration.options(program, message_bytes(program, stages))
     options |= {
+        "streams": config.streams,
         "cores": usable_cores() if is_shared else None,
         "sharing": "fair" if is_shared or speeds else "turns",
         "speeds": speeds,

@@ -8,10 +8,16 @@ from dataclasses import dataclass, replace
 import numpy as np
 
 from ppexec.workers.runtime import StepRecord
-from ppsim import Program, Trace
+from ppsim import Conditions, Program, Trace
 
 
-def assemble_trace(program: Program, records: Sequence[StepRecord], message_bytes: Sequence[int]) -> Trace:
+def assemble_trace(
+    program: Program,
+    records: Sequence[StepRecord],
+    message_bytes: Sequence[int],
+    *,
+    conditions: Conditions | None = None,
+) -> Trace:
     """Assemble a trace from the records of one step. Its time 0 is the start of the first action.
 
     Parameters
@@ -22,6 +28,8 @@ def assemble_trace(program: Program, records: Sequence[StepRecord], message_byte
         The record of each rank, all on one clock.
     message_bytes : sequence of int, shape (messages,)
         Size of each message, where the records do not say it themselves.
+    conditions : Conditions, optional
+        How the step was run.
 
     Returns
     -------
@@ -53,6 +61,7 @@ def assemble_trace(program: Program, records: Sequence[StepRecord], message_byte
     return Trace(
         program=program,
         clock="measured",
+        conditions=conditions or Conditions(),
         start_s=(start_ns - zero) / 1e9,
         end_s=(end_ns - zero) / 1e9,
         activation_bytes=np.zeros(len(program.stage), np.int64),

@@ -20,6 +20,7 @@ from ppexec.transport.transport import MakeTransport, Transport
 from ppsim import Program
 from ppsim.errors import InputError
 from ppsim.schedule.deadlock import smallest_receive_window
+from ppsim.schedule.streams import Streams
 
 _BUFFER_BYTES = 16 << 20  # of posted receives on each link
 _PROBED_AT_ONCE = 9  # a probe sends up to 8 messages at once, and their words need room too
@@ -69,6 +70,7 @@ class TransportChoice:
         computes: Mapping[int, Stream],
         *,
         window: int | None = None,
+        streams: Streams = "link",
     ) -> dict[int, Transport]:
         """Open the transport of each rank that this process holds. Collective.
 
@@ -81,7 +83,10 @@ class TransportChoice:
         computes : mapping
             Rank -> the stream of its computations, for the ranks of this process.
         window : int or None
-            Receives to post ahead on each link; None takes the number given to the class.
+            Receives to post ahead on each link; None takes the number given to the class. Without meaning where
+            receives are posted where they stand: with other streams than links, or where the schedule states them.
+        streams : "link", "pair" or "rank"
+            Who has a communicator.
 
         Returns
         -------
@@ -96,15 +101,25 @@ class TransportChoice:
                 for rank, compute in computes.items()
             }
         ((rank, compute),) = computes.items()
+        takes_posts = streams != "link" or program.written is not None
         if self._device.is_asynchronous:
-            return {rank: self._on_streams(program, specs, rank, compute, window or _ample_window(program, specs))}
+            ahead = None if takes_posts else window or _ample_window(program, specs)
+            return {rank: self._on_streams(program, specs, rank, compute, ahead, streams)}
+        if takes_posts:
+            return {rank: GlooTransport(program, specs, group=self._group, window=None)}
         if not window and fits(program, specs) and (memory := self._open_memory(size_of(program, specs))):
             return {rank: SharedTransport(program, specs, memory=memory, rank=rank)}
         window = window or _ample_window(program, specs)
         return {rank: GlooTransport(program, specs, group=self._group, window=window)}
 
     def _on_streams(
-        self, program: Program, specs: Sequence[TensorSpec], rank: int, compute: Stream, window: int
+        self,
+        program: Program,
+        specs: Sequence[TensorSpec],
+        rank: int,
+        compute: Stream,
+        window: int | None,
+        communicators: Streams,
     ) -> StreamTransport:
         links = set(zip(program.messages.source.tolist(), program.messages.destination.tolist(), strict=True))
         if self._links is not None:
@@ -116,7 +131,14 @@ class TransportChoice:
                 if rank in pair
             }
         return StreamTransport(
-            program, specs, rank=rank, device=self._device, compute=compute, channels=channels, window=window
+            program,
+            specs,
+            rank=rank,
+            device=self._device,
+            compute=compute,
+            channels=channels,
+            window=window,
+            communicators=communicators,
         )
 
     def maker(self) -> MakeTransport:

@@ -21,7 +21,7 @@ class GlooTransport:
     """One rank's end of all its links, over a gloo process group.
 
     Every rank knows the program. So a receiver posts its receives in the order in which the link carries the messages,
-    `window` of them ahead of their use. The tag of a message is its number.
+    `window` of them ahead of their use, or where they stand in the program. The tag of a message is its number.
 
     Parameters
     ----------
@@ -31,8 +31,8 @@ class GlooTransport:
         Shape and type of each message.
     group : ProcessGroup
         Rank r of the group is rank r of the program.
-    window : int
-        Receives posted ahead on each link, 1 or more.
+    window : int or None
+        Receives posted ahead on each link, 1 or more. None where they are posted by `post`.
     """
 
     def __init__(
@@ -41,11 +41,12 @@ class GlooTransport:
         specs: Sequence[TensorSpec],
         *,
         group: dist.ProcessGroup,
-        window: int,
+        window: int | None,
     ) -> None:
         messages = program.messages
         rank = dist.get_rank(group)
         self.window = window
+        self.takes_posts = window is None
         self._group, self._program = group, program
         self.sent: dict[int, int] = {}
         self.received: dict[int, int] = {}
@@ -71,10 +72,11 @@ class GlooTransport:
         self.sent, self.received = {}, {}
         self._to_post = {source: deque(messages) for source, messages in self._from_source.items()}
         for queue in self._to_post.values():
-            for _ in range(min(self.window, len(queue))):
-                self._post(queue.popleft())
+            for _ in range(min(self.window or 0, len(queue))):
+                self.post(queue.popleft())
 
-    def _post(self, message: int) -> None:
+    def post(self, message: int) -> None:
+        """Post the receive of a message."""
         buffer = self._specs[message].empty()
         # dist.irecv would spend as long again on checks that are not needed here.
         work = self._group.recv([buffer], self._source[message], message)
@@ -89,8 +91,8 @@ class GlooTransport:
             raise LostMessage(f"{waits_for(self._program, message)}: {error}") from error
         self.received[message] = now_ns()
         queue = self._to_post[self._source[message]]
-        if queue:
-            self._post(queue.popleft())
+        if queue and not self.takes_posts:
+            self.post(queue.popleft())
         return Pending(buffer)
 
     @property

@@ -100,6 +100,7 @@ class SharedTransport:
 
     def __init__(self, program: Program, specs: Sequence[TensorSpec], *, memory: SharedMemory, rank: int) -> None:
         messages = program.messages
+        self.takes_posts = False
         self.window = int(messages.position.max()) + 1  # every message has a slot of its own
         self._memory, self._rank, self._program = memory, rank, program
         self._sleepers = memory.sleepers()
@@ -145,6 +146,9 @@ class SharedTransport:
         if self._sleepers[self._destination[message]]:
             with contextlib.suppress(BlockingIOError):  # a full pipe wakes the receiver too
                 os.write(self._memory.bells[self._destination[message]], b"!")
+
+    def post(self, message: int) -> None:
+        """Nothing: no receives are posted."""
 
     def receive(self, message: int) -> Pending:
         """Wait for a message and copy it out of its slot."""

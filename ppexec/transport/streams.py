@@ -22,6 +22,7 @@ from ppexec.models.shapes import TensorSpec
 from ppexec.transport.transport import outgoing
 from ppexec.transport.waits import LostMessage, waits_for, waits_to_send
 from ppsim import Program
+from ppsim.schedule.streams import Streams
 
 Pair = tuple[int, int]
 
@@ -62,11 +63,11 @@ class GroupChannel:
 
 
 class StreamTransport:
-    """One rank's end of all its links, with a stream for each link.
+    """One rank's end of all its links, with a stream for each communicator.
 
-    A receive is posted `window` messages ahead of its use, and runs once the computations submitted before it are done.
-    The messages of a link are received in the order in which they are sent. A send waits on its link's stream for the
-    action that produces the message.
+    A receive is posted `window` messages ahead of its use, or where it stands in the program, and runs once the
+    computations submitted before it are done. The messages of a link are received in the order in which they are sent.
+    A send waits on its communicator's stream for the action that produces the message.
 
     Parameters
     ----------
@@ -82,8 +83,10 @@ class StreamTransport:
         The stream of the rank's computations.
     channels : mapping
         (source, destination) -> link, for every link that begins or ends at `rank`.
-    window : int
-        Receives posted ahead on each link, 1 or more.
+    window : int or None
+        Receives posted ahead on each link, 1 or more. None where they are posted by `post`.
+    communicators : "link", "pair" or "rank"
+        Who has a communicator, and so a stream here: each link, each other rank, or all links together.
     """
 
     def __init__(
@@ -95,16 +98,18 @@ class StreamTransport:
         device: Device,
         compute: Stream,
         channels: Mapping[Pair, Channel],
-        window: int,
+        window: int | None,
+        communicators: Streams = "link",
     ) -> None:
         messages = program.messages
         self.window = window
+        self.takes_posts = window is None
         self.sent: dict[int, Mark] = {}
         self.received: dict[int, Mark] = {}
         self._program, self._device, self._compute, self._specs = program, device, compute, list(specs)
         self._pair: list[Pair] = list(zip(messages.source.tolist(), messages.destination.tolist(), strict=True))
         self._channels = dict(channels)
-        self._streams = {pair: device.stream(f"rank {rank} link {pair[0]} to {pair[1]}") for pair in channels}
+        self._streams = {pair: device.stream(_name(rank, pair, communicators)) for pair in channels}
         self._incoming = {
             pair: np.flatnonzero((messages.source == pair[0]) & (messages.destination == rank)).tolist()
             for pair in channels
@@ -124,10 +129,11 @@ class StreamTransport:
         self.sent, self.received, self._arrivals = {}, {}, {}
         self._to_post = {pair: deque(messages) for pair, messages in self._incoming.items()}
         for queue in self._to_post.values():
-            for _ in range(min(self.window, len(queue))):
-                self._post(queue.popleft())
+            for _ in range(min(self.window or 0, len(queue))):
+                self.post(queue.popleft())
 
-    def _post(self, message: int) -> None:
+    def post(self, message: int) -> None:
+        """Post the receive of a message, behind the computations submitted so far."""
         pair = self._pair[message]
         stream, pending = self._streams[pair], Pending()
         stream.wait(self._compute.record())
@@ -149,8 +155,8 @@ class StreamTransport:
         pending, event = self._posted.pop(message)
         self._compute.wait(event)
         queue = self._to_post[self._pair[message]]
-        if queue:
-            self._post(queue.popleft())
+        if queue and not self.takes_posts:
+            self.post(queue.popleft())
         return pending
 
     def missing(self) -> str | None:
@@ -184,6 +190,14 @@ class StreamTransport:
         """Let the computations wait until all sent messages have left."""
         for stream in self._streams.values():
             self._compute.wait(stream.record())
+
+
+def _name(rank: int, pair: Pair, communicators: Streams) -> str:
+    """The stream of a rank's end of the communicator that carries a link."""
+    if communicators == "link":
+        return f"rank {rank} link {pair[0]} to {pair[1]}"
+    peer = pair[1] if pair[0] == rank else pair[0]
+    return f"rank {rank} messages" + (f" with {peer}" if communicators == "pair" else "")
 
 
 class Exchange:
@@ -240,6 +254,7 @@ class LocalTransport:
         messages = program.messages
         self._program, self._specs = program, list(specs)
         self.window: int | None = None
+        self.takes_posts = False
         self.sent: dict[int, Mark] = {}
         self.posted_bytes = 0
         self._device, self._compute, self._exchange = device, compute, exchange
@@ -280,6 +295,9 @@ class LocalTransport:
         self._exchange.received[message] = self._device.mark()
         self._streams[destination].uses(tensor)
         self._exchange.compute[destination].uses(copy)
+
+    def post(self, message: int) -> None:
+        """Nothing: no receives are posted."""
 
     def receive(self, message: int) -> Pending:
         """Let the computations wait for a message."""

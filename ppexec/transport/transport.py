@@ -21,7 +21,11 @@ class Transport(Protocol):
 
     @property
     def window(self) -> int | None:
-        """How many receives are posted ahead on each link; None where no receives are posted."""
+        """How many receives are posted ahead on each link; None where none are."""
+
+    @property
+    def takes_posts(self) -> bool:
+        """Whether receives are posted by `post`, where they stand in the program; else ahead, if at all."""
 
     @property
     def sent(self) -> Mapping[int, Mark]:
@@ -46,6 +50,9 @@ class Transport(Protocol):
 
     def send(self, message: int, pending: Pending) -> None:
         """Send a tensor once the computations submitted so far are done. The call does not wait for it."""
+
+    def post(self, message: int) -> None:
+        """Post the receive of a message, behind the computations submitted so far; where the transport takes posts."""
 
     def receive(self, message: int) -> Pending:
         """Let the computations submitted from now on wait for a message. Its tensor belongs to the caller."""

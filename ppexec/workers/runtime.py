@@ -114,6 +114,7 @@ class _Step:
     start: list[Mark] = field(default_factory=list)
     end: list[Mark] = field(default_factory=list)
     results: dict[int, Pending] = field(default_factory=dict)
+    unsent: dict[int, Pending] = field(default_factory=dict)
     reductions: dict[int, Reduction] = field(default_factory=dict)
     ahead: deque[Event] = field(default_factory=deque)
 
@@ -171,6 +172,9 @@ class Runtime:
         self.transport = transport
         self._last_stage = program.schedule.stages - 1
         self.actions = _actions(program, rank, stages)
+        self._posts = [
+            [post for post in posts if post.is_send or transport.takes_posts] for posts in program.posts_of(rank)
+        ]
         self._labels = [f"rank {rank}, action {_spelled(rows)}" for rows in self.actions]
         self._under_way = _Step(batch=Batch(), ledgers=None, keeps_outputs=False)
         self._records = records
@@ -235,6 +239,15 @@ class Runtime:
             self._recorded_key = key_of(batch)
             self._compute.submit(partial(self._record, batch), "recording the actions")
         self.transport.start()
+        self._post(0)
+
+    def _post(self, place: int) -> None:
+        """Post the sends and receives that stand at a place: 0 before the first action, k after k actions."""
+        for message, is_send in self._posts[place]:
+            if is_send:
+                self.transport.send(message, self._under_way.unsent.pop(message))
+            else:
+                self.transport.post(message)
 
     def _record(self, batch: Batch) -> None:
         steps = [
@@ -255,16 +268,18 @@ class Runtime:
         return act(row.stage, row.kind, row.microbatch, value, step.batch, split=row.is_split)
 
     def act(self, action: int) -> None:
-        """Submit one action, and sends of the messages that it produces."""
+        """Submit one action, and the sends and receives that stand after it."""
         step, rows, compute = self._under_way, self.actions[action], self._compute
         inputs = [self._input(row, step) for row in rows]
         outputs = [Pending() for _ in rows]
         compute.submit(partial(self._run, rows, inputs, outputs, step), self._labels[action])
         for row, output in zip(rows, outputs, strict=True):
             if row.message_out >= 0:
-                self.transport.send(row.message_out, output)
+                step.unsent[row.message_out] = output
             elif row.local_output:
                 step.results[row.row] = output
+        self._post(action + 1)
+        for row in rows:
             if row.reduces and self._replicas is not None and step.batch.completes_step:
                 self._reduce(row.stage, self._replicas, step)
         if step.ledgers is not None:

@@ -45,6 +45,7 @@ from ppexec.workers.runtime import Runtime, StepRecord
 from ppsim import Kind, Program, StageCost
 from ppsim.costs.partition import bounds
 from ppsim.errors import InputError, RunError
+from ppsim.schedule.streams import Streams
 
 _Kept = TypeVar("_Kept")
 
@@ -155,6 +156,7 @@ class Worker:
             tied=self._tied(),
             progress=None if board is None else self._progress(board, held),
             records=config.graphs and costs is None,
+            streams=config.streams,
         )
         self.sequence = sequence_of(self.program, held)
         self.offset_ns = 0 if self.group is None else offset_to_first_ns(self.group)
@@ -265,6 +267,7 @@ class Worker:
         tied: TiedGradients | None = None,
         progress: Mapping[int, RankProgress] | None = None,
         records: bool = False,
+        streams: Streams = "link",
     ) -> list[Rank]:
         """Build the ranks of a program that this process holds. Collective.
 
@@ -286,6 +289,8 @@ class Worker:
             Rank -> where it writes what it does.
         records : bool
             Whether actions are recorded and replayed.
+        streams : "link", "pair" or "rank"
+            Who has a communicator.
 
         Returns
         -------
@@ -293,7 +298,7 @@ class Worker:
         """
         ranks = []
         computes = {rank: self.device.compute_stream(rank, len(stages_of)) for rank in stages_of}
-        found = self.transports.open(program, specs, computes, window=window)
+        found = self.transports.open(program, specs, computes, window=window, streams=streams)
         for rank, stages in stages_of.items():
             is_last = rank == max(stages_of)  # it ends its step after the others of this process
             runtime = Runtime(
@@ -414,7 +419,8 @@ class Worker:
         has_room = [rank.transport.use(specs) for rank in ranks]  # every one is asked
         if all(has_room):
             return list(ranks)
-        opened = self.transports.open(program, specs, {rank.number: rank.compute for rank in ranks})
+        computes = {rank.number: rank.compute for rank in ranks}
+        opened = self.transports.open(program, specs, computes, streams=self.config.streams)
         return [rank.with_transport(opened[rank.number]) for rank in ranks]
 
     def _share(self, batches: Sequence[Batch]) -> None:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from dataclasses import dataclass, field
 from functools import cached_property
+from typing import NamedTuple
 
 import numpy as np
 import numpy.typing as npt
@@ -67,6 +68,13 @@ class PostTable:
 
     def __len__(self) -> int:
         return len(self.message)
+
+
+class Post(NamedTuple):
+    """A send or a receive of a message."""
+
+    message: int
+    is_send: bool
 
 
 @dataclass(frozen=True, kw_only=True, eq=False)
@@ -168,25 +176,24 @@ class ProgramTables:
         order = np.lexsort((messages.position[message], row, ~sends, before, rank))
         return PostTable(message=message[order], sends=sends[order], before=before[order], rank=rank[order])
 
+    def posts_of(self, rank: int) -> list[list[Post]]:
+        """What a rank posts before each of its actions, and, at the end, after the last."""
+        begin, end = np.searchsorted(self.posts.rank, [rank, rank + 1])
+        first, last = int(self.rank_actions[rank]), int(self.rank_actions[rank + 1])
+        found: list[list[Post]] = [[] for _ in range(last - first + 1)]
+        columns = (self.posts.message, self.posts.sends, self.posts.before - first)
+        for message, is_send, before in zip(*(column[begin:end].tolist() for column in columns), strict=True):
+            found[before].append(Post(message, is_send))
+        return found
+
     def order_with_messages(self, rank: int) -> list[Action | OverlappedPair]:
         """A rank's actions, with its sends and receives where they stand."""
-        first, last = int(self.rank_actions[rank]), int(self.rank_actions[rank + 1])
-        begin, end = np.searchsorted(self.posts.rank, [rank, rank + 1])
-        own = slice(begin, end)
-        posts = zip(
-            *(each[own].tolist() for each in (self.posts.message, self.posts.sends, self.posts.before)), strict=True
-        )
         result: list[Action | OverlappedPair] = []
-        post = next(posts, None)
-        for action in range(first, last + 1):
-            while post is not None and post[2] <= action:
-                result.append(self.message_action(post[0], sending=post[1]))
-                post = next(posts, None)
-            if action < last:
-                parts = [
-                    self.action_of(row)
-                    for row in range(int(self.action_start[action]), int(self.action_start[action + 1]))
-                ]
+        for action, posts in enumerate(self.posts_of(rank), int(self.rank_actions[rank])):
+            result += [self.message_action(message, sending=is_send) for message, is_send in posts]
+            if action < self.rank_actions[rank + 1]:
+                rows = range(int(self.action_start[action]), int(self.action_start[action + 1]))
+                parts = [self.action_of(row) for row in rows]
                 result.append(OverlappedPair(*parts) if len(parts) == 2 else parts[0])
         return result
 

@@ -22,6 +22,7 @@ from ppexec.transport.streams import GroupChannel, Pair, StreamTransport
 from ppexec.workers.runtime import Runtime
 from ppexec.workers.worker import Rank, run_step, sequence_of
 from ppsim import Program, StageCost
+from ppsim.schedule.streams import Streams
 
 _COST = StageCost(forward_s=1, backward_input_s=1, backward_weight_s=1, output_bytes=1, parameter_bytes=4)
 
@@ -223,7 +224,8 @@ class Work:
 def write_steps(
     program: Program,
     *,
-    window: int,
+    window: int | None,
+    streams: Streams = "link",
     replicas: int = 1,
     steps: int = 1,
     transport: type[StreamTransport] = StreamTransport,
@@ -232,7 +234,7 @@ def write_steps(
     """The devices of all ranks, replica by replica, with what their hosts do in some steps in a row.
 
     transport: the real one unless given. communicator_of: which communicator carries a directed link; one of its own
-    unless given.
+    unless given. window: None where receives are posted where they stand. streams: on which streams a rank posts.
     """
     ranks = program.ranks
     results = [str(program.action_of(int(row))) for row in program.messages.producer]
@@ -248,7 +250,17 @@ def write_steps(
                 peer = pipeline[pair[1] if pair[0] == rank else pair[0]]
                 channels[pair] = GroupChannel(communicator.end(device), communicator.members.index(peer))  # type: ignore[arg-type]
             replicas_end: Any = over_replicas[rank].end(device) if replicas > 1 else None
-            _write(program, rank, device, channels, replicas_end, window=window, steps=steps, transport=transport)
+            _write(
+                program,
+                rank,
+                device,
+                channels,
+                replicas_end,
+                window=window,
+                streams=streams,
+                steps=steps,
+                transport=transport,
+            )
     return devices
 
 
@@ -269,7 +281,8 @@ def _write(
     channels: dict[Pair, Any],
     replicas: Any,
     *,
-    window: int,
+    window: int | None,
+    streams: Streams,
     steps: int,
     transport: type[StreamTransport],
 ) -> None:
@@ -286,6 +299,7 @@ def _write(
         compute=compute,
         channels=channels,
         window=window,
+        communicators=streams,
     )
     runtime = Runtime(program, rank, stages, end, replicas=replicas, device=device, compute=compute)
     ranks = [Rank(number=rank, stages=stages, compute=compute, transport=end, runtime=runtime)]

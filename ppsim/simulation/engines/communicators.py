@@ -8,15 +8,8 @@ from typing import NamedTuple
 
 import simpy
 
-from ppsim.schedule.program import Program
+from ppsim.schedule.program_tables import Post
 from ppsim.simulation.timed_program import TimedProgram
-
-
-class Post(NamedTuple):
-    """A send or a receive of a message."""
-
-    message: int
-    is_send: bool
 
 
 class Transfer(NamedTuple):
@@ -77,17 +70,6 @@ class Communicators:
             other.queue.popleft()
             waiting += [first, other]
             yield Transfer(message, begin_s, left_s + self._latency_s[message])
-
-
-def posts_of(program: Program, rank: int) -> list[list[Post]]:
-    """What a rank posts before each of its actions, and, at the end, after the last."""
-    posts, first = program.posts, int(program.rank_actions[rank])
-    found: list[list[Post]] = [[] for _ in range(int(program.rank_actions[rank + 1]) - first + 1)]
-    own = posts.rank == rank
-    columns = (posts.message[own], posts.sends[own], posts.before[own] - first)
-    for message, is_send, before in zip(*(column.tolist() for column in columns), strict=True):
-        found[before].append(Post(message, is_send))
-    return found
 
 
 def succeed(event: simpy.Event, _: simpy.Event) -> None:

@@ -9,7 +9,8 @@ from typing import Any
 import numpy as np
 import simpy
 
-from ppsim.simulation.engines.communicators import Communicators, Post, posts_of, succeed
+from ppsim.schedule.program_tables import Post
+from ppsim.simulation.engines.communicators import Communicators, succeed
 from ppsim.simulation.engines.times import StepTimes
 from ppsim.simulation.timed_program import TimedProgram
 
@@ -55,7 +56,7 @@ class _Run:
         timed, program = self.timed, self.timed.program
         first = int(program.rank_actions[rank])
         now = 0.0
-        *before_each, last = posts_of(program, rank)
+        *before_each, last = program.posts_of(rank)
         for action, posts in enumerate(before_each, first):
             for post in posts:
                 self.post(post, now)

@@ -11,7 +11,8 @@ from typing import Any, Protocol
 import numpy as np
 import simpy
 
-from ppsim.simulation.engines.communicators import Communicators, Post, Transfer, posts_of, succeed
+from ppsim.schedule.program_tables import Post
+from ppsim.simulation.engines.communicators import Communicators, Transfer, succeed
 from ppsim.simulation.engines.times import StepTimes
 from ppsim.simulation.sharing import Devices
 from ppsim.simulation.timed_program import TimedProgram
@@ -155,7 +156,7 @@ class _Run:
     def rank_process(self, rank: int) -> Steps:
         """Run a rank's order. The clock says when things happen, since it alone knows the queues."""
         program = self.timed.program
-        *before_each, last = posts_of(program, rank) if self.communicators is not None else self._no_posts(rank)
+        *before_each, last = program.posts_of(rank) if self.communicators is not None else self._no_posts(rank)
         for action, posts in enumerate(before_each, int(program.rank_actions[rank])):
             self.post(posts)
             rows = range(int(program.action_start[action]), int(program.action_start[action + 1]))

@@ -18,12 +18,12 @@ Hardware queues that suffice: one for each stream.
 from __future__ import annotations
 
 from collections import deque
-from collections.abc import Sequence
+from collections.abc import Callable, Hashable, Sequence
 from typing import Any
 
 import numpy as np
 import pytest
-from hypothesis import assume, given, settings
+from hypothesis import assume, event, given, settings
 from hypothesis import strategies as st
 
 import ppsim
@@ -32,10 +32,11 @@ from ppexec.machine.device import Device, Pending, Stream
 from ppexec.transport.streams import Pair, StreamTransport
 from ppsim import Program, Schedule, ScheduleError
 from ppsim.schedule.deadlock import smallest_receive_window
+from ppsim.schedule.streams import Streams
 from tests.support.nccl_hosts import COMPUTE, RECEIVE, SEND, FakeDevice, wait_for_ever, write_steps
 from tests.support.nccl_machine import Choose, Machine, Outcome
 from tests.support.random_programs import adversaries, preferring, valid_schedules
-from tests.support.strategies import orders_that_may_hang
+from tests.support.strategies import communications, orders_that_may_hang, schedules
 
 PLENTY = 100
 RECEIVES_FIRST = preferring(RECEIVE, SEND, COMPUTE)
@@ -95,6 +96,36 @@ def test_every_program_ends(
     assert outcome.circle == ()
     assert outcome.mistaken == ()
     assert all(most <= held for most, held in zip(outcome.most_running, places, strict=True))
+
+
+COMMUNICATOR_OF: dict[Streams, Callable[[Pair], Hashable]] = {
+    "link": lambda pair: pair,
+    "pair": frozenset,
+    "rank": lambda pair: "all",
+}
+
+
+@pytest.mark.parametrize("streams", ["link", "pair", "rank"])
+@examples(100)
+@given(data=st.data(), choose=adversaries())
+def test_communication_as_written_hangs_exactly_where_the_check_says(
+    streams: Streams, data: st.DataObject, choose: Choose
+) -> None:
+    """On communicators of links, of pairs, and on one of all ranks, each with one stream at each of its ends."""
+    schedule = data.draw(schedules(least=2, max_ranks=3, max_stages=4, max_microbatches=3).flatmap(communications))
+    assume(schedule.communication is not None)
+    devices = write_steps(
+        schedule.program, window=None, streams=streams, communicator_of=COMMUNICATOR_OF[streams], steps=1
+    )
+    outcome = Machine(devices, places=[PLENTY] * schedule.ranks).run(choose)
+    try:
+        schedule.check(streams)
+    except ScheduleError:
+        event("hangs")
+        assert outcome.circle != ()
+    else:
+        assert outcome.circle == ()
+        assert outcome.mistaken == ()
 
 
 @examples(200)

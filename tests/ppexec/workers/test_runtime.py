@@ -31,6 +31,7 @@ class Mailbox:
     """A transport for ranks that take turns in one process; it posts nothing ahead."""
 
     posted_bytes = 0
+    takes_posts = False
 
     def __init__(self) -> None:
         self.messages: dict[int, torch.Tensor] = {}
