@@ -16,13 +16,20 @@ Seconds = npt.NDArray[np.float64]
 _BLOCK_NUMBERS = 4_000_000  # of durations at a time: 32 MB
 
 
-@lru_cache(maxsize=64)
+@lru_cache(maxsize=256)
 def pipeline_program(schedule: str, ranks: int, microbatches: int, stages_per_rank: int) -> Program:
     """A schedule's program, kept for the next steps that run it."""
     built = build_schedule(schedule, ranks=ranks, microbatches=microbatches, stages_per_rank=stages_per_rank)
     program = built.program
     program.execution_order  # noqa: B018  (finding it is the check)
     return program
+
+
+@lru_cache(maxsize=64)
+def splits_backward(schedule: str) -> bool:
+    """Whether a named schedule computes I and W apart."""
+    built = build_schedule(schedule, ranks=2, microbatches=8)
+    return any(bool(np.isin(order.kind, (Kind.I, Kind.W)).any()) for order in built.orders)
 
 
 def pipeline_ends(program: Program, seconds: Seconds, occupied_s: Seconds, latency_s: Seconds) -> Seconds:

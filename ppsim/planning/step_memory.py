@@ -13,7 +13,7 @@ from ppsim.estimate.transformer import Transformer
 from ppsim.estimate.work import Execution, LayerWork
 from ppsim.planning.pipeline_times import pipeline_program
 from ppsim.planning.training_step import TrainingStep
-from ppsim.schedule.action import Kind
+from ppsim.schedule.named.registry import schedule_placement
 
 Bytes = npt.NDArray[np.float64]
 _STATE_BYTES = 12  # of Adam: a float32 weight and two float32 moments for each parameter
@@ -55,6 +55,20 @@ def step_memory(step: TrainingStep) -> StepMemory:
     Activations of a stage are the sum of its layers', as in `ppsim.costs.stage_cost.stage_cost`; the logits, which the
     last stage does not hand on, count in it. The peak is taken over the rank's order, so it is exact for any schedule.
     """
+    held, kept = _stage_bytes(step)
+    return _with_activations(step, _peaks(step, held, kept))
+
+
+def least_memory(step: TrainingStep) -> StepMemory:
+    """What each rank holds at least: one microbatch on its fullest stage, however the schedule orders the rest."""
+    held, _ = _stage_bytes(step)
+    least = np.zeros(step.pp)
+    np.maximum.at(least, list(schedule_placement(step.schedule, step.pp, step.stages_per_rank)), held)
+    return _with_activations(step, least)
+
+
+def _stage_bytes(step: TrainingStep) -> tuple[Bytes, Bytes]:
+    """Bytes of a microbatch on each stage from F to B, and from I to W: arrays of shape (stages,)."""
     embedding, block, head = _layers(step.padded_model, step.execution)
     blocks = np.array(step.stage_blocks, np.float64)
     held = blocks * (block.activation_bytes - block.output_bytes) + block.output_bytes
@@ -63,80 +77,47 @@ def step_memory(step: TrainingStep) -> StepMemory:
     kept = blocks * block.weight_activation_bytes
     kept[0] += embedding.weight_activation_bytes
     kept[-1] += head.weight_activation_bytes
-    parameters = blocks * block.parameter_bytes
+    return held, kept
+
+
+def _with_activations(step: TrainingStep, activations: Bytes) -> StepMemory:
+    """All kinds of memory beside these activations."""
+    embedding, block, head = _layers(step.padded_model, step.execution)
+    parameters = np.array(step.stage_blocks, np.float64) * block.parameter_bytes
     parameters[0] += embedding.parameter_bytes
     parameters[-1] += head.parameter_bytes
     if step.model.tied and step.pp == 1:
         parameters[-1] -= step.padded_model.vocabulary * step.model.hidden // step.tp * step.execution.dtype_bytes
-    placement, levels = order_levels(step.schedule, step.pp, step.microbatches, step.stages_per_rank)
-    amounts = np.concatenate([held, kept])
-    activations = np.array([(level @ amounts).max() for level in levels])
+    placement = schedule_placement(step.schedule, step.pp, step.stages_per_rank)
     own = np.bincount(placement, weights=parameters, minlength=step.pp).astype(np.float64)
     count = own / step.execution.dtype_bytes
     again = 0.0
     if step.recompute == "full":
-        plain = _layers(step.padded_model, _without_recompute(step.execution))[1]
+        plain = _layers(step.padded_model, replace(step.execution, recompute="none"))[1]
         again = float(plain.activation_bytes - block.activation_bytes)
     one = np.ones(step.pp)
-    moving = step.pp > 1
     return StepMemory(
         parameters=own,
         gradients=count * step.gradient_bytes,
         optimizer=count * _STATE_BYTES / (step.dp if step.sharding == "optimizer" else 1),
         activations=activations,
         recomputed=again * one,
-        buffers=(2 * _MESSAGES_AHEAD * block.output_bytes * one) * moving,
+        buffers=2 * _MESSAGES_AHEAD * block.output_bytes * one * (step.pp > 1),
         reserved=RESERVED_BYTES * one,
     )
+
+
+def _peaks(step: TrainingStep, held: Bytes, kept: Bytes) -> Bytes:
+    """The most that each rank holds at once, shape (p,)."""
+    if step.schedule == "1f1b":  # Narayanan et al., SC 2021; on one rank any order of whole backwards is the same
+        return held * np.minimum(step.microbatches, step.pp - np.arange(step.pp))
+    from ppsim.planning.order_peaks import order_peaks  # numba loads for a second, and only here
+
+    program = pipeline_program(step.schedule, step.pp, step.microbatches, step.stages_per_rank)
+    first_row = program.action_start[program.rank_actions]
+    return order_peaks(program.kind, program.stage, first_row, held, kept)
 
 
 @lru_cache(maxsize=4096)
 def _layers(model: Transformer, execution: Execution) -> tuple[LayerWork, LayerWork, LayerWork]:
     return embedding_work(model, execution), block_work(model, execution), head_work(model, execution)
-
-
-def _without_recompute(execution: Execution) -> Execution:
-    return replace(execution, recompute="none")
-
-
-@lru_cache(maxsize=512)
-def order_levels(
-    schedule: str, ranks: int, microbatches: int, stages_per_rank: int
-) -> tuple[npt.NDArray[np.int64], tuple[npt.NDArray[np.float64], ...]]:
-    """How many microbatches each rank holds of each stage, at each of its actions where that differs.
-
-    Returns
-    -------
-    placement : array of shape (stages,)
-    levels : for each rank an array of shape (moments, 2 stages)
-        First those held from F to B (or I), then those from I to W.
-    """
-    stages = ranks * stages_per_rank
-    if ranks == 1 and stages_per_rank == 1 and schedule == "1f1b":
-        return np.zeros(1, np.int64), (np.array([[1.0, 0.0]]),)
-    program = pipeline_program(schedule, ranks, microbatches, stages_per_rank)
-    levels = []
-    for rank in range(ranks):
-        rows = np.array(program.rows_of(rank))
-        kind, stage = program.kind[rows], program.stage[rows]
-        change = np.zeros((len(rows), 2 * stages))
-        at = np.arange(len(rows))
-        is_forward, is_input, is_weight = kind == Kind.F, kind == Kind.I, kind == Kind.W
-        change[at[is_forward], stage[is_forward]] = 1
-        is_back = (kind == Kind.B) | is_input
-        change[at[is_back], stage[is_back]] = -1
-        change[at[is_input], stages + stage[is_input]] = 1
-        change[at[is_weight], stages + stage[is_weight]] = -1
-        levels.append(_outermost(np.cumsum(change, axis=0)))
-    return np.array(program.schedule.placement, np.int64), tuple(levels)
-
-
-def _outermost(levels: npt.NDArray[np.float64]) -> npt.NDArray[np.float64]:
-    """The different rows, without those that another row exceeds everywhere."""
-    different = np.unique(levels, axis=0)
-    order = np.argsort(-different.sum(axis=1), kind="stable")
-    kept: list[npt.NDArray[np.float64]] = []
-    for row in different[order]:
-        if not any((row <= other).all() for other in kept):
-            kept.append(row)
-    return np.array(kept)

@@ -4,18 +4,19 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
+from typing import NamedTuple
 
 import numpy as np
 import numpy.typing as npt
 
 from ppsim.checks import checked
-from ppsim.estimate.layer_times import LayerTable
+from ppsim.estimate.layer_times import LayerSeconds, LayerTable
 from ppsim.estimate.layer_work import block_work, embedding_work, head_work
 from ppsim.estimate.machine import Machine
 from ppsim.estimate.work import Execution, LayerWork
-from ppsim.planning.pipeline_times import pipeline_ends, pipeline_program
+from ppsim.planning.pipeline_times import pipeline_ends, pipeline_program, splits_backward
 from ppsim.planning.training_step import TrainingStep
-from ppsim.schedule.schedule import loop_placement
+from ppsim.schedule.named.registry import schedule_placement
 
 Seconds = npt.NDArray[np.float64]
 # Adam with float32 copies of 2-byte weights: master weight and two moments read and written (24), gradient cast (6),
@@ -79,48 +80,85 @@ class StepTable:
     def __len__(self) -> int:
         return len(self._steps)
 
-    def seconds(self, machine: Machine) -> StepSeconds:
-        """All steps' seconds on a machine."""
+    def seconds(self, machine: Machine, rows: Sequence[int] | None = None) -> StepSeconds:
+        """The seconds on a machine of all steps, or of those named; arrays of shape (n,) either way."""
         layer = self._table.seconds(machine)
-        kinds = np.stack([layer.forward, layer.backward, layer.backward_input, layer.backward_weight])
         count = len(self._steps)
-        pipeline, busy, tensor, gradients, optimizer, step = np.zeros((6, count))
-        for (schedule, ranks, microbatches, chunks), rows in self._groups.items():
-            blocks = np.array([self._steps[row].stage_blocks for row in rows], np.float64)
-            which = self._layer[rows]
-            stages = kinds[:, which[:, 1]][:, :, None] * blocks[None]
-            stages[:, :, 0] += kinds[:, which[:, 0]]
-            stages[:, :, -1] += kinds[:, which[:, 2]]
-            shared = layer.communication[which[:, 1]][:, None] * blocks
-            per_rank = stages[0] + stages[1]
-            if ranks == 1:
-                placement = np.zeros(chunks, np.int64)
-                ends = (per_rank.sum(axis=1) * microbatches)[:, None]
-            else:
-                program = pipeline_program(schedule, ranks, microbatches, chunks)
-                placement = np.array(program.schedule.placement, np.int64)
-                ends = pipeline_ends(program, stages, *self._messages(machine, rows, ranks))
-            holds = placement[None, :] == np.arange(ranks)[:, None]  # (ranks, stages)
-            load = per_rank @ holds.T * microbatches
+        pipeline, busy, tensor, gradients, optimizer, step = np.full((6, count), np.nan)
+        for group in self._grouped(rows):
+            stages = self._stages(layer, group)
+            ends = self._ends(machine, group, stages)
+            at, load = np.arange(len(group.rows)), stages.load
             busiest = load.argmax(axis=1)
-            at = np.arange(len(rows))
-            busy[rows], tensor[rows] = load[at, busiest], (shared @ holds.T * microbatches)[at, busiest]
-            pipeline[rows] = ends.max(axis=1)
-            summed, updated = self._update(machine, rows, stages[1] @ holds.T)
+            busy[group.rows], tensor[group.rows] = load[at, busiest], stages.tensor[at, busiest]
+            pipeline[group.rows] = ends.max(axis=1)
+            summed, updated = self._update(machine, group.rows, stages.backward)
             last = (ends + summed + updated).argmax(axis=1)
-            step[rows] = (ends + summed + updated)[at, last]
-            gradients[rows] = (ends + summed)[at, last] - pipeline[rows]
-            optimizer[rows] = updated[at, last]
+            step[group.rows] = (ends + summed + updated)[at, last]
+            gradients[group.rows] = np.maximum((ends + summed)[at, last] - pipeline[group.rows], 0.0)
+            optimizer[group.rows] = updated[at, last]
         tied = self._tied(machine)
         return StepSeconds(
             step=step + tied,
             pipeline=pipeline,
             busy=busy,
             tensor=tensor,
-            gradients=np.maximum(gradients, 0.0),
+            gradients=gradients,
             optimizer=optimizer,
             tied=tied,
         )
+
+    def bounds_s(self, machine: Machine) -> Seconds:
+        """Seconds that no order of any schedule beats, by step: cheap, and never above what `seconds` says.
+
+        A rank starts once the stages before its first one have passed on the first microbatch, and then computes all
+        its work; where backwards are not split, the stages before that one come after its last backward as well.
+        """
+        layer = self._table.seconds(machine)
+        found = np.empty(len(self._steps))
+        for group in self._grouped(None):
+            stages = self._stages(layer, group)
+            lowest = stages.holds.argmax(axis=1)
+            forward, backward = stages.kinds[0], stages.kinds[1]
+            before = np.concatenate([np.zeros((len(group.rows), 1)), np.cumsum(forward, axis=1)], axis=1)[:, lowest]
+            after = np.concatenate([np.zeros((len(group.rows), 1)), np.cumsum(backward, axis=1)], axis=1)[:, lowest]
+            summed, updated = self._update(machine, group.rows, stages.backward)
+            own = before + stages.least_load
+            ends = (own + summed + updated).max(axis=1)
+            if not group.is_split:
+                first = int(stages.holds[:, 0].argmax())
+                ends = np.maximum(ends, (own + after).max(axis=1) + (summed + updated)[:, first])
+            found[group.rows] = ends
+        return found + self._tied(machine)
+
+    def _grouped(self, rows: Sequence[int] | None) -> list[_Group]:
+        """Steps of one program together: those named, or all."""
+        chosen = None if rows is None else set(rows)
+        groups = []
+        for (schedule, ranks, microbatches, chunks), members in self._groups.items():
+            kept = members if chosen is None else [row for row in members if row in chosen]
+            if kept:
+                groups.append(_Group(schedule, ranks, microbatches, chunks, kept))
+        return groups
+
+    def _stages(self, layer: LayerSeconds, group: _Group) -> _Stages:
+        blocks = np.array([self._steps[row].stage_blocks for row in group.rows], np.float64)
+        which = self._layer[group.rows]
+        kinds = np.stack([layer.forward, layer.backward, layer.backward_input, layer.backward_weight])
+        stages = kinds[:, which[:, 1]][:, :, None] * blocks[None]
+        stages[:, :, 0] += kinds[:, which[:, 0]]
+        stages[:, :, -1] += kinds[:, which[:, 2]]
+        placement = _placement(self._steps[group.rows[0]])
+        holds = (placement[None, :] == np.arange(group.ranks)[:, None]).astype(np.float64)
+        shared = layer.communication[which[:, 1]][:, None] * blocks
+        return _Stages(kinds=stages, holds=holds, tensor=shared @ holds.T * group.microbatches, group=group)
+
+    def _ends(self, machine: Machine, group: _Group, stages: _Stages) -> Seconds:
+        """When each rank ends, shape (rows, p)."""
+        if group.ranks == 1:
+            return stages.load
+        program = pipeline_program(group.schedule, group.ranks, group.microbatches, group.chunks)
+        return pipeline_ends(program, stages.kinds, *self._messages(machine, group.rows, group.ranks))
 
     def rank_parameters(self, row: int) -> npt.NDArray[np.float64]:
         """Parameters on each rank of a step, shape (p,)."""
@@ -182,13 +220,50 @@ class StepTable:
         return np.where(is_tied, occupied + latency, 0.0)
 
 
+class _Group(NamedTuple):
+    """Steps that run the same program."""
+
+    schedule: str
+    ranks: int
+    microbatches: int
+    chunks: int
+    rows: list[int]
+
+    @property
+    def is_split(self) -> bool:
+        """Whether some backward is split into I and W; one rank alone computes its layers one after another."""
+        return self.ranks > 1 and splits_backward(self.schedule)
+
+
+@dataclass(frozen=True, kw_only=True)
+class _Stages:
+    """kinds: seconds of F, B, I, W, shape (4, rows, stages). holds: 1 where a rank has a stage, shape (p, stages)."""
+
+    kinds: Seconds
+    holds: Seconds
+    tensor: Seconds
+    group: _Group
+
+    @property
+    def backward(self) -> Seconds:
+        """Of one microbatch on each rank, shape (rows, p)."""
+        return np.asarray(self.kinds[1] @ self.holds.T)
+
+    @property
+    def load(self) -> Seconds:
+        """What each rank computes in a step, shape (rows, p)."""
+        second = self.kinds[2] + self.kinds[3] if self.group.is_split else self.kinds[1]
+        return np.asarray((self.kinds[0] + second) @ self.holds.T * self.group.microbatches)
+
+    @property
+    def least_load(self) -> Seconds:
+        """The same, with whichever backward is cheaper: schedules may split some backwards and not others."""
+        second = np.minimum(self.kinds[2] + self.kinds[3], self.kinds[1]) if self.group.is_split else self.kinds[1]
+        return np.asarray((self.kinds[0] + second) @ self.holds.T * self.group.microbatches)
+
+
 def _placement(step: TrainingStep) -> npt.NDArray[np.int64]:
-    if step.pp == 1:
-        return np.zeros(step.stages, np.int64)
-    if step.stages_per_rank == 1:
-        return np.array(loop_placement(step.pp), np.int64)
-    program = pipeline_program(step.schedule, step.pp, step.microbatches, step.stages_per_rank)
-    return np.array(program.schedule.placement, np.int64)
+    return np.array(schedule_placement(step.schedule, step.pp, step.stages_per_rank), np.int64)
 
 
 @checked

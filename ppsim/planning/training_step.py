@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import dataclass, replace
+from functools import cached_property
 from typing import Literal
 
 from ppsim.checks import check_fields
@@ -104,7 +105,7 @@ class TrainingStep:
         """Samples of a step."""
         return self.micro_batch_size * self.microbatches * self.dp
 
-    @property
+    @cached_property
     def stage_blocks(self) -> tuple[int, ...]:
         """Blocks of each stage."""
         if self.blocks is not None:
@@ -114,7 +115,7 @@ class TrainingStep:
         first = (self.stages - more) // 2
         return tuple(least + (first <= stage < first + more) for stage in range(self.stages))
 
-    @property
+    @cached_property
     def padded_model(self) -> Transformer:
         """The model with a vocabulary that tp cuts into equal parts."""
         if self.tp == 1:
@@ -122,7 +123,7 @@ class TrainingStep:
         multiple = _VOCABULARY_MULTIPLE * self.tp
         return replace(self.model, vocabulary=-(-self.model.vocabulary // multiple) * multiple)
 
-    @property
+    @cached_property
     def execution(self) -> Execution:
         """How a microbatch is computed."""
         return Execution(

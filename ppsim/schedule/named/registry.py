@@ -117,6 +117,24 @@ def natural_stages_per_rank(name: str) -> int:
     return _entry(name).stages_per_rank
 
 
+def takes_stages_per_rank(name: str) -> bool:
+    """Whether a schedule leaves the number of stages per rank free. Raises InputError as `build_schedule` does."""
+    return _entry(name).chunked
+
+
+def schedule_placement(name: str, ranks: int, stages_per_rank: int) -> tuple[int, ...]:
+    """The rank of each stage, without building the orders. Raises InputError as `build_schedule` does."""
+    return _entry(name).placement(ranks, stages_per_rank)
+
+
+def unmet_requirement(name: str, ranks: int, microbatches: int, stages_per_rank: int) -> str | None:
+    """What `build_schedule` would refuse about these numbers, and the remedy; None if nothing."""
+    entry = _entry(name)
+    if stages_per_rank != entry.stages_per_rank and not entry.chunked:
+        return f"has {entry.stages_per_rank} stage(s) per rank"
+    return entry.requirement(ranks, microbatches, stages_per_rank)
+
+
 @checked
 def build_schedule(name: str, *, ranks: int, microbatches: int, stages_per_rank: int | None = None) -> Schedule:
     """Build a schedule by name.

@@ -1,0 +1,160 @@
+"""Candidates: the ways to spread a training step over devices."""
+
+from __future__ import annotations
+
+import heapq
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
+from functools import lru_cache
+
+from ppsim.checks import check_fields
+from ppsim.errors import InputError
+from ppsim.estimate.machine import Machine
+from ppsim.estimate.transformer import Transformer
+from ppsim.estimate.work import Recompute
+from ppsim.planning.training_step import TrainingStep
+from ppsim.schedule.named.registry import natural_stages_per_rank, takes_stages_per_rank, unmet_requirement
+
+_MOST_RANKS = 1024
+_MOST_ACTIONS = 2_000_000  # of one candidate: what its simulation takes a second for
+
+
+@dataclass(frozen=True, kw_only=True)
+class Cluster:
+    """Devices of one kind.
+
+    Parameters
+    ----------
+    machine : Machine
+        What they are.
+    devices : int
+        N, how many.
+
+    Raises
+    ------
+    InputError
+        For less than one device.
+    """
+
+    machine: Machine
+    devices: int
+
+    def __post_init__(self) -> None:
+        check_fields(self)
+        if self.devices < 1:
+            raise InputError(f"devices must be a whole number of 1 or more, got {self.devices!r}")
+
+
+@dataclass(frozen=True, kw_only=True)
+class Choices:
+    """What a plan may choose from.
+
+    Parameters
+    ----------
+    schedules : sequence of str
+        Names of schedules.
+    stages_per_rank : sequence of int
+        v of schedules that leave it free.
+    micro_batch_sizes : sequence of int
+        b.
+    recompute : sequence of str
+        "none", "full".
+    tp, pp : sequence of int, optional
+        By default powers of two up to a node, and divisors of what is left.
+    """
+
+    schedules: Sequence[str] = ("1f1b", "interleaved-1f1b", "zb-h1", "zb-v")
+    stages_per_rank: Sequence[int] = (2, 3, 4, 6, 8)
+    micro_batch_sizes: Sequence[int] = (1, 2, 4, 8, 16)
+    recompute: Sequence[Recompute] = ("none", "full")
+    tp: Sequence[int] | None = None
+    pp: Sequence[int] | None = None
+
+    def __post_init__(self) -> None:
+        check_fields(self)
+        for name in ("schedules", "micro_batch_sizes", "recompute"):
+            if not getattr(self, name):
+                raise InputError(f"{name} is empty: give at least one")
+
+
+def candidates(
+    model: Transformer, cluster: Cluster, *, seq: int, global_batch: int, choices: Choices
+) -> Iterator[TrainingStep]:
+    """All steps that use all devices and divide the batch, the blocks and the heads."""
+    for tp in choices.tp or _powers(cluster.machine.devices_per_node):
+        if cluster.devices % tp or seq % tp or not _shards(model, tp):
+            continue
+        for pp in choices.pp or _divisors(cluster.devices // tp):
+            if (cluster.devices // tp) % pp or pp > min(model.layers, _MOST_RANKS):
+                continue
+            dp = cluster.devices // tp // pp
+            for size in choices.micro_batch_sizes:
+                if global_batch % (dp * size):
+                    continue
+                for schedule, chunks in _pipelines(choices, pp, global_batch // (dp * size), model.layers):
+                    for recompute in choices.recompute:
+                        yield TrainingStep(
+                            model=model,
+                            seq=seq,
+                            micro_batch_size=size,
+                            microbatches=global_batch // (dp * size),
+                            tp=tp,
+                            dp=dp,
+                            pp=pp,
+                            schedule=schedule,
+                            stages_per_rank=chunks,
+                            recompute=recompute,
+                            sequence_parallel=tp > 1,
+                            sharding="optimizer" if dp > 1 else "none",
+                            gradient_bytes=4,
+                            overlap_gradients=0.5,
+                        )
+
+
+@lru_cache(maxsize=4096)
+def balanced_blocks(layers: int, stages: int, first: float, last: float) -> tuple[int, ...]:
+    """Blocks of each stage so that the slowest stage is as quick as can be.
+
+    first, last: what embedding and head take, in units of a block.
+
+    >>> balanced_blocks(10, 4, 0.1, 2.0)
+    (3, 3, 3, 1)
+    """
+    loads = [(0.0, stage) for stage in range(stages)]
+    loads[0] = (first, 0)
+    loads[-1] = (loads[-1][0] + last, stages - 1)
+    blocks = [0] * stages
+    heapq.heapify(loads)
+    for _ in range(layers):
+        load, stage = heapq.heappop(loads)
+        blocks[stage] += 1
+        heapq.heappush(loads, (load + 1, stage))
+    return tuple(blocks)
+
+
+def _pipelines(choices: Choices, pp: int, microbatches: int, layers: int) -> Iterator[tuple[str, int]]:
+    """Schedules and stages per rank; one rank needs no schedule."""
+    if pp == 1:
+        yield "1f1b", 1
+        return
+    for schedule in choices.schedules:
+        is_free = takes_stages_per_rank(schedule)
+        for chunks in choices.stages_per_rank if is_free else (natural_stages_per_rank(schedule),):
+            if chunks * pp > layers or 3 * chunks * pp * microbatches > _MOST_ACTIONS or microbatches < pp:
+                continue
+            # Megatron-LM and PyTorch take rounds of p microbatches in interleaved schedules.
+            if (is_free and microbatches % pp) or unmet_requirement(schedule, pp, microbatches, chunks):
+                continue
+            yield schedule, chunks
+
+
+def _shards(model: Transformer, tp: int) -> bool:
+    return all(getattr(model, name) % tp == 0 for name in ("heads", "kv_heads", "intermediate"))
+
+
+def _powers(most: int) -> list[int]:
+    return [2**power for power in range(most.bit_length()) if 2**power <= most]
+
+
+def _divisors(number: int) -> list[int]:
+    return [each for each in range(1, number + 1) if number % each == 0]
