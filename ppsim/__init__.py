@@ -21,8 +21,11 @@ from ppsim.explain.path_and_slack import CriticalPath
 from ppsim.network.all_reduce import Reduction
 from ppsim.network.link import Link, LinkPiece
 from ppsim.network.network import Network
+from ppsim.planning.candidates import Choices, Cluster
 from ppsim.planning.machine_fit import MachineFit, fit_machine
 from ppsim.planning.measured_steps import MeasuredStep, read_measured_steps
+from ppsim.planning.planner import plan
+from ppsim.planning.plans import Plan, Plans
 from ppsim.planning.step_memory import StepMemory, step_memory
 from ppsim.planning.step_table import StepSeconds, predict_steps
 from ppsim.planning.training_step import TrainingStep
@@ -50,6 +53,8 @@ __all__ = [
     "Action",
     "Advice",
     "Attribution",
+    "Choices",
+    "Cluster",
     "Comparison",
     "Conditions",
     "CostError",
@@ -70,6 +75,8 @@ __all__ = [
     "Network",
     "Order",
     "OverlappedPair",
+    "Plan",
+    "Plans",
     "Posts",
     "Program",
     "Reduction",
@@ -105,6 +112,7 @@ __all__ = [
     "parse_action",
     "partition",
     "partition_sizes",
+    "plan",
     "predict_steps",
     "read_huggingface_config",
     "read_measured_steps",

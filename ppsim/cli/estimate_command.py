@@ -8,35 +8,24 @@ from typing import Annotated, Any, Literal
 import tyro
 
 from ppsim.cli import command
-from ppsim.cli.command import OptionalFile, OptionalName, OptionalReal, OptionalWhole, Real
+from ppsim.cli.architecture_flags import ArchitectureFlags
+from ppsim.cli.command import OptionalFile, OptionalName, OptionalReal, Real
 from ppsim.costs.cost_file import save_costs
 from ppsim.costs.stage_cost import LayerCost
 from ppsim.errors import InputError
 from ppsim.estimate.device import Device, device_names, named_device
 from ppsim.estimate.estimate import estimate_costs
-from ppsim.estimate.huggingface import read_huggingface_config
 from ppsim.estimate.transformer import Transformer
 from ppsim.export.text_table import text_table
 from ppsim.network.link import Link
 
 _DEVICE_HELP = tyro.conf.arg(help=f"A device at its vendor's 16-bit peak rates: {', '.join(device_names())}.")
-_MOST_LAYERS = 100_000
 
 
 @dataclass(frozen=True, kw_only=True)
-class EstimateCommand:
+class EstimateCommand(ArchitectureFlags):
     """Derive a transformer's layer costs from its shapes and a device's rates; nothing runs."""
 
-    huggingface: OptionalFile = None
-    """config.json of a gpt2, llama, mistral or qwen2; instead of the model's flags below."""
-    layers: OptionalWhole = None
-    """Blocks of a GPT (layer norms, biases, learned positions); with --hidden and --heads."""
-    hidden: OptionalWhole = None
-    """Width of the residual stream."""
-    heads: OptionalWhole = None
-    """Attention heads."""
-    vocabulary: OptionalWhole = None
-    """Size of the vocabulary (default: 50257)."""
     device: Annotated[OptionalName, _DEVICE_HELP] = None
     flops_per_s: OptionalReal = None
     """FLOPs of matrix products per second; with --bytes-per-s, instead of --device."""
@@ -73,7 +62,7 @@ class EstimateCommand:
 
     def run(self) -> None:
         """Print the costs and write them to --out."""
-        model, device = self._model(), self._device()
+        model, device = self.architecture(self.seq), self._device()
         if self.tp_bytes_per_s is None:
             link = Link(latency_s=self.tp_latency_s)
         else:
@@ -107,25 +96,6 @@ class EstimateCommand:
             command.print_json({**about, "layers": [asdict(cost) for cost in costs]})
         else:
             print(_table(model, device, costs))
-
-    def _model(self) -> Transformer:
-        flags: dict[str, Any] = {"layers": self.layers, "hidden": self.hidden, "heads": self.heads}
-        given = [name for name, value in {**flags, "vocabulary": self.vocabulary}.items() if value is not None]
-        if self.huggingface is not None:
-            if given:
-                raise InputError(f"--huggingface holds the whole model: leave out --{given[0]} or --huggingface")
-            model = read_huggingface_config(self.huggingface)
-        else:
-            missing = [name for name, value in flags.items() if value is None]
-            if missing:
-                raise InputError(
-                    f"--{missing[0]} is missing: give --layers, --hidden and --heads, or --huggingface FILE"
-                )
-            vocabulary = 50257 if self.vocabulary is None else self.vocabulary
-            model = Transformer.gpt(**flags, vocabulary=vocabulary, positions=max(self.seq, 1), tied=False)
-        if model.layers > _MOST_LAYERS:
-            raise InputError(f"{model.layers} layers are more than this can hold: take at most {_MOST_LAYERS}")
-        return model
 
     def _device(self) -> Device:
         shares: dict[str, Any] = {

@@ -16,6 +16,7 @@ from ppsim.cli.estimate_command import EstimateCommand
 from ppsim.cli.explore_command import ExploreCommand
 from ppsim.cli.flags import MOST_ACTIONS, CostFlags, NetworkFlags, ScheduleFlags
 from ppsim.cli.machine_command import FitMachineCommand
+from ppsim.cli.plan_command import PlanCommand
 from ppsim.cli.run_commands import ImportCommand
 from ppsim.cli.simulate_command import SimulateCommand
 from ppsim.cli.tables import about_of, listed, results_of, table_of
@@ -161,6 +162,7 @@ Command = (
     | Annotated[SimulateCommand, tyro.conf.subcommand("simulate")]
     | Annotated[SearchCommand, tyro.conf.subcommand("search")]
     | Annotated[EstimateCommand, tyro.conf.subcommand("estimate")]
+    | Annotated[PlanCommand, tyro.conf.subcommand("plan")]
     | Annotated[FitMachineCommand, tyro.conf.subcommand("fit-machine")]
     | Annotated[AttributeCommand, tyro.conf.subcommand("attribute")]
     | Annotated[CompareCommand, tyro.conf.subcommand("compare")]

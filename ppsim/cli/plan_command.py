@@ -1,0 +1,172 @@
+"""The command `ppsim plan`: which parallelism for this model on these devices."""
+
+from __future__ import annotations
+
+import math
+from collections import Counter
+from dataclasses import asdict, dataclass, replace
+from typing import Annotated, Any
+
+import tyro
+
+from ppsim.cli import command
+from ppsim.cli.architecture_flags import ArchitectureFlags
+from ppsim.cli.command import OptionalFile, OptionalName, OptionalReal, OptionalWhole
+from ppsim.errors import InputError
+from ppsim.estimate.machine import Machine, machine_names, named_machine
+from ppsim.export.text_table import text_table
+from ppsim.files import write_text
+from ppsim.planning.candidates import Choices, Cluster
+from ppsim.planning.planner import plan
+from ppsim.planning.plans import Plan, Plans
+
+_DEVICE_HELP = tyro.conf.arg(help=f"The device: {', '.join(machine_names())}.")
+_SHOWN = 10  # plans in the printed table
+_SHOWN_LOSERS = 5
+
+
+@dataclass(frozen=True, kw_only=True)
+class PlanCommand(ArchitectureFlags):
+    """Rank the ways to train a model on a number of devices: tp, pp, dp, micro batch, schedule, cut, recomputation."""
+
+    devices: int
+    """How many devices there are; all are used."""
+    global_batch: int
+    """Sequences of a step."""
+    device: Annotated[OptionalName, _DEVICE_HELP] = None
+    machine: OptionalFile = None
+    """A machine as ppsim fit-machine wrote it, .json; instead of --device."""
+    devices_per_node: OptionalWhole = None
+    """Devices that share a node (default: 8)."""
+    seq: int = 4096
+    """Tokens of a sequence."""
+    memory_gb: OptionalReal = None
+    """Memory of a device that may be used, in 10^9 bytes (default: all)."""
+    schedules: OptionalName = None
+    """Names of schedules that may be chosen, with commas (default: 1f1b,interleaved-1f1b,zb-h1,zb-v)."""
+    keep: int = 20
+    """How many of the fastest are predicted exactly; the rest may be ruled out by bounds."""
+    csv: OptionalFile = None
+    """Write the best plan's schedule in PyTorch's CSV format."""
+    table: OptionalFile = None
+    """Write all plans, .csv."""
+    figure: OptionalFile = None
+    """Draw time against memory, .html."""
+    json: bool = False
+    """Print one JSON object instead of text."""
+
+    def run(self) -> None:
+        """Plan, write what the flags ask for, and print."""
+        choices = Choices()
+        if self.schedules is not None:
+            choices = replace(choices, schedules=tuple(self.schedules.split(",")))
+        if self.memory_gb is not None and not (math.isfinite(self.memory_gb) and self.memory_gb > 0):
+            raise InputError(f"--memory-gb must be finite and above 0, got {self.memory_gb!r}")
+        plans = plan(
+            self.architecture(self.seq),
+            Cluster(machine=self._machine(), devices=self.devices),
+            global_batch=self.global_batch,
+            seq=self.seq,
+            choices=choices,
+            memory_limit_bytes=None if self.memory_gb is None else int(self.memory_gb * 1e9),
+            keep=self.keep,
+        )
+        if self.csv is not None:
+            write_text(self.csv, plans.best.schedule.to_csv())
+        if self.table is not None:
+            write_text(self.table, plans.to_frame().to_csv(index=False))
+        if self.figure is not None:
+            from ppsim.plots.plans_figure import time_against_memory
+
+            write_text(self.figure, time_against_memory(plans).to_html(include_plotlyjs=True, div_id="plans"))
+        if self.json:
+            command.print_json(_document(plans))
+        else:
+            print(_text(plans))
+
+    def _machine(self) -> Machine:
+        if (self.device is None) == (self.machine is None):
+            raise InputError("give --device NAME or --machine FILE, one of them")
+        if self.machine is None:
+            return named_machine(str(self.device), devices_per_node=self.devices_per_node)
+        machine = Machine.from_file(self.machine)
+        if self.devices_per_node is None:
+            return machine
+        return replace(machine, devices_per_node=self.devices_per_node)
+
+
+def _document(plans: Plans) -> dict[str, Any]:
+    best = plans.best
+    return {
+        "considered": plans.considered,
+        "best": {
+            **best.row,
+            "parts_s": dict(best.parts_s),
+            "memory_by_kind_bytes": dict(best.memory_bytes),
+            "blocks": list(best.step.stage_blocks),
+            "megatron_flags": best.megatron_flags,
+            "torchtitan_flags": best.torchtitan_flags,
+        },
+        "ranked": [each.row for each in plans],
+        "losers": [each.row for each in plans.losers],
+        "pareto": [each.row for each in plans.pareto],
+        "model": asdict(best.step.model),
+    }
+
+
+def _text(plans: Plans) -> str:
+    best = plans.best
+    counts = Counter(
+        "do not fit" if each.fits is False else "ruled out by a bound" if each.is_bound else "slower"
+        for each in plans.losers
+    )
+    summary = ", ".join(f"{count} {what}" for what, count in counts.items())
+    parts = ", ".join(f"{name} {seconds:.3g} s" for name, seconds in best.parts_s.items() if seconds > 0)
+    memory = ", ".join(f"{name} {size / 1e9:.1f}" for name, size in best.memory_bytes.items() if size > 0)
+    megatron = best.megatron_flags
+    beaten = [each for each in plans.losers if each.is_bound][:_SHOWN_LOSERS]
+    unfit = [each for each in plans.losers if each.fits is False][:_SHOWN_LOSERS]
+    lines = [
+        f"{plans.considered} plans considered: {summary or 'no other'}",
+        "",
+        text_table([_cells(each) for each in plans[:_SHOWN]]),
+        "",
+        f"best step: {parts}",
+        f"memory of its fullest rank (GB): {memory}",
+        f"layout: {best.layout}",
+        "",
+        "torchtitan: " + " ".join(best.torchtitan_flags),
+        "Megatron-LM: " + ("has no such schedule" if megatron is None else " ".join(megatron)),
+    ]
+    for title, rows in (("ruled out before a simulation, the nearest:", beaten), ("do not fit, the nearest:", unfit)):
+        if rows:
+            lines += ["", title, *(f"  {_name(each)}: {each.reason}" for each in rows)]
+    return "\n".join(lines)
+
+
+def _name(each: Plan) -> str:
+    step = each.step
+    chunks = f" x {step.stages_per_rank}" if step.stages_per_rank > 1 else ""
+    return (
+        f"tp {step.tp} pp {step.pp} dp {step.dp}, micro batch {step.micro_batch_size}, {step.schedule}{chunks}, "
+        f"recompute {step.recompute}"
+    )
+
+
+def _cells(each: Plan) -> dict[str, Any]:
+    step = each.step
+    return {
+        "tp": step.tp,
+        "pp": step.pp,
+        "dp": step.dp,
+        "b": step.micro_batch_size,
+        "m": step.microbatches,
+        "schedule": step.schedule,
+        "v": step.stages_per_rank,
+        "recompute": step.recompute,
+        "step (s)": f"{each.step_s:.4g}",
+        "bubble": f"{each.parts_s['bubble'] / each.step_s:.1%}",
+        "used": f"{each.utilisation:.1%}",
+        "GB": f"{each.total_bytes / 1e9:.1f}",
+        "why": each.reason,
+    }

@@ -1,0 +1,59 @@
+"""The command `ppsim plan`."""
+
+from __future__ import annotations
+
+import csv
+import json
+from pathlib import Path
+
+import pytest
+
+from ppsim import Schedule, named_machine
+from ppsim.cli.main import main
+
+MODEL = ["--layers", "24", "--hidden", "2048", "--heads", "16", "--vocabulary", "51200"]
+JOB = [*MODEL, "--devices", "16", "--global-batch", "64", "--seq", "2048", "--schedules", "1f1b,zb-v", "--keep", "3"]
+
+
+def test_plans_are_printed_and_written(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    files = {name: tmp_path / f"{name}.{end}" for name, end in (("csv", "csv"), ("table", "csv"), ("figure", "html"))}
+    flags = [word for name, path in files.items() for word in (f"--{name}", str(path))]
+    assert main(["plan", *JOB, "--device", "a100", *flags, "--json"]) == 0
+    document = json.loads(capsys.readouterr().out)
+    best = document["best"]
+    assert best["step_s"] == document["ranked"][0]["step_s"] == min(each["step_s"] for each in document["ranked"])
+    assert len(document["losers"]) + 1 == document["considered"]
+    assert sum(best["parts_s"].values()) == pytest.approx(best["step_s"])
+    assert sum(best["blocks"]) == 24
+    assert Schedule.from_csv(files["csv"].read_text()).ranks == best["pp"]
+    assert len(list(csv.DictReader(files["table"].open()))) == document["considered"]
+    assert "nothing is better in both" in files["figure"].read_text()
+    assert main(["plan", *JOB, "--device", "a100"]) == 0
+    said = capsys.readouterr().out
+    assert f"{document['considered']} plans considered" in said
+    assert "ruled out before a simulation" in said
+
+
+def test_a_fitted_machine_is_taken(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    path = tmp_path / "machine.json"
+    named_machine("a100").save(path)
+    seconds = []
+    for source in (["--machine", str(path)], ["--device", "a100"]):
+        assert main(["plan", *JOB, *source, "--json"]) == 0
+        seconds.append(json.loads(capsys.readouterr().out)["best"]["step_s"])
+    assert seconds[0] == seconds[1]
+
+
+@pytest.mark.parametrize(
+    ("flags", "message"),
+    [
+        ([], "give --device NAME or --machine FILE, one of them"),
+        (["--device", "a100", "--machine", "x.json"], "one of them"),
+        (["--device", "a100", "--memory-gb", "-1"], "--memory-gb must be finite and above 0"),
+        (["--device", "a100", "--memory-gb", "3"], "plans fits 3.0 GB"),
+        (["--device", "tpu"], "unknown machine 'tpu'"),
+    ],
+)
+def test_bad_input_is_said(flags: list[str], message: str, capsys: pytest.CaptureFixture[str]) -> None:
+    assert main(["plan", *JOB, *flags]) == 2
+    assert message in capsys.readouterr().err
