@@ -147,8 +147,8 @@ class _Log:
     def _spans(self, number: int, step: Mapping[str, Any], series: str) -> list[_Span]:
         """Each action of a series. Only some backwards may be split, so that there may be fewer of "wgrad"."""
         wanted = self.chunks * self.microbatches
-        if series == "wgrad" and step.get("wgrad_chunk") and step.get("wgrad_minibatch"):
-            wanted = len(step["wgrad_chunk"])
+        if series == "wgrad" and step.get("wgrad_minibatch") and isinstance(chunks := step.get("wgrad_chunk"), list):
+            wanted = len(chunks) or wanted
         columns = []
         for edge in ("start", "end"):
             times = step.get(f"{series}_{edge}")
@@ -170,6 +170,8 @@ class _Log:
         for what, most in (("chunk", self.chunks), ("minibatch", self.microbatches)):
             values = step.get(f"{series}_{what}") or []
             where = f"{self.path}, iteration {number}: {series}_{what}"
+            if not isinstance(values, list):
+                raise InputError(f"{where} must be a list of numbers, got {shown(values)}")
             if values and len(values) != wanted:
                 raise InputError(f"{where} has {len(values)} numbers: {wanted} are needed")
             if not all(isinstance(each, int) and 0 <= each < most for each in values):

@@ -6,6 +6,7 @@ import contextlib
 import io
 import json
 import os
+import re
 import tempfile
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
@@ -16,6 +17,9 @@ import numpy as np
 
 import ppsim
 from ppsim import Conditions, InputError, LayerCost, Network, Reduction, Schedule, StageCost, Trace
+from ppsim.costs.layout import Layout
+from tests.support.kineto import write_kineto
+from tests.support.primus import write_primus
 
 COST = StageCost(forward_s=1, backward_input_s=1, backward_weight_s=1, output_bytes=8)
 LAYER = LayerCost(forward_s=1.5, backward_input_s=1, backward_weight_s=1, output_bytes=8, name="a")
@@ -119,6 +123,26 @@ def read_layout(data: bytes) -> None:
     schedule.check()
 
 
+def read_megatron_layout(data: bytes) -> None:
+    """A layout that is read is written, and read again as the same."""
+    layout = Layout.parse(_text(data))
+    assert Layout.parse(str(layout)) == layout
+
+
+def read_run(data: bytes) -> None:
+    """A folder of another tool's files, given as one object of names and contents, is read and has costs."""
+    files = _json(_text(data))
+    if not isinstance(files, dict) or len(files) > 5:
+        raise InputError("no folder of files")
+    with tempfile.TemporaryDirectory(dir="/dev/shm" if os.path.isdir("/dev/shm") else None) as folder:
+        for name, contents in files.items():
+            if re.fullmatch(r"\w{1,30}\.json", name, re.ASCII):
+                Path(folder, name).write_text(json.dumps(contents))
+        run = ppsim.read_run(folder)
+        str(ppsim.attribute(run.traces[0]))
+        ppsim.costs_of(run)
+
+
 def read_conditions(data: bytes) -> None:
     """Conditions from a trace's header, with their reduction."""
     given = _json(_text(data))
@@ -198,7 +222,42 @@ def _models() -> list[bytes]:
 
 
 def _layouts() -> list[bytes]:
-    return [b"3,2,3|[0, 1]", b"even|[0, 0]", b"optimal|[1, 0]", b"4,4|[0]", b"1,6,1|[0, 1, 2]"]
+    return [
+        b"3,2,3|[0, 1]",
+        b"even|[0, 0]",
+        b"optimal|[1, 0]",
+        b"4,4|[0]",
+        b"1,6,1|[0, 1, 2]",
+        b"Ett/t*3/ttL|[0, 1]",
+        b"E(tt/)*2tt,L|[0, 0]",
+    ]
+
+
+def _megatron_layouts() -> list[bytes]:
+    return [b"Et*3|(tt|)*29,m|L", b"E|t*2|(t|)*3|mL", b"Et||tL", b"Ettt,|(t|t|)*2L"]
+
+
+def _runs() -> list[bytes]:
+    network = Network(latency_s=0.1)
+    pairs, plain = (
+        ppsim.simulate(schedule, [COST] * schedule.stages, network=network)
+        for schedule in (
+            ppsim.build_schedule("dualpipe-v", ranks=2, microbatches=4),
+            ppsim.build_schedule("1f1b", ranks=2, microbatches=2),
+        )
+    )
+    folders: list[bytes] = []
+    for write in (
+        lambda path: write_primus([plain, plain], path, behind_s=[0.0, 1.0]),
+        lambda path: write_primus([plain], path, behind_s=[0.0, 1.0], numbered=False),
+        lambda path: write_kineto([plain], path, behind_s=[0.0, 1.0]),
+        lambda path: write_kineto([pairs], path, behind_s=[0.0, 1.0], kernels=True),
+    ):
+        with tempfile.TemporaryDirectory() as folder:
+            write(Path(folder))
+            contents = {path.name: json.loads(path.read_text()) for path in Path(folder).iterdir()}
+        folders.append(json.dumps(contents).encode())
+    return folders
 
 
 def _conditions() -> list[bytes]:
@@ -224,6 +283,8 @@ TARGETS = {
     "trace": Target(read=read_trace, seeds=_traces),
     "model": Target(read=read_model, seeds=_models),
     "layout": Target(read=read_layout, seeds=_layouts),
+    "megatron-layout": Target(read=read_megatron_layout, seeds=_megatron_layouts),
+    "run": Target(read=read_run, seeds=_runs),
     "conditions": Target(read=read_conditions, seeds=_conditions),
 }
 KEPT = Path(__file__).parent / "kept"
