@@ -17,7 +17,7 @@ PYTHON = [block for block in re.findall(r"```python\n(.*?)```", README, re.DOTAL
 COMMANDS = [
     line.split("#")[0]
     for line in README.splitlines()
-    if line.startswith("ppsim ") and "costs.json" not in line and ".trace" not in line
+    if line.startswith("ppsim ") and not re.search(r"costs\.json|steps\.csv|\.trace", line)
 ]
 
 
@@ -30,7 +30,7 @@ def test_python_blocks_run(block: str, monkeypatch: pytest.MonkeyPatch, capsys: 
 
 def test_the_readme_has_examples() -> None:
     assert len(PYTHON) == 3
-    assert len(COMMANDS) == 2
+    assert len(COMMANDS) == 3
 
 
 @pytest.mark.parametrize("line", COMMANDS)
