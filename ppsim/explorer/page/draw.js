@@ -67,7 +67,7 @@ function drawBars(pen, layout, block, track, { theme, choices, by }) {
     const place = block.lanes[rank[row]].tracks[track];
     const x = layout.x(start[row]);
     const length = (end[row] - start[row]) * perSecond;
-    const gap = length > 5 ? 1 : length > 2.5 ? 0.5 : 0;
+    const gap = length > 6 ? 1 : 0; // narrow bars would pale
     const joins = row + 1 < picture.count && action[row + 1] === action[row];
     const colour = paint(row);
     pen.rect(x, place.y, Math.max(length - (joins ? 0 : gap), 0.6), place.height, colour, { radius: length > 8 ? 2 : 0 });

@@ -16,6 +16,7 @@ export class Layout {
     this.left = this.narrow ? 22 + 6 * String(Math.max(most - 1, 0)).length : 64;
     this.right = width - (this.narrow ? 6 : 14);
     this.bar = lanes <= 20 ? 24 : lanes <= 40 ? 18 : 13;
+    if (views.some((view) => view.tracks.length > 1)) this.bar = Math.round(this.bar * 1.4);
     this.strip = strips ? (lanes <= 20 ? 20 : lanes <= 40 ? 15 : 10) : 0;
     this.gap = strips ? 8 : lanes <= 20 ? 5 : 3;
     this.longest = Math.max(...views.flatMap((view) => view.tracks.map((picture) => picture.longest)), 0) || 1;

@@ -67,6 +67,12 @@ async function change(patch, { keep = false } = {}) {
   ]);
   await written;
   if (mine !== turn) return;
+  // An order of one's own says itself how many ranks and microbatches there are, also for what it is compared with.
+  const own = state.csv && first.picture ? { ranks: String(first.picture.ranks), microbatches: String(first.picture.microbatches) } : {};
+  if (Object.keys(own).some((name) => own[name] !== state[name])) {
+    await change(own, { keep: true });
+    return;
+  }
   Object.assign(page, { first, second, run });
   page.hover = null;
   show();
@@ -89,7 +95,7 @@ function fillForm() {
   }
   for (const id of CHECKS) find(id).checked = state[id];
   if (state.csv) find("schedule").value = "own";
-  for (const id of ["ranks", "microbatches", "stages"]) find(id).disabled = Boolean(state.csv) && (id === "stages" || !state.second);
+  for (const id of ["ranks", "microbatches", "stages"]) find(id).disabled = Boolean(state.csv);
   find("own-drop").hidden = !state.csv;
   find("secondStages").disabled = !state.second;
 }
@@ -119,15 +125,15 @@ function showViews() {
     views.push(view);
   }
   if (second?.picture) views.push({ key: "second", title: state.second, tracks: [second.picture] });
-  if (run?.picture && !overlays()) views.push({ key: "run", title: `measured: ${run.name}`, tracks: [run.picture] });
+  if (run?.picture && !overlays()) views.push({ key: "run", title: `${run.picture.clock}: ${run.name}`, tracks: [run.picture] });
   for (const view of views) {
     view.note = view.tracks.length > 1
-      ? `above ${noteOf(view.tracks[0])}; below, measured, ${noteOf(view.tracks[1])}`
+      ? `above ${noteOf(view.tracks[0])}; below, ${view.tracks[1].clock}, ${noteOf(view.tracks[1])}`
       : noteOf(view.tracks[0]);
   }
   page.views = views;
   const rows = views.map((view) => ({ title: view.title, picture: view.tracks[0] }));
-  if (run?.picture && overlays()) rows.splice(1, 0, { title: `measured: ${run.name}`, picture: run.picture });
+  if (run?.picture && overlays()) rows.splice(1, 0, { title: `${run.picture.clock}: ${run.name}`, picture: run.picture });
   find("numbers").replaceChildren(...numbersOf(rows, limitBytes(state), page.choices));
   const main = document.querySelector("main");
   main.classList.toggle("stale", Boolean(first?.error) && views.length > 0);

@@ -12,8 +12,10 @@ export function numbersOf(rows, limit, choices) {
     const facts = make("dl", { class: "facts" });
     const add = (term, value, more = "") =>
       facts.append(make("div", {}, make("dt", {}, term), make("dd", {}, value, more ? make("small", {}, more) : "")));
+    if (bubble === undefined) {
+      return make("article", { class: "result" }, make("h2", {}, title), make("p", { class: "quiet" }, "Below, its actions stand one after another, without waiting."));
+    }
     add("step", timeText(makespan), index && first.bubble !== undefined ? difference(makespan, first.makespan) : "");
-    if (bubble === undefined) return make("article", { class: "result" }, make("h2", {}, title), facts);
     add("bubble", share(bubble));
     add("longest rank", timeText(Math.max(...rankTime)));
     const most = peak ? Math.max(...peak) : null;
