@@ -30,11 +30,12 @@ def test_python_blocks_run(block: str, monkeypatch: pytest.MonkeyPatch, capsys: 
 
 def test_the_readme_has_examples() -> None:
     assert len(PYTHON) == 3
-    assert len(COMMANDS) == 3
+    assert len(COMMANDS) == 5
 
 
 @pytest.mark.parametrize("line", COMMANDS)
-def test_commands_run(line: str, capsys: pytest.CaptureFixture[str]) -> None:
+def test_commands_run(line: str, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.chdir(Path(__file__).parents[1])
     assert main(shlex.split(line)[1:]) == 0
     assert capsys.readouterr().out
 

@@ -51,6 +51,8 @@ class EstimateCommand(ArchitectureFlags):
     """Latency between them, in seconds."""
     split_vocabulary: bool = False
     """Cut embedding and head over the tensor-parallel ranks too."""
+    sequence_parallel: bool = False
+    """Cut norms, dropouts and residuals over the tensor-parallel ranks too."""
     unfused_attention: bool = False
     """Attention that keeps its scores."""
     recompute: Literal["none", "selective", "full"] = "none"
@@ -78,6 +80,7 @@ class EstimateCommand(ArchitectureFlags):
             split_vocabulary=self.split_vocabulary,
             attention="unfused" if self.unfused_attention else "fused",
             recompute=self.recompute,
+            sequence_parallel=self.sequence_parallel,
         )
         about = {
             "estimated": True,

@@ -122,6 +122,9 @@ class CostFlags:
     """How layers become stages, as Megatron's --pipeline-model-parallel-layout has it, with a letter for each layer:
     'Et*3|(tt|)*29m|L'; with --costs, instead of --partition."""
 
+    free_outputs: bool = False
+    """Let stages free what they have sent, as Megatron-LM does; with --costs."""
+
     def stage_costs(self, stages: int, kinds: set[int]) -> list[StageCost]:
         """Each stage's cost, from a file or the same for all; `kinds`: those that actions have."""
         uniform = {name: getattr(self, name) for name in _UNIFORM if getattr(self, name) is not None}
@@ -134,7 +137,9 @@ class CostFlags:
                 raise InputError("--layout says how layers are cut: leave out --partition or --layout")
             layers = load_costs(self.costs)
             method = _method(self.partition) if self.layout is None else "layout"
-            return partition(layers, stages=stages, method=method, layout=self.layout)
+            return partition(layers, stages=stages, method=method, layout=self.layout, frees_outputs=self.free_outputs)
+        if self.free_outputs:
+            raise InputError("--free-outputs is of stages cut from a cost file: give it with --costs FILE")
         for name in ("partition", "layout"):
             if getattr(self, name) is not None:
                 raise InputError(

@@ -19,7 +19,12 @@ _LAYER_BYTES = 200  # at least, of a layer's cost
 
 @checked
 def partition(
-    layers: Sequence[LayerCost], *, stages: int, method: Method = "even", layout: str | Layout | None = None
+    layers: Sequence[LayerCost],
+    *,
+    stages: int,
+    method: Method = "even",
+    layout: str | Layout | None = None,
+    frees_outputs: bool = False,
 ) -> list[StageCost]:
     """Cut layers into stages of consecutive layers.
 
@@ -34,6 +39,9 @@ def partition(
         possible. "layout" cuts as `layout` says. Numbers are the layers of each stage.
     layout : str or Layout, optional
         Megatron's `--pipeline-model-parallel-layout`, with a letter for each layer; see `Layout`.
+    frees_outputs : bool
+        Whether every stage but the last frees its output once it is sent, as Megatron-LM does. By default the runtime
+        holds it until the backward ends.
 
     Returns
     -------
@@ -55,9 +63,14 @@ def partition(
     [2.0, 0.0, 2.0]
     """
     work_s = [layer.work_s for layer in layers]
+    sizes = partition_sizes(len(layers), stages=stages, method=method, work_s=work_s, layout=layout)
     costs: list[StageCost] = []
-    for start, stop in bounds(partition_sizes(len(layers), stages=stages, method=method, work_s=work_s, layout=layout)):
-        costs.append(stage_cost(tuple(layers[start:stop])) if start < stop else hand_on_cost(costs[-1]))
+    for start, stop in bounds(sizes):
+        frees = frees_outputs and len(costs) < stages - 1
+        if start < stop:
+            costs.append(stage_cost(tuple(layers[start:stop]), frees_output=frees))
+        else:
+            costs.append(hand_on_cost(costs[-1]))
     return costs
 
 

@@ -137,8 +137,16 @@ class LayerCost(StageCost):
             raise CostError(str(error)) from None
 
 
-def stage_cost(layers: list[LayerCost] | tuple[LayerCost, ...]) -> StageCost:
+def stage_cost(layers: list[LayerCost] | tuple[LayerCost, ...], *, frees_output: bool = False) -> StageCost:
     """The cost of consecutive layers as one stage.
+
+    Parameters
+    ----------
+    layers : list or tuple of LayerCost
+        Its layers.
+    frees_output : bool
+        Whether its output is freed once it is sent, as Megatron-LM's `--deallocate-pipeline-outputs` does, and not held
+        until the backward ends.
 
     Notes
     -----
@@ -150,7 +158,7 @@ def stage_cost(layers: list[LayerCost] | tuple[LayerCost, ...]) -> StageCost:
         raise CostError("a stage needs at least one layer, got none")
     fused = any(layer.backward_s is not None for layer in layers)
     knows_gradients = any(layer.gradient_bytes is not None for layer in layers)
-    shared = sum(layer.output_bytes for layer in layers[:-1])
+    shared = sum(layer.output_bytes for layer in (layers if frees_output else layers[:-1]))
     return StageCost(
         forward_s=total_s(layer.forward_s for layer in layers),
         backward_input_s=total_s(layer.backward_input_s for layer in layers),

@@ -28,6 +28,7 @@ def estimate_costs(
     dropout: bool = False,
     recompute: Recompute = "none",
     loss: bool = True,
+    sequence_parallel: bool = False,
 ) -> list[LayerCost]:
     """Estimate the costs of a transformer's layers for one microbatch on one rank.
 
@@ -45,7 +46,7 @@ def estimate_costs(
         Tensor-parallel ranks t.
     tp_link : Link, optional
         What connects them. By default their communication costs nothing.
-    split_vocabulary, attention, skip_masked, dropout, recompute, loss
+    split_vocabulary, attention, skip_masked, dropout, recompute, loss, sequence_parallel
         As in `ppsim.Execution`.
 
     Returns
@@ -62,6 +63,7 @@ def estimate_costs(
     -----
     The seconds of a layer are the sum of `Device.operation_s` over its operations. B is I + W. With t > 1 each block
     adds two ring all-reduces of the residual stream to F and two to I (Shoeybi et al., Megatron-LM, 2019, section 3).
+    With sequence parallelism these are a reduce-scatter and an all-gather, which together move as much.
     Recomputation adds the forward to I, not to W. What it holds while it runs is not counted.
 
     Examples
@@ -88,6 +90,7 @@ def estimate_costs(
         dropout=dropout,
         recompute=recompute,
         loss=loss,
+        sequence_parallel=sequence_parallel,
     )
     link = tp_link or Link()
     return [_cost(work, device, tp, link) for work in transformer_work(architecture, execution)]

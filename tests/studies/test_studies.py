@@ -166,3 +166,31 @@ def test_growth_is_that_after_the_first_quarter() -> None:
     assert found["own_bytes"] == {"begin": 200, "end": 200, "grown": 0}
     assert found["workers_bytes"] == {"begin": 1060, "end": 1140, "grown": pytest.approx(80 / 1060)}
     assert found["shared_files"]["grown"] == 0
+
+
+def test_public_runs_are_predicted(monkeypatch, capsys, tmp_path) -> None:
+    """As close as the study says, with room for other rounding: the bounds are those that were asked for beforehand."""
+    code, out = run("public_runs", f"--json --out {tmp_path}", monkeypatch, capsys)
+    rows = json.loads(out)["rows"]
+    assert code == 0
+
+    def errors(source: str, unit: str, from_what: str) -> list[float]:
+        return [
+            abs(row["error"])
+            for row in rows
+            if (source, unit) == (row["source"].split()[0].rstrip(","), row["unit"])
+            and from_what in row["from_what"]
+            and "disturbed" not in row["what"]
+        ]
+
+    own, others = errors("Primus", "s", "own durations"), errors("Primus", "s", "other steps")
+    assert len(own) == len(others) == 16
+    assert sorted(own)[8] < 0.002
+    assert sorted(others)[8] < 0.01
+    assert max(others) < 0.02
+    assert max(errors("Primus", "GiB", "line")) < 0.01
+    assert max(errors("Megatron-LM", "GiB", "shapes")) < 0.03
+    times = errors("Megatron-LM", "s", "other sizes")
+    assert len(times) == 8
+    assert sum(times) / 8 < 0.0365  # Isaev et al., Calculon, SC 2023
+    assert (tmp_path / "report.html").stat().st_size > 1_000_000

@@ -113,3 +113,15 @@ def test_a_stage_sends_and_gets_back_what_its_last_layer_does() -> None:
     layers = [replace(_layer(1), output_bytes=size, output_gradient_bytes=back) for size, back in [(9, 4), (8, None)]]
     assert [stage.backward_message_bytes for stage in partition(layers, stages=2)] == [4, 8]
     assert partition(layers[::-1], stages=1)[0].output_gradient_bytes == 4
+
+
+def test_stages_that_free_what_they_sent_hold_their_output_no_longer() -> None:
+    """All but the last, which sends nothing; times and messages stay."""
+    layer = replace(_layer(1.0), activation_bytes=10, output_bytes=3)
+    kept = partition([layer] * 6, stages=3)
+    freed = partition([layer] * 6, stages=3, frees_outputs=True)
+    assert [stage.activation_bytes for stage in kept] == [17, 17, 17]
+    assert [stage.activation_bytes for stage in freed] == [14, 14, 17]
+    assert [replace(stage, activation_bytes=0) for stage in freed] == [
+        replace(stage, activation_bytes=0) for stage in kept
+    ]

@@ -6,6 +6,7 @@ import dataclasses
 
 import pytest
 
+import ppsim
 from ppsim import (
     Device,
     Execution,
@@ -87,3 +88,16 @@ def test_full_recomputation_trades_time_for_memory() -> None:
     stream = 2 * 4 * 8 * 2
     assert full.activation_bytes == 2 * stream < plain.activation_bytes
     assert full.full_backward_s == pytest.approx(plain.full_backward_s + plain.forward_s)
+
+
+def test_sequence_parallel_layers_hold_a_share_of_the_stream() -> None:
+    """Blocks hold s b h (34 + 5 a s / h) / t bytes, Korthikanti et al., 2022, equation 4; norms' statistics besides."""
+    gpt = ppsim.Transformer.gpt(layers=1, hidden=1024, heads=16, vocabulary=50_304, positions=512)
+    device = ppsim.named_device("a100")
+    words = {"micro_batch_size": 2, "seq": 512, "tp": 4, "attention": "unfused", "dropout": True}
+    whole, cut = (ppsim.estimate_costs(gpt, device, sequence_parallel=way, **words)[1] for way in (False, True))
+    formula = 512 * 2 * 1024 * (34 + 5 * 16 * 512 / 1024) / 4
+    held = cut.activation_bytes - cut.output_bytes
+    assert held == pytest.approx(formula, rel=0.01)
+    assert cut.output_bytes == whole.output_bytes / 4
+    assert cut.forward_s < whole.forward_s
