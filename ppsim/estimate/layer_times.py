@@ -55,7 +55,8 @@ class LayerTable:
         self._tp = np.array([execution.tp for _, execution in layers], np.float64)
         reduces = [(layer.forward_reduces, layer.backward_reduces) for layer, _ in layers]
         self._reduces = np.array(reduces, np.float64).reshape(-1, 2)
-        # With sequence parallelism a reduce is a reduce-scatter and an all-gather, and I gathers the input once more.
+        # With sequence parallelism a reduce is a reduce-scatter and an all-gather. W's inputs are gathered once more,
+        # but under the products of I (Korthikanti et al., 2022, section 4.2.2).
         self._is_cut = np.array([execution.sequence_parallel for _, execution in layers])
         self._reduced = np.array([layer.reduced_bytes for layer, _ in layers], np.float64)
         self._rows = np.array([(layer.row_reduces, layer.row_bytes) for layer, _ in layers], np.float64).reshape(-1, 2)
@@ -70,8 +71,6 @@ class LayerTable:
         half = machine.reduce_scatter_s(self._reduced, self._tp)
         communication = self._reduces * np.where(self._is_cut, 2 * half, whole)[:, None]
         communication[:, 0] += self._rows[:, 0] * machine.all_reduce_s(self._rows[:, 1], self._tp)
-        # I gathers each product's input again for W (Korthikanti et al., 2022, section 4.2.2).
-        communication[:, 1] += np.where(self._is_cut, self._reduces[:, 0] * half, 0.0)
         device[:, :2] += communication
         parts = np.maximum(device, host)
         backward = np.maximum(device[:, 1] + device[:, 2], host[:, 1] + host[:, 2])

@@ -95,3 +95,30 @@ def test_full_recomputation_holds_one_block_at_a_time() -> None:
     assert full.activations[0] + full.recomputed[0] == pytest.approx(
         plain.activations[0] - (GPT.layers - 1) * (block.activation_bytes - 2 * block.output_bytes)
     )
+
+
+@pytest.mark.parametrize(
+    ("hidden", "layers", "heads", "pp", "chunks", "samples", "gib"),
+    [(6144, 48, 64, 1, 1, 4, 9.5625), (12288, 96, 96, 8, 3, 1, 12.35), (25600, 128, 160, 64, 1, 1, 26.56)],
+)
+def test_activations_are_the_published_ones(
+    hidden: int, layers: int, heads: int, pp: int, chunks: int, samples: int, gib: float
+) -> None:
+    """Korthikanti et al., 2022, figure 1: 22B, 175B and 1T with sequence parallelism and selective recomputation."""
+    model = Transformer.gpt(layers=layers, hidden=hidden, heads=heads, vocabulary=51_200, positions=2048)
+    step = TrainingStep(
+        model=model,
+        seq=2048,
+        micro_batch_size=samples,
+        microbatches=max(64, pp) if pp > 1 else 1,
+        tp=8,
+        pp=pp,
+        schedule="interleaved-1f1b" if chunks > 1 else "1f1b",
+        stages_per_rank=chunks,
+        recompute="selective",
+        sequence_parallel=True,
+        attention="unfused",
+        dropout=True,
+    )
+    # The paper leaves out norms' statistics and, as the message of the next stage, a stage's output.
+    assert gib * 2**30 <= step_memory(step).activations.max() <= 1.04 * gib * 2**30
