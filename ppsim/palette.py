@@ -24,6 +24,7 @@ PART_COLOURS: Mapping[str, str] = MappingProxyType(
         "drain": "#5577aa",
         "imbalance": "#ddbb44",
         "messages": "#44aa88",
+        "streams": "#aa7733",
         "device": "#999999",
         "straggler": "#cc4455",
     }

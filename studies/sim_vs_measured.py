@@ -128,7 +128,8 @@ def report(outcome: Outcome, traces: dict[str, ppsim.Trace]) -> Report:
         "What the ranks waited for",
         text="The same bubbles by cause; the parts add up to the bubble exactly. Warm-up and drain are the pipeline "
         "filling and emptying, imbalance is other waiting for a rank that computes, straggler what is there because "
-        "actions took longer than the same action usually does. `Device or dispatch` is the time in which everything "
+        "actions took longer than the same action usually does. Streams are what a message that is made waits for on "
+        "its communicator, or until its receive is posted. `Device or dispatch` is the time in which everything "
         "was there and the action had not begun.",
         figure=attribution(traces),
     )

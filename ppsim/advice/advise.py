@@ -26,6 +26,7 @@ _MEANING = {
     "drain": "the pipeline empties",
     "imbalance": "stages take unequally long, or the order does not suit them",
     "messages": "messages are under way",
+    "streams": "messages wait for others on their communicators, or for their receives",
     "device": "the rank's own time between actions",
     "straggler": "actions took longer than usual",
 }

@@ -38,6 +38,7 @@ class Replays(NamedTuple):
 
     recorded: GraphTimes
     without_excess: GraphTimes  # no action longer than usual
+    without_streams: GraphTimes  # every message sets off as it is made, on a link of its own
     without_messages: GraphTimes
     without_device_waits: GraphTimes
 
@@ -45,16 +46,18 @@ class Replays(NamedTuple):
 class Roots(NamedTuple):
     """Seconds of idle time by what it comes from, all arrays of one shape; the sum of all is the idle time.
 
-    queueing, transfer, latency, device: what is waited for at the moment. All else is waiting for computation, by what
-    made that late: an action longer than usual (straggler), messages or devices elsewhere (late_messages, late_device),
-    or nothing of these (compute).
+    queueing, stream, transfer, latency, device: what is waited for at the moment. All else is waiting for computation,
+    by what made that late: an action longer than usual (straggler), streams, messages or devices elsewhere
+    (late_streams, late_messages, late_device), or nothing of these (compute).
     """
 
     queueing: Seconds
+    stream: Seconds
     transfer: Seconds
     latency: Seconds
     device: Seconds
     straggler: Seconds
+    late_streams: Seconds
     late_messages: Seconds
     late_device: Seconds
     compute: Seconds
@@ -63,6 +66,11 @@ class Roots(NamedTuple):
     def messages(self) -> Seconds:
         """All that messages cause."""
         return (self.queueing + self.transfer + self.latency) + self.late_messages
+
+    @property
+    def streams(self) -> Seconds:
+        """All that streams cause."""
+        return self.stream + self.late_streams
 
 
 def split_bubbles(graph: StepGraph, usual_s: Seconds) -> BubbleParts:
@@ -111,10 +119,12 @@ def split_bubbles(graph: StepGraph, usual_s: Seconds) -> BubbleParts:
     parts: BubbleParts = {
         ("warm_up", "compute"): inherent[:, START] + inherent[:, FILLING],
         ("warm_up", "messages"): before.messages[:, START],
+        ("warm_up", "streams"): before.streams[:, START],
         ("warm_up", "device"): (before.device + before.late_device)[:, START],
         ("warm_up", "straggler"): before.straggler[:, START],
         ("drain", "compute"): after.compute + inherent[:, EMPTYING],
         ("drain", "messages"): after.messages,
+        ("drain", "streams"): after.streams,
         ("drain", "device"): after.device + after.late_device,
         ("drain", "straggler"): after.straggler,
         ("imbalance", ""): (before.compute - inherent).sum(axis=1),
@@ -122,6 +132,8 @@ def split_bubbles(graph: StepGraph, usual_s: Seconds) -> BubbleParts:
         ("messages", "transfer"): before.transfer[:, _AFTER_START].sum(axis=1),
         ("messages", "latency"): before.latency[:, _AFTER_START].sum(axis=1),
         ("messages", "knock_on"): before.late_messages[:, _AFTER_START].sum(axis=1),
+        ("streams", ""): before.stream[:, _AFTER_START].sum(axis=1),
+        ("streams", "knock_on"): before.late_streams[:, _AFTER_START].sum(axis=1),
         ("device", ""): before.device[:, _AFTER_START].sum(axis=1) + in_pairs,
         ("device", "knock_on"): before.late_device[:, _AFTER_START].sum(axis=1),
         ("straggler", ""): before.straggler[:, _AFTER_START].sum(axis=1),
@@ -139,12 +151,15 @@ def replays_of(graph: StepGraph, usual_s: Seconds) -> Replays:
     edge_times = cut_to_usual(graph, usual_s)
     # Recorded times are kept as they are where nothing is cut: a replay would differ by rounding.
     without_excess = graph.times if edge_times is graph.edge_times else replay(graph.wiring, edge_times)
+    wiring = graph.wiring.without_streams()
+    without_streams = replay(wiring, edge_times) if graph.is_on_streams else without_excess
     edge_times = without_messages(edge_times)
     return Replays(
         recorded=graph.times,
         without_excess=without_excess,
-        without_messages=replay(graph.wiring, edge_times),
-        without_device_waits=replay(graph.wiring, without_device_waits(edge_times)),
+        without_streams=without_streams,
+        without_messages=replay(wiring, edge_times),
+        without_device_waits=replay(wiring, without_device_waits(edge_times)),
     )
 
 
@@ -163,19 +178,23 @@ def roots_of(waits: list[Seconds], idle: list[Seconds], rounding_s: float) -> Ro
     rounding_s : float
         What is shorter is rounding.
     """
-    compute, queueing, transfer, latency, device = waits
-    recorded, without_excess, without_messages, without_device_waits = idle
+    compute, queueing, stream, transfer, latency, device = waits
+    recorded, without_excess, without_streams, without_messages, without_device_waits = idle
     straggler = _share(recorded - without_excess, compute, rounding_s)
     compute = compute - straggler
-    late_messages = _share(without_excess - without_messages - (queueing + transfer + latency), compute, rounding_s)
+    late_streams = _share(without_excess - without_streams - stream, compute, rounding_s)
+    compute = compute - late_streams
+    late_messages = _share(without_streams - without_messages - (queueing + transfer + latency), compute, rounding_s)
     compute = compute - late_messages
     late_device = _share(without_messages - without_device_waits - device, compute, rounding_s)
     return Roots(
         queueing=queueing,
+        stream=stream,
         transfer=transfer,
         latency=latency,
         device=device,
         straggler=straggler,
+        late_streams=late_streams,
         late_messages=late_messages,
         late_device=late_device,
         compute=compute - late_device,
@@ -215,7 +234,7 @@ def idle_before(graph: StepGraph, times: GraphTimes) -> Seconds:
 
 def idle_with_equal_stages(graph: StepGraph, usual_s: Seconds) -> Seconds:
     """The idle time before each action if stages were equal and messages free, shape (actions,)."""
-    return idle_before(graph, replay(graph.wiring, equal_stages(graph, usual_s)))
+    return idle_before(graph, replay(graph.wiring.without_streams(), equal_stages(graph, usual_s)))
 
 
 def idle_after(graph: StepGraph, times: GraphTimes) -> Seconds:

@@ -57,7 +57,7 @@ class PathWeights(NamedTuple):
 
     @classmethod
     def zeros(cls, wiring: Wiring) -> PathWeights:
-        actions, messages = len(wiring.order), len(wiring.producer)
+        actions, messages = len(wiring.rank), len(wiring.producer)
         return cls(np.zeros(actions), np.zeros(messages), np.zeros(messages))
 
     def add(self, other: PathWeights, width: float) -> None:

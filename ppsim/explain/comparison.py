@@ -199,7 +199,7 @@ def compare(predicted: Trace, measured: Trace) -> Comparison:
     (6.0, 'B of stage 1', 4.0)
     """
     _check_same(predicted, measured)
-    wiring = Wiring.of(predicted.program)
+    wiring = Wiring.of(predicted.program, predicted.conditions.streams)
     attributions = attributed(predicted, wiring), attributed(measured, wiring)
     graphs = [each.graph for each in attributions]
     change = explain_change(wiring, graphs[0].edge_times, graphs[1].edge_times)

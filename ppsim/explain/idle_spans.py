@@ -37,7 +37,7 @@ class IdleSpans(NamedTuple):
         Where it is, and the action that it ends with; -1 for the span after a rank's last action.
     begin_s, end_s : arrays of shape (spans,)
         Seconds from the step's start.
-    parts_s : array of shape (spans, 6)
+    parts_s : array of shape (spans, parts)
         Seconds by part, in the sequence of `attribution.PARTS`. Their sum is the span's length.
     """
 
@@ -94,13 +94,14 @@ def idle_spans(found: Attribution) -> IdleSpans:
 
 
 def _before_actions(roots: Roots, inherent: Seconds, phase: Integers) -> Seconds:
-    """The parts of the span before each action, shape (actions, 6)."""
-    total = roots.compute + roots.messages + (roots.device + roots.late_device) + roots.straggler
+    """The parts of the span before each action, shape (actions, parts)."""
+    total = roots.compute + roots.messages + roots.streams + (roots.device + roots.late_device) + roots.straggler
     steady = {
         "warm_up": np.where(phase == FILLING, inherent, 0.0),
         "drain": np.where(phase == EMPTYING, inherent, 0.0),
         "imbalance": roots.compute - inherent,
         "messages": roots.messages,
+        "streams": roots.streams,
         "device": roots.device + roots.late_device,
         "straggler": roots.straggler,
     }
@@ -110,6 +111,6 @@ def _before_actions(roots: Roots, inherent: Seconds, phase: Integers) -> Seconds
 
 
 def _after_the_last(roots: Roots) -> Seconds:
-    """The parts of the span after each rank's last action, shape (p, 6): all of it is drain."""
-    total = roots.compute + roots.messages + (roots.device + roots.late_device) + roots.straggler
+    """The parts of the span after each rank's last action, shape (p, parts): all of it is drain."""
+    total = roots.compute + roots.messages + roots.streams + (roots.device + roots.late_device) + roots.straggler
     return np.stack([total if part == "drain" else np.zeros_like(total) for part in PARTS], axis=1)

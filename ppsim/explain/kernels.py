@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING
 
 import numpy as np
 
-from ppsim.kernel_cache import kernel
+from ppsim.kernel_cache import kernel, kernel_part
 
 if TYPE_CHECKING:
     from ppsim.explain.change import PathWeights
@@ -19,13 +19,17 @@ if TYPE_CHECKING:
     from ppsim.explain.waits import Waits
 
 _FIRST_ROOM = 8  # intervals of idle time that a rank has room for at first; doubled whenever it is full
-_COMPUTE, _QUEUE, _TRANSFER, _LATENCY, _DEVICE = range(5)  # as in `explain.waits.Cause`
+_COMPUTE, _QUEUE, _STREAM, _TRANSFER, _LATENCY, _DEVICE = range(6)  # as in `explain.waits.Cause`
 
 
 @kernel
 def replay(wiring: Wiring, edge_times: EdgeTimes, times: GraphTimes) -> None:
     """Fill in the start and end of every action and message: the longest path to it."""
+    actions = len(wiring.rank)
     for action in wiring.order:
+        if action >= actions:
+            _replay_message(wiring, edge_times, times, action - actions)
+            continue
         before = wiring.previous[action]
         now = times.end_s[before] if before >= 0 else 0.0
         for place in range(2):
@@ -37,19 +41,25 @@ def replay(wiring: Wiring, edge_times: EdgeTimes, times: GraphTimes) -> None:
         times.start_s[action] = now
         now = now + edge_times.compute_s[action]
         times.end_s[action] = now
-        for place in range(2):
-            message = wiring.outputs[action, place]
-            if message < 0:
-                break
-            begin, front = now, wiring.ahead[message]
-            if front >= 0 and times.left_s[front] > begin:
-                begin = times.left_s[front]
-            times.message_ready_s[message] = begin
-            begin = begin + edge_times.post_s[message]
-            times.message_start_s[message] = begin
-            begin = begin + edge_times.occupied_s[message]
-            times.left_s[message] = begin
-            times.arrival_s[message] = begin + edge_times.latency_s[message]
+
+
+@kernel_part
+def _replay_message(wiring: Wiring, edge_times: EdgeTimes, times: GraphTimes, message: int) -> None:
+    """Fill in the times of one message: it begins after its posts, and after the messages ahead at both ends."""
+    now = times.end_s[wiring.sent_after[message]]
+    posted = wiring.received_after[message]
+    if posted >= 0 and times.end_s[posted] > now:
+        now = times.end_s[posted]
+    for place in range(2):
+        front = wiring.ahead[message, place]
+        if front >= 0 and times.left_s[front] > now:
+            now = times.left_s[front]
+    times.message_ready_s[message] = now
+    now = now + edge_times.post_s[message]
+    times.message_start_s[message] = now
+    now = now + edge_times.occupied_s[message]
+    times.left_s[message] = now
+    times.arrival_s[message] = now + edge_times.latency_s[message]
 
 
 @kernel
@@ -57,6 +67,7 @@ def trace_back(wiring: Wiring, times: GraphTimes, tie_s: float, weights: PathWei
     """Send one unit back from the step's end along all critical paths, and note how much of it crosses what.
 
     A unit that reaches an action goes on to what the action waited for: the action before it on its rank, or a message.
+    One that reaches a message goes on to its posts, and to the messages ahead.
     Where several were equally late (within `tie_s`) it is parted equally. `weights` holds zeros and is added to.
     """
     end_s, weight = times.end_s, weights.action
@@ -68,25 +79,12 @@ def trace_back(wiring: Wiring, times: GraphTimes, tie_s: float, weights: PathWei
     for action in range(len(end_s)):
         if end_s[action] >= length_s - tie_s:
             weight[action] = 1.0 / count
+    actions = len(wiring.rank)
     for index in range(len(wiring.order) - 1, -1, -1):
         action = wiring.order[index]
-        # First its messages, the later one on a link first: all that they bring back to this action must be there.
-        for place in range(1, -1, -1):
-            message = wiring.outputs[action, place]
-            if message < 0:
-                continue
-            weights.link[message] += weights.latency[message]
-            crossing = weights.link[message]
-            if crossing == 0.0:
-                continue
-            bound, front = times.message_ready_s[message] - tie_s, wiring.ahead[message]
-            is_behind = front >= 0 and times.left_s[front] >= bound
-            is_own = end_s[action] >= bound
-            share = crossing / (int(is_behind) + int(is_own))
-            if is_behind:
-                weights.link[front] += share
-            if is_own:
-                weight[action] += share
+        if action >= actions:
+            _trace_message(wiring, times, tie_s, weights, action - actions)
+            continue
         crossing = weight[action]
         if crossing == 0.0:
             continue
@@ -106,6 +104,33 @@ def trace_back(wiring: Wiring, times: GraphTimes, tie_s: float, weights: PathWei
                 weights.latency[message] += share
 
 
+@kernel_part
+def _trace_message(wiring: Wiring, times: GraphTimes, tie_s: float, weights: PathWeights, message: int) -> None:
+    """Hand on what has reached a message to what it waited for."""
+    weights.link[message] += weights.latency[message]
+    crossing = weights.link[message]
+    if crossing == 0.0:
+        return
+    bound = times.message_ready_s[message] - tie_s
+    sent, posted = wiring.sent_after[message], wiring.received_after[message]
+    is_sent_late = times.end_s[sent] >= bound
+    is_posted_late = posted >= 0 and posted != sent and times.end_s[posted] >= bound
+    binding = int(is_sent_late) + int(is_posted_late)
+    for place in range(2):
+        front = wiring.ahead[message, place]
+        if front >= 0 and times.left_s[front] >= bound:
+            binding += 1
+    share = crossing / binding
+    if is_sent_late:
+        weights.action[sent] += share
+    if is_posted_late:
+        weights.action[posted] += share
+    for place in range(2):
+        front = wiring.ahead[message, place]
+        if front >= 0 and times.left_s[front] >= bound:
+            weights.link[front] += share
+
+
 @kernel
 def find_slack(wiring: Wiring, times: GraphTimes, slack_s: Seconds) -> None:
     """Fill in by how much each action could end later without a longer step, from the last action to the first."""
@@ -114,26 +139,37 @@ def find_slack(wiring: Wiring, times: GraphTimes, slack_s: Seconds) -> None:
     for action in range(len(end_s)):
         slack_s[action] = step_end_s - end_s[action]
     link_slack_s = np.full(len(left_s), math.inf)  # by how much each message could leave its link later
+    actions = len(end_s)
     for index in range(len(wiring.order) - 1, -1, -1):
         action = wiring.order[index]
-        for place in range(1, -1, -1):
-            message = wiring.outputs[action, place]
-            if message < 0:
-                continue
+        if action >= actions:
+            message = action - actions
             receiver = wiring.consumer[message]
-            # By how much the message could begin later: for its receiver's sake, and for that of the message behind it.
+            # By how much it could begin later: for its receiver's sake, and for that of the messages behind it.
             need_s = min(link_slack_s[message], slack_s[receiver] + (times.ready_s[receiver] - arrival_s[message]))
-            begun_s, front = times.message_ready_s[message], wiring.ahead[message]
-            slack_s[action] = min(slack_s[action], need_s + (begun_s - end_s[action]))
-            if front >= 0:
-                link_slack_s[front] = min(link_slack_s[front], need_s + (begun_s - left_s[front]))
+            begun_s = times.message_ready_s[message]
+            for poster in (wiring.sent_after[message], wiring.received_after[message]):
+                if poster >= 0:
+                    slack_s[poster] = min(slack_s[poster], need_s + (begun_s - end_s[poster]))
+            for place in range(2):
+                front = wiring.ahead[message, place]
+                if front >= 0:
+                    link_slack_s[front] = min(link_slack_s[front], need_s + (begun_s - left_s[front]))
+            continue
         before = wiring.previous[action]
         if before >= 0:
             slack_s[before] = min(slack_s[before], slack_s[action] + (times.ready_s[action] - end_s[before]))
 
 
 @kernel
-def split_waits(wiring: Wiring, times: GraphTimes, shown_left_s: Seconds, step_end_s: float, waits: Waits) -> None:
+def split_waits(
+    wiring: Wiring,
+    times: GraphTimes,
+    link_free_s: Seconds,
+    shown_left_s: Seconds,
+    step_end_s: float,
+    waits: Waits,
+) -> None:
     """Add up every wait by what it comes from, moment by moment; see `explain.waits.follow_waits`.
 
     `waits` holds zeros and is added to. For every rank its idle time so far is kept as a list of intervals (begin, end,
@@ -148,6 +184,8 @@ def split_waits(wiring: Wiring, times: GraphTimes, shown_left_s: Seconds, step_e
         place[rank, 0], place[rank, 1], place[rank, 2] = rank * _FIRST_ROOM, 0, _FIRST_ROOM
     place[ranks, 0] = ranks * _FIRST_ROOM
     for action in wiring.order:
+        if action >= len(wiring.rank):
+            continue
         rank = wiring.rank[action]
         free, now = free_s[rank], times.start_s[action]
         if now > free:
@@ -165,8 +203,11 @@ def split_waits(wiring: Wiring, times: GraphTimes, shown_left_s: Seconds, step_e
                 if until > at:
                     idle = _copy(idle, place, rank, wiring.rank[source], at, until, sums)
                 at = until
-                until = min(max(times.message_start_s[message], at), now)
+                until = min(max(link_free_s[message], at), now)
                 idle = _add(idle, place, rank, at, until, _QUEUE, sums)
+                at = until
+                until = min(max(times.message_start_s[message], at), now)
+                idle = _add(idle, place, rank, at, until, _STREAM, sums)
                 at = until
                 until = min(max(shown_left_s[message], at), now)
                 idle = _add(idle, place, rank, at, until, _TRANSFER, sums)

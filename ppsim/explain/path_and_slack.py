@@ -176,7 +176,7 @@ class _WayBack:
         return int(max(inputs, key=times.arrival_s.__getitem__))
 
     def cross_messages(self, message: int) -> int:
-        """Go to the end of the action that the message waited for: its producer, or that of a message ahead of it."""
+        """Go to the end of the action that the message waited for: the last to post it, or that of a message ahead."""
         graph, wiring, times = self.graph, self.graph.wiring, self.graph.times
         while True:
             producer = int(wiring.producer[message])
@@ -191,10 +191,13 @@ class _WayBack:
             self._cross("latency", float(graph.shown_left_s[message]), **place)
             self._cross("transfer", float(times.message_start_s[message]), **place)
             self._cross("queueing", float(times.message_ready_s[message]), **place)
-            ahead = int(wiring.ahead[message])
-            if ahead < 0 or times.end_s[producer] >= times.message_ready_s[message]:
-                return producer
-            message = ahead
+            ready_s = times.message_ready_s[message]
+            posters = (int(wiring.sent_after[message]), int(wiring.received_after[message]))
+            late = next((poster for poster in posters if poster >= 0 and times.end_s[poster] >= ready_s), None)
+            ahead = [front for front in wiring.ahead[message].tolist() if front >= 0]
+            if late is not None or not ahead:
+                return posters[0] if late is None else late
+            message = max(ahead, key=times.left_s.__getitem__)
 
     def segments(self) -> tuple[Segment, ...]:
         """What was crossed, in the order of time."""

@@ -10,6 +10,7 @@ import numpy as np
 import numpy.typing as npt
 
 from ppsim.schedule.program import Program
+from ppsim.schedule.streams import Streams
 from ppsim.trace.trace import Trace
 
 Seconds = npt.NDArray[np.float64]
@@ -23,17 +24,21 @@ class Wiring(NamedTuple):
 
     Parameters
     ----------
-    order : array of shape (actions,)
-        All actions, each after everything that it needs.
+    order : array of shape (actions + messages,)
+        Action a as a, message k as actions + k, each after everything that it needs.
     rank, previous : arrays of shape (actions,)
         The rank of each action, and the action before it on that rank, -1 for none.
     producer, consumer : arrays of shape (messages,)
         The actions that send and that use each message.
-    ahead : array of shape (messages,)
+    sent_after, received_after : arrays of shape (messages,)
+        The actions after which its send and its receive are posted; -1 for before the step.
+    ahead : array of shape (messages, 2)
+        The messages before it on its sender's and on its receiver's communicator, -1 for none. Where both are the same,
+        the second is -1.
+    link_ahead : array of shape (messages,)
         The message before it on its link, -1 for none.
-    inputs, outputs : arrays of shape (actions, 2)
-        The messages that an action waits for, and those that leave at its end: ascending, then -1 for none. An
-        overlapped pair can have two of each.
+    inputs : array of shape (actions, 2)
+        The messages that an action waits for: ascending, then -1 for none. An overlapped pair can have two.
     """
 
     order: Integers
@@ -41,27 +46,58 @@ class Wiring(NamedTuple):
     previous: Integers
     producer: Integers
     consumer: Integers
+    sent_after: Integers
+    received_after: Integers
     ahead: Integers
+    link_ahead: Integers
     inputs: Integers
-    outputs: Integers
 
     @classmethod
-    def of(cls, program: Program) -> Wiring:
-        """The wiring of a program. Raises ScheduleError if the program hangs."""
+    def of(cls, program: Program, streams: Streams = "link") -> Wiring:
+        """The wiring of a program on these streams. Raises ScheduleError if the program hangs on them."""
         row_action, messages = program.row_action, program.messages
         count = np.diff(program.rank_actions)
+        link_ahead = np.where(messages.position > 0, np.arange(len(messages)) - 1, -1)
         previous = np.arange(program.actions) - 1
         previous[program.rank_actions[:-1][count > 0]] = -1
-        return cls(
-            order=program.execution_order.astype(np.int64),
+        found = cls(
+            order=_in_sequence(program),
             rank=np.repeat(np.arange(program.ranks), count),
             previous=previous,
             producer=row_action[messages.producer].astype(np.int64),
             consumer=row_action[messages.consumer].astype(np.int64),
-            ahead=np.where(messages.position > 0, np.arange(len(messages)) - 1, -1),
+            sent_after=row_action[messages.producer].astype(np.int64),
+            received_after=np.full(len(messages), -1),
+            ahead=np.stack([link_ahead, np.full(len(messages), -1)], axis=1),
+            link_ahead=link_ahead,
             inputs=_by_action(program, program.message_in),
-            outputs=_by_action(program, program.message_out),
         )
+        if streams == "link" and program.written is None:
+            return found
+        graph = program.message_graph(streams)
+        is_same = graph.ahead_sending == graph.ahead_receiving
+        ahead = np.stack([graph.ahead_sending, np.where(is_same, -1, graph.ahead_receiving)], axis=1)
+        return found._replace(
+            order=graph.order.astype(np.int64),
+            sent_after=graph.send_after.astype(np.int64),
+            received_after=graph.receive_after.astype(np.int64),
+            ahead=ahead.astype(np.int64),
+        )
+
+    def without_streams(self) -> Wiring:
+        """The wiring if every message set off as it is made, on a link of its own."""
+        none = np.full(len(self.link_ahead), -1)
+        ahead = np.stack([self.link_ahead, none], axis=1)
+        return self._replace(sent_after=self.producer, received_after=none, ahead=ahead)
+
+
+def _in_sequence(program: Program) -> Integers:
+    """All actions in a sequence in which they can run, each with the messages that it makes behind it."""
+    if program.written is not None:  # messages may leave later than they are made, and in another order
+        return program.message_graph("link").order.astype(np.int64)
+    order, made = program.execution_order.astype(np.int64), _by_action(program, program.message_out)
+    nodes = np.concatenate([order[:, None], np.where(made >= 0, made + program.actions, -1)[order]], axis=1).ravel()
+    return nodes[nodes >= 0]
 
 
 def _by_action(program: Program, of_row: npt.NDArray[np.integer]) -> Integers:
@@ -166,6 +202,22 @@ class StepGraph:
         """The makespan: time starts with the first action."""
         return float(self.trace.end_s.max() - self.trace.start_s.min())
 
+    @property
+    def is_on_streams(self) -> bool:
+        """Whether messages wait for more than their producers and those before them on their links."""
+        return self.trace.conditions.streams != "link" or self.program.written is not None
+
+    def link_free_s(self) -> Seconds:
+        """Until when each message that sets off late waits for its producer and its link, shape (messages,).
+
+        From then to its start it waits for a stream, or for a post.
+        """
+        if not self.is_on_streams:
+            return self.times.message_start_s
+        front = self.wiring.link_ahead
+        free_s = self.times.end_s[self.wiring.producer]
+        return np.where(front >= 0, np.maximum(free_s, self.times.left_s[front]), free_s)
+
     @classmethod
     def of(cls, trace: Trace, wiring: Wiring | None = None) -> StepGraph:
         """Read the edge times off a trace.
@@ -197,7 +249,7 @@ class StepGraph:
         actions of a busy rank is the rank's own time.
         """
         program = trace.program
-        wiring = Wiring.of(program) if wiring is None else wiring
+        wiring = Wiring.of(program, trace.conditions.streams) if wiring is None else wiring
         zero = trace.start_s.min()
         first, last = program.action_start[:-1], program.action_start[1:] - 1
         start, end = trace.start_s[first] - zero, trace.end_s[last] - zero
@@ -216,8 +268,9 @@ class StepGraph:
             shown_left, left = arrival, begun
         ready = free.copy()
         np.maximum.at(ready, wiring.consumer, arrival)
-        message_ready = producer_end
-        message_ready = np.where(wiring.ahead >= 0, np.maximum(message_ready, left[wiring.ahead]), message_ready)
+        message_ready = end[wiring.sent_after]
+        for before, known in ((wiring.received_after, end), (wiring.ahead[:, 0], left), (wiring.ahead[:, 1], left)):
+            message_ready = np.where(before >= 0, np.maximum(message_ready, known[before]), message_ready)
         return cls(
             trace=trace,
             wiring=wiring,
@@ -276,7 +329,7 @@ def replay(wiring: Wiring, edge_times: EdgeTimes) -> GraphTimes:
     """
     from ppsim.explain import kernels  # imported here because numba takes a second to import
 
-    actions, messages = len(wiring.order), len(wiring.producer)
+    actions, messages = len(wiring.rank), len(wiring.producer)
     times = GraphTimes(*(np.empty(actions) for _ in range(3)), *(np.empty(messages) for _ in range(4)))
     kernels.replay(wiring, edge_times, times)
     return times

@@ -14,13 +14,14 @@ Seconds = npt.NDArray[np.float64]
 
 
 class Cause(enum.IntEnum):
-    """What keeps a rank waiting at a moment. The middle three are a message's."""
+    """What keeps a rank waiting at a moment. QUEUE, TRANSFER and LATENCY are a message's."""
 
     COMPUTE = 0  # a rank computes what is needed, or what comes before it
     QUEUE = 1  # the link is taken by the messages ahead
-    TRANSFER = 2
-    LATENCY = 3
-    DEVICE = 4  # everything is there and the rank is free, yet the action does not start
+    STREAM = 2  # the link is free, but a post is missing, or a communicator has to carry something else before
+    TRANSFER = 3
+    LATENCY = 4
+    DEVICE = 5  # everything is there and the rank is free, yet the action does not start
 
 
 class Waits(NamedTuple):
@@ -61,5 +62,5 @@ def follow_waits(graph: StepGraph) -> Waits:
     found = Waits(
         before_s=np.zeros((graph.program.actions, len(Cause))), after_s=np.zeros((graph.program.ranks, len(Cause)))
     )
-    kernels.split_waits(graph.wiring, graph.times, graph.shown_left_s, graph.end_s, found)
+    kernels.split_waits(graph.wiring, graph.times, graph.link_free_s(), graph.shown_left_s, graph.end_s, found)
     return found

@@ -18,6 +18,7 @@ _NAMES = {
     "drain": "drain",
     "imbalance": "imbalance",
     "messages": "messages",
+    "streams": "streams",
     "device": "device or dispatch",
     "straggler": "straggler",
 }

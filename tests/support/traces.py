@@ -98,7 +98,10 @@ def cause_at(trace: Trace, rank: int, moment: float) -> Cause | None:
     if moment < produced_s:
         return cause_at(trace, int(messages.source[message]), moment) or Cause.COMPUTE
     if moment < trace.message_start_s[message]:
-        return Cause.QUEUE
+        ahead = message - 1  # of its link, whose messages stand side by side
+        is_link_taken = messages.position[message] > 0 and moment < trace.message_left_s[ahead]
+        is_plain = trace.conditions.streams == "link" and program.written is None
+        return Cause.QUEUE if is_link_taken or is_plain else Cause.STREAM
     return Cause.TRANSFER if moment < trace.message_left_s[message] else Cause.LATENCY
 
 

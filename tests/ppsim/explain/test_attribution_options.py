@@ -11,7 +11,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from ppsim import Network, StageCost, Trace, attribute, build_schedule, compare, critical_path, simulate
+from ppsim import Network, Schedule, StageCost, Trace, attribute, build_schedule, compare, critical_path, simulate
 from ppsim.explain.step_graph import StepGraph, replay
 from tests.support import strategies
 from tests.support.traces import COST, B, F, check_sums, check_waits
@@ -24,7 +24,8 @@ def refined(
     draw: st.DrawFn, *, sharing: tuple[str | None, ...] = (None, "turns", "fair"), free: bool = False
 ) -> tuple[Trace, list[StageCost]]:
     """A step with refinements, and the costs it was made from. free: messages and dispatch take no time."""
-    schedule = draw(strategies.schedules())
+    schedule = draw(strategies.schedules() | strategies.schedules().flatmap(strategies.communications))
+    strategies.assume_runs(schedule)
     costs = draw(strategies.stage_costs(schedule.stages))
     network = FREE if free else draw(strategies.networks(schedule.ranks))
     conditions = draw(strategies.conditions(schedule, sharing=sharing))
@@ -210,3 +211,36 @@ def test_sharing_evenly_stretches_and_does_not_wait() -> None:
     assert found.to_dict()["stretched_s"] == found.stretched_s.tolist() == found.to_frame()["stretched_s"].tolist()
     assert "beyond what was expected" in str(found)
     assert attribute(trace).to_dict()["stretched_s"] is None
+
+
+BLOCKED = Schedule.of(
+    [
+        ["0F0", "0SEND_F0", "0RECV_B0", "0F1", "0SEND_F1", "0B0", "0RECV_B1", "0B1"],
+        ["1RECV_F0", "1F0", "1B0", "1SEND_B0", "1RECV_F1", "1F1", "1B1", "1SEND_B1"],
+    ]
+)
+
+
+def test_waiting_for_a_stream_is_a_part_of_its_own() -> None:
+    """0SEND_F1 stands behind 0RECV_B0. F takes 1 s, B 2 s, a transfer 1 s.
+
+    Rank 1 waits from 5, when it has sent B0, to 7: until 6 its own stream carries B0, from 6 to 7 F1 is in transfer.
+    """
+    cost = StageCost(forward_s=1, backward_input_s=1, backward_weight_s=1, output_bytes=1)
+    step = simulate(BLOCKED, [cost] * 2, network=Network(bytes_per_s=1), streams="rank")
+    found = attribute(step)
+    assert found.streams_s.tolist()[1] == 1.0
+    assert found.transfer_s.tolist()[1] == 1.0
+    assert critical_path(step).length_s == step.makespan_s
+    free = attribute(simulate(BLOCKED.with_communication(None), [cost] * 2, network=Network(bytes_per_s=1)))
+    assert not free.streams_s.any()
+    assert not free.streams_knock_on_s.any()
+
+
+def test_without_messages_that_take_time_streams_may_still_make_ranks_wait() -> None:
+    """A send that stands late is waited for, though nothing is under way: all of it is the stream's."""
+    late = Schedule.of([["0F0", "0F1", "0SEND_F0", "0SEND_F1"], ["1RECV_F0", "1F0", "1RECV_F1", "1F1"]])
+    cost = StageCost(forward_s=1, backward_input_s=1, backward_weight_s=1)
+    found = attribute(simulate(late, [cost] * 2))
+    assert found.warm_up_of_s["streams"].tolist() == [0.0, 1.0]
+    assert found.warm_up_of_s["compute"].tolist() == [0.0, 1.0]
