@@ -4,10 +4,11 @@ from __future__ import annotations
 
 import math
 from collections.abc import Sequence
-from dataclasses import dataclass, fields
+from dataclasses import dataclass, fields, replace
 from typing import Any
 
 from ppsim.checks import check_fields, check_names
+from ppsim.costs.sharing import share_cost
 from ppsim.costs.stage_cost import StageCost
 from ppsim.errors import InputError
 from ppsim.network.network import Network
@@ -100,17 +101,23 @@ class Question:
         forward, backward_input, backward_weight = (
             self._by_stage(name, schedule, held) for name in ("forward_s", "backward_input_s", "backward_weight_s")
         )
+        whole = StageCost(
+            forward_s=0,
+            backward_input_s=0,
+            backward_weight_s=0,
+            activation_bytes=self.activation_bytes,
+            weight_activation_bytes=self.weight_activation_bytes,
+            output_bytes=self.output_bytes,
+        )
         return [
-            StageCost(
+            replace(
+                part,
                 forward_s=forward[stage],
                 backward_input_s=backward_input[stage],
                 backward_weight_s=backward_weight[stage],
                 backward_s=full[stage],
-                activation_bytes=self.activation_bytes // held[rank],
-                weight_activation_bytes=self.weight_activation_bytes // held[rank],
-                output_bytes=self.output_bytes,
             )
-            for stage, rank in enumerate(schedule.placement)
+            for stage, part in enumerate(share_cost(whole, schedule.placement))
         ]
 
     def _by_stage(self, name: str, schedule: Schedule, held: Sequence[int]) -> list[float]:

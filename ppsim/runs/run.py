@@ -9,6 +9,7 @@ from typing import Any
 from ppsim.checks import check_fields
 from ppsim.errors import InputError
 from ppsim.schedule.schedule import Schedule
+from ppsim.shown import shown_by
 from ppsim.trace.trace import Trace
 
 
@@ -69,6 +70,9 @@ class Run:
     def ranks(self) -> int:
         """Number of pipeline ranks, p."""
         return self.schedule.ranks
+
+    def _repr_html_(self) -> str:
+        return str(shown_by("run_html", self))
 
     def only(self, steps: Sequence[int]) -> Run:
         """The run with these steps alone. Raises InputError for steps that it does not have."""

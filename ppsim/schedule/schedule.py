@@ -6,7 +6,7 @@ from collections.abc import Iterable
 from dataclasses import dataclass, field, replace
 from functools import cached_property
 from itertools import pairwise
-from typing import Literal
+from typing import TYPE_CHECKING, Literal
 
 import numpy as np
 
@@ -21,6 +21,10 @@ from ppsim.schedule.posts import PostError, Posts, split_posts
 from ppsim.schedule.program import Program
 from ppsim.schedule.program_tables import PostTable
 from ppsim.schedule.streams import Streams, check_streams
+from ppsim.shown import shown_by
+
+if TYPE_CHECKING:
+    import plotly.graph_objects as go
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -299,6 +303,30 @@ class Schedule:
             )
         except PostError as error:
             raise csv_text.located(error, ranks) from None
+
+    @checked
+    def plot(self, *, critical_path: bool = False) -> go.Figure:
+        """The schedule as a figure, with F = I = W = 1, B = 2 and free messages.
+
+        Parameters
+        ----------
+        critical_path : bool
+            Whether to draw the critical path as a red line.
+
+        Returns
+        -------
+        plotly.graph_objects.Figure
+
+        Raises
+        ------
+        ScheduleError
+            If the schedule is incomplete or could hang.
+        """
+        found: go.Figure = shown_by("schedule_figure", self, critical_path=critical_path)
+        return found
+
+    def _repr_html_(self) -> str:
+        return str(shown_by("schedule_html", self))
 
     def __str__(self) -> str:
         return f"{self.name}: {self.ranks} ranks, {self.stages} stages, {self.microbatches} microbatches"

@@ -11,6 +11,7 @@ from ppsim.network.network import Network
 from ppsim.schedule.schedule import Schedule
 from ppsim.search.lower_bound import lower_bound_s
 from ppsim.search.problem import make_problem
+from ppsim.shown import shown_by
 from ppsim.simulation.simulate import simulate
 from ppsim.trace.trace import Trace
 
@@ -33,6 +34,9 @@ class SearchResult:
     schedule: Schedule
     trace: Trace
     lower_bound_s: float
+
+    def _repr_html_(self) -> str:
+        return str(shown_by("search_html", self))
 
 
 @checked

@@ -20,12 +20,14 @@ from ppsim.schedule.order import Order
 from ppsim.schedule.posts import Posts
 from ppsim.schedule.program import Program
 from ppsim.schedule.schedule import Schedule
+from ppsim.shown import shown_by
 from ppsim.trace import table
 from ppsim.trace.memory import Bytes, Memory, Seconds, levels_at_peak, peak_per_rank, sending_levels
 from ppsim.trace.trace_file import read_file, write_file
 
 if TYPE_CHECKING:
     import pandas
+    import plotly.graph_objects as go
 
 _Number = TypeVar("_Number", bound=np.generic)
 
@@ -282,6 +284,28 @@ class Trace:
         if frame["size_bytes"].dtype.kind == "f":  # some are not known
             frame["size_bytes"] = frame["size_bytes"].astype("Int64")
         return frame.sort_values(["start_s", "rank"], kind="stable", ignore_index=True)
+
+    @checked
+    def plot(self, *, messages: bool = False, critical_path: bool = False) -> go.Figure:
+        """The step as a figure: a lane for each rank, a bar for each action.
+
+        Parameters
+        ----------
+        messages : bool
+            Whether to draw each message as a thin line.
+        critical_path : bool
+            Whether to draw the critical path as a red line.
+
+        Returns
+        -------
+        plotly.graph_objects.Figure
+            `ppsim.plots.timeline_figure.timeline` of this trace.
+        """
+        found: go.Figure = shown_by("trace_figure", self, messages=messages, critical_path=critical_path)
+        return found
+
+    def _repr_html_(self) -> str:
+        return str(shown_by("trace_html", self))
 
     @checked
     def save(self, path: str | Path) -> None:

@@ -1,0 +1,46 @@
+"""Sharing: the cost of a rank's part of a model, shared evenly by the stages that the rank holds."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import fields, replace
+
+from ppsim.costs.stage_cost import StageCost
+
+_PER_MESSAGE = ("output_bytes", "output_gradient_bytes")  # as large wherever the model is cut
+
+
+def share_cost(cost: StageCost, placement: Sequence[int]) -> list[StageCost]:
+    """The cost of each stage if every rank's part of the model costs the same.
+
+    Parameters
+    ----------
+    cost : StageCost
+        Of what a rank holds; its messages are those of a stage.
+    placement : sequence of ints
+        The rank of each stage.
+
+    Returns
+    -------
+    list of StageCost
+        So that schedules with one and with several stages on each rank are of one model. Bytes are rounded down.
+
+    Examples
+    --------
+    >>> whole = StageCost(forward_s=2, backward_input_s=2, backward_weight_s=2, activation_bytes=9, output_bytes=4)
+    >>> [(part.forward_s, part.activation_bytes, part.output_bytes) for part in share_cost(whole, [0, 0, 1])]
+    [(1.0, 4, 4), (1.0, 4, 4), (2.0, 9, 4)]
+    """
+    return [_part(cost, placement.count(rank)) for rank in placement]
+
+
+def _part(cost: StageCost, count: int) -> StageCost:
+    shared = {each.name: getattr(cost, each.name) for each in fields(cost) if each.name not in _PER_MESSAGE}
+    return replace(
+        cost,
+        **{
+            name: value / count if name.endswith("_s") else value // count
+            for name, value in shared.items()
+            if value is not None
+        },
+    )

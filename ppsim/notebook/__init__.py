@@ -1,0 +1,1 @@
+"""Notebook: values as figures and as HTML where a notebook shows them."""
