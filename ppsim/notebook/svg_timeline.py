@@ -43,6 +43,7 @@ def svg_timeline(trace: Trace) -> str:
         parts.append(
             f'<rect x="{_LABEL}" y="{y}" width="{_WIDTH - _LABEL}" height="{_BAR}" fill="#808080" fill-opacity="0.15"/>'
         )
+    letters_px = _LETTER * len(str(trace.schedule.microbatches - 1)) + 4  # one width, so that 9 and 10 show alike
     starts, lengths = (trace.start_s - zero_s) * scale + _LABEL, (trace.end_s - trace.start_s) * scale
     columns = (program.rank, program.kind, program.microbatch, np.round(starts, 2), np.round(lengths, 2))
     for rank, number, microbatch, x, width in zip(*(each.tolist() for each in columns), strict=True):
@@ -51,7 +52,7 @@ def svg_timeline(trace: Trace) -> str:
         parts.append(
             f'<rect x="{x}" y="{y}" width="{max(width - gap, 0.3):.2f}" height="{_BAR}" fill="{KIND_COLOURS[kind]}"/>'
         )
-        if width > _LETTER * len(str(microbatch)) + 4:
+        if width > letters_px:
             ink = "#fff" if kind in _ON_DARK else "#000"
             middle = f'x="{x + width / 2:.2f}" y="{y + 11.5}" text-anchor="middle" fill="{ink}"'
             parts.append(f"<text {middle}>{microbatch}</text>")
