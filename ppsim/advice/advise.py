@@ -16,6 +16,7 @@ from ppsim.explain.attribution import PARTS, Attribution, attribute
 from ppsim.export.text_table import text_table
 from ppsim.runs.run import Run
 from ppsim.runs.run_costs import RunCosts, costs_of
+from ppsim.schedule.action import Kind
 from ppsim.trace.trace import Trace
 
 if TYPE_CHECKING:
@@ -109,6 +110,7 @@ class Advice:
         """How the frameworks take a candidate's schedule file; by default the best one's."""
         chosen = chosen or self.best or self.current
         stages = f"{chosen.schedule.stages} stages, {chosen.stages_per_rank} on each rank"
+        splits = bool((chosen.schedule.program.kind == Kind.W).any())
         return "\n".join(
             [
                 f"To load {path} ({chosen.name}; {stages}; {chosen.schedule.microbatches} microbatches):",
@@ -117,6 +119,7 @@ class Advice:
                 "  PyTorch     _PipelineScheduleRuntime(stages, microbatches, loss_fn)._load_csv(path, "
                 'format="compute_only")',
                 "  Megatron and Primus take no file: choose the schedule by name, where they have it.",
+                *(["  PyTorch's runtime computes the whole backward of stage 0 in W, later than predicted."] * splits),
             ]
         )
 
@@ -257,5 +260,5 @@ def advise(run: Run, *, memory_limit_bytes: float | None = None, with_search: bo
 
 def _caution(best: Candidate, current: Candidate) -> str:
     if best.range_s[1] < current.range_s[0]:
-        return "It stays so over the whole range of what is uncertain."
+        return "It stays so for every share of W that was tried; what else is uncertain stands above."
     return "Within what is uncertain it may not be faster: measure before you rely on it."

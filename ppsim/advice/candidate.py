@@ -17,8 +17,8 @@ from ppsim.schedule.schedule import Schedule
 from ppsim.search.search import search
 from ppsim.trace.trace import Trace
 
-# What W may take of a whole backward. A linear layer's is a half, attention's score products have none; what runs on
-# the host or waits for collectives can be on either side.
+# What W is tried to take of a whole backward. A linear layer's is a half, attention's score products have none. A job
+# whose layers have few weights can be outside.
 WEIGHT_SHARES = (0.3, 0.5)
 
 
