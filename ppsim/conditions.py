@@ -26,7 +26,8 @@ class Conditions:
     Parameters
     ----------
     overlap : float
-        An overlapped pair takes this share of the sum of its parts.
+        An overlapped pair takes this share of the sum of its parts; of the longer stream where communication is stated
+        (see `StageCost`).
     scale : float or array that broadcasts to (stages, microbatches)
         Factor on the cost of each stage and microbatch, as for microbatches of different length.
     durations_s : array of shape (rows,), or None

@@ -23,11 +23,17 @@ def recompute_layers(layers: Sequence[LayerCost], *, input_bytes: int = 0) -> li
     result, before = [], input_bytes
     for layer in layers:
         backward_s = None if layer.backward_s is None else layer.backward_s + layer.forward_s
+        again_s = layer.forward_communication_s
+        backward_communication_s = (
+            None if layer.backward_communication_s is None else layer.backward_communication_s + again_s
+        )
         result.append(
             replace(
                 layer,
                 backward_input_s=layer.backward_input_s + layer.forward_s,
                 backward_s=backward_s,
+                backward_input_communication_s=layer.backward_input_communication_s + again_s,
+                backward_communication_s=backward_communication_s,
                 activation_bytes=before + layer.output_bytes,
             )
         )

@@ -58,11 +58,22 @@ class StageCost:
     output_gradient_bytes : int, optional
         Bytes of the message with the gradient that comes back. Fewer than `output_bytes`, the default, where the output
         has masks or positions, which have no gradient.
+    forward_communication_s, backward_input_communication_s, backward_weight_communication_s : float
+        Seconds that the device communicates within F, I and W: dispatch and combine of a mixture of experts, or
+        reductions of tensor parallelism. They come on top of the seconds above, which are then compute alone.
+    backward_communication_s : float, optional
+        The same within B. By default that of I and W.
 
     Raises
     ------
     CostError
         If seconds are not finite and >= 0, or bytes are not whole numbers from 0 to 2**53.
+
+    Notes
+    -----
+    An action that runs alone takes its compute and its communication, one after the other: `alone_s`. In an overlapped
+    pair the communication of one part runs under the compute of the other, so that the pair takes the longer of both
+    sums: `ppsim.simulation.timed_program.pair_share`.
 
     Examples
     --------
@@ -80,6 +91,10 @@ class StageCost:
     backward_s: float | None = None
     gradient_bytes: int | None = None
     output_gradient_bytes: int | None = None
+    forward_communication_s: float = 0.0
+    backward_input_communication_s: float = 0.0
+    backward_weight_communication_s: float = 0.0
+    backward_communication_s: float | None = None
 
     def __post_init__(self) -> None:
         for field in fields(self):
@@ -98,8 +113,36 @@ class StageCost:
 
     @property
     def full_backward_s(self) -> float:
-        """Seconds of B."""
+        """Seconds of B, without its communication."""
         return self.backward_input_s + self.backward_weight_s if self.backward_s is None else self.backward_s
+
+    @property
+    def full_backward_communication_s(self) -> float:
+        """Seconds that the device communicates within B."""
+        if self.backward_communication_s is not None:
+            return self.backward_communication_s
+        return self.backward_input_communication_s + self.backward_weight_communication_s
+
+    @property
+    def communication_s(self) -> dict[str, float]:
+        """Seconds that the device communicates within F, B, I and W."""
+        return {
+            "F": self.forward_communication_s,
+            "B": self.full_backward_communication_s,
+            "I": self.backward_input_communication_s,
+            "W": self.backward_weight_communication_s,
+        }
+
+    @property
+    def alone_s(self) -> dict[str, float]:
+        """Seconds of F, B, I and W that run alone: their compute and their communication."""
+        compute_s = {
+            "F": self.forward_s,
+            "B": self.full_backward_s,
+            "I": self.backward_input_s,
+            "W": self.backward_weight_s,
+        }
+        return {kind: compute_s[kind] + communication_s for kind, communication_s in self.communication_s.items()}
 
     @property
     def backward_message_bytes(self) -> int:
@@ -113,8 +156,9 @@ class StageCost:
 
     @property
     def work_s(self) -> float:
-        """F and B of one microbatch, in seconds: what a partition balances."""
-        return self.forward_s + self.full_backward_s
+        """F and B of one microbatch alone, in seconds: what a partition balances."""
+        alone_s = self.alone_s
+        return alone_s["F"] + alone_s["B"]
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -157,6 +201,7 @@ def stage_cost(layers: list[LayerCost] | tuple[LayerCost, ...], *, frees_output:
     if not layers:
         raise CostError("a stage needs at least one layer, got none")
     fused = any(layer.backward_s is not None for layer in layers)
+    fused_communication = any(layer.backward_communication_s is not None for layer in layers)
     knows_gradients = any(layer.gradient_bytes is not None for layer in layers)
     shared = sum(layer.output_bytes for layer in (layers if frees_output else layers[:-1]))
     return StageCost(
@@ -164,6 +209,12 @@ def stage_cost(layers: list[LayerCost] | tuple[LayerCost, ...], *, frees_output:
         backward_input_s=total_s(layer.backward_input_s for layer in layers),
         backward_weight_s=total_s(layer.backward_weight_s for layer in layers),
         backward_s=total_s(layer.full_backward_s for layer in layers) if fused else None,
+        forward_communication_s=total_s(layer.forward_communication_s for layer in layers),
+        backward_input_communication_s=total_s(layer.backward_input_communication_s for layer in layers),
+        backward_weight_communication_s=total_s(layer.backward_weight_communication_s for layer in layers),
+        backward_communication_s=total_s(layer.full_backward_communication_s for layer in layers)
+        if fused_communication
+        else None,
         activation_bytes=max(sum(layer.activation_bytes for layer in layers) - shared, 0),
         weight_activation_bytes=sum(layer.weight_activation_bytes for layer in layers),
         output_bytes=layers[-1].output_bytes,

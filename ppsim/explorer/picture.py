@@ -87,13 +87,8 @@ def order_picture(schedule: Schedule, stages: Sequence[StageCost]) -> Document:
         np.concatenate([getattr(order, name) for order in schedule.orders]) for name in ("stage", "kind", "microbatch")
     )
     action = np.cumsum(np.concatenate([_begins(order.joined) for order in schedule.orders])) - 1
-    seconds = {
-        Kind.F: [cost.forward_s for cost in stages],
-        Kind.B: [cost.full_backward_s for cost in stages],
-        Kind.I: [cost.backward_input_s for cost in stages],
-        Kind.W: [cost.backward_weight_s for cost in stages],
-    }
-    durations_s = np.array([seconds[each] for each in sorted(seconds)])[kind, stage]
+    kinds = (Kind.F, Kind.B, Kind.I, Kind.W)  # in the sequence of their numbers
+    durations_s = np.array([[cost.alone_s[each.name] for cost in stages] for each in kinds])[kind, stage]
     end_s = np.cumsum(durations_s)
     before_s = np.concatenate([[0.0], end_s])[np.searchsorted(rank, rank)]  # by the ranks above
     end_s = end_s - before_s

@@ -5,7 +5,7 @@ from __future__ import annotations
 import numpy as np
 
 from ppsim.search.list_scheduler import schedule_greedily
-from ppsim.search.local_moves import improve
+from ppsim.search.local_moves import improve, join_pairs
 from ppsim.search.lower_bound import lower_bound_s
 from ppsim.search.plan import Plan
 from ppsim.search.policies import Policy, one_by_one, portfolio, take
@@ -59,7 +59,23 @@ def search_at(problem: Problem) -> tuple[Plan, float]:
     if best_s <= goal_s:
         return best, best_s
     best, best_s = _better(best, best_s, *_run(problem, _tuned(model, chosen)))
-    return (best, best_s) if best_s <= goal_s else climb(problem, best, goal_s)
+    if best_s > goal_s:
+        best, best_s = climb(problem, best, goal_s)
+    return paired(problem, best, best_s)
+
+
+def paired(problem: Problem, plan: Plan, plan_s: float) -> tuple[Plan, float]:
+    """The plan with overlapped pairs where they pay, and its objective in seconds; the plan itself where none does.
+
+    Where stages do not communicate a pair only binds: both parts wait for both inputs.
+    """
+    if not problem.tables.communication_s.any():
+        return plan, plan_s
+    tries = max(_LEAST_MOVES, _MOVING_ACTIONS // problem.actions)
+    best, best_s = plan, plan_s
+    for joined in (plan.copy(), plan.with_full_backwards()):  # only an F and a B make a pair
+        best, best_s = _better(best, best_s, joined, float(join_pairs(problem.tables, joined, tries, _SEED)))
+    return best, best_s
 
 
 def best_v_rounds(problem: Problem) -> tuple[Plan, float]:

@@ -56,7 +56,20 @@ def lower_bound_s(problem: Problem) -> float:
     start. r's last backward on s1 ends after all of r's work, except W that wait (a knapsack under L, K3), and after
     r's idle time above. Then come the gradient's chain back to s1(a), and w there. All of this lies between a's first
     start and its last end. The makespan is the longest such time from stage 0's start to any end.
+
+    Overlapped pairs. Where stages communicate, a pair may be shorter than its parts alone, but is no shorter than their
+    compute, one after the other, and no shorter than their communication. So any order is as long as it would be with
+    compute alone and without pairs, and as long as with communication alone. The bound is the larger of these two.
     """
+    communication_s = problem.tables.communication_s
+    if communication_s.any():
+        compute_s = problem.tables.duration_s - communication_s
+        return max(_without_pairs_s(problem.with_durations(each)) for each in (compute_s, communication_s))
+    return _without_pairs_s(problem)
+
+
+def _without_pairs_s(problem: Problem) -> float:
+    """The bound of orders without overlapped pairs."""
     chain = Chains(problem)
     ranks = sorted((_Rank(problem, chain, rank) for rank in range(problem.ranks)), key=lambda rank: rank.stages[0])
     first = np.array([rank.stages[0] for rank in ranks])

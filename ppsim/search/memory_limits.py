@@ -8,7 +8,7 @@ import numpy as np
 
 from ppsim.schedule.named.registry import build_schedule, schedule_names
 from ppsim.schedule.schedule import Schedule
-from ppsim.search.at_limit import SAME, best_v_rounds, climb, search_at
+from ppsim.search.at_limit import SAME, best_v_rounds, climb, paired, search_at
 from ppsim.search.lower_bound import lower_bound_s
 from ppsim.search.plan import Plan
 from ppsim.search.problem import UNLIMITED_BYTES, Integers, Problem
@@ -55,9 +55,11 @@ def best_plan(problem: Problem) -> tuple[Plan, str]:
             best, best_s, name = plan, found_s, "search"
     for plan, plan_name, own in named:
         goal_s = lower_bound_s(own)
-        if plan.joined.any() or best_s <= goal_s * margin:
+        if best_s <= goal_s * margin:
             continue
-        plan, found_s = climb(own, plan, goal_s)
+        if not plan.joined.any():
+            plan, _ = climb(own, plan, goal_s)
+        plan, found_s = paired(own, plan, plan.objective_s(own))
         if found_s < best_s:
             best, best_s, name = plan, found_s, f"search from {plan_name}"
     if best is None:

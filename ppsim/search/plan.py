@@ -7,6 +7,7 @@ from typing import NamedTuple
 import numpy as np
 import numpy.typing as npt
 
+from ppsim.schedule.action import Kind
 from ppsim.schedule.order import Order
 from ppsim.schedule.schedule import Schedule
 from ppsim.search.plan_times import objective_of, peak_of_rank, run_plan
@@ -60,6 +61,17 @@ class Plan(NamedTuple):
     def copy(self) -> Plan:
         """The same orders in new arrays."""
         return Plan._make(column.copy() for column in self)
+
+    def with_full_backwards(self) -> Plan:
+        """The same orders with a B in place of every I, and without W."""
+        plan = self.copy()
+        for rank, parts in enumerate(self.length.tolist()):
+            kept = np.flatnonzero(self.kind[rank, :parts] != Kind.W)
+            plan.length[rank] = len(kept)
+            for column, given in zip(plan[:4], self[:4], strict=True):
+                column[rank, : len(kept)] = given[rank, kept]
+        plan.kind[plan.kind == Kind.I] = Kind.B
+        return plan
 
     def schedule(self, problem: Problem, name: str) -> Schedule:
         """The plan as a schedule of that name."""

@@ -65,9 +65,10 @@ def run_plan(tables: Tables, plan: Plan, start_s: Floats, end_s: Floats) -> bool
                     begin = max(begin, arrival_s[direction, plan.stage[rank, i], plan.microbatch[rank, i]])
             if begin == np.inf:
                 break  # an input has not been sent yet
+            share = _pair_share(tables, plan, rank, at) if parts == 2 else 1.0
             for i in range(at, at + parts):
                 start_s[rank, i] = begin
-                begin = begin + tables.duration_s[plan.kind[rank, i], plan.stage[rank, i]]
+                begin = begin + tables.duration_s[plan.kind[rank, i], plan.stage[rank, i]] * share
                 end_s[rank, i] = begin
             now = begin
             for i in range(at, at + parts):
@@ -85,6 +86,18 @@ def run_plan(tables: Tables, plan: Plan, start_s: Floats, end_s: Floats) -> bool
             left -= parts
         position[rank], free_s[rank] = at, now
     return left == 0
+
+
+@kernel_part
+def _pair_share(tables: Tables, plan: Plan, rank: int, at: int) -> float:
+    """What the overlapped pair at this place takes, as a share of its parts: `timed_program.pair_share`."""
+    both_s, communicated_s = 0.0, 0.0
+    for i in range(at, at + 2):
+        both_s += tables.duration_s[plan.kind[rank, i], plan.stage[rank, i]]
+        communicated_s += tables.communication_s[plan.kind[rank, i], plan.stage[rank, i]]
+    if communicated_s > 0:
+        return float(max(both_s - communicated_s, communicated_s) / both_s)
+    return 1.0
 
 
 @kernel

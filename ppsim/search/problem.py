@@ -37,7 +37,9 @@ class Tables(NamedTuple):
     Parameters
     ----------
     duration_s : (4, S)
-        What an action takes; the row is its `Kind`.
+        What an action takes alone; the row is its `Kind`.
+    communication_s : (4, S)
+        What it communicates of that; in an overlapped pair this runs under the other's compute.
     held_bytes : (S,)
         Activation bytes of a microbatch from the start of F to the end of its backward (B or I).
     kept_bytes : (S,)
@@ -63,6 +65,7 @@ class Tables(NamedTuple):
     """
 
     duration_s: Floats
+    communication_s: Floats
     held_bytes: Integers
     kept_bytes: Integers
     rank: Integers
@@ -128,6 +131,25 @@ class Problem:
         """The same problem under another limit, shape (p,)."""
         return replace(self, limit_bytes=limit_bytes)
 
+    def with_durations(self, duration_s: Floats) -> Problem:
+        """The same problem with these seconds of each kind and stage, shape (4, S), and without communication."""
+        forward_s, full_s, input_s, weight_s = duration_s.tolist()  # in the sequence of the kinds' numbers
+        costs = [
+            replace(
+                cost,
+                forward_s=max(0.0, forward_s[stage]),
+                backward_s=max(0.0, full_s[stage]),
+                backward_input_s=max(0.0, input_s[stage]),
+                backward_weight_s=max(0.0, weight_s[stage]),
+                forward_communication_s=0.0,
+                backward_input_communication_s=0.0,
+                backward_weight_communication_s=0.0,
+                backward_communication_s=None,
+            )
+            for stage, cost in enumerate(self.costs)
+        ]
+        return replace(self, costs=tuple(costs))
+
     def with_microbatches(self, microbatches: int) -> Problem:
         """The same problem with another number of microbatches."""
         return replace(self, microbatches=microbatches)
@@ -149,15 +171,15 @@ class Problem:
     def tables(self) -> Tables:
         """The problem as the arrays that the compiled kernels read."""
         costs, rank = self.costs, np.array(self.placement, np.int64)
-        duration_s = np.empty((4, len(costs)))
-        duration_s[Kind.F] = [cost.forward_s for cost in costs]
-        duration_s[Kind.B] = [cost.full_backward_s for cost in costs]
-        duration_s[Kind.I] = [cost.backward_input_s for cost in costs]
-        duration_s[Kind.W] = [cost.backward_weight_s for cost in costs]
+        duration_s, communication_s = np.empty((2, 4, len(costs)))
+        for kind in (Kind.F, Kind.B, Kind.I, Kind.W):
+            duration_s[kind] = [cost.alone_s[kind.name] for cost in costs]
+            communication_s[kind] = [cost.communication_s[kind.name] for cost in costs]
         counts = np.bincount(rank, minlength=self.ranks)
         link, occupied_s, latency_s = self._messages()
         return Tables(
             duration_s=duration_s,
+            communication_s=communication_s,
             held_bytes=np.array([cost.activation_bytes for cost in costs], np.int64),
             kept_bytes=np.array([cost.weight_activation_bytes for cost in costs], np.int64),
             rank=rank,

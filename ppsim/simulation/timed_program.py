@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from dataclasses import dataclass
 
 import numpy as np
@@ -9,6 +10,7 @@ import numpy.typing as npt
 
 from ppsim.conditions import Conditions
 from ppsim.costs.by_microbatch import CostTable, StageCosts
+from ppsim.costs.stage_cost import StageCost
 from ppsim.errors import InputError
 from ppsim.network.network import Network
 from ppsim.schedule.action import Kind
@@ -164,16 +166,13 @@ def row_durations(program: Program, stages: StageCosts, *, overlap: float = 1.0,
         If `scale` does not broadcast to (stages, microbatches).
     """
     costs = CostTable(stages, program.schedule.microbatches)
-    by_kind = {
-        Kind.F: costs.table(lambda cost: cost.forward_s, np.float64),
-        Kind.B: costs.table(lambda cost: cost.full_backward_s, np.float64),
-        Kind.I: costs.table(lambda cost: cost.backward_input_s, np.float64),
-        Kind.W: costs.table(lambda cost: cost.backward_weight_s, np.float64),
-    }
-    table = np.stack([by_kind[kind] for kind in sorted(by_kind)])
-    durations_s: Seconds = table[program.kind, program.stage, costs.column(program.microbatch)]
-    if overlap != 1.0 and program.has_pairs:
-        durations_s[np.diff(program.action_start)[program.row_action] == 2] *= overlap
+    rows = program.kind, program.stage, costs.column(program.microbatch)
+    durations_s: Seconds = _by_kind(costs, lambda cost: cost.alone_s)[rows]
+    if program.has_pairs:
+        first = program.action_start[:-1][np.diff(program.action_start) == 2]
+        pair = np.stack([first, first + 1])
+        communication_s = _by_kind(costs, lambda cost: cost.communication_s)[rows]
+        durations_s[pair] *= pair_share(durations_s[pair], communication_s[pair]) * overlap
     shape = (program.schedule.stages, program.schedule.microbatches)
     try:
         factors = np.broadcast_to(np.asarray(scale, np.float64), shape)
@@ -183,6 +182,49 @@ def row_durations(program: Program, stages: StageCosts, *, overlap: float = 1.0,
         return durations_s
     with np.errstate(over="ignore"):  # whoever adds the times up says what is too large
         return durations_s * factors[program.stage, program.microbatch]
+
+
+def _by_kind(costs: CostTable, seconds: Callable[[StageCost], dict[str, float]]) -> Seconds:
+    """Seconds of each kind, stage and microbatch, shape (4, stages, columns)."""
+
+    def of(kind: Kind) -> Seconds:
+        return costs.table(lambda cost: seconds(cost)[kind.name], np.float64)
+
+    return np.stack([of(kind) for kind in (Kind.F, Kind.B, Kind.I, Kind.W)])  # in the sequence of their numbers
+
+
+def pair_share(alone_s: Seconds, communication_s: Seconds) -> Seconds:
+    """What an overlapped pair takes, as a share of the time of its parts alone.
+
+    Parameters
+    ----------
+    alone_s, communication_s : arrays of shape (2, pairs)
+        Seconds of each part alone, and what it communicates of them.
+
+    Returns
+    -------
+    array of shape (pairs,)
+        1 where nothing is communicated.
+
+    Notes
+    -----
+    A device has two streams. In a pair the communication of one part runs under the compute of the other. So the pair
+    takes the longer of two sums, that of compute and that of communication.
+
+    Examples
+    --------
+    DeepSeek-V3's pair of four layers (deepseek-ai/profile-data, train.json): F takes 35.9 ms of compute and 61.5 of
+    communication, B 88.4 and 53.0. The model gives 124.3 ms, the profile 129.0.
+
+    >>> alone_ms = np.array([[97.4], [141.4]])
+    >>> share = pair_share(alone_ms, np.array([[61.5], [53.0]]))
+    >>> (share * alone_ms.sum(0)).round(1).tolist()
+    [124.3]
+    """
+    both_s, communicated_s = alone_s.sum(0), communication_s.sum(0)
+    longer_s = np.maximum(both_s - communicated_s, communicated_s)
+    share: Seconds = np.divide(longer_s, both_s, out=np.ones_like(both_s), where=communicated_s > 0)
+    return share
 
 
 def message_bytes(program: Program, stages: StageCosts) -> npt.NDArray[np.int64]:

@@ -207,24 +207,25 @@ def evaluate(
     links = messages_of_links(orders, placement)
     where = {part: (r, k) for r, order in enumerate(orders) for k, action in enumerate(order) for part in action}
 
-    def seconds(part: Part) -> Fraction:
-        cost = costs[part[0]]
-        full = cost.backward_s
-        return (
-            Fraction(factor(part[0], part[2]))
-            * {
-                "F": Fraction(cost.forward_s),
-                "I": Fraction(cost.backward_input_s),
-                "W": Fraction(cost.backward_weight_s),
-                "B": Fraction(cost.backward_input_s) + Fraction(cost.backward_weight_s)
-                if full is None
-                else Fraction(full),
-            }[part[1]]
-        )
+    def streams_of(part: Part) -> tuple[Fraction, Fraction]:
+        """Seconds of compute and of communication."""
+        cost, kind = costs[part[0]], part[1]
+        names = {"F": ["forward"], "I": ["backward_input"], "W": ["backward_weight"], "B": ["backward"]}[kind]
+        found = []
+        for ending in ("_s", "_communication_s"):
+            chosen = names
+            if kind == "B" and getattr(cost, f"backward{ending}") is None:
+                chosen = ["backward_input", "backward_weight"]
+            given = sum((Fraction(getattr(cost, name + ending)) for name in chosen), Fraction(0))
+            found.append(Fraction(factor(part[0], part[2])) * given)
+        return found[0], found[1]
 
     def length(rank: int, index: int) -> Fraction:
         action = orders[rank][index]
-        return sum(map(seconds, action), Fraction(0)) * (Fraction(overlap) if len(action) == 2 else 1)
+        compute, communication = (sum(each, Fraction(0)) for each in zip(*map(streams_of, action), strict=True))
+        if len(action) == 1:
+            return compute + communication
+        return Fraction(overlap) * (max(compute, communication) if communication else compute)
 
     @cache
     def could_start(rank: int, index: int) -> Fraction:

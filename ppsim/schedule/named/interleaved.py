@@ -7,7 +7,16 @@ from functools import lru_cache
 import numpy as np
 import numpy.typing as npt
 
-from ppsim.schedule.order import Order, backward_inputs, backward_weights, backwards, concatenate, forwards, in_slots
+from ppsim.schedule.order import (
+    Order,
+    backward_inputs,
+    backward_weights,
+    backwards,
+    concatenate,
+    forwards,
+    in_slots,
+    overlap,
+)
 
 Integers = npt.NDArray[np.int64]
 
@@ -32,6 +41,33 @@ def interleaved_1f1b(rank: int, ranks: int, microbatches: int, stages_per_rank: 
     ahead = (stages_per_rank - 1) * round_size + 2 * (ranks - 1 - rank)
     forward_stage, backward_stage = _stages(chunk, rank, ranks, stages_per_rank)
     return in_slots((forwards(forward_stage, microbatch), slot - ahead), (backwards(backward_stage, microbatch), slot))
+
+
+def interleaved_overlap(rank: int, ranks: int, microbatches: int, stages_per_rank: int) -> Order:
+    """Interleaved 1F1B whose steady state is overlapped pairs, as Megatron-LM's combined 1F1B.
+
+    Two ranks with two stages each; `2F2 2B1 2B1` is one overlapped pair, and so are the forwards before and after it:
+    ```
+    rank 0  0F0 0F1 2F0 2F1 0F2   .   . 0F3 2B0 2B0 2F2 2B1 2B1 2F3 0B0 0B0 0B1 0B1   . 2B2 2B2 2B3 2B3 0B2 0B2 0B3 0B3
+    rank 1      1F0 1F1 3F0 3F1 3B0 3B0 1F2 3B1 3B1 1F3 1B0 1B0 3F2 1B1 1B1 3F3 3B2 3B2 3B3 3B3 1B2 1B2 1B3 1B3
+    ```
+    A forward and a backward of different microbatches need nothing of each other, so that the communication of one,
+    such as a mixture of experts' dispatch, runs under the compute of the other. For that every rank runs one forward
+    more ahead than in `interleaved_1f1b`. With one stage per rank a rank runs 2 (p - 1 - rank) + 1 ahead, twice as many
+    as 1F1B: a pair takes F and B together, so a gradient comes back that much later.
+    """
+    chunk, microbatch, round_size = _depth_first(ranks, microbatches, stages_per_rank)
+    total = len(chunk)
+    ahead = min((stages_per_rank - 1) * round_size + 2 * (ranks - 1 - rank) + 1, total)
+    forward_stage, backward_stage = _stages(chunk, rank, ranks, stages_per_rank)
+    forward, backward = forwards(forward_stage, microbatch), backwards(backward_stage, microbatch)
+    return concatenate(
+        [
+            forward.take(range(ahead)),
+            overlap(forward.take(range(ahead, total)), backward.take(range(total - ahead))),
+            backward.take(range(total - ahead, total)),
+        ]
+    )
 
 
 def interleaved_zb(rank: int, ranks: int, microbatches: int, stages_per_rank: int) -> Order:

@@ -5,13 +5,14 @@ from __future__ import annotations
 import difflib
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
+from functools import partial
 from typing import cast
 
 from ppsim.checks import check_memory, checked
 from ppsim.errors import InputError
 from ppsim.schedule.named.afab import afab, afab_eager
 from ppsim.schedule.named.controllable_memory import v_half, v_min
-from ppsim.schedule.named.interleaved import interleaved_1f1b, interleaved_zb, looped_bfs
+from ppsim.schedule.named.interleaved import interleaved_1f1b, interleaved_overlap, interleaved_zb, looped_bfs
 from ppsim.schedule.named.one_f_one_b import one_f_one_b
 from ppsim.schedule.named.v_shape import dualpipe_v, zb_v
 from ppsim.schedule.named.zero_bubble import zb_h1, zb_h2
@@ -198,6 +199,8 @@ register("afab-eager", afab_eager)
 register("1f1b", one_f_one_b)
 register("interleaved-1f1b", interleaved_1f1b, stages_per_rank=2, chunked=True)
 register("looped-bfs", looped_bfs, stages_per_rank=2, chunked=True)
+register("1f1b-overlap", partial(interleaved_overlap, stages_per_rank=1))
+register("interleaved-1f1b-overlap", interleaved_overlap, stages_per_rank=2, chunked=True)
 register("zb-h1", zb_h1)
 register("zb-h2", zb_h2)
 register("interleaved-zb", interleaved_zb, stages_per_rank=2, chunked=True)

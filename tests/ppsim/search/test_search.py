@@ -413,6 +413,23 @@ def test_the_compiled_clock_is_the_simulators(problem, data) -> None:
     assert plan.peak_bytes(described).tolist() == trace.peak_activation_bytes.tolist()
 
 
+@pytest.mark.parametrize(("ranks", "chunks", "placement"), [(2, 1, "loop"), (3, 2, "loop"), (3, 2, "v")])
+def test_stages_that_communicate_are_run_in_pairs(ranks: int, chunks: int, placement: str) -> None:
+    """No named schedule is better, pairs are found where the named ones do not fit, and the bound holds for pairs."""
+    stages = even_stages(ranks * chunks, forward_communication_s=1.5, backward_input_communication_s=1.2)
+    for limit in (10 * chunks * (ranks + 1), 30 * ranks * chunks):
+        options = {"ranks": ranks, "microbatches": 8, "memory_limit_bytes": limit}
+        result = search(stages, **options, stages_per_rank=chunks, placement=placement)
+        assert_sound(result, limit)
+        named = fitting_named(stages, limit, ranks=ranks, microbatches=8, network=None, stages_per_rank=chunks,
+                              objective="makespan")  # fmt: skip
+        same = [
+            s for name, s in named.items() if (name in ("zb-v", "v-half", "v-min", "dualpipe-v")) == (placement == "v")
+        ]
+        assert all(objective_s(result, "makespan") <= named_s for named_s in same)
+        assert any(order.joined.any() for order in result.schedule.orders)
+
+
 def test_limits_may_differ_between_ranks() -> None:
     limit = [40, 40, 20, 20]
     result = search(even_stages(4), ranks=4, microbatches=8, memory_limit_bytes=limit)

@@ -12,7 +12,7 @@ from ppsim.search.lower_bound import lower_bound_s
 from ppsim.search.problem import make_problem
 
 SECONDS = st.floats(0.01, 4)
-CHUNKED = {"interleaved-1f1b", "interleaved-zb", "looped-bfs"}
+CHUNKED = {"interleaved-1f1b", "interleaved-1f1b-overlap", "interleaved-zb", "looped-bfs"}
 
 
 @st.composite

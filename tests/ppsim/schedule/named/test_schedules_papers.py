@@ -15,7 +15,7 @@ from ppsim import Kind, Network, Schedule, StageCost, build_schedule, schedule_n
 from ppsim.export.staircase import staircase, unit_trace
 from ppsim.schedule.named import registry
 from ppsim.schedule.named.controllable_memory import v_half, v_min
-from ppsim.schedule.named.interleaved import interleaved_1f1b, interleaved_zb, looped_bfs
+from ppsim.schedule.named.interleaved import interleaved_1f1b, interleaved_overlap, interleaved_zb, looped_bfs
 from ppsim.schedule.named.one_f_one_b import one_f_one_b
 from ppsim.schedule.named.registry import natural_stages_per_rank, register
 from ppsim.schedule.named.v_shape import dualpipe_v, zb_v
@@ -35,7 +35,7 @@ from ppsim.schedule.order import (
 
 PUBLISHED = json.loads((Path(__file__).parents[4] / "studies/published/zero_bubble_iclr2024.json").read_text())
 ROWS = [dict(zip(PUBLISHED["columns"], row, strict=True)) for row in PUBLISHED["rows"]]
-CHUNKED = ("interleaved-1f1b", "interleaved-zb", "looped-bfs")
+CHUNKED = ("interleaved-1f1b", "interleaved-zb", "looped-bfs", "interleaved-1f1b-overlap")
 V_SHAPED = ("zb-v", "dualpipe-v", "v-half", "v-min")
 
 
@@ -112,6 +112,7 @@ def test_few_microbatches_are_the_start_of_many(name, full):
     [
         (one_f_one_b, "1f1b", 3, 4),
         (interleaved_1f1b, "interleaved-1f1b", 2, 4),
+        (interleaved_overlap, "interleaved-1f1b-overlap", 2, 4),
         (interleaved_zb, "interleaved-zb", 2, 4),
         (looped_bfs, "looped-bfs", 2, 3),
         (zb_h1, "zb-h1", 3, 5),
