@@ -64,6 +64,21 @@ def check_directory(directory: Path) -> None:
         raise InputError(f"cannot write to {directory}: nothing may be written in {there}; give another directory")
 
 
+def check_file(path: Path) -> None:
+    """Check that a file can be written, before the work whose result it is to hold.
+
+    Raises
+    ------
+    InputError
+        If it is a directory, or its directory is not there or may not be written to.
+    """
+    if path.is_dir():
+        raise InputError(f"cannot write {path}: it is a directory; give the path of a file")
+    if not path.parent.is_dir():
+        raise InputError(f"cannot write {path}: there is no directory {str(path.parent)!r}; make it first")
+    check_directory(path.parent)
+
+
 @contextlib.contextmanager
 def replacing(path: str | Path) -> Iterator[Path]:
     """A new file beside `path`, which takes its place when the block has ended.

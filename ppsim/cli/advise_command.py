@@ -15,7 +15,7 @@ from ppsim.cli.command import OptionalFile, OptionalName, OptionalReal
 from ppsim.cli.run_commands import FORMAT_HELP
 from ppsim.errors import InputError
 from ppsim.export.html_report import Report
-from ppsim.files import check_directory, write_text
+from ppsim.files import check_directory, check_file, write_text
 from ppsim.runs.read_run import read_run
 
 
@@ -43,6 +43,8 @@ class AdviseCommand:
         """Advise, then print or write what the flags ask for."""
         if self.out is not None:
             check_directory(self.out)
+        if self.csv is not None:
+            check_file(self.csv)
         found = advise(
             read_run(self.run_path, self.format), memory_limit_bytes=self.memory_limit_bytes, with_search=self.search
         )

@@ -17,6 +17,7 @@ import ppexec.cli
 import ppsim
 import ppsim.cli.main
 from ppexec.workers.pool import WorkerPool
+from tests.support.primus import write_primus
 
 NO_NUMBER = ["", "x", "True", "nan", "\udcff"]
 BAD: dict[str, list[str]] = {
@@ -86,6 +87,8 @@ _COMMON = {"--out": "output", "--nonsense": "word"}
 
 _FEW = ["--ranks", "2", "--microbatches", "2"]
 
+_DEVICES = ["--devices", "2", "--global-batch", "4", "--device", "h100"]
+
 Main = Callable[[list[str]], int]
 CALLS: list[tuple[str, Main, list[str], dict[str, str]]] = [
     ("schedule", ppsim.cli.main.main, _SMALL, {**_SCHEDULE, "--csv": "output", "--nonsense": "word"}),
@@ -138,6 +141,38 @@ CALLS: list[tuple[str, Main, list[str], dict[str, str]]] = [
         ppsim.cli.main.main,
         ["--no-browser", "--port", "0", *_SMALL],
         {**_SCHEDULE, "--port": "count", "--run": "input", "--nonsense": "word"},
+    ),
+    (
+        "plan",
+        ppsim.cli.main.main,
+        ["--layers", "2", "--hidden", "8", "--heads", "2", "--seq", "8", *_DEVICES],
+        {
+            **dict.fromkeys(("--layers", "--hidden", "--heads", "--seq", "--vocabulary"), "count of 1"),
+            **dict.fromkeys(("--devices", "--global-batch", "--devices-per-node", "--keep"), "count of 1"),
+            **dict.fromkeys(("--device", "--schedules"), "name"),
+            **dict.fromkeys(("--machine", "--huggingface"), "input"),
+            **dict.fromkeys(("--csv", "--table", "--figure"), "output"),
+            "--memory-gb": "rate",
+            "--nonsense": "word",
+        },
+    ),
+    (
+        "advise",
+        ppsim.cli.main.main,
+        ["measured", "--no-search"],
+        {
+            **dict.fromkeys(("--format", "--choose", "--nonsense"), "word"),
+            "--memory-limit-bytes": "limit",
+            "--csv": "output",
+            "--out": "directory",
+        },
+    ),
+    ("import", ppsim.cli.main.main, ["measured"], {"--format": "word", "--out": "directory"}),
+    (
+        "simulate",
+        ppsim.cli.main.main,
+        [*_SMALL, "--costs", "costs.json"],
+        {"--layout": "name", "--streams": "word"},
     ),
     ("attribute", ppsim.cli.main.main, ["step.trace"], {"--costs": "input", "--nonsense": "word"}),
     (
@@ -242,7 +277,9 @@ def directory(tmp_path_factory: pytest.TempPathFactory) -> Path:
     layer = ppsim.LayerCost(forward_s=1, backward_input_s=1, backward_weight_s=1)
     ppsim.save_costs([layer] * 4, path / "costs.json")
     schedule = ppsim.build_schedule("1f1b", ranks=2, microbatches=4)
-    ppsim.simulate(schedule, [layer] * 2).save(path / "step.trace")
+    step = ppsim.simulate(schedule, [ppsim.StageCost(forward_s=1, backward_input_s=1, backward_weight_s=1)] * 2)
+    step.save(path / "step.trace")
+    write_primus([step, step], path / "measured", behind_s=[0.0, 1.0])
     return path
 
 
