@@ -97,9 +97,11 @@ class Outcome:
 
     @property
     def largest_stages(self) -> list[StageCost]:
-        """One cost of each stage: that of its longest microbatch where they differ."""
+        """One cost of each stage: that of its microbatch with the most bytes where they differ."""
         costs = CostTable(self.stages, self.config.microbatches)
-        return [max(each, key=lambda cost: cost.work_s) for each in costs.of_microbatches]
+        return [
+            max(each, key=lambda cost: (cost.activation_bytes, cost.output_bytes)) for each in costs.of_microbatches
+        ]
 
     @property
     def is_host_bound(self) -> bool:

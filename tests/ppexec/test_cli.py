@@ -56,8 +56,11 @@ BAD = [
     ("--microbatches -1", "microbatches must be"),
     ("--microbatches 10000000", "at most 100000"),
     ("--global-batch-size -1", "global_batch_size must be"),
-    ("--global-batch-size 7 --micro-batch-size 2", "global batch of 6 or 8, or a micro batch of 1"),
-    ("--global-batch-size 12 --micro-batch-size 2 --microbatches 5", "is 6 microbatches of 2, but microbatches is 5"),
+    ("--global-batch-size 7 --micro-batch-size 2", "global batch of 6 or 8, a micro batch of 1"),
+    (
+        "--global-batch-size 12 --micro-batch-size 2 --microbatches 5",
+        "over 5 microbatches is at most 3 samples for each",
+    ),
     ("--schedule nonsense", "unknown schedule 'nonsense'"),
     ("--schedule afap", "did you mean 'afab'"),
     ("--schedule afab --stages-per-rank 2", "afab has 1 stage"),
