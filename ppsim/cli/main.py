@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+import functools
+import inspect
+import operator
 import sys
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -13,6 +16,7 @@ from ppsim.cli import command
 from ppsim.cli.advise_command import AdviseCommand
 from ppsim.cli.command import OptionalFile, OptionalReal
 from ppsim.cli.estimate_command import EstimateCommand
+from ppsim.cli.examples import EXAMPLES, welcome
 from ppsim.cli.explore_command import ExploreCommand
 from ppsim.cli.flags import MOST_ACTIONS, CostFlags, NetworkFlags, ScheduleFlags
 from ppsim.cli.machine_command import FitMachineCommand
@@ -157,26 +161,39 @@ def _drawn(schedule: Schedule) -> str:
     return f"{summary}\n\n{staircase(trace)}"
 
 
-Command = (
-    Annotated[ScheduleCommand, tyro.conf.subcommand("schedule")]
-    | Annotated[SimulateCommand, tyro.conf.subcommand("simulate")]
-    | Annotated[SearchCommand, tyro.conf.subcommand("search")]
-    | Annotated[EstimateCommand, tyro.conf.subcommand("estimate")]
-    | Annotated[PlanCommand, tyro.conf.subcommand("plan")]
-    | Annotated[FitMachineCommand, tyro.conf.subcommand("fit-machine")]
-    | Annotated[AttributeCommand, tyro.conf.subcommand("attribute")]
-    | Annotated[CompareCommand, tyro.conf.subcommand("compare")]
-    | Annotated[ImportCommand, tyro.conf.subcommand("import")]
-    | Annotated[ExploreCommand, tyro.conf.subcommand("explore")]
-    | Annotated[AdviseCommand, tyro.conf.subcommand("advise")]
-)
+COMMANDS: dict[str, type] = {
+    "schedule": ScheduleCommand,
+    "simulate": SimulateCommand,
+    "search": SearchCommand,
+    "estimate": EstimateCommand,
+    "plan": PlanCommand,
+    "fit-machine": FitMachineCommand,
+    "attribute": AttributeCommand,
+    "compare": CompareCommand,
+    "import": ImportCommand,
+    "explore": ExploreCommand,
+    "advise": AdviseCommand,
+}
+
+
+def _subcommand(name: str, kind: type, words: Sequence[str]) -> Any:
+    """A command: with all that is said of it and an example where it is asked for, else with its first paragraph."""
+    said = inspect.getdoc(kind) or ""
+    description = f"{said}\n\nExample: {EXAMPLES[name][1]}" if words[:1] == [name] else said.split("\n\n")[0]
+    return Annotated[kind, tyro.conf.subcommand(name, description=description)]
 
 
 def main(args: Sequence[str] | None = None) -> int:
     """Run the command line; returns the exit code (see `command.run`)."""
 
     def work() -> None:
-        chosen: Any = command.parse(Command, prog="ppsim", description=_DESCRIPTION, args=args)
+        words = list(sys.argv[1:] if args is None else args)
+        if not words:
+            print(welcome())
+            return
+        # A union that is made here: its type is not known to a type checker.
+        commands = functools.reduce(operator.or_, (_subcommand(*each, words) for each in COMMANDS.items()))
+        chosen: Any = command.parse(commands, prog="ppsim", description=_DESCRIPTION, args=args)
         chosen.run()
 
     return command.run(work, prog="ppsim", args=args)

@@ -17,7 +17,6 @@ from tests.support.commandline import AFAB, COSTS, refused, run_json
 @pytest.mark.parametrize(
     ("words", "said"),
     [
-        ("", "Expected one of"),
         ("simulat", "Unrecognized options: simulat; Available subcommands: schedule, simulate"),
         ("schedule", "no schedule: give --schedule, --ranks and --microbatches, or --from-csv FILE"),
         ("schedule --ranks 3", "no schedule: give --schedule"),
