@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Annotated
+from typing import TYPE_CHECKING, Annotated
 
 import tyro
 
@@ -14,9 +14,11 @@ from ppsim.cli import command
 from ppsim.cli.command import OptionalFile, OptionalName, OptionalReal
 from ppsim.cli.run_commands import FORMAT_HELP
 from ppsim.errors import InputError
-from ppsim.export.html_report import Report
 from ppsim.files import check_directory, check_file, write_text
 from ppsim.runs.read_run import read_run
+
+if TYPE_CHECKING:  # it imports plotly, which no help needs
+    from ppsim.export.html_report import Report
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -77,6 +79,7 @@ def _chosen(found: Advice, name: str | None) -> Candidate:
 
 def page(found: Advice, chosen: str) -> Report:
     """The advice as a page: what is lost, in words and as a picture, the table, and both steps."""
+    from ppsim.export.html_report import Report
     from ppsim.plots.attribution_figure import attribution
     from ppsim.plots.timeline_figure import timeline
 
