@@ -93,6 +93,8 @@ class RunConfig:
     """Pipeline ranks; 0 takes the file's, else 2."""
     stages_per_rank: int | None = None
     """Stages that each rank holds; the schedule's natural number unless given."""
+    microbatch_group: int | None = None
+    """Microbatches of a round of an interleaved schedule; the ranks, or a few more, unless given."""
     partition: str = "even"
     """Layers to stages: even, optimal (needs --costs), or sizes such as 3,2,3. For a GPT even and sizes count blocks;
     optimal cuts the whole chain, and a first or last stage of 0 blocks has the embedding or the head alone."""
@@ -438,6 +440,7 @@ class RunConfig:
                 ranks=self.ranks or 2,
                 microbatches=self.microbatches or 8,
                 stages_per_rank=self.stages_per_rank,
+                microbatch_group=self.microbatch_group,
             )
         else:
             schedule = self._read_csv(self.from_csv)

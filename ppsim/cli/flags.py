@@ -35,6 +35,8 @@ class ScheduleFlags:
     """m, the number of microbatches of a step; with --schedule."""
     stages_per_rank: OptionalWhole = None
     """v, the number of stages on each rank; with --schedule, which has a natural one."""
+    microbatch_group: OptionalWhole = None
+    """Microbatches of a round of an interleaved schedule; with --schedule (default: the ranks, or a few more)."""
     from_csv: OptionalFile = None
     """Schedule in PyTorch's CSV format, a row per rank and a cell per action such as 2F0; instead of --schedule."""
     communication: Literal["as-given", "early", "late", "derived"] = "as-given"
@@ -69,13 +71,14 @@ class ScheduleFlags:
             ranks=self.ranks,
             microbatches=self.microbatches,
             stages_per_rank=self.stages_per_rank,
+            microbatch_group=self.microbatch_group,
         )
         schedule.check()
         return schedule
 
     def refuse_both(self) -> None:
         """Raise InputError if a file and a built-in schedule are both given."""
-        for flag in ("schedule", "ranks", "microbatches", "stages_per_rank"):
+        for flag in ("schedule", "ranks", "microbatches", "stages_per_rank", "microbatch_group"):
             if self.from_csv is not None and getattr(self, flag) is not None:
                 raise InputError(f"--from-csv holds the whole schedule: leave out {flag_of(flag)} or --from-csv")
 

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, field, replace
 from functools import cached_property
 from itertools import pairwise
@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING, Literal
 import numpy as np
 
 from ppsim.checks import check_fields, checked
-from ppsim.errors import ScheduleError
+from ppsim.errors import InputError, ScheduleError
 from ppsim.schedule import csv_text
 from ppsim.schedule.action import Action, Kind, OverlappedPair
 from ppsim.schedule.communication import posts_when_sent
@@ -216,6 +216,45 @@ class Schedule:
     def stages_of(self, rank: int) -> tuple[int, ...]:
         """The stages that a rank holds, ascending."""
         return tuple(stage for stage, holder in enumerate(self.placement) if holder == rank)
+
+    @checked
+    def with_frozen_stages(self, stages: Sequence[int]) -> Schedule:
+        """The same schedule where all parameters of some stages are frozen, so that these have no W.
+
+        Parameters
+        ----------
+        stages : sequence of int
+            Their split backwards become B, which is I alone: give their costs `backward_weight_s=0`.
+
+        Raises
+        ------
+        InputError
+            For a stage that there is not.
+
+        Examples
+        --------
+        >>> Schedule.of([["0F0", "0I0", "0W0"]]).with_frozen_stages([0]).to_csv()
+        '0F0,0B0\\n'
+        """
+        unknown = [stage for stage in stages if not 0 <= stage < self.stages]
+        if unknown:
+            raise InputError(f"stage {unknown[0]} is not there to be frozen: there are {self.stages}, counted from 0")
+        orders = []
+        for order in self.orders:
+            is_frozen = np.isin(order.stage, stages)
+            kind = np.where(is_frozen & (order.kind == Kind.I), Kind.B, order.kind)
+            kept = ~(is_frozen & (order.kind == Kind.W))
+            orders.append(Order(order.stage[kept], kind[kept], order.microbatch[kept], order.joined[kept]))
+        communication = None
+        if self.communication is not None:
+            communication = tuple(
+                posts.take(
+                    np.ones(len(posts), bool),
+                    ~(np.isin(order.stage[order.starts], stages) & (order.kind[order.starts] == Kind.W)),
+                )
+                for posts, order in zip(self.communication, self.orders, strict=True)
+            )
+        return replace(self, orders=tuple(orders), communication=communication)
 
     @cached_property
     def program(self) -> Program:

@@ -21,7 +21,7 @@ from ppsim.schedule.order import (
 Integers = npt.NDArray[np.int64]
 
 
-def interleaved_1f1b(rank: int, ranks: int, microbatches: int, stages_per_rank: int) -> Order:
+def interleaved_1f1b(rank: int, ranks: int, microbatches: int, stages_per_rank: int, group: int | None = None) -> Order:
     """Interleaved 1F1B, depth first (Narayanan et al., SC 2021, section 2.2.2, figure 4 bottom).
 
     Two ranks with two stages each:
@@ -34,16 +34,20 @@ def interleaved_1f1b(rank: int, ranks: int, microbatches: int, stages_per_rank: 
     ahead of its backwards. The bubble is v times smaller than that of 1F1B.
 
     The paper requires m to be a multiple of p. As in PyTorch there are m // p rounds, at least one. PyTorch refuses
-    rounds of different size; here the first ones are larger by one.
+    rounds of different size; here the first ones are larger by one. With a `group` rounds have that many microbatches,
+    and the last one what is left, as with Megatron-LM's --microbatch-group-size-per-virtual-pipeline-stage: larger
+    rounds keep more activations, and give messages more time.
     """
-    chunk, microbatch, round_size = _depth_first(ranks, microbatches, stages_per_rank)
+    chunk, microbatch, round_size = _depth_first(ranks, microbatches, stages_per_rank, group)
     slot = np.arange(len(chunk))
     ahead = (stages_per_rank - 1) * round_size + 2 * (ranks - 1 - rank)
     forward_stage, backward_stage = _stages(chunk, rank, ranks, stages_per_rank)
     return in_slots((forwards(forward_stage, microbatch), slot - ahead), (backwards(backward_stage, microbatch), slot))
 
 
-def interleaved_overlap(rank: int, ranks: int, microbatches: int, stages_per_rank: int) -> Order:
+def interleaved_overlap(
+    rank: int, ranks: int, microbatches: int, stages_per_rank: int, group: int | None = None
+) -> Order:
     """Interleaved 1F1B whose steady state is overlapped pairs, as Megatron-LM's combined 1F1B.
 
     Two ranks with two stages each; `2F2 2B1 2B1` is one overlapped pair, and so are the forwards before and after it:
@@ -54,9 +58,9 @@ def interleaved_overlap(rank: int, ranks: int, microbatches: int, stages_per_ran
     A forward and a backward of different microbatches need nothing of each other, so that the communication of one,
     such as a mixture of experts' dispatch, runs under the compute of the other. For that every rank runs one forward
     more ahead than in `interleaved_1f1b`. With one stage per rank a rank runs 2 (p - 1 - rank) + 1 ahead, twice as many
-    as 1F1B: a pair takes F and B together, so a gradient comes back that much later.
+    as 1F1B: a pair takes F and B together, so a gradient comes back that much later. `group` as in `interleaved_1f1b`.
     """
-    chunk, microbatch, round_size = _depth_first(ranks, microbatches, stages_per_rank)
+    chunk, microbatch, round_size = _depth_first(ranks, microbatches, stages_per_rank, group)
     total = len(chunk)
     ahead = min((stages_per_rank - 1) * round_size + 2 * (ranks - 1 - rank) + 1, total)
     forward_stage, backward_stage = _stages(chunk, rank, ranks, stages_per_rank)
@@ -70,7 +74,7 @@ def interleaved_overlap(rank: int, ranks: int, microbatches: int, stages_per_ran
     )
 
 
-def interleaved_zb(rank: int, ranks: int, microbatches: int, stages_per_rank: int) -> Order:
+def interleaved_zb(rank: int, ranks: int, microbatches: int, stages_per_rank: int, group: int | None = None) -> Order:
     """Interleaved 1F1B with split backwards: ZB-H1 (Qi et al., ICLR 2024, figure 2) on several stages per rank.
 
     ```
@@ -81,7 +85,7 @@ def interleaved_zb(rank: int, ranks: int, microbatches: int, stages_per_rank: in
     runs each W r backwards later, so that all ranks have equally many microbatches under way. Rounds are those of
     `interleaved_1f1b`. The order is that of PyTorch's InterleavedZeroBubble.
     """
-    chunk, microbatch, round_size = _depth_first(ranks, microbatches, stages_per_rank)
+    chunk, microbatch, round_size = _depth_first(ranks, microbatches, stages_per_rank, group)
     slot = np.arange(len(chunk))
     ahead = (stages_per_rank - 1) * round_size + ranks - 1 - rank
     forward_stage, backward_stage = _stages(chunk, rank, ranks, stages_per_rank)
@@ -112,9 +116,15 @@ def looped_bfs(rank: int, ranks: int, microbatches: int, stages_per_rank: int) -
 
 
 @lru_cache(maxsize=4)
-def _depth_first(ranks: int, microbatches: int, stages_per_rank: int) -> tuple[Integers, Integers, int]:
+def _depth_first(
+    ranks: int, microbatches: int, stages_per_rank: int, group: int | None
+) -> tuple[Integers, Integers, int]:
     """The chunk and microbatch of each forward, shape (v m,), and the size of the first round, which is the largest."""
-    rounds = np.array_split(np.arange(microbatches), max(1, microbatches // ranks))
+    every = np.arange(microbatches)
+    if group is None:
+        rounds = np.array_split(every, max(1, microbatches // ranks))
+    else:
+        rounds = np.split(every, np.arange(group, microbatches, group))
     chunk = np.concatenate([np.repeat(np.arange(stages_per_rank), len(members)) for members in rounds])
     microbatch = np.concatenate([np.tile(members, stages_per_rank) for members in rounds])
     return chunk, microbatch, len(rounds[0])

@@ -13,7 +13,7 @@ from ppsim.errors import InputError
 from ppsim.schedule.named.afab import afab, afab_eager
 from ppsim.schedule.named.controllable_memory import v_half, v_min
 from ppsim.schedule.named.interleaved import interleaved_1f1b, interleaved_overlap, interleaved_zb, looped_bfs
-from ppsim.schedule.named.one_f_one_b import one_f_one_b
+from ppsim.schedule.named.one_f_one_b import eager_one_f_one_b, one_f_one_b
 from ppsim.schedule.named.v_shape import dualpipe_v, zb_v
 from ppsim.schedule.named.zero_bubble import zb_h1, zb_h2
 from ppsim.schedule.order import Order
@@ -32,6 +32,7 @@ class _Entry:
     placement: Callable[[int, int], tuple[int, ...]]
     stages_per_rank: int
     chunked: bool
+    grouped: bool
     requirement: Callable[[int, int, int], str | None]
 
 
@@ -54,6 +55,7 @@ def register(
     placement: Callable[[int, int], tuple[int, ...]] = loop_placement,
     stages_per_rank: int = 1,
     chunked: bool = False,
+    grouped: bool = False,
     requirement: Callable[[int, int, int], str | None] = _anything,
 ) -> None:
     """Make a schedule known by name.
@@ -74,6 +76,9 @@ def register(
         The natural number of stages per rank.
     chunked : bool
         Whether other numbers are possible; then `order` is called with the number as a further argument.
+    grouped : bool
+        Whether microbatches pass through a rank's stages in rounds of a size that may be chosen; then `order` is called
+        with that size, or None, as the last argument.
     requirement : callable
         (ranks, microbatches, stages_per_rank) -> None, or what is wrong and the remedy.
     """
@@ -83,6 +88,7 @@ def register(
         placement=placement,
         stages_per_rank=stages_per_rank,
         chunked=chunked,
+        grouped=grouped,
         requirement=requirement,
     )
     if also:
@@ -92,7 +98,7 @@ def register(
 def _rank_by_rank(order: OrderOfRank) -> OrdersOfAll:
     """The orders of all ranks from a rule for one."""
 
-    def orders(ranks: int, *rest: int) -> list[Order]:
+    def orders(ranks: int, *rest: int | None) -> list[Order]:
         return [order(rank, ranks, *rest) for rank in range(ranks)]
 
     return orders
@@ -137,7 +143,14 @@ def unmet_requirement(name: str, ranks: int, microbatches: int, stages_per_rank:
 
 
 @checked
-def build_schedule(name: str, *, ranks: int, microbatches: int, stages_per_rank: int | None = None) -> Schedule:
+def build_schedule(
+    name: str,
+    *,
+    ranks: int,
+    microbatches: int,
+    stages_per_rank: int | None = None,
+    microbatch_group: int | None = None,
+) -> Schedule:
     """Build a schedule by name.
 
     Parameters
@@ -150,6 +163,9 @@ def build_schedule(name: str, *, ranks: int, microbatches: int, stages_per_rank:
         Number of microbatches, m >= 1.
     stages_per_rank : int, optional
         Stages on each rank, v; None takes the schedule's natural number.
+    microbatch_group : int, optional
+        Microbatches of a round of an interleaved schedule, p or more. None takes rounds of p, or a few more where p
+        does not divide m.
 
     Returns
     -------
@@ -167,7 +183,12 @@ def build_schedule(name: str, *, ranks: int, microbatches: int, stages_per_rank:
     1F0,1B0,1F1,1B1
     """
     entry = _entry(name)
-    for field, value in (("ranks", ranks), ("microbatches", microbatches), ("stages_per_rank", stages_per_rank)):
+    for field, value in (
+        ("ranks", ranks),
+        ("microbatches", microbatches),
+        ("stages_per_rank", stages_per_rank),
+        ("microbatch_group", microbatch_group),
+    ):
         if value is not None and (not isinstance(value, int) or value < 1):
             raise InputError(f"{field} must be a whole number of 1 or more, got {value!r}")
     v = entry.stages_per_rank if stages_per_rank is None else stages_per_rank
@@ -179,13 +200,15 @@ def build_schedule(name: str, *, ranks: int, microbatches: int, stages_per_rank:
     complaint = entry.requirement(ranks, microbatches, v)
     if complaint:
         raise InputError(f"{entry.name} {complaint}")
+    if microbatch_group is not None:
+        _check_group(entry, ranks, microbatches, microbatch_group)
     actions = 2 * ranks * v * microbatches
     check_memory(
         f"{ranks} ranks with {v} stage(s) each and {microbatches} microbatches",
         _ACTION_BYTES * actions,
         "take fewer microbatches or ranks",
     )
-    extra = (v,) if entry.chunked else ()
+    extra = (*((v,) if entry.chunked else ()), *((microbatch_group,) if entry.grouped else ()))
     return Schedule(
         orders=tuple(entry.orders(ranks, microbatches, *extra)),
         placement=entry.placement(ranks, v),
@@ -194,16 +217,34 @@ def build_schedule(name: str, *, ranks: int, microbatches: int, stages_per_rank:
     )
 
 
+def _check_group(entry: _Entry, ranks: int, microbatches: int, group: int) -> None:
+    """Refuse rounds that the schedule does not have, and those in which the pipeline would run empty."""
+    if not entry.grouped:
+        having = ", ".join(each.name for each in _ENTRIES.values() if each.grouped)
+        raise InputError(f"{entry.name} has no rounds of microbatches: leave microbatch_group out, or take {having}")
+    if group < ranks:
+        raise InputError(
+            f"microbatch_group {group} is below {ranks} ranks, so that ranks would wait: take {ranks} or more"
+        )
+    last = microbatches % group
+    if 0 < last < ranks and microbatches > group:
+        raise InputError(
+            f"microbatch_group {group} leaves a last round of {last} of {microbatches} microbatches, fewer than "
+            f"{ranks} ranks: take a group that divides them, or leaves that many"
+        )
+
+
 register("afab", afab, also="gpipe")
 register("afab-eager", afab_eager)
 register("1f1b", one_f_one_b)
-register("interleaved-1f1b", interleaved_1f1b, stages_per_rank=2, chunked=True)
+register("1f1b-eager", eager_one_f_one_b)
+register("interleaved-1f1b", interleaved_1f1b, stages_per_rank=2, chunked=True, grouped=True)
 register("looped-bfs", looped_bfs, stages_per_rank=2, chunked=True)
 register("1f1b-overlap", partial(interleaved_overlap, stages_per_rank=1))
-register("interleaved-1f1b-overlap", interleaved_overlap, stages_per_rank=2, chunked=True)
+register("interleaved-1f1b-overlap", interleaved_overlap, stages_per_rank=2, chunked=True, grouped=True)
 register("zb-h1", zb_h1)
 register("zb-h2", zb_h2)
-register("interleaved-zb", interleaved_zb, stages_per_rank=2, chunked=True)
+register("interleaved-zb", interleaved_zb, stages_per_rank=2, chunked=True, grouped=True)
 register("zb-v", zb_v, stages_per_rank=2, placement=v_placement)
 register("v-half", v_half, stages_per_rank=2, placement=v_placement, all_ranks=True)
 register("v-min", v_min, stages_per_rank=2, placement=v_placement, all_ranks=True)

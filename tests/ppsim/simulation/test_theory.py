@@ -72,6 +72,19 @@ def test_1f1b_with_latency(ranks, rounds, latency_s):
     assert trace.makespan_s == close(wanted)
 
 
+@pytest.mark.parametrize("ranks", range(2, 9))
+@pytest.mark.parametrize("times", [(1, 1, 1), (2, 0.5, 0.5), (1, 2, 1)])
+def test_eager_1f1b_hides_messages_of_up_to_half_a_forward_and_backward(ranks, times):
+    """(m + p - 1)(F + B) + 2 (p - 1) c up to c = (F + B) / 2, and longer beyond; peaks min(m, 2 (p - r) - 1)."""
+    microbatches, whole_s = 4 * ranks, sum(times)
+    for latency_s, is_hidden in ((0.0, True), (whole_s / 4, True), (whole_s / 2, True), (whole_s / 2 + 0.25, False)):
+        trace = step("1f1b-eager", ranks, microbatches, times, latency_s=latency_s)
+        bound_s = (microbatches + ranks - 1) * whole_s + 2 * (ranks - 1) * latency_s
+        assert (trace.makespan_s == close(bound_s)) == is_hidden
+        assert trace.makespan_s >= bound_s - 1e-9
+    assert trace.peak_activation_bytes.tolist() == [2 * (ranks - rank) - 1 for rank in range(ranks)]
+
+
 def test_1f1b_with_latency_has_no_closed_form_for_an_incomplete_round():
     with pytest.raises(ValueError, match="got m=9, p=4: take m=8"):
         theory.one_f_one_b_makespan_s(ranks=4, microbatches=9, forward_s=1, backward_s=2, latency_s=0.1)

@@ -16,7 +16,7 @@ from ppsim.export.staircase import staircase, unit_trace
 from ppsim.schedule.named import registry
 from ppsim.schedule.named.controllable_memory import v_half, v_min
 from ppsim.schedule.named.interleaved import interleaved_1f1b, interleaved_overlap, interleaved_zb, looped_bfs
-from ppsim.schedule.named.one_f_one_b import one_f_one_b
+from ppsim.schedule.named.one_f_one_b import eager_one_f_one_b, one_f_one_b
 from ppsim.schedule.named.registry import natural_stages_per_rank, register
 from ppsim.schedule.named.v_shape import dualpipe_v, zb_v
 from ppsim.schedule.named.zero_bubble import zb_h1, zb_h2
@@ -111,6 +111,7 @@ def test_few_microbatches_are_the_start_of_many(name, full):
     ("function", "name", "ranks", "microbatches"),
     [
         (one_f_one_b, "1f1b", 3, 4),
+        (eager_one_f_one_b, "1f1b-eager", 3, 4),
         (interleaved_1f1b, "interleaved-1f1b", 2, 4),
         (interleaved_overlap, "interleaved-1f1b-overlap", 2, 4),
         (interleaved_zb, "interleaved-zb", 2, 4),
