@@ -5,14 +5,17 @@ from __future__ import annotations
 import os
 from dataclasses import dataclass, fields
 from functools import cached_property
-from math import isqrt
 from pathlib import Path
 from typing import Any, Literal
 
 import torch
 
 import ppsim
+from ppexec.config.batch_sizes import batch_sizes, samples_of
 from ppexec.config.bubble_warning import bubble_warning
+from ppexec.config.devices import check_gpus, check_processes, check_sharing, choose_device
+from ppexec.config.divisors import largest_divisor
+from ppexec.config.layer_cut import sizes_of_layout, sizes_of_partition
 from ppsim.checks import check_fields
 from ppsim.errors import InputError
 from ppsim.files import read_text
@@ -36,7 +39,6 @@ _MOST = {
     "evaluate_steps": 1_000_000,
     "accumulate": 100_000,
 }
-_MOST_PROCESSES = 1024  # that one machine is asked to start
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -194,14 +196,23 @@ class RunConfig:
         if not 0 < self.timeout_s < 1e7:
             raise InputError(f"timeout_s must be seconds > 0 (and below 1e7), got {self.timeout_s}")
         self._check_training()
-        self._settle_device()
+        self._set("device", choose_device(self.device, backend=self.backend, streams=self.streams))
+        check_sharing(self.devices, backend=self.backend, dp=self.dp, tp=self.tp)
         self._check_graphs()
-        self._settle_micro_batch()
-        for name, value in _PRESETS[self.preset].items():
-            self._default(name, value)
+        preset = _PRESETS[self.preset]
+        for name in ("hidden", "seq"):
+            self._default(name, preset[name])
         self._default("intermediate", 4 * self.hidden)
         self._settle_model()
-        self._settle_batch()
+        microbatches, size = batch_sizes(
+            global_batch_size=self.global_batch_size,
+            microbatches=self.microbatches,
+            micro_batch_size=self.micro_batch_size,
+            usual_size=preset["micro_batch_size"],
+            dp=self.dp,
+        )
+        self._set("microbatches", microbatches)
+        self._set("micro_batch_size", size)
         schedule = self.pipeline
         self._default("ranks", schedule.ranks)
         self._default("microbatches", schedule.microbatches)
@@ -209,8 +220,9 @@ class RunConfig:
         # torchrun says how many of the processes are on this machine; they may differ from one to the next.
         here = int(os.environ.get("LOCAL_WORLD_SIZE", 0)) or self.world_size * (self.ranks if self.is_local else 1)
         self._default("threads", max((os.cpu_count() or 1) // here, 1))
-        self._check_processes()
-        self._check_gpus()
+        check_processes(dp=self.dp, ranks=self.ranks, tp=self.tp)
+        if self.backend == "nccl" and self.devices != "shared":
+            check_gpus(self.world_size)
         self._check_window()
         self.layer_costs, self.layer_sizes  # noqa: B018  (refuse a bad file or cut now, not in the workers)
 
@@ -264,9 +276,12 @@ class RunConfig:
         if value > most:
             raise InputError(f"{name} must be at most {most} in a real run, got {value} (a simulation takes more)")
 
+    def _set(self, name: str, value: int | str) -> None:
+        object.__setattr__(self, name, value)
+
     def _default(self, name: str, value: int) -> None:
         if getattr(self, name) == 0:
-            object.__setattr__(self, name, value)
+            self._set(name, value)
 
     def _settle_model(self) -> None:
         """Check and fill in the fields of one kind of model."""
@@ -285,99 +300,12 @@ class RunConfig:
             if self.vocabulary < 256:
                 raise InputError(f"vocabulary must be 256 (one for each byte) or more, got {self.vocabulary}")
             wanted = max(self.hidden // 64, 4)
-            self._default("heads", _largest_divisor(self.hidden, most=wanted))
+            self._default("heads", largest_divisor(self.hidden, most=wanted))
             for what, value in (("hidden", self.hidden), ("heads", self.heads)):
                 by, count = ("heads", self.heads) if what == "hidden" else ("tp", self.tp)
                 if value % count:
-                    fitting = _largest_divisor(value, most=count)
+                    fitting = largest_divisor(value, most=count)
                     raise InputError(f"{what} {value} does not divide by {by} {count}: take {by} {fitting} for example")
-
-    def _settle_device(self) -> None:
-        """Choose where ranks compute, and refuse a device that does not fit the backend."""
-        if self.device == "auto":
-            # Only streams of their own run one message after another beside the computations.
-            own_streams = self.backend == "local" or self.streams != "link"
-            on_gpu = self.backend == "nccl" or (self.backend == "local" and torch.cuda.is_available())
-            fitting = "cuda" if on_gpu else "threads" if own_streams else "cpu"
-            object.__setattr__(self, "device", fitting)
-        able = {"gloo": ("cpu", "threads"), "nccl": ("cuda",), "local": ("cuda", "threads")}[self.backend]
-        if self.device not in able:
-            raise InputError(f"backend {self.backend!r} works with device {' or '.join(able)}, not {self.device!r}")
-        if self.streams != "link" and (self.backend, self.device) != ("gloo", "threads"):
-            raise InputError(
-                f"streams {self.streams!r} run over gloo on device 'threads', got backend {self.backend!r} and device "
-                f"{self.device!r}: take these, or streams 'link'"
-            )
-        if self.device == "cuda" and not torch.cuda.is_available():
-            raise InputError(
-                f"backend {self.backend!r} on device 'cuda' needs an NVIDIA GPU and a PyTorch built for CUDA, and "
-                f"PyTorch {torch.__version__} sees none: take --backend gloo, or --backend local --device threads"
-            )
-        if self.devices == "shared" and self.backend != "nccl":
-            raise InputError(
-                f"devices='shared' needs backend 'nccl', got {self.backend!r}: leave it out (with local, ranks always "
-                "share one device)"
-            )
-        if self.is_local and (self.dp > 1 or self.tp > 1):
-            raise InputError(
-                f"backend 'local' has one process, so dp and tp must be 1, got dp={self.dp} and tp={self.tp}: take "
-                "gloo or nccl"
-            )
-
-    def _check_processes(self) -> None:
-        """Refuse more processes than a machine can have. Those that torchrun has started exist."""
-        if self.world_size > _MOST_PROCESSES and "LOCAL_WORLD_SIZE" not in os.environ:
-            raise InputError(
-                f"dp {self.dp} x ranks {self.ranks} x tp {self.tp} are {self.world_size} processes, and one machine "
-                f"starts at most {_MOST_PROCESSES}: take fewer, or more machines with torchrun"
-            )
-
-    def _check_gpus(self) -> None:
-        """Refuse more processes on this machine than it has GPUs, unless they are to share them."""
-        if self.backend != "nccl" or self.devices == "shared":
-            return
-        here, gpus = int(os.environ.get("LOCAL_WORLD_SIZE", self.world_size)), torch.cuda.device_count()
-        if here > gpus:
-            raise InputError(
-                f"{here} processes on this machine need a GPU each, and there are {gpus}: take --devices shared (to "
-                "verify and to count memory), --backend local (all ranks on one GPU), or more machines with torchrun"
-            )
-
-    def _settle_micro_batch(self) -> None:
-        """Divide a global batch over the given number of microbatches, as evenly as possible."""
-        if not (self.global_batch_size and self.microbatches):
-            return
-        size, parts = self.global_batch_size, self.microbatches * self.dp
-        if size < parts:
-            dp = f" in each of {self.dp} replicas" if self.dp > 1 else ""
-            raise InputError(
-                f"global_batch_size {size} leaves nothing for some of {self.microbatches} microbatches{dp}: take a "
-                f"global batch of {parts} or more, or fewer microbatches"
-            )
-        largest = -(-size // parts)
-        self._default("micro_batch_size", largest)
-        if self.micro_batch_size != largest:
-            raise InputError(
-                f"global_batch_size {size} over {parts} microbatches is at most {largest} samples for each, but "
-                f"micro_batch_size is {self.micro_batch_size}: leave one of the three out"
-            )
-
-    def _settle_batch(self) -> None:
-        """Refuse a global batch that no number of microbatches makes; the error has the nearest that do."""
-        if not self.global_batch_size or self.microbatches:
-            return
-        per_round = self.micro_batch_size * self.dp
-        size = self.global_batch_size
-        if size % per_round:
-            below, above = size - size % per_round, size - size % per_round + per_round
-            nearest = f"{below} or {above}" if below else f"{above}"
-            fitting = 1 if size % self.dp else _largest_divisor(size // self.dp, most=self.micro_batch_size)
-            dp = f" x {self.dp} replicas" if self.dp > 1 else ""
-            raise InputError(
-                f"global_batch_size {size} does not divide by micro_batch_size {self.micro_batch_size}{dp}: "
-                f"take a global batch of {nearest}, a micro batch of {fitting}, or say how many microbatches instead"
-            )
-        self._default("microbatches", size // per_round)
 
     def _check_window(self) -> None:
         if self.receive_window and (self.streams != "link" or self.pipeline.communication is not None):
@@ -419,11 +347,7 @@ class RunConfig:
         >>> [config.samples_of(microbatch) for microbatch in range(4)]
         [range(0, 3), range(3, 6), range(6, 8), range(8, 11)]
         """
-        parts = self.microbatches * self.dp
-        batch, position = divmod(microbatch, parts)
-        size, larger = divmod(self.global_batch_size, parts)
-        start = batch * self.global_batch_size + position * size + min(position, larger)
-        return range(start, start + size + (position < larger))
+        return samples_of(microbatch, microbatches=self.microbatches * self.dp, samples=self.global_batch_size)
 
     @property
     def torch_dtype(self) -> torch.dtype:
@@ -497,40 +421,15 @@ class RunConfig:
     @cached_property
     def layer_sizes(self) -> list[int]:
         """The number of layers of each stage, a GPT's embedding and head among them."""
-        method: Any = self.partition
-        before, after = self._ends
-        if self.layout is not None:
-            return self._sizes_of_layout(self.layout)
-        if method not in ("even", "optimal"):
-            try:
-                method = [int(size) for size in method.split(",")]
-            except ValueError:
-                raise InputError(f"partition must be even, optimal or sizes such as 3,2,3, got {method!r}") from None
         stages = self.pipeline.stages
-        if method == "optimal":
+        if self.layout is None:
             work_s = None if self.layer_costs is None else [layer.work_s for layer in self.layer_costs]
-            return ppsim.partition_sizes(self.chain_length, stages=stages, method=method, work_s=work_s)
-        fits = isinstance(method, list) and len(method) == stages and sum(method) == self.layers
-        sizes = method if fits else ppsim.partition_sizes(self.layers, stages=stages, method=method)
-        sizes[0] += before
-        sizes[-1] += after
-        return ppsim.partition_sizes(self.chain_length, stages=stages, method=sizes)
-
-    def _sizes_of_layout(self, text: str) -> list[int]:
-        before, after = self._ends
+            return sizes_of_partition(self.partition, layers=self.layers, ends=self._ends, stages=stages, work_s=work_s)
         if self.partition != "even":
-            raise InputError(f"layout says how layers are cut: leave out partition {self.partition} or layout")
-        layout = ppsim.Layout.parse(text)
-        layout.check_counts(self.chain_length, self.pipeline.stages)
-        wanted = "E" * before + "t" * self.layers + "L" * after
-        if "".join(layout.stages) != wanted:
-            raise InputError(f"layout {text!r} has other layers than {self.model}: write the letters {wanted}")
-        if 0 in layout.sizes:
             raise InputError(
-                f"layout {text!r} leaves stage {layout.sizes.index(0)} empty, which can be simulated and not be run: "
-                "give it a layer"
+                f"layout says how layers are cut: leave out partition {self.partition!r} or layout {self.layout!r}"
             )
-        return layout.sizes
+        return sizes_of_layout(self.layout, model=self.model, layers=self.layers, ends=self._ends, stages=stages)
 
     @property
     def stage_of_layers(self) -> list[int]:
@@ -549,9 +448,3 @@ class RunConfig:
         """The configuration as JSON values."""
         values = {field.name: getattr(self, field.name) for field in fields(RunConfig)}
         return {name: str(value) if isinstance(value, Path) else value for name, value in values.items()}
-
-
-def _largest_divisor(value: int, *, most: int) -> int:
-    """The largest number up to `most` that divides `value`."""
-    small = [number for number in range(1, isqrt(value) + 1) if value % number == 0]
-    return max(each for number in small for each in (number, value // number) if each <= most)

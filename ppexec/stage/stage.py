@@ -216,7 +216,8 @@ class Stage:
 
     def _loss_of(self, microbatch: int, output: Tree, target: Tree) -> torch.Tensor:
         """The loss of a microbatch. Raises InputError if it is not one number, or lacks the number of its terms."""
-        assert self.loss is not None
+        if self.loss is None:
+            raise RuntimeError(f"stage {self.index} computes a loss and was given no function for it")
         try:
             loss = self.loss(output, target) if self.draws is None else self.draws.call(LOSS, self.loss, output, target)
         except Exception as error:

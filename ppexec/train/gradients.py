@@ -170,7 +170,8 @@ def total(worker: Worker, numbers: torch.Tensor) -> torch.Tensor:
 
 def _gradient(parameter: torch.Tensor) -> torch.Tensor:
     gradient = local_gradient(parameter)
-    assert gradient is not None, "the trainer gives zeros to parameters that no gradient reaches"
+    if gradient is None:
+        raise RuntimeError("a parameter has no gradient, where the trainer gives zeros to those that none reaches")
     return gradient
 
 

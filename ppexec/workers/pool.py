@@ -144,7 +144,8 @@ class WorkerPool:
 
     def _forget_worlds(self) -> None:
         """Delete what processes wrote to the store to find each other in earlier worlds."""
-        assert self._store is not None
+        if self._store is None:
+            raise RuntimeError("worlds are forgotten before the store is open")
         for key in self._store.list_keys():
             if not key.startswith(f"world{self._worlds}/"):
                 self._store.delete_key(key)
@@ -350,7 +351,8 @@ class _Run:
 
     def stalled(self, workers: Sequence[_Process], pending: Sequence[int], watch: Watch, what: str) -> WorkerError:
         """The error for a run in which nothing moves: it names the workers that wait for no other."""
-        assert self._config is not None
+        if self._config is None:
+            raise RuntimeError("a run stalled before it was configured")
         stopped = [worker for worker in pending if watch.is_stopped(worker)]
         shown = stopped or [worker for worker in pending if not watch.waits(worker)] or pending
         who = "; ".join(

@@ -15,6 +15,7 @@ from ppsim.cli.command import OptionalFile, OptionalWhole
 from ppsim.errors import InputError
 from ppsim.estimate.machine import CONSTANTS, Machine, machine_names, named_machine
 from ppsim.export.text_table import text_table
+from ppsim.files import check_file
 from ppsim.planning.machine_fit import MachineFit, fit_machine
 from ppsim.planning.measured_steps import MeasuredStep, Style, read_measured_steps
 from ppsim.planning.step_table import StepTable
@@ -54,6 +55,8 @@ class FitMachineCommand:
         """Fit, write --out, and print."""
         if not 0 <= self.held_back < 1:
             raise InputError(f"--held-back must be a share from 0 up to below 1, got {self.held_back!r}")
+        if self.out is not None:
+            check_file(self.out)
         start = named_machine(self.device, devices_per_node=self.devices_per_node, fitted=False)
         measured = [
             each

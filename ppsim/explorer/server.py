@@ -10,6 +10,7 @@ import contextlib
 import errno
 import json
 import re
+import traceback
 import urllib.parse
 from collections.abc import Callable
 from http import HTTPStatus
@@ -67,9 +68,10 @@ class ExplorerServer(ThreadingHTTPServer):
     def __init__(self, port: int = 0) -> None:
         super().__init__((HOST, port), _Handler)
         self.runs = Runs()
-        pages = resources.files("ppsim.explorer").joinpath("page")
+        pages = resources.files("ppsim.explorer").joinpath("page").iterdir()
+        theme = resources.files("ppsim.export").joinpath("theme.css")
         # Read once: a name that is asked for is looked up here and never becomes a path.
-        self.pages = {each.name: each.read_bytes() for each in pages.iterdir() if each.name.endswith(tuple(_TYPES))}
+        self.pages = {each.name: each.read_bytes() for each in (*pages, theme) if each.name.endswith(tuple(_TYPES))}
 
     @property
     def address(self) -> str:
@@ -134,6 +136,7 @@ class _Handler(BaseHTTPRequestHandler):
             status, kind, body = HTTPStatus.OK, "application/json", _json({"error": str(error)})
         except Exception as error:
             self.close_connection = True
+            traceback.print_exc()  # for the report that the page asks for
             said = f"this is a fault of ppsim, please report it ({type(error).__name__}: {error})"
             status, kind, body = HTTPStatus.INTERNAL_SERVER_ERROR, "application/json", _json({"error": said})
         with contextlib.suppress(ConnectionError, TimeoutError):

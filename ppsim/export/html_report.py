@@ -115,7 +115,7 @@ class Report:
         headed = [(number, part.heading) for number, part in enumerate(self.sections, start=1) if part.heading]
         return _template().render(
             report=self,
-            style=_resource("html_report.css"),
+            style=_resource("theme.css") + _resource("html_report.css"),
             scripts=[get_plotlyjs(), _resource("html_report.js")] if has_figure else [],
             contents=headed if len(headed) >= _CONTENTS_FROM else [],
             config=json.dumps(_CONFIG),

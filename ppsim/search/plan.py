@@ -68,8 +68,8 @@ class Plan(NamedTuple):
         for rank, parts in enumerate(self.length.tolist()):
             kept = np.flatnonzero(self.kind[rank, :parts] != Kind.W)
             plan.length[rank] = len(kept)
-            for column, given in zip(plan[:4], self[:4], strict=True):
-                column[rank, : len(kept)] = given[rank, kept]
+            for column in (plan.stage, plan.kind, plan.microbatch, plan.joined):
+                column[rank, : len(kept)] = column[rank, kept]
         plan.kind[plan.kind == Kind.I] = Kind.B
         return plan
 
