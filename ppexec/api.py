@@ -6,7 +6,7 @@ from dataclasses import replace
 from pathlib import Path
 
 from ppexec.config.config import RunConfig
-from ppexec.measure.assemble import median_step, with_memory
+from ppexec.measure.assemble import with_memory
 from ppexec.measure.profile import Profile
 from ppexec.session import Session
 from ppexec.train.checkpoint import newest
@@ -15,6 +15,7 @@ from ppexec.verify.verify import VerifyReport
 from ppexec.workers.pool import WorkerPool
 from ppsim import LayerCost, StageCost, Trace
 from ppsim.files import check_directory
+from ppsim.trace.trace import median_step
 
 
 def run(config: RunConfig, *, pool: WorkerPool | None = None) -> Trace:

@@ -13,7 +13,7 @@ from collections.abc import Callable, Iterable, Mapping, Sequence
 from collections.abc import Set as AbstractSet
 from dataclasses import fields
 from pathlib import Path
-from typing import Any, Literal, ParamSpec, TypeVar, Union, get_args, get_origin
+from typing import Any, Literal, ParamSpec, TypeGuard, TypeVar, Union, get_args, get_origin
 
 import numpy as np
 import numpy.typing as npt
@@ -113,6 +113,14 @@ def check_memory(what: str, size_bytes: float, remedy: str) -> None:
             f"{what} would take {size_bytes / 2**30:,.0f} GiB or more, and this machine has "
             f"{memory_bytes / 2**30:,.0f} GiB of memory: {remedy}"
         )
+
+
+def is_finite(value: Any) -> TypeGuard[float]:
+    """Whether this is a number that a float holds: files may have text, NaN, or 400 digits in its place."""
+    try:
+        return isinstance(value, int | float) and not isinstance(value, bool) and math.isfinite(value)
+    except OverflowError:
+        return False
 
 
 def shown(value: Any) -> str:

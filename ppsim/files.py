@@ -74,6 +74,10 @@ def check_file(path: Path) -> None:
     """
     if path.is_dir():
         raise InputError(f"cannot write {path}: it is a directory; give the path of a file")
+    if _is_written_directly(path):
+        return
+    if path.exists() and not os.access(path, os.W_OK):
+        raise InputError(f"cannot write {path}: it is read-only; give another path")
     if not path.parent.is_dir():
         raise InputError(f"cannot write {path}: there is no directory {str(path.parent)!r}; make it first")
     check_directory(path.parent)
@@ -112,7 +116,7 @@ def replacing(path: str | Path) -> Iterator[Path]:
     all of it
     """
     given = Path(path)
-    if (given.is_absolute() and given.parts[1:2] == ("dev",)) or (given.exists() and not given.is_file()):
+    if _is_written_directly(given):
         yield given
         return
     target = Path(os.path.realpath(path))
@@ -131,6 +135,11 @@ def replacing(path: str | Path) -> Iterator[Path]:
         if isinstance(error, OSError) and error.errno is not None:
             raise OSError(error.errno, error.strerror, str(path)) from None
         raise
+
+
+def _is_written_directly(path: Path) -> bool:
+    """Whether nothing can take its place, as of /dev/stdout or a pipe."""
+    return (path.is_absolute() and path.parts[1:2] == ("dev",)) or (path.exists() and not path.is_file())
 
 
 def write_bytes(path: str | Path, data: bytes) -> None:

@@ -33,13 +33,13 @@ from typing import Any
 from ppexec.config.config import RunConfig
 from ppexec.experiment.cuts import CutComparison, compare_cuts
 from ppexec.experiment.text import environment_rows
-from ppexec.measure.assemble import median_step
 from ppexec.study import Findings, StudyCommand, progress, study_main, without_advice
 from ppsim.errors import InputError
 from ppsim.export.html_report import Report
 from ppsim.export.text_table import text_table
 from ppsim.plots.cuts_figure import layer_times, steps_by_turn
 from ppsim.plots.timeline_figure import timeline
+from ppsim.trace.trace import median_step
 
 
 @dataclass(frozen=True, kw_only=True)

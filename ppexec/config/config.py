@@ -20,6 +20,7 @@ from ppsim.checks import check_fields
 from ppsim.errors import InputError
 from ppsim.files import read_text
 from ppsim.schedule.deadlock import smallest_receive_window
+from ppsim.schedule.schedule import Communication
 from ppsim.schedule.streams import Streams
 
 _PRESETS: dict[str, dict[str, int]] = {
@@ -162,7 +163,7 @@ class RunConfig:
     streams: Streams = "link"
     """Who has a communicator, which runs what is posted on it one after another: each link, each pair of ranks, or each
     rank. With pair and rank (on gloo, device threads) receives are posted where they stand in the schedule."""
-    communication: Literal["as-given", "early", "late", "derived"] = "as-given"
+    communication: Communication = "as-given"
     """Where receives are posted: as the file has them; early, when the message is sent, which hangs on no streams;
     late, at their use; or derived, as where a file has none."""
     backend: Literal["gloo", "nccl", "local"] = "gloo"
@@ -368,8 +369,7 @@ class RunConfig:
             )
         else:
             schedule = self._read_csv(self.from_csv)
-        if self.communication != "as-given":
-            schedule = schedule.with_communication(None if self.communication == "derived" else self.communication)
+        schedule = schedule.with_communication(self.communication)
         if self.forward_only:
             schedule = schedule.forward_only()
         schedule.check(self.streams)
@@ -384,6 +384,12 @@ class RunConfig:
             if getattr(self, name) not in (0, getattr(schedule, name)):
                 raise InputError(
                     f"{path} has {getattr(schedule, name)} {name}, but {name} is {getattr(self, name)}: leave it out"
+                )
+        for name in ("stages_per_rank", "microbatch_group"):
+            if getattr(self, name) is not None:
+                raise InputError(
+                    f"{name} {getattr(self, name)} is of a schedule by name, and {path} says what each rank does: "
+                    "leave it out"
                 )
         return schedule
 

@@ -15,13 +15,13 @@ import numpy.typing as npt
 import ppsim
 from ppexec.config.config import RunConfig
 from ppexec.experiment.profiling import profiling_config
-from ppexec.measure.assemble import median_step, with_memory
+from ppexec.measure.assemble import with_memory
 from ppexec.measure.profile import LayerSamples
 from ppexec.session import Session
 from ppexec.workers.pool import WorkerPool
 from ppsim import LayerCost, StageCost, Trace
 from ppsim.simulation.memory_columns import with_columns
-from ppsim.trace.trace import known
+from ppsim.trace.trace import known, median_step
 
 _TIMES = ("forward_s", "backward_s", "backward_input_s", "backward_weight_s")
 _CHOOSING_ROUNDS = 5  # of profiling, from which the optimal cut is chosen

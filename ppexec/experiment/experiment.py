@@ -18,7 +18,7 @@ from ppexec.experiment.host import HOST_BOUND, with_host
 from ppexec.experiment.turns import measure_in_turn
 from ppexec.machine.environment import is_crowded, usable_cores
 from ppexec.machine.outside_load import OutsideLoad
-from ppexec.measure.assemble import median_step, with_memory
+from ppexec.measure.assemble import with_memory
 from ppexec.measure.profile import Profile
 from ppexec.session import under_torchrun
 from ppexec.verify.verify import VerifyReport
@@ -28,7 +28,7 @@ from ppsim.costs.by_microbatch import CostTable, StageCosts
 from ppsim.explain.memory_difference import first_difference
 from ppsim.simulation.memory_columns import with_columns
 from ppsim.simulation.timed_program import message_bytes
-from ppsim.trace.trace import known
+from ppsim.trace.trace import known, median_step
 
 _SAMPLES = 200
 

@@ -63,7 +63,7 @@ class PlacementRow:
 def placements(schedule: Schedule) -> dict[str, Schedule | str]:
     """The schedule with its receives in each place; a sentence where they cannot stand there."""
     found: dict[str, Schedule | str] = {
-        "posted ahead": schedule.with_communication(None),
+        "posted ahead": schedule.with_communication("derived"),
         "when sent": schedule.with_communication("early"),
         "at use": schedule.with_communication("late"),
     }

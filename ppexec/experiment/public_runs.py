@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 from collections.abc import Iterator
 from dataclasses import asdict, dataclass
 from pathlib import Path
@@ -14,14 +13,15 @@ import ppsim
 from ppsim import Execution, LayerCost, Transformer
 from ppsim.estimate.layer_work import transformer_work
 from ppsim.estimate.machine import named_machine
+from ppsim.files import read_json
 from ppsim.planning.machine_fit import fit_machine
 from ppsim.planning.measured_steps import MeasuredStep
 from ppsim.planning.step_table import predict_steps
 from ppsim.planning.training_step import TrainingStep
+from ppsim.runs.run_costs import DISTURBED
 from ppsim.trace.trace import known
 
 _WARM_UP = 2  # iterations of the published run, in which memory still grows
-_DISTURBED = 0.05  # longer than the median by this share
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -66,17 +66,18 @@ def public_rows(directory: Path) -> Iterator[PublicRow]:
         Holds primus_pp8/, megatron_2022.json and deepseek_pair.json.
     """
     yield from _primus_rows(directory / "primus_pp8")
-    yield from _megatron_memory_rows(directory / "megatron_2022.json")
-    yield from _megatron_time_rows(directory / "megatron_2022.json")
-    yield from _deepseek_rows(directory / "deepseek_pair.json")
+    megatron = read_json(directory / "megatron_2022.json")
+    yield from _megatron_memory_rows(megatron)
+    yield from _megatron_time_rows(megatron)
+    yield _deepseek_row(read_json(directory / "deepseek_pair.json"))
 
 
 def _primus_rows(path: Path) -> Iterator[PublicRow]:
     run, source = ppsim.read_run(path), "Primus, 1F1B on 8 GPUs"
     every = ppsim.costs_of(run)
-    usual_s = float(np.median([trace.makespan_s for trace in run.traces]))
+    usual_s = run.median.makespan_s
     for step, trace in zip(run.steps[_WARM_UP:], run.traces[_WARM_UP:], strict=True):
-        disturbed = " (disturbed)" if trace.makespan_s > (1 + _DISTURBED) * usual_s else ""
+        disturbed = " (disturbed)" if trace.makespan_s > (1 + DISTURBED) * usual_s else ""
         own = every.predict(durations_s=trace.end_s - trace.start_s)
         others = ppsim.costs_of(run.only([each for each in run.steps if each != step])).predict()
         for predicted, from_what in ((own, "its own durations"), (others, "the other steps")):
@@ -101,9 +102,8 @@ def _primus_rows(path: Path) -> Iterator[PublicRow]:
         )
 
 
-def _megatron_memory_rows(path: Path) -> Iterator[PublicRow]:
+def _megatron_memory_rows(table: dict[str, Any]) -> Iterator[PublicRow]:
     """Activations of the first rank, from shapes alone; stages free what they have sent."""
-    table = json.loads(path.read_text())
     for name, shape in table["configurations"].items():
         stages = shape["pp"] * shape["stages_per_rank"]
         microbatches = shape["global_batch"] // shape["micro_batch_size"]
@@ -151,9 +151,8 @@ def _megatron_memory_rows(path: Path) -> Iterator[PublicRow]:
             )
 
 
-def _megatron_time_rows(path: Path) -> Iterator[PublicRow]:
+def _megatron_time_rows(table: dict[str, Any]) -> Iterator[PublicRow]:
     """Each model size from a machine fitted to the others."""
-    table = json.loads(path.read_text())
     measured = {
         (name, way): MeasuredStep(step=_megatron_step(table, shape, way), seconds=seconds, place=f"{name}, {way}")
         for name, shape in table["configurations"].items()
@@ -203,16 +202,22 @@ def _gpt(table: dict[str, Any], shape: dict[str, Any]) -> Transformer:
     )
 
 
-def _deepseek_rows(path: Path) -> Iterator[PublicRow]:
-    """The longer of all computation and all communication, each hidden under the other: what a pair cannot beat."""
-    pair = json.loads(path.read_text())
-    compute_ms = pair["forward_compute_ms"] + pair["backward_compute_ms"]
-    communication_ms = pair["forward_communication_ms"] + pair["backward_communication_ms"]
-    yield PublicRow(
+def _deepseek_row(pair: dict[str, Any]) -> PublicRow:
+    """One overlapped pair of a stage that states its compute and its communication."""
+    cost = ppsim.StageCost(
+        forward_s=pair["forward_compute_ms"] / 1e3,
+        forward_communication_s=pair["forward_communication_ms"] / 1e3,
+        backward_input_s=0.0,
+        backward_weight_s=0.0,
+        backward_s=pair["backward_compute_ms"] / 1e3,
+        backward_communication_s=pair["backward_communication_ms"] / 1e3,
+    )
+    step = ppsim.simulate(ppsim.Schedule.of([["0F0", "(0F1;0B0)OVERLAP_F_B", "0B1"]]), [cost])
+    return PublicRow(
         source="DeepSeek, overlapped pair",
         what="one pair of 4 layers",
         unit="s",
         published=pair["pair_ms"] / 1e3,
-        predicted=max(compute_ms, communication_ms) / 1e3,
-        from_what="its parts: the longer of computation and communication",
+        predicted=float(step.end_s[2] - step.start_s[1]),  # rows: F0, the pair's F1 and B0, B1
+        from_what="compute and communication of its parts",
     )

@@ -122,8 +122,3 @@ def _known(by_rank: Sequence[int | None]) -> np.ndarray | None:
 
 def _joined(levels_by_rank: Sequence[Sequence[int]]) -> np.ndarray:
     return np.concatenate([np.array(levels, np.int64) for levels in levels_by_rank])
-
-
-def median_step(traces: Sequence[Trace]) -> Trace:
-    """The trace whose makespan is the median (of an even number, the lower of the middle two)."""
-    return sorted(traces, key=lambda trace: trace.makespan_s)[(len(traces) - 1) // 2]

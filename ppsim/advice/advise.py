@@ -60,11 +60,10 @@ class Advice:
     left_out: dict[str, str]
     memory_limit_bytes: float | None
 
-    @cached_property
+    @property
     def measured(self) -> Trace:
-        """The step whose length is the median."""
-        lengths_s = [trace.makespan_s for trace in self.run.traces]
-        return self.run.traces[int(np.argsort(lengths_s, kind="stable")[(len(lengths_s) - 1) // 2])]
+        """The step of the median makespan."""
+        return self.run.median
 
     @cached_property
     def attribution(self) -> Attribution:
@@ -240,6 +239,8 @@ def advise(run: Run, *, memory_limit_bytes: float | None = None, with_search: bo
     """
     if memory_limit_bytes is not None and not (math.isfinite(memory_limit_bytes) and memory_limit_bytes > 0):
         raise InputError(f"memory_limit_bytes must be a finite number > 0, got {memory_limit_bytes!r}")
+    if not run.median.makespan_s > 0:
+        raise InputError("the measured step takes 0 s, so nothing can be shortened: give a run with durations")
     costs = costs_of(run)
     if memory_limit_bytes is not None and not costs.knows_activations:
         raise InputError(

@@ -12,14 +12,15 @@ import numpy.typing as npt
 from ppsim.errors import InputError
 from ppsim.runs.run_costs import RunCosts
 from ppsim.schedule.action import Kind
-from ppsim.schedule.named.registry import build_schedule, schedule_names
-from ppsim.schedule.schedule import Schedule
+from ppsim.schedule.named.registry import build_schedule, schedule_names, takes_stages_per_rank
+from ppsim.schedule.schedule import Schedule, loop_placement, v_placement
 from ppsim.search.search import search
 from ppsim.trace.trace import Trace
 
-# What W is tried to take of a whole backward. A linear layer's is a half, attention's score products have none. A job
-# whose layers have few weights can be outside.
-WEIGHT_SHARES = (0.3, 0.5)
+# The least that W is tried to take of a whole backward; `costs_of` takes a half, as of a linear layer. Attention's
+# score products have no W: stages of GPTs were measured at 0.34 to 0.40 (Qi et al., Zero Bubble, ICLR 2024, table 5).
+# Chosen below these; a job whose layers have few weights can be lower still.
+_LEAST_WEIGHT_SHARE = 0.3
 
 
 @dataclass(frozen=True, kw_only=True, eq=False)
@@ -106,15 +107,19 @@ def candidate(costs: RunCosts, name: str, schedule: Schedule, *, memory_limit_by
     program = schedule.program
     uncertain = []
     if (program.kind == Kind.W).any() and not costs.is_backward_split:
-        lengths_s += [costs.with_weight_share(share).predict(schedule).makespan_s for share in WEIGHT_SHARES]
-        least, most = (f"{share:.0%}" for share in WEIGHT_SHARES)
-        uncertain.append(f"the run never splits a backward: W is taken to be {most} of B, the range is from {least}")
+        lengths_s.append(costs.with_weight_share(_LEAST_WEIGHT_SHARE).predict(schedule).makespan_s)
+        uncertain.append(
+            f"the run never splits a backward: W is taken to be 50% of B, the range is from {_LEAST_WEIGHT_SHARE:.0%}, "
+            "and to hold all that B holds, the most it can be"
+        )
     if schedule.placement != costs.run.schedule.placement:
         uncertain.append(f"{schedule.stages} stages instead of {costs.run.schedule.stages}: layers cut evenly")
     if program.has_pairs and costs.durations.overlap == 1.0:
         uncertain.append("overlapped pairs are taken to last as long as their parts")
     if costs.memory is not None and not costs.knows_activations:
         uncertain.append("the run does not tell what a microbatch holds: memory is not known")
+    if costs.memory is None and costs.knows_activations:
+        uncertain.append("the run tells activations and no other memory: memory and limit are of activations alone")
     memory = trace.memory.total_bytes if costs.memory is not None else trace.peak_activation_bytes
     memory = memory if costs.knows_activations or schedule.orders == costs.run.schedule.orders else None
     fits = None
@@ -132,10 +137,17 @@ def candidate(costs: RunCosts, name: str, schedule: Schedule, *, memory_limit_by
 
 
 def _named(costs: RunCosts, left_out: dict[str, str]) -> Iterator[tuple[str, Schedule]]:
+    """Each named schedule with as many stages per rank as the run has; with its natural number where it has one alone,
+    or where the run can be cut anew."""
     run = costs.run
+    own = run.schedule.stages // run.ranks
     for name in schedule_names():
+        wanted = own if own > 1 and takes_stages_per_rank(name) else None
         try:
-            yield name, build_schedule(name, ranks=run.ranks, microbatches=run.schedule.microbatches)
+            yield (
+                name,
+                build_schedule(name, ranks=run.ranks, microbatches=run.schedule.microbatches, stages_per_rank=wanted),
+            )
         except InputError as error:
             left_out[name] = str(error)
 
@@ -145,15 +157,21 @@ def _searched(
 ) -> Iterator[tuple[str, Schedule]]:
     """The search's orders, with one stage on each rank and with two in a V, of stages that take their handover too."""
     run = costs.run
-    for placement, stages_per_rank in (("loop", 1), ("v", 2)):
+    ranks, microbatches = run.ranks, run.schedule.microbatches
+    own = run.schedule.stages // ranks
+    for placement, stages_per_rank in (("loop", 1), ("v", 2)) if own == 1 else (("loop", own), ("v", own)):
         name = f"searched, {stages_per_rank} stage{'s' if stages_per_rank > 1 else ''} per rank"
-        shape = "1f1b" if placement == "loop" else "zb-v"
+        placed = loop_placement(ranks, stages_per_rank) if placement == "loop" else v_placement(ranks, stages_per_rank)
+        if own > 1 and placed != run.schedule.placement:
+            continue
         try:
-            model = build_schedule(shape, ranks=run.ranks, microbatches=run.schedule.microbatches)
+            model = run.schedule
+            if placed != model.placement:
+                model = build_schedule("zb-v" if placement == "v" else "1f1b", ranks=ranks, microbatches=microbatches)
             found = search(
                 costs.with_handover(model),
-                ranks=run.ranks,
-                microbatches=run.schedule.microbatches,
+                ranks=ranks,
+                microbatches=microbatches,
                 network=costs.handover.network(model.program.links()),
                 memory_limit_bytes=_activation_limit(costs, memory_limit_bytes),
                 stages_per_rank=stages_per_rank,

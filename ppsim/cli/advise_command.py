@@ -58,7 +58,7 @@ class AdviseCommand:
         if self.out is not None:
             self.out.mkdir(parents=True, exist_ok=True)
             write_text(self.out / "schedule.csv", text)
-            page(found, chosen.name).save(self.out / "advice.html")
+            page(found, chosen).save(self.out / "advice.html")
         if self.json:
             command.print_json({**found.to_dict(), "csv": text})
             return
@@ -69,7 +69,8 @@ class AdviseCommand:
 
 
 def _chosen(found: Advice, name: str | None) -> Candidate:
-    every = {each.name: each for each in (found.current, *found.candidates)}
+    # The run's own schedule is last, so that its name is its own.
+    every = {each.name: each for each in (*found.candidates, found.current)}
     if name is None:
         return found.best or found.current
     if name not in every:
@@ -77,14 +78,13 @@ def _chosen(found: Advice, name: str | None) -> Candidate:
     return every[name]
 
 
-def page(found: Advice, chosen: str) -> Report:
+def page(found: Advice, chosen: Candidate) -> Report:
     """The advice as a page: what is lost, in words and as a picture, the table, and both steps."""
     from ppsim.export.html_report import Report
     from ppsim.plots.attribution_figure import attribution
     from ppsim.plots.timeline_figure import timeline
 
-    every = {each.name: each for each in (found.current, *found.candidates)}
-    traces = {"measured": found.measured, f"{chosen}, predicted": every[chosen].trace}
+    traces = {"measured": found.measured, f"{chosen.name}, predicted": chosen.trace}
     report = Report(
         title="What a measured step loses, and what would lose less",
         subtitle=f"{found.run.schedule}, {found.run.source}",
@@ -94,4 +94,4 @@ def page(found: Advice, chosen: str) -> Report:
     report.add("The bubble by cause", figure=attribution(traces))
     report.add("Schedules of the same job", table=found.rows(), text="\n\n".join(found.notes()))
     report.add("Both steps", figure=timeline(traces))
-    return report.add("How to load it", text=found.how_to_load("schedule.csv", every[chosen]).replace("\n", "\n\n"))
+    return report.add("How to load it", text=found.how_to_load("schedule.csv", chosen).replace("\n", "\n\n"))

@@ -62,22 +62,20 @@ class ExploreCommand(ScheduleFlags):
         """What the flags ask to be shown, as the page's address has it."""
         view: dict[str, str] = {}
         self.refuse_both()
-        if self.communication != "as-given":
+        if self.communication != "as-given" or self.microbatch_group is not None:
             view["csv"] = packed(self.load_schedule().to_csv(messages=True))
         elif self.from_csv is not None:
             view["csv"] = packed(read_text(self.from_csv))
         elif any(value is not None for value in (self.schedule, self.ranks, self.microbatches, self.stages_per_rank)):
             self.load_schedule()  # so that a mistake is said here
-            names = {"schedule": "schedule", "ranks": "ranks", "microbatches": "microbatches"}
-            view |= {name: str(getattr(self, field)) for name, field in names.items()}
+            view |= {name: str(getattr(self, name)) for name in ("schedule", "ranks", "microbatches")}
             if self.stages_per_rank is not None:
                 view["stages"] = str(self.stages_per_rank)
         if self.run_file is not None:
             from ppsim.runs.read_run import read_run
 
-            traces = sorted(read_run(self.run_file).traces, key=lambda trace: trace.makespan_s)
             name = command.printable(self.run_file.name)
-            view["run"] = server.runs.keep(traces[(len(traces) - 1) // 2], name)
+            view["run"] = server.runs.keep(read_run(self.run_file).median, name)
         return f"#{urllib.parse.urlencode(view)}" if view else ""
 
 

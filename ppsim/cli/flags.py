@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import math
 from dataclasses import dataclass
-from typing import Annotated, Literal
+from typing import Annotated
 
 import tyro
 
@@ -17,7 +17,7 @@ from ppsim.files import read_text
 from ppsim.network.network import Network
 from ppsim.schedule.action import Kind
 from ppsim.schedule.named.registry import build_schedule, natural_stages_per_rank, schedule_names
-from ppsim.schedule.schedule import Schedule
+from ppsim.schedule.schedule import Communication, Schedule
 
 MOST_ACTIONS = 8_000_000  # about 4 GB and minutes to simulate; more is a typing error rather than a pipeline
 _MOST_RANKS = 100_000
@@ -39,16 +39,13 @@ class ScheduleFlags:
     """Microbatches of a round of an interleaved schedule; with --schedule (default: the ranks, or a few more)."""
     from_csv: OptionalFile = None
     """Schedule in PyTorch's CSV format, a row per rank and a cell per action such as 2F0; instead of --schedule."""
-    communication: Literal["as-given", "early", "late", "derived"] = "as-given"
+    communication: Communication = "as-given"
     """Where receives are posted: as the file has them; early, when the message is sent, which hangs on no streams;
     late, at their use; or derived, as where a file has none."""
 
     def load_schedule(self) -> Schedule:
         """The checked schedule. Raises InputError for flags that are missing, contradict or cannot be met."""
-        schedule = self._load()
-        if self.communication == "as-given":
-            return schedule
-        return schedule.with_communication(None if self.communication == "derived" else self.communication)
+        return self._load().with_communication(self.communication)
 
     def _load(self) -> Schedule:
         self.refuse_both()

@@ -13,6 +13,7 @@ from ppsim.cli import command
 from ppsim.cli.command import OptionalFile
 from ppsim.cli.tables import about_of
 from ppsim.export.text_table import text_table
+from ppsim.files import check_directory
 from ppsim.runs.own import write_run
 from ppsim.runs.read_run import formats, read_run
 from ppsim.runs.run import Run
@@ -35,6 +36,8 @@ class ImportCommand:
 
     def run(self) -> None:
         """Read, write and describe the run."""
+        if self.out is not None:
+            check_directory(self.out)
         found = read_run(self.path, self.format)
         if self.out is not None:
             write_run(found, self.out)

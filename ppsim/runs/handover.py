@@ -31,8 +31,6 @@ class Handover:
         Seconds from the end of an action of that stage and kind until its rank is free and its result leaves.
     latency_s : mapping from (source, destination) to float
         Seconds from then until a result is there.
-    spread_s : float
-        The median absolute deviation of what `after_s` are medians of.
 
     Notes
     -----
@@ -43,25 +41,21 @@ class Handover:
 
     after_s: Seconds
     latency_s: dict[tuple[int, int], float]
-    spread_s: float
 
     @classmethod
     def of(cls, run: Run) -> Handover:
         """The handover of a run."""
         program = run.schedule.program
         travel_s = _travel(run)
-        gaps = [_gaps(program, trace, travel_s) for trace in run.traces]
-        before = gaps[0].before
-        seen_s = np.stack([each.gap_s for each in gaps])  # NaN where the rank waited for a message
+        before = np.array([row for row, _ in _pairs(program)], np.int64)
+        seen_s = np.stack([_gaps_s(program, trace, travel_s) for trace in run.traces])
         group = program.stage[before] * len(_KINDS) + program.kind[before]
         found = np.full(run.schedule.stages * len(_KINDS), np.nan)
-        spreads = []
         for each in np.unique(group).tolist():
             values = seen_s[:, group == each]
             known = values[~np.isnan(values)]
             if len(known) > _FEWEST * values.size:
                 found[each] = _usual(values, ~np.isnan(values))
-                spreads.append(float(np.median(np.abs(known - found[each]))))
         after_s = _filled(program, np.maximum(found, 0.0).reshape(-1, len(_KINDS)))
         latency_s = {}
         messages = program.messages
@@ -69,7 +63,7 @@ class Handover:
             chosen = messages.link == number
             sent = after_s[program.stage[messages.producer[chosen]], program.kind[messages.producer[chosen]]]
             latency_s[link] = max(travel_s.get(link, 0.0) - float(np.median(sent)), 0.0)
-        return cls(after_s=after_s, latency_s=latency_s, spread_s=float(np.median(spreads)) if spreads else 0.0)
+        return cls(after_s=after_s, latency_s=latency_s)
 
     def network(self, links: list[tuple[int, int]]) -> Network:
         """The links. Those that the run did not use have the median of those that it did."""
@@ -80,12 +74,18 @@ class Handover:
         )
 
 
-@dataclass(frozen=True)
-class _Gaps:
-    """The time between two actions of a rank, by the last row of the first; NaN where a message was waited for."""
+def sending_actions(program: Program) -> npt.NDArray[np.bool_]:
+    """Whether each action's result is sent, shape (actions,)."""
+    sends = np.zeros(program.actions, bool)
+    sends[program.row_action[program.messages.producer]] = True
+    return sends
 
-    before: npt.NDArray[np.int64]
-    gap_s: Seconds
+
+def sending_kinds(program: Program, shape: tuple[int, ...]) -> npt.NDArray[np.bool_]:
+    """Whether results of each stage and kind are sent, shape (stages, kinds)."""
+    sends = np.zeros(shape, bool)
+    sends[program.stage[program.messages.producer], program.kind[program.messages.producer]] = True
+    return sends
 
 
 def _pairs(program: Program) -> Iterator[tuple[int, int]]:
@@ -133,26 +133,25 @@ def _usual(values: Seconds, chosen: npt.NDArray[np.bool_]) -> float:
     return float(np.median([step[kept].mean() for step, kept in zip(values, chosen, strict=True) if kept.any()]))
 
 
-def _gaps(program: Program, trace: Trace, travel_s: dict[tuple[int, int], float]) -> _Gaps:
+def _gaps_s(program: Program, trace: Trace, travel_s: dict[tuple[int, int], float]) -> Seconds:
+    """The time between two actions of a rank, for each of `_pairs`; NaN where a message was waited for."""
     messages = program.messages
     usual_s = np.array([travel_s[link] for link in program.links()])[messages.link] if len(messages) else np.zeros(0)
     # A message that may have been late by twice what it usually takes is none that was there for sure.
     there_s = np.append(_produced(program, trace) + 2 * usual_s, -np.inf)
-    before, gap_s = [], []
+    gap_s = []
     for row, after in _pairs(program):
         until = int(program.action_start[program.row_action[after] + 1])
         needed = [int(each) for each in program.message_in[after:until]]
         is_ready = all(there_s[each] <= trace.end_s[row] for each in needed)  # -1, no message, is the last
-        before.append(row)
         gap_s.append(trace.start_s[after] - trace.end_s[row] if is_ready else np.nan)
-    return _Gaps(np.array(before, np.int64), np.array(gap_s, np.float64))
+    return np.array(gap_s, np.float64)
 
 
 def _filled(program: Program, after_s: Seconds) -> Seconds:
     """What was not seen is taken from other stages that send as many results after that kind, else from any kind."""
     stages = len(after_s)
-    sends = np.zeros(after_s.shape, bool)
-    sends[program.stage[program.messages.producer], program.kind[program.messages.producer]] = True
+    sends = sending_kinds(program, after_s.shape)
     filled = after_s.copy()
     for stage in range(stages):
         for kind in range(after_s.shape[1]):

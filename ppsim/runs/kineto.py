@@ -8,17 +8,19 @@ left out.
 
 from __future__ import annotations
 
+import math
 import re
 import zlib
-from bisect import bisect_left
+from bisect import bisect_left, bisect_right
 from collections import defaultdict
 from collections.abc import Iterator, Mapping, Sequence
+from functools import cached_property
 from pathlib import Path
 from typing import Any, NamedTuple
 
 import numpy as np
 
-from ppsim.checks import shown
+from ppsim.checks import is_finite, shown
 from ppsim.errors import InputError
 from ppsim.files import MOST_BYTES, parse_json, read_bytes
 from ppsim.runs.recording import Recorded, assemble
@@ -169,7 +171,7 @@ class _Profile:
             elif match := _ALONE.fullmatch(name):
                 yield event, Action(self.rank, Kind.F if match[1] == "Forward" else Kind.B, int(match[2]))
 
-    @property
+    @cached_property
     def computations(self) -> dict[Action | OverlappedPair, list[_Span]]:
         """The spans of what is computed."""
         return {
@@ -178,7 +180,7 @@ class _Profile:
             if isinstance(action, OverlappedPair) or action.kind.computes
         }
 
-    @property
+    @cached_property
     def stages(self) -> tuple[int, ...]:
         """The stages that compute on this rank."""
         return tuple(sorted({part.stage for action in self.computations for part in _parts(action)}))
@@ -191,21 +193,25 @@ class _Profile:
         """The most allocated between the first start and the last end of a step."""
         recorded = self.recorded(step)
         begin, end = min(each.start_s for each in recorded), max(each.end_s for each in recorded)
-        return max((amount for moment, amount in self._allocated if begin <= moment <= end), default=None)
+        first, last = bisect_left(self._allocated, (begin, -1)), bisect_right(self._allocated, (end, 2**63))
+        return max((amount for _, amount in self._allocated[first:last]), default=None)
 
 
 class _Kernels:
     """The kernels by when they were launched."""
 
     def __init__(self, events: Sequence[Mapping[str, Any]]) -> None:
-        spans: dict[Any, tuple[float, float]] = {}
+        spans: dict[int | None, tuple[float, float]] = {}
         for event in events:
             if event.get("cat") in _ON_DEVICE and "nccl" not in str(event.get("name", "")).lower():
-                spans[_correlation(event)] = (event["ts"], event["ts"] + event["dur"])
+                key = _correlation(event)
+                if key is not None:  # a graph's kernels have one launch
+                    begin, end = spans.get(key, (math.inf, -math.inf))
+                    spans[key] = (min(begin, event["ts"]), max(end, event["ts"] + event["dur"]))
         self._launched = sorted(
-            (event["ts"], *spans[_correlation(event)])
+            (event["ts"], *spans[key])
             for event in events
-            if event.get("cat") in _LAUNCHES and _correlation(event) in spans
+            if event.get("cat") in _LAUNCHES and (key := _correlation(event)) in spans
         )
         self._moments = [each[0] for each in self._launched]
 
@@ -229,7 +235,7 @@ def _document(path: Path) -> Any:
 
 
 def _is_timed(event: Mapping[str, Any]) -> bool:
-    return all(isinstance(event.get(name), int | float) for name in ("ts", "dur"))
+    return all(is_finite(event.get(name)) for name in ("ts", "dur"))
 
 
 def _is_operation(event: Mapping[str, Any]) -> bool:
@@ -237,22 +243,20 @@ def _is_operation(event: Mapping[str, Any]) -> bool:
     return event.get("cat") == "cpu_op" and not str(event.get("name", "")).startswith("c10d::")
 
 
-def _correlation(event: Mapping[str, Any]) -> Any:
+def _correlation(event: Mapping[str, Any]) -> int | None:
+    """The number that a launch and its kernels share."""
     arguments = event.get("args")
-    return arguments.get("correlation") if isinstance(arguments, dict) else None
+    found = arguments.get("correlation") if isinstance(arguments, dict) else None
+    return found if isinstance(found, int) else None
 
 
 def _allocated(event: Mapping[str, Any]) -> int | None:
     """What is allocated in all after an event of the allocator."""
     arguments = event.get("args")
-    if (
-        event.get("name") != "[memory]"
-        or not isinstance(arguments, dict)
-        or not isinstance(event.get("ts"), int | float)
-    ):
+    if event.get("name") != "[memory]" or not isinstance(arguments, dict) or not is_finite(event.get("ts")):
         return None
     amount = arguments.get("Total Allocated")
-    return amount if isinstance(amount, int) and not isinstance(amount, bool) else None
+    return amount if isinstance(amount, int) and not isinstance(amount, bool) and 0 <= amount < 2**63 else None
 
 
 def _parts(action: Action | OverlappedPair) -> tuple[Action, ...]:
@@ -289,7 +293,7 @@ def _step_count(ranked: Sequence[_Profile]) -> int:
 
 
 def _sent_s(ranked: Sequence[_Profile], step: int) -> dict[Action, float] | None:
-    """When each result was sent; None if some send was not recorded."""
+    """When each result was sent; None if no send was recorded."""
     found: dict[Action, float] = {}
     for profile in ranked:
         for action, spans in profile.spans.items():

@@ -13,6 +13,7 @@ from ppsim.runs.run import Run
 from ppsim.schedule.schedule import Schedule
 from ppsim.simulation.memory_levels import activation_levels
 from ppsim.trace.memory import peak_per_rank
+from ppsim.trace.trace import Trace
 
 
 @dataclass(frozen=True, kw_only=True, eq=False)
@@ -25,18 +26,16 @@ class MemoryFit:
         What a microbatch holds on a rank, all of its stages together. None where the run does not tell.
     other_bytes : array of shape (p,)
         What each rank holds besides.
-    residual_bytes : array of shape (p,)
-        By how much the peak of each inner rank, one that has neither the first nor the last stage, differs from a
-        line over all of them. 0 for others: what they hold besides is their own.
     """
 
     activation_bytes: int | None
     other_bytes: npt.NDArray[np.int64]
-    residual_bytes: npt.NDArray[np.int64]
 
     @classmethod
     def of(cls, run: Run) -> MemoryFit | None:
         """Fit a line to the peaks of a run over its ranks. None if the run has no peaks.
+
+        Where the run tells activations and other memory apart, nothing is fitted.
 
         Notes
         -----
@@ -47,7 +46,7 @@ class MemoryFit:
         """
         peaks = [trace.total_peak_bytes for trace in run.traces if trace.total_peak_bytes is not None]
         if not peaks:
-            return None
+            return cls._told_apart(run.median)
         most = np.max(peaks, axis=0).astype(np.float64)
         held = in_flight(run.schedule)
         ends = {run.schedule.placement[0], run.schedule.placement[-1]}
@@ -57,17 +56,23 @@ class MemoryFit:
         slopes = [(most[a] - most[b]) / (held[a] - held[b]) for a, b in combinations(inner, 2) if held[a] != held[b]]
         if not slopes:
             whole = np.rint(most).astype(np.int64)
-            return cls(activation_bytes=None, other_bytes=whole, residual_bytes=np.zeros_like(whole))
+            return cls(activation_bytes=None, other_bytes=whole)
         slope = max(float(np.median(slopes)), 0.0)
         besides = most - slope * held
         usual = float(np.median(besides[inner]))
         other = np.array([usual if rank in inner else besides[rank] for rank in range(run.ranks)])
-        residual = np.array([besides[rank] - usual if rank in inner else 0.0 for rank in range(run.ranks)])
         return cls(
             activation_bytes=round(slope),
             other_bytes=np.maximum(np.rint(other), 0).astype(np.int64),
-            residual_bytes=np.rint(residual).astype(np.int64),
         )
+
+    @classmethod
+    def _told_apart(cls, trace: Trace) -> MemoryFit | None:
+        """What a rank holds at most in all, less its activations. None if no other memory is known."""
+        held, total = trace.peak_activation_bytes, trace.memory.total_bytes
+        if held is None or total is None or trace.parameter_bytes is None:
+            return None
+        return cls(activation_bytes=None, other_bytes=total - held)
 
 
 def in_flight(schedule: Schedule) -> npt.NDArray[np.float64]:

@@ -44,6 +44,9 @@ def write_run(run: Run, path: Path) -> None:
     """Write a folder that `read_own` reads, with the schedule as CSV beside the steps."""
     check_directory(path)
     path.mkdir(parents=True, exist_ok=True)
+    for step, written in _steps(path).items():
+        if step not in run.steps:  # of an earlier import: it would be read as a step of this run
+            written.unlink()
     for step, trace in zip(run.steps, run.traces, strict=True):
         trace.save(path / f"step_{step}.trace")
     write_text(path / "run.json", json.dumps({**run.environment, "source": run.source}, indent=1) + "\n")

@@ -16,7 +16,7 @@ from typing import Any, NamedTuple
 
 import numpy as np
 
-from ppsim.checks import shown
+from ppsim.checks import is_finite, shown
 from ppsim.errors import InputError
 from ppsim.files import read_json
 from ppsim.runs.recording import Recorded, assemble
@@ -104,7 +104,11 @@ class _Log:
             _whole(path.parent, config, name) for name in ("pp_size", "vp_size", "num_mbs")
         )
         content = read_json(path)
-        if not isinstance(content, dict) or not content or not all(name.isdecimal() for name in content):
+        if (
+            not isinstance(content, dict)
+            or not content
+            or not all(name.isdecimal() and len(name) < 19 for name in content)
+        ):
             raise InputError(
                 f"{path} must be an object with a key for each iteration: give the file as Primus wrote it"
             )
@@ -142,7 +146,7 @@ class _Log:
     def memory_bytes(self, number: int) -> int | None:
         """The most that was reserved up to the end of a step."""
         value = self.iteration(number).get("memory")
-        return round(value * 2**30) if isinstance(value, int | float) and 0 <= value < 2**33 else None
+        return round(value * 2**30) if is_finite(value) and 0 <= value < 2**33 else None
 
     def _spans(self, number: int, step: Mapping[str, Any], series: str) -> list[_Span]:
         """Each action of a series. Only some backwards may be split, so that there may be fewer of "wgrad"."""
@@ -153,7 +157,7 @@ class _Log:
         for edge in ("start", "end"):
             times = step.get(f"{series}_{edge}")
             where = f"{self.path}, iteration {number}: {series}_{edge}"
-            if not isinstance(times, list) or not all(isinstance(each, int | float) for each in times):
+            if not isinstance(times, list) or not all(map(is_finite, times)):
                 raise InputError(f"{where} must be a list of milliseconds, got {shown(times)}")
             if len(times) != wanted:
                 raise InputError(

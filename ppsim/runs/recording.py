@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import functools
 from collections.abc import Mapping, Sequence
 from dataclasses import replace
 from typing import Any, NamedTuple
@@ -11,7 +12,7 @@ import numpy.typing as npt
 
 from ppsim.errors import InputError
 from ppsim.runs.clocks import clock_offsets
-from ppsim.schedule.action import Action, OverlappedPair
+from ppsim.schedule.action import Action, Kind, OverlappedPair
 from ppsim.schedule.named.registry import build_schedule, schedule_names
 from ppsim.schedule.program import Program
 from ppsim.schedule.schedule import Schedule
@@ -71,7 +72,7 @@ def assemble(
     try:
         schedule = Schedule.of([[each.action for each in recorded] for recorded in ordered], name="recorded")
         schedule.check()
-    except ValueError as error:
+    except InputError as error:
         raise InputError(f"{where}: the actions in the order of their times are no schedule: {error}") from None
     schedule = replace(schedule, name=_built_in_name(schedule) or "recorded")
     program = schedule.program
@@ -100,8 +101,9 @@ def assemble(
     )
 
 
+@functools.lru_cache(maxsize=8)
 def _built_in_name(schedule: Schedule) -> str | None:
-    """The built-in schedule that has these orders."""
+    """The built-in schedule that has these orders. It is asked anew for each step of a run."""
     stages_per_rank, rest = divmod(schedule.stages, schedule.ranks)
     for name in [] if rest else schedule_names():
         try:
@@ -149,5 +151,7 @@ def _row_times(program: Program, recorded: Sequence[Recorded]) -> tuple[Seconds,
 
 
 def _forward_share(program: Program, lengths_s: Seconds, alone: npt.NDArray[np.bool_]) -> float:
-    usual_s = [np.median(lengths_s[chosen]) for kind in (0, 1) if (chosen := alone & (program.kind == kind)).any()]
+    usual_s = [
+        np.median(lengths_s[chosen]) for kind in (Kind.F, Kind.B) if (chosen := alone & (program.kind == kind)).any()
+    ]
     return float(usual_s[0] / sum(usual_s)) if len(usual_s) == 2 and sum(usual_s) > 0 else 0.5

@@ -10,7 +10,7 @@ from ppsim.checks import check_fields
 from ppsim.errors import InputError
 from ppsim.schedule.schedule import Schedule
 from ppsim.shown import shown_by
-from ppsim.trace.trace import Trace
+from ppsim.trace.trace import Trace, median_step
 
 
 @dataclass(frozen=True, kw_only=True, eq=False)
@@ -70,6 +70,11 @@ class Run:
     def ranks(self) -> int:
         """Number of pipeline ranks, p."""
         return self.schedule.ranks
+
+    @property
+    def median(self) -> Trace:
+        """The step of the median makespan; of two in the middle the shorter."""
+        return median_step(self.traces)
 
     def _repr_html_(self) -> str:
         return str(shown_by("run_html", self))

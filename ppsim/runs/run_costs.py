@@ -13,7 +13,7 @@ from ppsim.conditions import Conditions
 from ppsim.costs.stage_cost import StageCost
 from ppsim.errors import InputError
 from ppsim.runs.durations import Durations, edge_rows
-from ppsim.runs.handover import Handover
+from ppsim.runs.handover import Handover, sending_actions, sending_kinds
 from ppsim.runs.memory_fit import MemoryFit
 from ppsim.runs.run import Run
 from ppsim.schedule.action import Kind
@@ -24,7 +24,8 @@ from ppsim.trace.trace import Trace
 
 Seconds = npt.NDArray[np.float64]
 
-_DISTURBED = 0.05  # longer than the median step by this share: left out of the spread of steps
+DISTURBED = 0.05
+"""A step that differs from the median one by a larger share counts as disturbed."""
 
 
 class RunCosts(list[StageCost]):
@@ -80,7 +81,7 @@ class RunCosts(list[StageCost]):
         """The standard deviation of undisturbed steps, as a share of the median step."""
         lengths_s = np.array([trace.makespan_s for trace in self.run.traces])
         usual_s = float(np.median(lengths_s))
-        calm_s = lengths_s[np.abs(lengths_s - usual_s) <= _DISTURBED * usual_s]
+        calm_s = lengths_s[np.abs(lengths_s - usual_s) <= DISTURBED * usual_s]
         return float(calm_s.std() / usual_s) if usual_s > 0 and len(calm_s) > 1 else 0.0
 
     @property
@@ -122,7 +123,8 @@ class RunCosts(list[StageCost]):
         if self.run.schedule.stages != self.run.ranks or schedule.stages % schedule.ranks:
             raise InputError(
                 f"the run has stages on ranks {list(self.run.schedule.placement)} and the schedule on "
-                f"{list(schedule.placement)}: give a schedule with the run's stages"
+                f"{list(schedule.placement)}: give a schedule with the run's stages, or a run with one stage on each "
+                "rank, which can be cut anew"
             )
         return _cut_anew(list(self), schedule)
 
@@ -153,8 +155,7 @@ class RunCosts(list[StageCost]):
         after_s = self._after_s(schedule)
         final = np.zeros(program.actions, bool)  # after a rank's last action nothing is waited for
         final[program.rank_actions[1:][np.diff(program.rank_actions) > 0] - 1] = True
-        sends = np.zeros(program.actions, bool)
-        sends[program.row_action[program.messages.producer]] = True
+        sends = sending_actions(program)
         return Conditions(
             durations_s=self.durations_for(schedule) if durations_s is None else durations_s,
             send_s=np.where(final & ~sends, 0.0, after_s),
@@ -236,17 +237,14 @@ class RunCosts(list[StageCost]):
     def _after_s(self, schedule: Schedule) -> Seconds:
         """After each action: as in the run where its stage and kind ran there, else as others that send, or do not."""
         old, program = self.run.schedule.program, schedule.program
-        sends = np.zeros(self.handover.after_s.shape, bool)
-        sends[old.stage[old.messages.producer], old.kind[old.messages.producer]] = True
+        sends = sending_kinds(old, self.handover.after_s.shape)
         measured = np.zeros(sends.shape, bool)
         measured[old.stage, old.kind] = True
         usual = {
             each: float(np.median(values)) if len(values := self.handover.after_s[measured & (sends == each)]) else 0.0
             for each in (False, True)
         }
-        new_sends = np.zeros(program.actions, bool)
-        new_sends[program.row_action[program.messages.producer]] = True
-        after_s = np.where(new_sends, usual[True], usual[False])
+        after_s = np.where(sending_actions(program), usual[True], usual[False])
         if schedule.placement == self.run.schedule.placement:
             last = program.action_start[1:] - 1
             stage, kind = program.stage[last], program.kind[last]
@@ -298,23 +296,22 @@ def costs_of(run: Run) -> RunCosts:
 
 
 def _activations(run: Run, memory: MemoryFit | None) -> list[tuple[int, int]]:
-    """What a microbatch holds on each stage from F on, and from I on."""
+    """What a microbatch holds on each stage from F on, and from I on: all of it, the most it can be, if no W ran."""
     program, stages = run.schedule.program, run.schedule.stages
     levels = run.traces[0].activation_bytes
     if levels is not None:
         change = np.diff(levels, prepend=0)
-        change[program.action_start[program.rank_actions[:-1]]] = levels[
-            program.action_start[program.rank_actions[:-1]]
-        ]
+        first = program.action_start[program.rank_actions[:-1][np.diff(program.rank_actions) > 0]]
+        change[first] = levels[first]  # the row before is another rank's
         found = []
         for stage in range(stages):
             taken = change[(program.stage == stage) & (program.kind == Kind.F)]
             given = -change[(program.stage == stage) & (program.kind == Kind.W)]
-            found.append(tuple(int(np.median(each)) if len(each) else 0 for each in (taken, given)))
-        return [(max(whole, 0), max(kept, 0)) for whole, kept in found]
-    whole = memory.activation_bytes if memory is not None else None
-    per_stage = round((whole or 0) * run.ranks / stages)
-    # What W still needs is not known. All of it is the most it can be.
+            whole = max(int(np.median(taken)), 0) if len(taken) else 0
+            found.append((whole, max(int(np.median(given)), 0) if len(given) else whole))
+        return found
+    per_microbatch = memory.activation_bytes if memory is not None else None
+    per_stage = round((per_microbatch or 0) * run.ranks / stages)
     return [(per_stage, per_stage)] * stages
 
 

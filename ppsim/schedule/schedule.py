@@ -27,6 +27,11 @@ if TYPE_CHECKING:
     import plotly.graph_objects as go
 
 
+Communication = Literal["as-given", "early", "late", "derived"]
+"""Where receives are posted: as the schedule states them; early, when the message is sent; late, at their use; or
+derived, as where a schedule states none."""
+
+
 @dataclass(frozen=True, kw_only=True)
 class Schedule:
     """The orders of all ranks, and where the stages live.
@@ -152,15 +157,15 @@ class Schedule:
         return tuple(found)
 
     @checked
-    def with_communication(self, place: Literal["late", "early"] | None) -> Schedule:
+    def with_communication(self, place: Communication) -> Schedule:
         """The same computations, with each send after what makes it and receives placed by rule.
 
         Parameters
         ----------
-        place : "late", "early" or None
-            "late": a receive stands before the action that uses it. "early": it is posted when the message is sent, in
-            one sequence of all ranks. No streams hang with that, but a receive that is posted long before its message
-            can be sent keeps what stands behind it waiting. None leaves all communication to be derived.
+        place : "as-given", "early", "late" or "derived"
+            "as-given": nothing changes. "early": a receive is posted when the message is sent, in one sequence of all
+            ranks. No streams hang with that, but a receive that is posted long before its message can be sent keeps
+            what stands behind it waiting. "late": it stands before the action that uses it. "derived": none is stated.
 
         Raises
         ------
@@ -179,8 +184,10 @@ class Schedule:
         ppsim.errors.ScheduleError: the schedule would wait for ever: ...
         >>> schedule.with_communication("early").check("rank")
         """
+        if place == "as-given":
+            return self
         plain = replace(self, communication=None)
-        if place is None:
+        if place == "derived":
             return plain
         plain.check()
         program = plain.program

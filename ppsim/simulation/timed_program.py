@@ -289,7 +289,7 @@ def _checked_window(program: Program, window: int | None) -> int | None:
     if window is not None and program.written is not None:
         raise InputError(
             "receive_window is of receives posted ahead, and this schedule states where each is posted: leave it out, "
-            "or take schedule.with_communication(None)"
+            "or take schedule.with_communication('derived')"
         )
     if window is not None and window < (needed := smallest_receive_window(program)):
         raise InputError(

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import operator
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import MISSING, dataclass, field, fields
 from functools import cached_property
 from pathlib import Path
@@ -419,3 +419,15 @@ def _length(column: str, program: Program) -> int:
     if column in ("parameter_bytes", "optimizer_bytes", "other_bytes", "total_peak_bytes"):
         return program.ranks
     return program.schedule.stages if column.startswith("reduce_") else len(program.stage)
+
+
+def median_step(traces: Sequence[Trace]) -> Trace:
+    """The step of the median makespan; of two in the middle the shorter.
+
+    Parameters
+    ----------
+    traces : sequence of Trace
+        At least one.
+    """
+    in_order: list[Trace] = sorted(traces, key=lambda trace: trace.makespan_s)
+    return in_order[(len(in_order) - 1) // 2]

@@ -7,9 +7,10 @@ from dataclasses import replace
 import numpy as np
 import pytest
 
-from ppexec.measure.assemble import RankMemory, assemble_trace, median_step, with_memory
+from ppexec.measure.assemble import RankMemory, assemble_trace, with_memory
 from ppexec.workers.runtime import StepRecord
 from ppsim import Schedule, Trace
+from ppsim.trace.trace import median_step
 
 PROGRAM = Schedule.of([["0F0", "0B0"], ["1F0", "1B0"]]).program
 BILLION = 10**9

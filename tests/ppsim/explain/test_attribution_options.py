@@ -232,7 +232,7 @@ def test_waiting_for_a_stream_is_a_part_of_its_own() -> None:
     assert found.streams_s.tolist()[1] == 1.0
     assert found.transfer_s.tolist()[1] == 1.0
     assert critical_path(step).length_s == step.makespan_s
-    free = attribute(simulate(BLOCKED.with_communication(None), [cost] * 2, network=Network(bytes_per_s=1)))
+    free = attribute(simulate(BLOCKED.with_communication("derived"), [cost] * 2, network=Network(bytes_per_s=1)))
     assert not free.streams_s.any()
     assert not free.streams_knock_on_s.any()
 
