@@ -59,7 +59,9 @@ def check_directory(directory: Path) -> None:
     """
     there = next(path for path in (directory, *directory.absolute().parents) if path.exists())
     if not there.is_dir():
-        raise InputError(f"cannot write to {directory}: {there} is a file; give a directory, new or old")
+        raise InputError(
+            f"cannot write to {directory}: {there} is not a directory, it is a file; give a directory, new or old"
+        )
     if not os.access(there, os.W_OK | os.X_OK):
         raise InputError(f"cannot write to {directory}: nothing may be written in {there}; give another directory")
 

@@ -4,12 +4,14 @@ from __future__ import annotations
 
 import re
 import shlex
+import webbrowser
 from pathlib import Path
 
 import pytest
 
 import ppsim
 from ppsim.cli.main import main
+from ppsim.explorer.server import ExplorerServer
 from ppsim.schedule.named import registry
 
 README = (Path(__file__).parents[1] / "README.md").read_text(encoding="utf-8")
@@ -30,12 +32,14 @@ def test_python_blocks_run(block: str, monkeypatch: pytest.MonkeyPatch, capsys: 
 
 def test_the_readme_has_examples() -> None:
     assert len(PYTHON) == 3
-    assert len(COMMANDS) == 5
+    assert len(COMMANDS) == 6
 
 
 @pytest.mark.parametrize("line", COMMANDS)
 def test_commands_run(line: str, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.chdir(Path(__file__).parents[1])
+    monkeypatch.setattr(ExplorerServer, "serve_forever", lambda server: None)  # it would wait for Ctrl-C
+    monkeypatch.setattr(webbrowser, "open", lambda address: True)
     assert main(shlex.split(line)[1:]) == 0
     assert capsys.readouterr().out
 

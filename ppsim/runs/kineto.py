@@ -169,7 +169,27 @@ class _Profile:
                 except InputError as error:
                     raise InputError(f"{self.path}: range {shown(name)}: {error}") from None
             elif match := _ALONE.fullmatch(name):
-                yield event, Action(self.rank, Kind.F if match[1] == "Forward" else Kind.B, int(match[2]))
+                yield event, Action(self._only_stage, Kind.F if match[1] == "Forward" else Kind.B, int(match[2]))
+
+    @cached_property
+    def _only_stage(self) -> int:
+        """The stage of a rank whose ranges name none: its place in the pipeline's group, or its rank if it is all."""
+        groups = self.about.get("pg_config")
+        named = [
+            (re.split("[^a-z]+", str(each.get("pg_desc", "")).lower()), each["ranks"])
+            for each in (groups if isinstance(groups, list) else [])
+            if isinstance(each, dict) and isinstance(each.get("ranks"), list) and self.rank in each["ranks"]
+        ]
+        for words, ranks in named:
+            if {"pp", "pipeline"} & set(words):
+                return int(ranks.index(self.rank))
+        whole = max((len(ranks) for _, ranks in named), default=1)
+        if any(1 < len(ranks) < whole for _, ranks in named):
+            raise InputError(
+                f"{self.path}: its ranges name no stage, and the job has other groups than the pipeline's: name the "
+                "mesh's dimension pp, or profile a schedule of several stages, whose ranges name theirs"
+            )
+        return self.rank
 
     @cached_property
     def computations(self) -> dict[Action | OverlappedPair, list[_Span]]:

@@ -183,3 +183,14 @@ def test_a_directory_in_whose_way_a_file_is_cannot_be_written(tmp_path: Path) ->
             check_directory(directory)
     check_directory(tmp_path / "new" / "deeper")
     assert not (tmp_path / "new").exists()
+
+
+def test_a_file_is_checked_before_the_work_as_it_is_written_after_it(tmp_path: Path, monkeypatch: Any) -> None:
+    """/dev/stdout was refused to all but root, and a read-only file only after the work."""
+    (tmp_path / "kept").write_text("")
+    monkeypatch.setattr(os, "access", lambda path, mode: str(path) == str(tmp_path))  # as for a user who is not root
+    check_file(Path("/dev/stdout"))
+    check_file(tmp_path / "new")
+    for path, says in ((tmp_path / "kept", "read-only"), (tmp_path, "a directory"), (tmp_path / "no" / "x", "no dir")):
+        with pytest.raises(InputError, match=says):
+            check_file(path)

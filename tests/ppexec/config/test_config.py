@@ -257,3 +257,12 @@ def test_a_layout_of_another_model_is_refused(layout: str, says: str) -> None:
 def test_an_empty_stage_is_not_run() -> None:
     with pytest.raises(ppsim.InputError, match="leaves stage 1 empty"):
         RunConfig(model="gpt", layers=4, hidden=32, ranks=3, layout="Et*3||tL")
+
+
+@pytest.mark.parametrize("option", ["stages_per_rank", "microbatch_group"])
+def test_options_of_a_named_schedule_have_no_meaning_for_a_file(tmp_path: Path, option: str) -> None:
+    """They were passed over in silence."""
+    path = tmp_path / "schedule.csv"
+    path.write_text(ppsim.build_schedule("1f1b", ranks=2, microbatches=4).to_csv())
+    with pytest.raises(ppsim.InputError, match=f"{option} 2 is of a schedule by name"):
+        RunConfig(from_csv=path, **{option: 2})

@@ -5,8 +5,10 @@ from __future__ import annotations
 import gzip
 import json
 import os
+import re
 import subprocess
 import sys
+from collections.abc import Callable
 from pathlib import Path
 
 import numpy as np
@@ -194,3 +196,62 @@ def test_advice_on_a_profiled_job_loads_into_pytorchs_runtime(profiled: Path, tm
     path.write_text(chosen.schedule.to_csv())
     profile_job(path, SLEEP_S, 1, tmp_path / "again", ranks=4)
     assert read_run(tmp_path / "again").schedule.orders == chosen.schedule.orders
+
+
+def _changed(path: Path, change: Callable[[int, dict], None]) -> None:
+    for rank, file in enumerate(sorted(path.glob("*.json"))):
+        document = json.loads(file.read_text())
+        change(rank, document)
+        file.write_text(json.dumps(document))
+
+
+def _without_stages(document: dict, rank: int, groups: list[tuple[str, list[int]]]) -> None:
+    """Ranges as PyTorch's schedules of one stage per rank name them."""
+    document["distributedInfo"] = {"rank": rank, "pg_config": [{"pg_desc": d, "ranks": ranks} for d, ranks in groups]}
+    for event in document["traceEvents"]:
+        if match := re.fullmatch(r"PP:\d+([FB])(\d+)", event["name"]):
+            event["name"] = f"{'Forward' if match[1] == 'F' else 'Backward'} {match[2]}"
+
+
+@pytest.mark.parametrize("description", ["mesh_pp", "pp"])
+def test_replicas_are_not_read_as_stages(tmp_path: Path, description: str) -> None:
+    """Ranges without a stage took the rank for it: two replicas of two stages were four stages."""
+    step = simulate(build_schedule("afab", ranks=2, microbatches=3), [COST] * 2)
+    for replica in range(2):
+        write_kineto([step], tmp_path, behind_s=[0.0, 0.0], name=f"trace_{replica}{{rank}}.json")
+    whole = ("default_pg", [0, 1, 2, 3])
+
+    def name_groups(rank: int, document: dict) -> None:
+        own = [0, 1] if rank < 2 else [2, 3]
+        _without_stages(document, rank, [whole, ("mesh_dp", [rank % 2, rank % 2 + 2]), (description, own)])
+
+    _changed(tmp_path, name_groups)
+    found = read_run(tmp_path)
+    assert found.schedule.orders == step.schedule.orders
+    _changed(tmp_path, lambda rank, document: document["distributedInfo"]["pg_config"].pop())
+    with pytest.raises(InputError, match="its ranges name no stage, and the job has other groups"):
+        read_run(tmp_path)
+
+
+def test_all_kernels_of_one_launch_are_one_span(tmp_path: Path) -> None:
+    """The last kernel of a graph's launch stood for all."""
+    step = simulate(build_schedule("1f1b", ranks=2, microbatches=3), [COST] * 2)
+    write_kineto([step], tmp_path, behind_s=[0.0, 0.0], kernels=True)
+
+    def one_launch(rank: int, document: dict) -> None:
+        for event in document["traceEvents"]:
+            if event["name"] in ("gemm", "cudaLaunchKernel"):
+                event["args"]["correlation"] -= event["args"]["correlation"] % 10
+
+    _changed(tmp_path, one_launch)
+    assert read_run(tmp_path).traces[0].makespan_s == pytest.approx(step.makespan_s)
+
+
+@pytest.mark.parametrize(("name", "value"), [("ts", 10**400), ("dur", True), ("ts", None), ("ts", float("inf"))])
+def test_a_time_that_no_float_holds_is_no_time(tmp_path: Path, name: str, value: object) -> None:
+    """400 digits were an OverflowError."""
+    step = simulate(build_schedule("1f1b", ranks=2, microbatches=3), [COST] * 2)
+    write_kineto([step], tmp_path, behind_s=[0.0, 0.0])
+    _changed(tmp_path, lambda rank, document: document["traceEvents"][0].update({name: value}))
+    with pytest.raises(InputError):
+        read_run(tmp_path)

@@ -24,6 +24,7 @@ from ppsim import (
     simulate,
 )
 from ppsim.runs.durations import edge_rows
+from ppsim.runs.own import write_run
 from ppsim.schedule.action import Kind
 from ppsim.simulation.timed_program import row_durations
 from tests.support.primus import PUBLISHED, apart, write_primus
@@ -276,3 +277,13 @@ def test_network_of_a_run_with_latency() -> None:
     assert set(np.round(list(found.handover.latency_s.values()), 6)) == {0.125}
     assert np.abs(found.handover.after_s).max() < 1e-9
     assert found.predict().makespan_s == pytest.approx(step.makespan_s)
+
+
+def test_a_folder_holds_the_steps_of_the_last_run_alone(tmp_path: Path) -> None:
+    """Steps of an earlier import were read as steps of this job."""
+    long, short = (simulate(build_schedule("1f1b", ranks=2, microbatches=m), [COST] * 2) for m in (8, 4))
+    write_run(Run(traces=[long] * 3, steps=[0, 1, 2]), tmp_path)
+    write_run(Run(traces=[short], steps=[0]), tmp_path)
+    found = read_run(tmp_path)
+    assert found.steps == (0,)
+    assert found.median.makespan_s == short.makespan_s
