@@ -17,7 +17,16 @@ from ppsim import InputError, LayerCost, Network, StageCost
 from ppsim.cli.main import main
 from ppsim.export.html_report import Report
 from ppsim.export.trace_files import write_trace
-from ppsim.files import MOST_BYTES, check_directory, read_json, read_text, replacing, write_bytes, write_text
+from ppsim.files import (
+    MOST_BYTES,
+    check_directory,
+    check_file,
+    read_json,
+    read_text,
+    replacing,
+    write_bytes,
+    write_text,
+)
 
 COST = StageCost(forward_s=1, backward_input_s=1, backward_weight_s=1)
 LAYER = LayerCost(forward_s=1, backward_input_s=1, backward_weight_s=1, name="a")

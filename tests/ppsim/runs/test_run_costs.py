@@ -281,7 +281,8 @@ def test_network_of_a_run_with_latency() -> None:
 
 def test_a_folder_holds_the_steps_of_the_last_run_alone(tmp_path: Path) -> None:
     """Steps of an earlier import were read as steps of this job."""
-    long, short = (simulate(build_schedule("1f1b", ranks=2, microbatches=m), [COST] * 2) for m in (8, 4))
+    cost = StageCost(forward_s=1, backward_input_s=1, backward_weight_s=1)
+    long, short = (simulate(build_schedule("1f1b", ranks=2, microbatches=m), [cost] * 2) for m in (8, 4))
     write_run(Run(traces=[long] * 3, steps=[0, 1, 2]), tmp_path)
     write_run(Run(traces=[short], steps=[0]), tmp_path)
     found = read_run(tmp_path)
