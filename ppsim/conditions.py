@@ -14,7 +14,7 @@ import numpy.typing as npt
 from ppsim.checks import check_fields, check_names, checked, shown
 from ppsim.errors import InputError
 from ppsim.network.all_reduce import Reduction
-from ppsim.schedule.streams import Streams, check_streams
+from ppsim.schedule.streams import Streams
 
 Sharing = Literal["turns", "fair"]
 
@@ -116,7 +116,6 @@ class Conditions:
             value = getattr(self, name)
             if value is not None and (isinstance(value, bool) or not isinstance(value, int) or value < 1):
                 raise InputError(f"{name} must be a whole number of 1 or more, got {value!r}")
-        check_streams(self.streams)
         if self.streams != "link" and self.receive_window is not None:
             raise InputError(
                 f"receive_window is of receives posted ahead on links: with streams {self.streams!r} they are posted "

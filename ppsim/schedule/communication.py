@@ -6,24 +6,20 @@ from collections.abc import Sequence
 from dataclasses import replace
 
 import numpy as np
+import numpy.typing as npt
 
-from ppsim.schedule.action import Action
-from ppsim.schedule.order import Order
-from ppsim.schedule.posts import SENDS, PostError, Posts, check_lengths
-from ppsim.schedule.program_tables import Messages, PostTable, ProgramTables
+from ppsim.schedule.action import Kind
+from ppsim.schedule.posts import SENDS, PostError, Posts
+from ppsim.schedule.program_tables import Integers, Messages, PostTable, ProgramTables
 
 
-def written_posts(
-    tables: ProgramTables, orders: Sequence[Order], communication: Sequence[Posts]
-) -> tuple[Messages, PostTable]:
+def written_posts(tables: ProgramTables, communication: Sequence[Posts]) -> tuple[Messages, PostTable]:
     """Match stated sends and receives with the messages.
 
     Parameters
     ----------
     tables : ProgramTables
         The program with its derived messages.
-    orders : sequence of p orders
-        What each rank computes.
     communication : sequence of p Posts
         What each rank sends and receives, and where.
 
@@ -39,58 +35,81 @@ def written_posts(
     PostError
         If one is missing, carries nothing, occurs twice, stands on the wrong side of the computation that it serves,
         or if a link's receives do not stand in the order of its sends.
-    ScheduleError
-        If there are not as many ranks' posts as orders, or a post stands behind the end of its order.
     """
-    check_lengths(orders, communication)
-    message: list[int] = []
-    for rank, posts in enumerate(communication):
-        message += _messages_of_rank(tables, rank, posts)
     counts = [len(posts) for posts in communication]
-    rank_of = np.repeat(np.arange(len(counts), dtype=np.int32), counts)
-    table = PostTable(
-        message=np.array(message, np.int32),
-        sends=np.concatenate([np.isin(posts.kind, SENDS) for posts in communication]),
-        before=np.concatenate([posts.before for posts in communication]) + tables.rank_actions[rank_of],
-        rank=rank_of,
-    )
+    rank = np.repeat(np.arange(len(counts), dtype=np.int32), counts)
+    sends = np.concatenate([np.isin(posts.kind, SENDS) for posts in communication])
+    before = np.concatenate([posts.before for posts in communication]) + tables.rank_actions[rank]
+    table = PostTable(message=_carried(tables, communication, rank), sends=sends, before=before, rank=rank)
+    _check_needed(tables, table, communication)
     messages, table = _in_sending_order(tables.messages, table)
     _check_receiving_order(messages, table, communication)
     return messages, table
 
 
-def _messages_of_rank(tables: ProgramTables, rank: int, posts: Posts) -> list[int]:
-    """The message of each of a rank's posts, once they are known to be what the rank needs."""
-    served: dict[Action, tuple[int, int]] = {}  # post -> its message, and the row that it serves
-    for row in tables.rows_of(rank):
-        if tables.message_in[row] >= 0:
-            served[tables.message_action(int(tables.message_in[row]), sending=False)] = int(tables.message_in[row]), row
-        if tables.message_out[row] >= 0:
-            served[tables.message_action(int(tables.message_out[row]), sending=True)] = (
-                int(tables.message_out[row]),
-                row,
-            )
-    first = int(tables.rank_actions[rank])
-    found: dict[Action, int] = {}
-    for index, (before, post) in enumerate(posts):
-        if post not in served:
+def _carried(tables: ProgramTables, communication: Sequence[Posts], rank: Integers) -> npt.NDArray[np.int32]:
+    """The message that each post carries, shape (posts,); -1 for none."""
+    stages, microbatches = int(tables.stage.max()) + 1, int(tables.microbatch.max()) + 1
+
+    def keys(rank: Integers, stage: Integers, kind: Integers, microbatch: Integers) -> Integers:
+        """A number for each send or receive on a rank. It fits 64 bits: there is a row for each cell."""
+        key: Integers = ((rank.astype(np.int64) * stages + stage) * len(Kind) + kind) * microbatches + microbatch
+        return key
+
+    messages, count = tables.messages, len(tables.messages)
+    number = np.tile(np.arange(count, dtype=np.int32), 2)
+    end_rank = np.concatenate([messages.source, messages.destination])
+    end_keys = keys(end_rank, *tables.post_columns(number, np.arange(2 * count) < count))
+    by_key = np.argsort(end_keys)
+
+    stage, kind, microbatch = (
+        np.concatenate([getattr(posts, name) for posts in communication]) for name in ("stage", "kind", "microbatch")
+    )
+    message = np.full(len(rank), -1, np.int32)
+    named = np.flatnonzero((stage < stages) & (microbatch < microbatches)) if count else np.zeros(0, np.int64)
+    wanted = keys(rank[named], stage[named], kind[named], microbatch[named])
+    found = by_key[np.minimum(np.searchsorted(end_keys, wanted, sorter=by_key), 2 * count - 1)]
+    is_there = end_keys[found] == wanted
+    message[named[is_there]] = number[found[is_there]]
+    return message
+
+
+def _check_needed(tables: ProgramTables, posts: PostTable, communication: Sequence[Posts]) -> None:
+    """Each rank posts what it needs once, on its side of what it serves, and nothing else. The first rank speaks."""
+    messages, count = tables.messages, len(tables.messages)
+    is_served = posts.message >= 0
+    end = np.where(is_served, posts.message + np.where(posts.sends, 0, count), -1)  # sends first, then receives
+    first_at = np.full(2 * count + 1, len(posts))  # the last entry is where -1 points
+    np.minimum.at(first_at, end, np.arange(len(posts)))
+    is_again = is_served & (first_at[end] < np.arange(len(posts)))
+    row_of_end = np.concatenate([messages.producer, messages.consumer, [0]])
+    row = row_of_end[end]
+    is_misplaced = is_served & ((tables.row_action[row] < posts.before) != posts.sends)
+    wrong = np.flatnonzero(~is_served | is_again | is_misplaced)
+
+    missing = np.flatnonzero(first_at[:-1] == len(posts))
+    # A rank's first by its rows; of those that serve one row, the receive.
+    missing = missing[np.lexsort((missing < count, row_of_end[missing]))]
+    missing_rank = int(tables.rank[row_of_end[missing[0]]]) if len(missing) else tables.ranks
+    if len(wrong) and (rank := int(posts.rank[wrong[0]])) <= missing_rank:
+        at = int(wrong[0])
+        index = at - int(np.searchsorted(posts.rank, rank))
+        _, post = communication[rank][index]
+        if not is_served[at]:
             raise PostError(rank, index, f"{post} has nothing to carry on rank {rank}: leave it out")
-        if post in found:
+        if is_again[at]:
             raise PostError(rank, index, f"{post} occurs twice: keep one")
-        found[post], row = served[post]
-        is_behind = int(tables.row_action[row]) < first + before
-        if (post.kind in SENDS) != is_behind:
-            side = "after" if post.kind in SENDS else "before"
-            raise PostError(rank, index, f"{post} must come {side} {tables.action_of(row)}")
-    missing = next((post for post in served if post not in found), None)
-    if missing is not None:
+        side = "after" if posts.sends[at] else "before"
+        raise PostError(rank, index, f"{post} must come {side} {tables.action_of(int(row[at]))}")
+    if len(missing):
+        lacking = int(missing[0])
+        post = tables.message_action(lacking % count, sending=lacking < count)
         raise PostError(
-            rank,
+            missing_rank,
             None,
-            f"{missing} is missing, which {tables.action_of(served[missing][1])} needs; add it, or leave all "
+            f"{post} is missing, which {tables.action_of(int(row_of_end[lacking]))} needs; add it, or leave all "
             "communication out and it is derived",
         )
-    return list(found.values())
 
 
 def _in_sending_order(messages: Messages, posts: PostTable) -> tuple[Messages, PostTable]:
@@ -118,19 +137,13 @@ def _check_receiving_order(messages: Messages, posts: PostTable, communication: 
     post, expected = int(by_link[wrong[0]]), int(wrong[0])
     rank = int(posts.rank[post])
     index = post - int(np.searchsorted(posts.rank, rank))
-    actions = {int(posts.message[at]): action for at, (_, action) in _of_rank(posts, rank, communication)}
+    due = int(np.flatnonzero(~posts.sends & (posts.message == expected))[0])
+    (_, stands), (_, arrives) = communication[rank][index], communication[rank][index + due - post]
     raise PostError(
         rank,
         index,
-        f"{actions[int(posts.message[post])]} stands where {actions[expected]} arrives: order receives as rank "
-        f"{messages.source[expected]} sends them",
+        f"{stands} stands where {arrives} arrives: order receives as rank {messages.source[expected]} sends them",
     )
-
-
-def _of_rank(posts: PostTable, rank: int, communication: Sequence[Posts]) -> list[tuple[int, tuple[int, Action]]]:
-    """A rank's posts with their numbers in the table."""
-    first = int(np.searchsorted(posts.rank, rank))
-    return list(enumerate(communication[rank], first))
 
 
 def posts_when_sent(tables: ProgramTables) -> PostTable:

@@ -15,7 +15,7 @@ import numpy as np
 import numpy.typing as npt
 
 from ppsim.errors import ScheduleError
-from ppsim.schedule.program_tables import Integers, ProgramTables
+from ppsim.schedule.program_tables import Integers, Post, ProgramTables
 
 _FEW_RANKS = 8  # up to these, running one action after the other is faster than waves of all ranks
 
@@ -46,18 +46,18 @@ def execution_order(program: ProgramTables) -> npt.NDArray[np.int32]:
 
 
 class Circle(NamedTuple):
-    """Actions that wait for each other.
+    """Actions, and where they are posted messages too, that wait for each other.
 
     Parameters
     ----------
     message : str
         Who waits for whom, and the remedy.
-    rows : tuple of int
-        The rows that wait, one on each rank of the circle.
+    waiting : tuple of int and Post
+        The rows, and the sends and receives, that wait; each for the next one, or for what keeps that.
     """
 
     message: str
-    rows: tuple[int, ...]
+    waiting: tuple[int | Post, ...]
 
 
 def find_circle(program: ProgramTables) -> Circle | None:

@@ -68,7 +68,7 @@ def lower(
     )
     if communication is None:
         return tables
-    messages, written = written_posts(tables, orders, communication)
+    messages, written = written_posts(tables, communication)
     message_in, message_out = _ends(messages, len(table.stage))
     return replace(tables, messages=messages, written=written, message_in=message_in, message_out=message_out)
 

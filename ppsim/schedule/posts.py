@@ -37,12 +37,18 @@ class Posts:
     --------
     >>> Posts([1, 1], 0, [Kind.SEND_F, Kind.RECV_B], 0)
     Posts(1:0SEND_F0 1:0RECV_B0)
+    >>> len(Posts())
+    0
     """
 
     __slots__ = ("before", "kind", "microbatch", "stage")
 
     def __init__(
-        self, before: npt.ArrayLike, stage: npt.ArrayLike, kind: npt.ArrayLike, microbatch: npt.ArrayLike
+        self,
+        before: npt.ArrayLike = (),
+        stage: npt.ArrayLike = (),
+        kind: npt.ArrayLike = (),
+        microbatch: npt.ArrayLike = (),
     ) -> None:
         try:
             given = [np.atleast_1d(np.asarray(column)) for column in (before, stage, kind, microbatch)]
@@ -70,8 +76,26 @@ class Posts:
         columns = (self.before.tolist(), self.stage.tolist(), self.kind.tolist(), self.microbatch.tolist())
         return ((before, Action(stage, Kind(kind), b)) for before, stage, kind, b in zip(*columns, strict=True))
 
+    def __getitem__(self, index: int) -> tuple[int, Action]:
+        return int(self.before[index]), Action(
+            int(self.stage[index]), Kind(int(self.kind[index])), int(self.microbatch[index])
+        )
+
     def take(self, is_kept: npt.NDArray[np.bool_], actions_kept: npt.NDArray[np.bool_]) -> Posts:
-        """The posts where a mask is set, among the actions where another is set."""
+        """Some of the posts, among some of the actions.
+
+        Parameters
+        ----------
+        is_kept : array of shape (posts,)
+            Whether each post stays.
+        actions_kept : array of shape (actions,)
+            Whether each action of the rank's order stays.
+
+        Returns
+        -------
+        Posts
+            Each before the first action that stays of those that stood behind it.
+        """
         place = np.concatenate([[0], np.cumsum(actions_kept)])
         before = place[self.before]
         return Posts(before[is_kept], self.stage[is_kept], self.kind[is_kept], self.microbatch[is_kept])
@@ -93,6 +117,21 @@ class Posts:
 def split_posts(actions: Iterable[Action | OverlappedPair | str]) -> tuple[Order, Posts]:
     """Part a rank's actions into what it computes, and what it sends and receives between.
 
+    Parameters
+    ----------
+    actions : iterable of Action, OverlappedPair or str
+        In sequence; a str spells an action.
+
+    Returns
+    -------
+    Order, Posts
+        The computations, and the sends and receives with their places among them.
+
+    Raises
+    ------
+    ScheduleError
+        For a str that spells no action, and an action that neither computes nor sends or receives.
+
     Examples
     --------
     >>> split_posts(["0F0", "0SEND_F0", "0RECV_B0", "0B0"])
@@ -106,7 +145,7 @@ def split_posts(actions: Iterable[Action | OverlappedPair | str]) -> tuple[Order
             posted.append((len(computed), action.stage, int(action.kind), action.microbatch))
         else:
             computed.append(action)
-    return Order.of(computed), Posts(*zip(*posted, strict=True)) if posted else Posts([], [], [], [])
+    return Order.of(computed), Posts(*zip(*posted, strict=True))
 
 
 class PostError(ScheduleError):

@@ -6,9 +6,10 @@ from dataclasses import dataclass
 from functools import cached_property
 from typing import TYPE_CHECKING
 
-from ppsim.schedule.deadlock import execution_order
+from ppsim.checks import checked
+from ppsim.schedule.deadlock import Circle, execution_order, find_circle
 from ppsim.schedule.program_tables import Integers, ProgramTables
-from ppsim.schedule.streams import MessageGraph, Streams
+from ppsim.schedule.streams import MessageGraph, Streams, circle_of_posts
 
 if TYPE_CHECKING:
     from ppsim.schedule.schedule import Schedule
@@ -43,8 +44,27 @@ class Program(ProgramTables):
             return actions
         return execution_order(self)
 
+    def is_posted(self, streams: Streams) -> bool:
+        """Whether messages wait for posts or communicators; else each leaves as it is made, on a link of its own."""
+        return streams != "link" or self.written is not None
+
+    @checked
+    def find_circle(self, streams: Streams = "link") -> Circle | None:
+        """The circle in which actions and messages wait for each other on these communicators; None if all can run."""
+        return circle_of_posts(self, streams) if self.is_posted(streams) else find_circle(self)
+
+    @checked
     def message_graph(self, streams: Streams) -> MessageGraph:
         """What each message waits for on these communicators; made once.
+
+        Parameters
+        ----------
+        streams : "link", "pair" or "rank"
+            Who has a communicator.
+
+        Returns
+        -------
+        MessageGraph
 
         Raises
         ------

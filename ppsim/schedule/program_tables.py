@@ -13,6 +13,9 @@ from ppsim.schedule.action import Action, Kind, OverlappedPair
 
 Integers = npt.NDArray[np.integer]
 
+# What a message is called, by whether it is sent (else received) and whether it goes forward.
+_POST_KINDS = np.array([[Kind.RECV_B, Kind.RECV_F], [Kind.SEND_B, Kind.SEND_F]], np.int32)
+
 
 @dataclass(frozen=True, kw_only=True)
 class Messages:
@@ -150,9 +153,27 @@ class ProgramTables:
     def message_action(self, message: int, *, sending: bool) -> Action:
         """A message as PyTorch spells it: `0SEND_F3` at its producer, `1RECV_F3` at its consumer."""
         row = int(self.messages.producer[message] if sending else self.messages.consumer[message])
-        is_forward = self.kind[row] == Kind.F
-        kind = (Kind.SEND_F if is_forward else Kind.SEND_B) if sending else (Kind.RECV_F if is_forward else Kind.RECV_B)
-        return Action(int(self.stage[row]), kind, int(self.microbatch[row]))
+        kind = _POST_KINDS[int(sending), int(self.kind[row] == Kind.F)]
+        return Action(int(self.stage[row]), Kind(int(kind)), int(self.microbatch[row]))
+
+    def post_columns(self, message: Integers, sends: npt.NDArray[np.bool_]) -> tuple[Integers, Integers, Integers]:
+        """Sends and receives as PyTorch spells them: a send at its producer, a receive at its consumer.
+
+        Parameters
+        ----------
+        message : array of shape (posts,)
+            What is sent or received.
+        sends : array of shape (posts,)
+            True for a send, False for a receive.
+
+        Returns
+        -------
+        stage, kind, microbatch : arrays of shape (posts,)
+            As in `Action`.
+        """
+        row = np.where(sends, self.messages.producer[message], self.messages.consumer[message])
+        kind = _POST_KINDS[sends.astype(np.int8), (self.kind[row] == Kind.F).astype(np.int8)]
+        return self.stage[row], kind, self.microbatch[row]
 
     @cached_property
     def posts(self) -> PostTable:

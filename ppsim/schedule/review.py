@@ -5,12 +5,13 @@ from __future__ import annotations
 from collections.abc import Sequence
 from dataclasses import dataclass
 
+from ppsim.checks import checked
 from ppsim.errors import ScheduleError
 from ppsim.schedule import csv_text
 from ppsim.schedule.csv_text import Cell
-from ppsim.schedule.deadlock import find_circle
 from ppsim.schedule.lowering import find_violations
-from ppsim.schedule.schedule import Schedule
+from ppsim.schedule.program_tables import Post
+from ppsim.schedule.schedule import Schedule, schedule_of_cells
 
 Place = tuple[int, int]
 
@@ -47,6 +48,7 @@ class Review:
     problems: tuple[Problem, ...]
 
 
+@checked
 def review_csv(text: str, *, name: str = "custom") -> Review:
     """Read a schedule as `Schedule.from_csv` and `Schedule.check` do, and collect what they would complain about.
 
@@ -64,6 +66,11 @@ def review_csv(text: str, *, name: str = "custom") -> Review:
         actions that are doubled, of those that are missing or out of order on their rank, of communication, of waiting
         in a circle.
 
+    Raises
+    ------
+    InputError
+        If `text` or `name` is no text.
+
     Examples
     --------
     >>> review_csv("0F0,0X0,0B1\\n").problems[0].places
@@ -79,7 +86,7 @@ def review_csv(text: str, *, name: str = "custom") -> Review:
     problems = _violations(ranks, schedule)
     if not problems and any(cell.is_post for cells in ranks for cell in cells):
         try:
-            schedule = Schedule.from_csv(text, name=name)
+            schedule = schedule_of_cells(ranks, name)
         except ScheduleError as error:
             problems = (_problem(error),)
     return Review(schedule=schedule, problems=problems or _waiting(ranks, schedule))
@@ -130,9 +137,20 @@ def _violations(ranks: Sequence[Sequence[Cell]], schedule: Schedule) -> tuple[Pr
 
 
 def _waiting(ranks: Sequence[Sequence[Cell]], schedule: Schedule) -> tuple[Problem, ...]:
-    """The circle in which actions wait for each other."""
-    circle = find_circle(schedule.program)
-    return () if circle is None else (Problem(message=circle.message, places=_places(ranks, circle.rows)),)
+    """The circle in which actions, and messages that the text posts, wait for each other."""
+    circle = schedule.program.find_circle()
+    if circle is None:
+        return ()
+    place_of_post = {(rank, cell.action): (cell.row, cell.column) for rank, cells in enumerate(ranks) for cell in cells}
+
+    def place(waiter: int | Post) -> Place:
+        if isinstance(waiter, int):
+            return _places(ranks, [waiter])[0]
+        messages = schedule.program.messages
+        rank = int((messages.source if waiter.is_send else messages.destination)[waiter.message])
+        return place_of_post[rank, schedule.program.message_action(waiter.message, sending=waiter.is_send)]
+
+    return (Problem(message=circle.message, places=tuple(map(place, circle.waiting))),)
 
 
 def _places(ranks: Sequence[Sequence[Cell]], rows: Sequence[int]) -> tuple[Place, ...]:

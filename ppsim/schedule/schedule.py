@@ -17,10 +17,10 @@ from ppsim.schedule.action import Action, Kind, OverlappedPair
 from ppsim.schedule.communication import posts_when_sent
 from ppsim.schedule.lowering import lower
 from ppsim.schedule.order import Order
-from ppsim.schedule.posts import PostError, Posts, split_posts
+from ppsim.schedule.posts import PostError, Posts, check_lengths, split_posts
 from ppsim.schedule.program import Program
 from ppsim.schedule.program_tables import PostTable
-from ppsim.schedule.streams import Streams, check_streams
+from ppsim.schedule.streams import Streams
 from ppsim.shown import shown_by
 
 if TYPE_CHECKING:
@@ -71,6 +71,8 @@ class Schedule:
 
     def __post_init__(self) -> None:
         check_fields(self)
+        if self.communication is not None:
+            check_lengths(self.orders, self.communication)
 
     @classmethod
     @checked
@@ -96,9 +98,8 @@ class Schedule:
         >>> Schedule.of([["0F0", "0F1", "0SEND_F0", "0SEND_F1"], ["1RECV_F0", "1F0", "1RECV_F1", "1F1"]]).to_csv()
         '0F0,0F1\\n1F0,1F1\\n'
         """
-        split = [(order, Posts([], [], [], [])) if isinstance(order, Order) else split_posts(order) for order in orders]
-        computed = cls._of_orders(tuple(order for order, _ in split), name)
-        return computed._having(tuple(posts for _, posts in split))
+        split = [(order, Posts()) if isinstance(order, Order) else split_posts(order) for order in orders]
+        return cls._of_orders(tuple(order for order, _ in split), name)._having(tuple(posts for _, posts in split))
 
     @classmethod
     def _of_orders(cls, ranks: tuple[Order, ...], name: str) -> Schedule:
@@ -137,24 +138,10 @@ class Schedule:
 
     def _posts_of(self, table: PostTable) -> tuple[Posts, ...]:
         """A table of this schedule's program as posts of each rank."""
-        program, found = self.program, []
-        for rank, (begin, end) in enumerate(pairwise(np.searchsorted(table.rank, np.arange(self.ranks + 1)).tolist())):
-            actions = [
-                program.message_action(message, sending=sends)
-                for message, sends in zip(
-                    table.message[begin:end].tolist(), table.sends[begin:end].tolist(), strict=True
-                )
-            ]
-            before = table.before[begin:end] - program.rank_actions[rank]
-            found.append(
-                Posts(
-                    before,
-                    np.array([action.stage for action in actions], np.int32),
-                    np.array([int(action.kind) for action in actions], np.int32),
-                    np.array([action.microbatch for action in actions], np.int32),
-                )
-            )
-        return tuple(found)
+        before = table.before - self.program.rank_actions[table.rank]
+        columns = before, *self.program.post_columns(table.message, table.sends)
+        bounds = np.searchsorted(table.rank, np.arange(self.ranks + 1)).tolist()
+        return tuple(Posts(*(column[begin:end] for column in columns)) for begin, end in pairwise(bounds))
 
     @checked
     def with_communication(self, place: Communication) -> Schedule:
@@ -275,6 +262,7 @@ class Schedule:
         tables = lower(self.orders, self.placement, self.microbatches, self.communication)
         return Program(schedule=self, **vars(tables))
 
+    @checked
     def check(self, streams: Streams = "link") -> None:
         """Check that the schedule is complete, in order, and cannot hang.
 
@@ -293,7 +281,6 @@ class Schedule:
         InputError
             For other streams.
         """
-        check_streams(streams)
         # Finding a sequence is the proof.
         self.program.execution_order  # noqa: B018
         if streams != "link":
@@ -340,15 +327,7 @@ class Schedule:
         ScheduleError
             Names row, column and cell, counted from 1.
         """
-        ranks = csv_text.read_cells(text)
-        computed = cls.of(([cell.action for cell in cells if cell.computes] for cells in ranks), name=name)
-        csv_text.check_whole_stages(ranks, computed.placement)
-        try:
-            return computed._having(
-                tuple(split_posts(cell.action for cell in cells if not cell.is_of_stage)[1] for cells in ranks)
-            )
-        except PostError as error:
-            raise csv_text.located(error, ranks) from None
+        return schedule_of_cells(csv_text.read_cells(text), name)
 
     @checked
     def plot(self, *, critical_path: bool = False) -> go.Figure:
@@ -376,6 +355,34 @@ class Schedule:
 
     def __str__(self) -> str:
         return f"{self.name}: {self.ranks} ranks, {self.stages} stages, {self.microbatches} microbatches"
+
+
+def schedule_of_cells(ranks: Sequence[Sequence[csv_text.Cell]], name: str) -> Schedule:
+    """A schedule from the cells of its text.
+
+    Parameters
+    ----------
+    ranks : sequence of p sequences of Cell
+        Those of each rank that hold something.
+    name : str
+        For titles.
+
+    Returns
+    -------
+    Schedule
+
+    Raises
+    ------
+    ScheduleError
+        As `Schedule.from_csv`.
+    """
+    split = [split_posts(cell.action for cell in cells if not cell.is_of_stage) for cells in ranks]
+    computed = Schedule._of_orders(tuple(order for order, _ in split), name)
+    csv_text.check_whole_stages(ranks, computed.placement)
+    try:
+        return computed._having(tuple(posts for _, posts in split))
+    except PostError as error:
+        raise csv_text.located(error, ranks) from None
 
 
 def loop_placement(ranks: int, stages_per_rank: int = 1) -> tuple[int, ...]:

@@ -8,14 +8,14 @@ actions and messages, and it hangs exactly when this graph has a circle.
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import dataclass
-from typing import Literal, NamedTuple, get_args
+from typing import Literal, NamedTuple
 
 import numpy as np
 import numpy.typing as npt
 
-from ppsim.errors import InputError, ScheduleError
-from ppsim.schedule.program_tables import PostTable, ProgramTables
+from ppsim.errors import ScheduleError
+from ppsim.schedule.deadlock import Circle
+from ppsim.schedule.program_tables import Post, PostTable, ProgramTables
 
 Integers = npt.NDArray[np.integer]
 Streams = Literal["link", "pair", "rank"]
@@ -54,21 +54,16 @@ class MessageGraph(NamedTuple):
 
         Raises
         ------
-        InputError
-            For other streams.
         ScheduleError
             If some action or message waits, through others, for itself. The message shows the circle.
         """
-        check_streams(streams)
-        waits = _Waits.of(program, program.posts, streams)
-        order = _Sequence(program, waits, streams).order()
-        return cls(
-            send_after=waits.send_after,
-            receive_after=waits.receive_after,
-            ahead_sending=waits.ahead_sending,
-            ahead_receiving=waits.ahead_receiving,
-            order=order,
-        )
+        waits = _waits(program, streams)
+        sequence = _Sequence(program, waits, streams)
+        order = sequence.advance()
+        circle = sequence.circle_after(order)
+        if circle is not None:
+            raise ScheduleError(circle.message)
+        return waits._replace(order=order)
 
     @classmethod
     def none(cls) -> MessageGraph:
@@ -76,39 +71,31 @@ class MessageGraph(NamedTuple):
         return cls(*(np.zeros(0, np.int32) for _ in cls._fields))
 
 
-def check_streams(streams: str) -> None:
-    """Raise InputError for streams that there are not."""
-    if streams not in get_args(Streams):
-        raise InputError(f"streams must be one of {', '.join(get_args(Streams))}, got {streams!r}")
+def circle_of_posts(program: ProgramTables, streams: Streams) -> Circle | None:
+    """The circle in which actions and posted messages wait for each other; None for a program that ends."""
+    sequence = _Sequence(program, _waits(program, streams), streams)
+    return sequence.circle_after(sequence.advance())
 
 
-@dataclass(frozen=True, slots=True)
-class _Waits:
-    """As `MessageGraph`, without the sequence."""
-
-    send_after: Integers
-    receive_after: Integers
-    ahead_sending: Integers
-    ahead_receiving: Integers
-
-    @classmethod
-    def of(cls, program: ProgramTables, posts: PostTable, streams: Streams) -> _Waits:
-        messages = program.messages
-        first = program.rank_actions[posts.rank]
-        after = np.where(posts.before > first, posts.before - 1, -1)
-        send_after, receive_after = _by_message(posts, after)
-        if streams == "link":
-            none = np.full(len(messages), -1, np.int32)
-            is_posted_ahead = program.written is None
-            before = np.where(messages.position > 0, np.arange(len(messages)) - 1, -1).astype(np.int32)
-            return cls(send_after, none if is_posted_ahead else receive_after, before, none)
-        peer = np.where(posts.sends, messages.destination[posts.message], messages.source[posts.message])
-        end = posts.rank.astype(np.int64) * program.ranks + (peer if streams == "pair" else 0)
-        by_end = np.argsort(end, kind="stable")
-        follows = np.flatnonzero(np.diff(end[by_end]) == 0)
-        ahead = np.full(len(posts), -1, np.int32)
-        ahead[by_end[follows + 1]] = posts.message[by_end[follows]]
-        return cls(send_after, receive_after, *_by_message(posts, ahead))
+def _waits(program: ProgramTables, streams: Streams) -> MessageGraph:
+    """The graph without its sequence."""
+    messages, posts, unordered = program.messages, program.posts, np.zeros(0, np.int32)
+    first = program.rank_actions[posts.rank]
+    after = np.where(posts.before > first, posts.before - 1, -1)
+    send_after, receive_after = _by_message(posts, after)
+    if streams == "link":
+        none = np.full(len(messages), -1, np.int32)
+        is_posted_ahead = program.written is None
+        before = np.where(messages.position > 0, np.arange(len(messages)) - 1, -1).astype(np.int32)
+        return MessageGraph(send_after, none if is_posted_ahead else receive_after, before, none, unordered)
+    peer = np.where(posts.sends, messages.destination[posts.message], messages.source[posts.message])
+    end = posts.rank.astype(np.int64) * program.ranks + (peer if streams == "pair" else 0)
+    by_end = np.argsort(end, kind="stable")
+    follows = np.flatnonzero(np.diff(end[by_end]) == 0)
+    ahead = np.full(len(posts), -1, np.int32)
+    ahead[by_end[follows + 1]] = posts.message[by_end[follows]]
+    ahead_sending, ahead_receiving = _by_message(posts, ahead)
+    return MessageGraph(send_after, receive_after, ahead_sending, ahead_receiving, unordered)
 
 
 def _by_message(posts: PostTable, column: Integers) -> list[npt.NDArray[np.int32]]:
@@ -124,16 +111,17 @@ def _by_message(posts: PostTable, column: Integers) -> list[npt.NDArray[np.int32
 class _Sequence:
     """Finds a sequence in which all actions and messages can run, or the circle that forbids one."""
 
-    def __init__(self, program: ProgramTables, waits: _Waits, streams: Streams) -> None:
+    def __init__(self, program: ProgramTables, waits: MessageGraph, streams: Streams) -> None:
         self._program, self._streams, self._actions = program, streams, program.actions
+        self._nodes = program.actions + len(program.messages)
         edges = [*_edges_to_actions(program), *_edges_to_messages(program, waits)]
         self._before = np.concatenate([before for before, _ in edges])
         self._behind = np.concatenate([behind for _, behind in edges])
         self._waits = waits
 
-    def order(self) -> npt.NDArray[np.int32]:
-        """All nodes, each after those that it waits for. Raises ScheduleError where there is a circle."""
-        count = self._actions + len(self._program.messages)
+    def advance(self) -> npt.NDArray[np.int32]:
+        """As many nodes as can run, each after those that it waits for."""
+        count = self._nodes
         missing = np.bincount(self._behind, minlength=count).tolist()
         by_before = np.argsort(self._before, kind="stable")
         followers = self._behind[by_before].tolist()
@@ -147,14 +135,14 @@ class _Sequence:
                 missing[follower] -= 1
                 if not missing[follower]:
                     ready.append(follower)
-        if len(order) < count:
-            is_done = np.zeros(count, bool)
-            is_done[order] = True
-            raise ScheduleError(self._circle(is_done))
         return np.array(order, np.int32)
 
-    def _circle(self, is_done: npt.NDArray[np.bool_]) -> str:
-        """Follow who waits for whom from a node that cannot run until one repeats, and say it."""
+    def circle_after(self, order: npt.NDArray[np.int32]) -> Circle | None:
+        """Follow who waits for whom from a node that cannot run until one repeats; None if all nodes have run."""
+        if len(order) == self._nodes:
+            return None
+        is_done = np.zeros(self._nodes, bool)
+        is_done[order] = True
         is_stuck = ~is_done[self._before]
         waits_for = dict(zip(self._behind[is_stuck].tolist(), self._before[is_stuck].tolist(), strict=True))
         stuck_actions = np.flatnonzero(~is_done[: self._actions])
@@ -169,37 +157,42 @@ class _Sequence:
             path.append(node)
             node = waits_for[node]
         circle = path[path.index(node) :]
-        said = [self._said(behind, before) for behind, before in zip(circle, [*circle[1:], circle[0]], strict=True)]
+        steps = [self._step(behind, before) for behind, before in zip(circle, [*circle[1:], circle[0]], strict=True)]
         remedy = (
             "Move one of these earlier or later"
             if self._streams == "link"
             else f"Take schedule.with_communication('early'), which hangs on no streams; move one of these; or give "
             f"other streams than {self._streams!r}"
         )
-        return f"the schedule would wait for ever: {'; '.join(said)}. {remedy}"
+        said = "; ".join(each for each, _ in steps)
+        return Circle(f"the schedule would wait for ever: {said}. {remedy}", tuple(waiter for _, waiter in steps))
 
-    def _said(self, behind: int, before: int) -> str:
-        """Why one node waits for another."""
+    def _step(self, behind: int, before: int) -> tuple[str, int | Post]:
+        """Why one node waits for another, and the row or the post that does."""
         program, messages, actions = self._program, self._program.messages, self._actions
         if behind < actions:
             rank, action = self._rank(behind), self._spelled(behind)
             if before >= actions:
                 received = program.message_action(before - actions, sending=False)
-                return f"rank {rank} at {action} waits for {received}"
+                return f"rank {rank} at {action} waits for {received}", int(messages.consumer[before - actions])
             verb = "runs {} after" if before < behind else "at {} waits for its own"
-            return f"rank {rank} {verb.format(action)} {self._spelled(before)}"
+            return f"rank {rank} {verb.format(action)} {self._spelled(before)}", int(program.action_start[behind])
         message = behind - actions
         ends = (
             (True, messages.source, self._waits.ahead_sending),
             (False, messages.destination, self._waits.ahead_receiving),
         )
         for is_send, rank_of, ahead in ends:
-            post, rank = program.message_action(message, sending=is_send), int(rank_of[message])
+            post, rank, waiter = (
+                program.message_action(message, sending=is_send),
+                int(rank_of[message]),
+                Post(message, is_send),
+            )
             if before >= actions and ahead[message] == before - actions:
                 front = program.message_action(before - actions, sending=int(messages.source[before - actions]) == rank)
-                return f"rank {rank}'s {post} stands behind {front} on its {self._name(message, is_send)}"
+                return f"rank {rank}'s {post} stands behind {front} on its {self._name(message, is_send)}", waiter
             if before < actions and self._rank(before) == rank:
-                return f"rank {rank} posts {post} after {self._spelled(before)}"
+                return f"rank {rank} posts {post} after {self._spelled(before)}", waiter
         raise RuntimeError("a message waits for what is no part of its ends")
 
     def _name(self, message: int, is_send: bool) -> str:
@@ -236,7 +229,7 @@ def _edges_to_actions(program: ProgramTables) -> _Edges:
     ]
 
 
-def _edges_to_messages(program: ProgramTables, waits: _Waits) -> _Edges:
+def _edges_to_messages(program: ProgramTables, waits: MessageGraph) -> _Edges:
     """(before, behind) for what messages wait for: their posts, and the messages ahead at both ends."""
     index: Integers = program.actions + np.arange(len(program.messages))
     found: _Edges = []

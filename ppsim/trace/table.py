@@ -36,16 +36,14 @@ def message_columns(
 
     Both begin with the transfer. A send lasts until the message has left the link, a receive until it has arrived.
     """
-    messages = program.messages
-    sizes = np.full(len(messages), np.nan) if size_bytes is None else size_bytes
-    ends = np.concatenate([messages.producer, messages.consumer])
-    is_forward = program.kind[messages.producer] == Kind.F
-    kind = [np.where(is_forward, Kind.SEND_F, Kind.SEND_B), np.where(is_forward, Kind.RECV_F, Kind.RECV_B)]
+    messages, count = program.messages, len(program.messages)
+    sizes = np.full(count, np.nan) if size_bytes is None else size_bytes
+    stage, kind, microbatch = program.post_columns(np.tile(np.arange(count), 2), np.arange(2 * count) < count)
     return {
-        "rank": program.rank[ends],
-        "stage": program.stage[ends],
-        "kind": _KIND_NAMES[np.concatenate(kind)],
-        "microbatch": program.microbatch[ends],
+        "rank": np.concatenate([messages.source, messages.destination]),
+        "stage": stage,
+        "kind": _KIND_NAMES[kind],
+        "microbatch": microbatch,
         "start_s": np.concatenate([start_s, start_s]),
         "end_s": np.concatenate([left_s, arrival_s]),
         "size_bytes": np.concatenate([sizes, sizes]),

@@ -3,13 +3,15 @@
 from __future__ import annotations
 
 import random
+import re
 
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from ppsim import Schedule, ScheduleError, build_schedule, schedule_names
+from ppsim import InputError, Schedule, ScheduleError, build_schedule, schedule_names
 from ppsim.schedule.review import review_csv
+from tests.support.strategies import communications, schedules
 
 
 def _first_complaint(text: str) -> str | None:
@@ -47,6 +49,27 @@ def test_the_first_problem_is_what_the_reader_raises(name: str, seed: int, chang
             assert rows[row - 1][column - 1]
 
 
+@given(schedules(least=2).flatmap(communications))
+def test_stated_communication_that_hangs_is_a_problem_at_its_cells(schedule: Schedule) -> None:
+    """Cause of a bug: the circle was looked for as if communication were derived, so a text that hangs was sound."""
+    text = schedule.to_csv(messages=True)
+    found, rows = review_csv(text), [row.split(",") for row in text.splitlines()]
+    said = _first_complaint(text)
+    assert [problem.message for problem in found.problems] == ([] if said is None else [said])
+    for problem in found.problems:
+        cells = [rows[row - 1][column - 1] for row, column in problem.places]
+        assert cells
+        assert len(problem.places) == len(set(problem.places))
+        # Each step of the sentence is one cell's, and names it.
+        steps = problem.message.removeprefix("the schedule would wait for ever: ").split(". ")[0].split("; ")
+        assert len(cells) == len(steps)
+        # A part of a pair is said, its cell holds both.
+        assert all(
+            any(part in step for part in re.findall(r"\d+[A-Z_]+\d+", cell))
+            for cell, step in zip(cells, steps, strict=True)
+        )
+
+
 @pytest.mark.parametrize(
     ("text", "places"),
     [
@@ -59,6 +82,11 @@ def test_the_first_problem_is_what_the_reader_raises(name: str, seed: int, chang
         ("0F0,0F1,0B1,0B0\n1F0,1B0,1F1,1B1", []),
         ("0F1,0F0,0B0,0B1\n1F0,1B0,1F1,1B1", []),
         ("0F0,0B0,0F1,0B1\n1F1,1F0,1B0,1B1", [((1, 2), (2, 1))]),  # one of each rank in the circle
+        # A send behind the action that waits for its answer: both ranks' actions, and the posts that never come.
+        (
+            "0F0,0RECV_B0,0B0,0SEND_F0\n1RECV_F0,1F0,1B0,1SEND_B0",
+            [((2, 3), (2, 2), (1, 4), (1, 3), (2, 4))],
+        ),
     ],
 )
 def test_each_problem_is_at_its_cells(text: str, places: list[tuple[tuple[int, int], ...]]) -> None:
@@ -77,3 +105,8 @@ def test_an_error_of_one_cell_knows_its_place() -> None:
     with pytest.raises(ScheduleError) as caught:
         Schedule.from_csv("0F0,0B0\n1F0,1C0")
     assert caught.value.place == (2, 2)
+
+
+def test_what_is_no_text_is_refused() -> None:
+    with pytest.raises(InputError, match="text must be text, got 1"):
+        review_csv(1)

@@ -3,12 +3,15 @@
 from __future__ import annotations
 
 import re
+from dataclasses import replace
 
 import pytest
 from hypothesis import event, given
 from hypothesis import strategies as st
 
 from ppsim import InputError, Schedule, ScheduleError, build_schedule, schedule_names
+from ppsim.schedule.action import Kind
+from ppsim.schedule.posts import Posts
 from tests.support.evaluator import cells, stuck_on_streams
 from tests.support.strategies import communications, schedules
 
@@ -157,3 +160,26 @@ def test_what_is_wrong_with_stated_communication_names_the_rank(orders: list[lis
 def test_other_streams_are_refused() -> None:
     with pytest.raises(InputError, match="streams must be"):
         build_schedule("afab", ranks=2, microbatches=2).check("node")
+    for streams in ("node", {}):  # what cannot be hashed used to be a TypeError
+        with pytest.raises(InputError, match="streams must be one of link, pair, rank"):
+            build_schedule("afab", ranks=2, microbatches=2).program.message_graph(streams)
+
+
+def test_communication_that_does_not_fit_the_orders_is_refused_where_it_is_given() -> None:
+    """Cause of a bug: this was checked in lowering alone, so `forward_only` and others met it as their own errors."""
+    schedule = Schedule.of([["0F0", "0B0"], ["1F0", "1B0"]])
+    with pytest.raises(ScheduleError, match="communication is of 1 ranks, but there are 2"):
+        replace(schedule, communication=(Posts(),))
+    with pytest.raises(ScheduleError, match="rank 0: a post stands before action 99, but there are 2 actions"):
+        replace(schedule, communication=(Posts([99], 0, Kind.SEND_F, 0), Posts()))
+
+
+def test_the_first_rank_that_lacks_something_or_has_it_wrong_is_named() -> None:
+    """What is missing on rank 0 comes before what is wrong on rank 1, and of a row's two posts the receive."""
+    with pytest.raises(ScheduleError, match="rank 0: 0SEND_F0 is missing, which 0F0 needs"):
+        Schedule.of([["0F0"], ["1F0", "1RECV_F0"]])
+    with pytest.raises(ScheduleError, match="rank 1: 1RECV_F0 is missing, which 1F0 needs"):
+        Schedule.of([["0F0", "0SEND_F0"], ["1F0"], ["2RECV_F0", "2F0"]])
+    for stage, microbatch in ((7, 0), (0, 2**31 - 1), (2**31 - 1, 2**31 - 1)):  # no number wraps round to another post
+        with pytest.raises(ScheduleError, match=f"{stage}SEND_F{microbatch} has nothing to carry on rank 0"):
+            Schedule.of([["0F0", "0SEND_F0", f"{stage}SEND_F{microbatch}"], ["1RECV_F0", "1F0"]])
