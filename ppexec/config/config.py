@@ -309,7 +309,7 @@ class RunConfig:
                     raise InputError(f"{what} {value} does not divide by {by} {count}: take {by} {fitting} for example")
 
     def _check_window(self) -> None:
-        if self.receive_window and (self.streams != "link" or self.pipeline.communication is not None):
+        if self.receive_window and self.pipeline.program.is_posted(self.streams):
             raise InputError(
                 f"receive_window {self.receive_window} is of receives posted ahead, and here they are posted where "
                 "they stand in the schedule: leave it out, or take communication 'derived' with streams 'link'"

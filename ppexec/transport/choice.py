@@ -101,7 +101,7 @@ class TransportChoice:
                 for rank, compute in computes.items()
             }
         ((rank, compute),) = computes.items()
-        takes_posts = streams != "link" or program.written is not None
+        takes_posts = program.is_posted(streams)
         if self._device.is_asynchronous:
             ahead = None if takes_posts else window or _ample_window(program, specs)
             return {rank: self._on_streams(program, specs, rank, compute, ahead, streams)}

@@ -152,7 +152,7 @@ def replays_of(graph: StepGraph, usual_s: Seconds) -> Replays:
     # Recorded times are kept as they are where nothing is cut: a replay would differ by rounding.
     without_excess = graph.times if edge_times is graph.edge_times else replay(graph.wiring, edge_times)
     wiring = graph.wiring.without_streams()
-    without_streams = replay(wiring, edge_times) if graph.is_on_streams else without_excess
+    without_streams = replay(wiring, edge_times) if graph.wiring.is_on_streams else without_excess
     edge_times = without_messages(edge_times)
     return Replays(
         recorded=graph.times,

@@ -60,29 +60,33 @@ class Wiring(NamedTuple):
         link_ahead = np.where(messages.position > 0, np.arange(len(messages)) - 1, -1)
         previous = np.arange(program.actions) - 1
         previous[program.rank_actions[:-1][count > 0]] = -1
-        found = cls(
-            order=_in_sequence(program),
+        producer = row_action[messages.producer].astype(np.int64)
+        if program.is_posted(streams):
+            graph = program.message_graph(streams)
+            order, sent_after, received_after = graph.order, graph.send_after, graph.receive_after
+            is_same = graph.ahead_sending == graph.ahead_receiving
+            ahead = [graph.ahead_sending, np.where(is_same, -1, graph.ahead_receiving)]
+        else:
+            none = np.full(len(messages), -1)
+            order, sent_after, received_after, ahead = _in_sequence(program), producer, none, [link_ahead, none]
+        return cls(
+            order=order.astype(np.int64),
             rank=np.repeat(np.arange(program.ranks), count),
             previous=previous,
-            producer=row_action[messages.producer].astype(np.int64),
+            producer=producer,
             consumer=row_action[messages.consumer].astype(np.int64),
-            sent_after=row_action[messages.producer].astype(np.int64),
-            received_after=np.full(len(messages), -1),
-            ahead=np.stack([link_ahead, np.full(len(messages), -1)], axis=1),
+            sent_after=sent_after.astype(np.int64),
+            received_after=received_after.astype(np.int64),
+            ahead=np.stack(ahead, axis=1).astype(np.int64),
             link_ahead=link_ahead,
             inputs=_by_action(program, program.message_in),
         )
-        if streams == "link" and program.written is None:
-            return found
-        graph = program.message_graph(streams)
-        is_same = graph.ahead_sending == graph.ahead_receiving
-        ahead = np.stack([graph.ahead_sending, np.where(is_same, -1, graph.ahead_receiving)], axis=1)
-        return found._replace(
-            order=graph.order.astype(np.int64),
-            sent_after=graph.send_after.astype(np.int64),
-            received_after=graph.receive_after.astype(np.int64),
-            ahead=ahead.astype(np.int64),
-        )
+
+    @property
+    def is_on_streams(self) -> bool:
+        """Whether messages wait for more than their producers and those before them on their links."""
+        plain = self.without_streams()
+        return not all(map(np.array_equal, self, plain))
 
     def without_streams(self) -> Wiring:
         """The wiring if every message set off as it is made, on a link of its own."""
@@ -93,8 +97,6 @@ class Wiring(NamedTuple):
 
 def _in_sequence(program: Program) -> Integers:
     """All actions in a sequence in which they can run, each with the messages that it makes behind it."""
-    if program.written is not None:  # messages may leave later than they are made, and in another order
-        return program.message_graph("link").order.astype(np.int64)
     order, made = program.execution_order.astype(np.int64), _by_action(program, program.message_out)
     nodes = np.concatenate([order[:, None], np.where(made >= 0, made + program.actions, -1)[order]], axis=1).ravel()
     return nodes[nodes >= 0]
@@ -202,17 +204,12 @@ class StepGraph:
         """The makespan: time starts with the first action."""
         return float(self.trace.end_s.max() - self.trace.start_s.min())
 
-    @property
-    def is_on_streams(self) -> bool:
-        """Whether messages wait for more than their producers and those before them on their links."""
-        return self.trace.conditions.streams != "link" or self.program.written is not None
-
     def link_free_s(self) -> Seconds:
         """Until when each message that sets off late waits for its producer and its link, shape (messages,).
 
         From then to its start it waits for a stream, or for a post.
         """
-        if not self.is_on_streams:
+        if not self.wiring.is_on_streams:
             return self.times.message_start_s
         front = self.wiring.link_ahead
         free_s = self.times.end_s[self.wiring.producer]

@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+import operator
+from collections.abc import Sequence
 from dataclasses import dataclass
 
 import numpy as np
@@ -10,7 +11,6 @@ import numpy.typing as npt
 
 from ppsim.conditions import Conditions
 from ppsim.costs.by_microbatch import CostTable, StageCosts
-from ppsim.costs.stage_cost import StageCost
 from ppsim.errors import InputError
 from ppsim.network.network import Network
 from ppsim.schedule.action import Kind
@@ -104,7 +104,7 @@ class TimedProgram:
             receive_window=_checked_window(program, conditions.receive_window),
             devices=Devices.of(conditions, program.ranks),
             streams=conditions.streams,
-            graph=None if _leaves_as_made(program, conditions) else program.message_graph(conditions.streams),
+            graph=program.message_graph(conditions.streams) if program.is_posted(conditions.streams) else None,
         )
 
     def posts(self) -> npt.NDArray[np.int32]:
@@ -167,12 +167,12 @@ def row_durations(program: Program, stages: StageCosts, *, overlap: float = 1.0,
     """
     costs = CostTable(stages, program.schedule.microbatches)
     rows = program.kind, program.stage, costs.column(program.microbatch)
-    durations_s: Seconds = _by_kind(costs, lambda cost: cost.alone_s)[rows]
+    communication_s = _by_kind(costs, _COMMUNICATION_S)
+    durations_s: Seconds = (_by_kind(costs, _COMPUTE_S) + communication_s)[rows]
     if program.has_pairs:
         first = program.action_start[:-1][np.diff(program.action_start) == 2]
         pair = np.stack([first, first + 1])
-        communication_s = _by_kind(costs, lambda cost: cost.communication_s)[rows]
-        durations_s[pair] *= pair_share(durations_s[pair], communication_s[pair]) * overlap
+        durations_s[pair] *= pair_share(durations_s[pair], communication_s[rows][pair]) * overlap
     shape = (program.schedule.stages, program.schedule.microbatches)
     try:
         factors = np.broadcast_to(np.asarray(scale, np.float64), shape)
@@ -184,13 +184,19 @@ def row_durations(program: Program, stages: StageCosts, *, overlap: float = 1.0,
         return durations_s * factors[program.stage, program.microbatch]
 
 
-def _by_kind(costs: CostTable, seconds: Callable[[StageCost], dict[str, float]]) -> Seconds:
+# Fields of StageCost by kind: F, B, I, W, in the sequence of their numbers.
+_COMPUTE_S = ("forward_s", "full_backward_s", "backward_input_s", "backward_weight_s")
+_COMMUNICATION_S = (
+    "forward_communication_s",
+    "full_backward_communication_s",
+    "backward_input_communication_s",
+    "backward_weight_communication_s",
+)
+
+
+def _by_kind(costs: CostTable, names: Sequence[str]) -> Seconds:
     """Seconds of each kind, stage and microbatch, shape (4, stages, columns)."""
-
-    def of(kind: Kind) -> Seconds:
-        return costs.table(lambda cost: seconds(cost)[kind.name], np.float64)
-
-    return np.stack([of(kind) for kind in (Kind.F, Kind.B, Kind.I, Kind.W)])  # in the sequence of their numbers
+    return np.stack([costs.table(operator.attrgetter(name), np.float64) for name in names])
 
 
 def pair_share(alone_s: Seconds, communication_s: Seconds) -> Seconds:
@@ -278,11 +284,6 @@ def _sends(program: Program) -> npt.NDArray[np.bool_]:
     sends = np.zeros(program.actions, bool)
     sends[program.row_action[program.message_out >= 0]] = True
     return sends
-
-
-def _leaves_as_made(program: Program, conditions: Conditions) -> bool:
-    """Whether every message is sent when it is made, and on a link of its own."""
-    return conditions.streams == "link" and program.written is None
 
 
 def _checked_window(program: Program, window: int | None) -> int | None:
