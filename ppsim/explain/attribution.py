@@ -16,7 +16,7 @@ from ppsim.costs.by_microbatch import StageCosts
 from ppsim.errors import InputError
 from ppsim.explain.bubble_parts import BubbleParts, split_bubbles
 from ppsim.explain.path_and_slack import CriticalPath, path_of, slack_of
-from ppsim.explain.step_graph import INFERRED, StepGraph, Wiring
+from ppsim.explain.step_graph import INFERRED, StepGraph
 from ppsim.explain.usual_durations import excess_of_rows, usual_of_rows
 from ppsim.trace.trace import Trace
 
@@ -250,17 +250,12 @@ def attribute(trace: Trace, *, expected: StageCosts | None = None) -> Attributio
     >>> found.warm_up_s.tolist(), found.drain_s.tolist(), trace.bubble_s.tolist()
     ([3.0, 1.0], [0.0, 2.0], [3.0, 3.0])
     """
-    return attributed(trace, None, expected)
-
-
-def attributed(trace: Trace, wiring: Wiring | None, expected: StageCosts | None = None) -> Attribution:
-    """As `attribute`, with the wiring of the trace's program if there is one already."""
     if expected is not None and len(expected) != trace.schedule.stages:
         raise InputError(
             f"{len(expected)} expected costs for a schedule of {trace.schedule.stages} stages: give one for each"
         )
     _check_times(trace)
-    graph = StepGraph.of(trace, wiring)
+    graph = StepGraph.of(trace)
     usual = usual_of_rows(trace, expected)
     found = _assembled(graph, split_bubbles(graph, usual), usual)
     if expected is None:

@@ -11,11 +11,11 @@ import numpy.typing as npt
 
 from ppsim.checks import checked
 from ppsim.errors import InputError
-from ppsim.explain.attribution import Attribution, attributed
+from ppsim.explain.attribution import Attribution, attribute
 from ppsim.explain.change import explain_change
 from ppsim.explain.comparison_text import explanation, length_s, step_names, table
 from ppsim.explain.contribution import Contribution, MemoryDifference, contributions, memory_differences
-from ppsim.explain.step_graph import StepGraph, Wiring
+from ppsim.explain.step_graph import StepGraph, on_one_wiring
 from ppsim.schedule.order import Order
 from ppsim.trace.trace import Trace
 
@@ -177,7 +177,8 @@ def compare(predicted: Trace, measured: Trace) -> Comparison:
     Parameters
     ----------
     predicted, measured : Trace
-        Two traces of one program. Two predictions, or two measurements, will do.
+        Two traces of one program. Two predictions, or two measurements, will do. What carries the messages, and where
+        they are posted, may differ: what a message then waits for its streams counts with its link's messages.
 
     Returns
     -------
@@ -199,10 +200,10 @@ def compare(predicted: Trace, measured: Trace) -> Comparison:
     (6.0, 'B of stage 1', 4.0)
     """
     _check_same(predicted, measured)
-    wiring = Wiring.of(predicted.program, predicted.conditions.streams)
-    attributions = attributed(predicted, wiring), attributed(measured, wiring)
-    graphs = [each.graph for each in attributions]
-    change = explain_change(wiring, graphs[0].edge_times, graphs[1].edge_times)
+    attributions = attribute(predicted), attribute(measured)
+    graphs = attributions[0].graph, attributions[1].graph
+    wiring, before, after = on_one_wiring(*graphs)
+    change = explain_change(wiring, before, after)
 
     program = predicted.program
     longer = (measured.end_s - measured.start_s) - (predicted.end_s - predicted.start_s)
@@ -224,7 +225,7 @@ def compare(predicted: Trace, measured: Trace) -> Comparison:
     )
 
 
-def _rows(graphs: list[StepGraph], action_s: Seconds, longer: Seconds) -> tuple[Seconds, Seconds]:
+def _rows(graphs: tuple[StepGraph, StepGraph], action_s: Seconds, longer: Seconds) -> tuple[Seconds, Seconds]:
     """An action's contribution dealt to its rows, and to the time between them, as each one changed."""
     program = graphs[0].program
     moved = graphs[1].edge_times.compute_s - graphs[0].edge_times.compute_s

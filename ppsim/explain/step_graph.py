@@ -20,7 +20,7 @@ Integers = npt.NDArray[np.int64]
 
 
 class Wiring(NamedTuple):
-    """What waits for what in a program. It is the same for every trace of the program.
+    """What waits for what in a program. It is the same for every trace of the program on the same streams.
 
     Parameters
     ----------
@@ -216,15 +216,13 @@ class StepGraph:
         return np.where(front >= 0, np.maximum(free_s, self.times.left_s[front]), free_s)
 
     @classmethod
-    def of(cls, trace: Trace, wiring: Wiring | None = None) -> StepGraph:
+    def of(cls, trace: Trace) -> StepGraph:
         """Read the edge times off a trace.
 
         Parameters
         ----------
         trace : Trace
             A simulated or a measured step.
-        wiring : Wiring, optional
-            That of the trace's program, if there is one already.
 
         Returns
         -------
@@ -246,7 +244,7 @@ class StepGraph:
         actions of a busy rank is the rank's own time.
         """
         program = trace.program
-        wiring = Wiring.of(program, trace.conditions.streams) if wiring is None else wiring
+        wiring = Wiring.of(program, trace.conditions.streams)
         zero = trace.start_s.min()
         first, last = program.action_start[:-1], program.action_start[1:] - 1
         start, end = trace.start_s[first] - zero, trace.end_s[last] - zero
@@ -265,31 +263,75 @@ class StepGraph:
             shown_left, left = arrival, begun
         ready = free.copy()
         np.maximum.at(ready, wiring.consumer, arrival)
-        message_ready = end[wiring.sent_after]
-        for before, known in ((wiring.received_after, end), (wiring.ahead[:, 0], left), (wiring.ahead[:, 1], left)):
-            message_ready = np.where(before >= 0, np.maximum(message_ready, known[before]), message_ready)
+        times = GraphTimes(
+            ready_s=ready,
+            start_s=start,
+            end_s=end,
+            message_ready_s=_message_ready(wiring, end, left),
+            message_start_s=begun,
+            left_s=left,
+            arrival_s=arrival,
+        )
         return cls(
             trace=trace,
             wiring=wiring,
-            times=GraphTimes(
-                ready_s=ready,
-                start_s=start,
-                end_s=end,
-                message_ready_s=message_ready,
-                message_start_s=begun,
-                left_s=left,
-                arrival_s=arrival,
-            ),
-            edge_times=EdgeTimes(
-                compute_s=end - start,
-                device_s=start - ready,
-                post_s=begun - message_ready,
-                occupied_s=left - begun,
-                latency_s=arrival - left,
-            ),
+            times=times,
+            edge_times=_edge_times(times),
             inner_s=(end - start) - lengths,
             shown_left_s=shown_left,
         )
+
+
+def on_one_wiring(first: StepGraph, second: StepGraph) -> tuple[Wiring, EdgeTimes, EdgeTimes]:
+    """A wiring that holds for two steps of the same computations, and both steps' edge times on it.
+
+    Parameters
+    ----------
+    first, second : StepGraph
+        The steps.
+
+    Returns
+    -------
+    wiring : Wiring
+        The steps' own where it is the same. Otherwise, where messages are carried by other streams or are posted
+        elsewhere, what both have in common: a message waits for its producer, and for the message before it on its link
+        if that is the same in both. What else it waited for is part of its `post_s`.
+    first_times, second_times : EdgeTimes
+        Both in the numbers of the first step's messages.
+    """
+    if all(map(np.array_equal, first.wiring, second.wiring)):
+        return first.wiring, first.edge_times, second.edge_times
+    number = second.program.message_out[first.program.messages.producer]  # of the first step's messages in the second
+    first_number = np.append(first.program.message_out[second.program.messages.producer], -1)  # -1 stays -1
+    plain = first.wiring.without_streams()
+    is_same = plain.link_ahead == first_number[second.wiring.link_ahead[number]]
+    link_ahead = np.where(is_same, plain.link_ahead, -1)
+    wiring = plain._replace(link_ahead=link_ahead, ahead=np.stack([link_ahead, np.full_like(link_ahead, -1)], axis=1))
+    of_messages = ("message_ready_s", "message_start_s", "left_s", "arrival_s")
+    moved = second.times._replace(**{name: getattr(second.times, name)[number] for name in of_messages})
+    before, after = (
+        _edge_times(times._replace(message_ready_s=_message_ready(wiring, times.end_s, times.left_s)))
+        for times in (first.times, moved)
+    )
+    return wiring, before, after
+
+
+def _message_ready(wiring: Wiring, end: Seconds, left: Seconds) -> Seconds:
+    """When each message has all that it waits for, shape (messages,)."""
+    ready = end[wiring.sent_after]
+    for before, known in ((wiring.received_after, end), (wiring.ahead[:, 0], left), (wiring.ahead[:, 1], left)):
+        ready = np.where(before >= 0, np.maximum(ready, known[before]), ready)
+    return ready
+
+
+def _edge_times(times: GraphTimes) -> EdgeTimes:
+    return EdgeTimes(
+        compute_s=times.end_s - times.start_s,
+        device_s=times.start_s - times.ready_s,
+        post_s=times.message_start_s - times.message_ready_s,
+        occupied_s=times.left_s - times.message_start_s,
+        latency_s=times.arrival_s - times.left_s,
+    )
 
 
 def _arrivals(program: Program, sent: Seconds, seen: Seconds, free: Seconds, *, is_seen: bool) -> Seconds:

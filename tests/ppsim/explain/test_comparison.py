@@ -11,9 +11,9 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from ppsim import Link, Network, StageCost, Trace, build_schedule, compare, simulate
+from ppsim import Link, Network, Schedule, StageCost, Trace, attribute, build_schedule, compare, simulate
 from ppsim.explain.change import explain_change
-from ppsim.explain.step_graph import StepGraph, replay
+from ppsim.explain.step_graph import StepGraph, on_one_wiring, replay
 from tests.support import strategies
 from tests.support.traces import measured, simulated
 
@@ -72,6 +72,55 @@ def test_the_way_from_one_step_to_the_other_is_integrated_exactly(steps: tuple[T
     total = change.compute_s.sum() + change.device_s.sum() + change.message_s.sum()
     assert total == pytest.approx(lengths[-1] - lengths[0], abs=1e-9 * max(lengths.max(), 1e3))
     assert (np.diff(np.diff(lengths[1:-1])) >= -1e-9 * max(lengths.max(), 1e3)).all()
+
+
+@st.composite
+def two_ways_to_carry(draw: st.DrawFn) -> tuple[Trace, Trace]:
+    """Two steps of the same computations on other streams, or with their messages posted elsewhere."""
+    schedule = draw(strategies.schedules(least=2))
+    network = draw(strategies.networks(schedule.ranks))
+    ways = [(schedule, "link")] + [(schedule.with_communication("early"), each) for each in ("link", "pair", "rank")]
+    stated = draw(strategies.communications(schedule))
+    if stated.program.find_circle() is None:
+        ways.append((stated, "link"))
+    steps = [
+        simulate(way, draw(strategies.stage_costs(schedule.stages)), network=network, streams=streams)
+        for way, streams in draw(st.lists(st.sampled_from(ways), min_size=2, max_size=2))
+    ]
+    return steps[0], steps[1]
+
+
+@given(two_ways_to_carry())
+def test_steps_whose_messages_are_carried_otherwise_are_compared_as_each_is_by_itself(
+    steps: tuple[Trace, Trace],
+) -> None:
+    """Cause of a bug: the second step was read with the first one's wiring, which has other waits and other numbers."""
+    found = compare(*steps)
+    for each, trace in zip((found.predicted, found.measured), steps, strict=True):
+        alone = attribute(trace)
+        assert all((each.parts_s[part] == seconds).all() for part, seconds in alone.parts_s.items())
+    size = max(each.makespan_s for each in steps)
+    assert math.fsum(each.seconds for each in found.contributions) == pytest.approx(found.difference_s, abs=1e-9 * size)
+    assert abs(found.residual_s) <= 1e-9 * max(size, 1e3)
+    wiring, before, after = on_one_wiring(found.predicted.graph, found.measured.graph)
+    for edge_times, trace in ((before, steps[0]), (after, steps[1])):  # the common wiring gives both steps again
+        first, last = trace.program.action_start[:-1], trace.program.action_start[1:] - 1
+        times, zero_s = replay(wiring, edge_times), trace.start_s.min()
+        assert times.start_s == pytest.approx(trace.start_s[first] - zero_s, abs=1e-9 * max(size, 1e3))
+        assert times.end_s == pytest.approx(trace.end_s[last] - zero_s, abs=1e-9 * max(size, 1e3))
+
+
+def test_messages_of_two_steps_are_matched_by_what_they_carry() -> None:
+    """One link sends F0 and F1 in either order: message 0 of the one step is message 1 of the other."""
+    rows = [["0F0", "0F1", "0SEND_F0", "0SEND_F1"], ["1RECV_F0", "1RECV_F1", "1F0", "1F1"]]
+    other = [["0F0", "0F1", "0SEND_F1", "0SEND_F0"], ["1RECV_F1", "1RECV_F0", "1F0", "1F1"]]
+    cost = StageCost(forward_s=1, backward_input_s=1, backward_weight_s=1, output_bytes=8)
+    first, second = (
+        simulate(Schedule.of(orders), [cost] * 2, network=Network(bytes_per_s=8.0)) for orders in (rows, other)
+    )
+    found = compare(first, second)
+    assert found.difference_s == 1.0  # F0 comes behind F1
+    assert found.parts_s == {"compute": 0, "messages": 1.0, "device": 0, "residual": 0}
 
 
 @pytest.mark.parametrize("name", ["afab", "1f1b", "zb-h1"])
