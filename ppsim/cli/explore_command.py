@@ -54,20 +54,26 @@ class ExploreCommand(ScheduleFlags):
             sys.stdout.flush()
             threading.Thread(target=server.warm_up, daemon=True).start()
             if not self.no_browser:
-                webbrowser.open(address)
+                # Beside the server: a browser in the terminal holds its caller until it ends, and needs the page.
+                threading.Thread(target=webbrowser.open, args=(address,), daemon=True).start()
             with contextlib.suppress(KeyboardInterrupt):
                 server.serve_forever()
 
     def _view(self, server: ExplorerServer) -> str:
         """What the flags ask to be shown, as the page's address has it."""
+        from ppsim.explorer.question import Question
+
         view: dict[str, str] = {}
         self.refuse_both()
-        if self.communication != "as-given" or self.microbatch_group is not None:
-            view["csv"] = packed(self.load_schedule().to_csv(messages=True))
-        elif self.from_csv is not None:
-            view["csv"] = packed(read_text(self.from_csv))
+        text = self._order_text()
+        if text is not None:
+            Question(csv=text).review()  # refuses what the page does not draw; other problems it marks at their cells
+            view["csv"] = packed(text)
         elif any(value is not None for value in (self.schedule, self.ranks, self.microbatches, self.stages_per_rank)):
-            self.load_schedule()  # so that a mistake is said here
+            if self.schedule is None or self.ranks is None or self.microbatches is None:
+                self.load_schedule()  # says which flag is missing
+            named = {name: getattr(self, name) for name in ("schedule", "ranks", "microbatches", "stages_per_rank")}
+            Question(**named).review()
             view |= {name: str(getattr(self, name)) for name in ("schedule", "ranks", "microbatches")}
             if self.stages_per_rank is not None:
                 view["stages"] = str(self.stages_per_rank)
@@ -77,6 +83,14 @@ class ExploreCommand(ScheduleFlags):
             name = command.printable(self.run_file.name)
             view["run"] = server.runs.keep(read_run(self.run_file).median, name)
         return f"#{urllib.parse.urlencode(view)}" if view else ""
+
+    def _order_text(self) -> str | None:
+        """The order that the page shows as a text; None for what its own fields can say."""
+        if self.communication != "as-given" or self.microbatch_group is not None:
+            schedule = self.load_schedule()
+            # What is written counts as stated, so receives that the schedule leaves open are left out.
+            return schedule.to_csv(messages=schedule.communication is not None)
+        return None if self.from_csv is None else read_text(self.from_csv)
 
 
 def packed(text: str) -> str:
