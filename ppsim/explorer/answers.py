@@ -75,9 +75,13 @@ def _refusal(error: InputError, otherwise: str | None) -> Document:
 
 
 def run(number: str, runs: Runs) -> Document:
-    """A measured run: its name, its picture, and what its stages usually took. Raises InputError for an unknown one."""
+    """A measured run: its name, its picture, its order as a text, and what its stages usually took.
+
+    Raises InputError for an unknown one.
+    """
     name, trace = runs.get(number)
-    return {"run": number, "name": name, "picture": picture_of(trace), "usual": usual_seconds(trace)}
+    order = trace.schedule.to_csv(messages=trace.schedule.communication is not None)
+    return {"run": number, "name": name, "picture": picture_of(trace), "order": order, "usual": usual_seconds(trace)}
 
 
 def perfetto(given: Any, runs: Runs) -> str:

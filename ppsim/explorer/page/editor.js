@@ -23,8 +23,7 @@ export class Editor {
   }
 
   /** Show the order of the first timeline, and its problems. */
-  show({ state, first }) {
-    const text = state.csv || first?.picture?.csv || "";
+  show({ order: text, first }) {
     if (this.area.value !== text) this.area.value = text;
     const cells = cellsOf(text);
     const spans = (first?.problems ?? [])

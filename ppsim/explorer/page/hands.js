@@ -126,7 +126,7 @@ export class Hands {
       this.placeCard(x, y);
     };
     if (place === from || place === from + 1) return say(make("p", { class: "quiet" }, "stays where it is"));
-    const csv = moved(hit.picture.csv, hit.rank, from, place);
+    const csv = moved(page.order, hit.rank, from, place);
     const answer = await page.ask(question({ ...page.state, csv })).catch(() => null);
     if (this.press !== press || press.place !== place || !answer) return undefined;
     if (answer.problems) {
@@ -172,7 +172,7 @@ export class Hands {
     actions.splice(from, 1);
     const before = actions.slice(0, target).reduce((sum, action) => sum + hit.picture.rowsOf[action].length, 0);
     const row = first + before + rows.indexOf(hit.row);
-    this.page.change({ csv: moved(hit.picture.csv, hit.rank, from, place), at: `first:0:${row}` });
+    this.page.change({ csv: moved(this.page.order, hit.rank, from, place), at: `first:0:${row}` });
   }
 
   pin(hit) {

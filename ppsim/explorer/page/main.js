@@ -7,6 +7,7 @@ import { Editor } from "./editor.js";
 import { Hands } from "./hands.js";
 import { Layout } from "./layout.js";
 import { numbersOf } from "./numbers.js";
+import { computes } from "./orders.js";
 import { CanvasPen } from "./pens.js";
 import { Picture } from "./picture.js";
 import { saveButtons } from "./save.js";
@@ -16,12 +17,12 @@ import { timeText } from "./units.js";
 const TEXTS = ["schedule", "ranks", "microbatches", "stages", "second", "secondStages", "forward", "input", "weight", "full",
   "activations", "kept", "message", "latency", "bandwidth", "limit", "colours"];
 const CHECKS = ["path", "memory", "messages", "overlay"];
-const COMPUTES = /^(\(.*\)OVERLAP_F_B|\d+(F|B|BW|I|W)\d+)$/;
 
 const page = {
   state: { ...DEFAULTS },
   choices: null,
   first: null, second: null, run: null, // the last answers
+  order: "", // the text of the first timeline: as it was given, with all communication that it states
   layout: null,
   hover: null, pinned: null,
 };
@@ -73,7 +74,7 @@ async function change(patch, { keep = false } = {}) {
     await change(own, { keep: true });
     return;
   }
-  Object.assign(page, { first, second, run });
+  Object.assign(page, { first, second, run, order: state.csv || (first.picture?.csv ?? "") });
   page.hover = null;
   show();
   Object.assign(find("timeline").dataset, { took: Math.round(performance.now() - began) });
@@ -150,7 +151,7 @@ function overlays() {
 function badRows({ problems, picture }) {
   const places = page.state.csv.split("\n").map((line) => {
     let count = 0;
-    return line.split(",").map((cell) => (COMPUTES.test(cell.trim()) ? count++ : -1));
+    return line.split(",").map((cell) => (computes(cell) ? count++ : -1));
   });
   const found = problems.map((problem) => ({
     ...problem,
@@ -319,9 +320,9 @@ async function addFile(file) {
 }
 
 function takeRun() {
-  const { picture, usual } = page.run;
+  const { order, usual } = page.run;
   const text = (seconds) => seconds?.map((each) => String(Number((each * 1e3).toPrecision(6)))).join(", ");
-  const patch = { csv: picture.csv, at: "", forward: text(usual.F) };
+  const patch = { csv: order, at: "", forward: text(usual.F) };
   if (usual.I && usual.W) Object.assign(patch, { input: text(usual.I), weight: text(usual.W) });
   if (usual.B) patch.full = text(usual.B);
   change(patch);
@@ -334,7 +335,7 @@ function listen() {
       control.addEventListener("change", () => {
         if (id !== "schedule") return change({ [id]: control.value, ...(id === "second" ? { secondStages: "" } : {}) });
         if (control.value !== "own") return change({ schedule: control.value, csv: "", stages: "", at: "", from: "", to: "" });
-        return change({ csv: page.first?.picture?.csv ?? "" });
+        return change({ csv: page.order });
       });
     } else {
       control.addEventListener("input", () => change({ [id]: control.value }, { keep: true }));

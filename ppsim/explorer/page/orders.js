@@ -1,18 +1,50 @@
-// Orders: a schedule's text as lists of actions, and a change of one of them.
+// Orders: a schedule's text, and a change of one of its actions. Rows of the text are ranks.
 
-/** The actions of each rank; a row and a column of the text are a rank and a place. */
-export function ordersOf(csv) {
-  return csv.replace(/\n$/, "").split("\n").map((row) => row.split(",").map((cell) => cell.trim()).filter(Boolean));
+const COMPUTES = /^(\(.*\)OVERLAP_F_B|\d+(F|BW|B|I|W)\d+)$/;
+const PARTS = /(\d+)(F|BW|B|I|W)(\d+)/g;
+const POST = /^(\d+)(SEND|RECV)_([FB])(\d+)$/;
+
+/** Whether a cell of the text is a computation; others are empty, communication, or concern a stage as a whole. */
+export const computes = (cell) => COMPUTES.test(cell.trim());
+
+/**
+ * The text with an action moved to another place among those that its rank computes. The receives right before it and
+ * the sends right after it that are its own go along; all else stays. `to` counts before the action is taken out.
+ */
+export function moved(text, rank, from, to) {
+  const lines = text.split(/\r\n|\r|\n/);
+  const units = unitsOf(lines[rank]);
+  const actions = units.filter((each) => each.serves);
+  const [action, next] = [actions[from], actions[to]];
+  const rest = units.filter((each) => each !== action);
+  const at = next ? rest.indexOf(next) : rest.findLastIndex((each) => each.serves) + 1;
+  rest.splice(at, 0, action);
+  lines[rank] = rest.flatMap((each) => each.cells).join(",");
+  return lines.join("\n");
 }
 
-export const textOf = (orders) => `${orders.map((actions) => actions.join(",")).join("\n")}\n`;
+/** A row's cells, each action together with its own posts beside it: { cells, serves: names of messages, or null }. */
+function unitsOf(line) {
+  const units = [];
+  for (const cell of line.split(",").map((each) => each.trim()).filter(Boolean)) {
+    const [, stage, way, kind, microbatch] = POST.exec(cell) ?? [];
+    const message = way && `${way}_${stage}${kind}${microbatch}`;
+    if (way === "SEND" && units.at(-1)?.serves?.has(message)) {
+      units.at(-1).cells.push(cell);
+      continue;
+    }
+    const unit = { cells: [cell], serves: computes(cell) ? messagesOf(cell) : null, message };
+    while (unit.serves?.has(units.at(-1)?.message)) unit.cells.unshift(...units.pop().cells);
+    units.push(unit);
+  }
+  return units;
+}
 
-/** The text with an action moved to another place in its rank's order. `to` counts before the action is taken out. */
-export function moved(csv, rank, from, to) {
-  const orders = ordersOf(csv);
-  const [action] = orders[rank].splice(from, 1);
-  orders[rank].splice(to > from ? to - 1 : to, 0, action);
-  return textOf(orders);
+/** The messages that an action may receive and send: of F, and of B, whole or for the input. */
+function messagesOf(cell) {
+  const parts = [...cell.matchAll(PARTS)].filter(([, , kind]) => kind !== "W");
+  return new Set(parts.flatMap(([, stage, kind, microbatch]) =>
+    ["SEND", "RECV"].map((way) => `${way}_${stage}${kind === "F" ? "F" : "B"}${microbatch}`)));
 }
 
 /** The place of a row's action in its rank's order. */

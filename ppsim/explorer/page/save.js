@@ -12,7 +12,7 @@ export function saveButtons(page) {
   const layout = () => page.layoutFor(Math.max(find("timeline").clientWidth, 900));
 
   find("save-csv").addEventListener("click", () => {
-    download(`${name()}.csv`, page.state.csv || page.first.picture.csv, "text/csv");
+    if (page.order) download(`${name()}.csv`, page.order, "text/csv");
   });
 
   find("save-perfetto").addEventListener("click", async () => {

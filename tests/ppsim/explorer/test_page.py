@@ -14,7 +14,7 @@ from xml.etree import ElementTree
 import pytest
 
 import ppsim
-from ppsim import StageCost, build_schedule, simulate
+from ppsim import Network, StageCost, build_schedule, simulate
 from ppsim.cli.explore_command import packed
 from ppsim.explorer.server import ExplorerServer
 from tests.support.browser import chromium
@@ -247,6 +247,44 @@ def test_dragging_an_action_changes_its_order(visit: Open) -> None:
     page.go_back()
     settled(page)
     assert page.input_value("#csv").split("\n")[1].startswith("1F0,1B0,1F1")
+
+
+def test_a_moved_action_keeps_the_communication_that_is_stated(visit: Open) -> None:
+    """Cause: the new order was made of the computations alone, so sends and receives were lost and the step changed."""
+    text = build_schedule("1f1b", ranks=2, microbatches=3).with_communication("late").to_csv(messages=True)
+    page = visit(f"#second=&csv={packed(text)}")
+    _, row = page.input_value("#csv").splitlines()
+    assert row.startswith("1RECV_F0,1F0,1B0,1SEND_B0,1RECV_F1,1F1,1B1")
+    page.locator("#timeline").focus()
+    for key in ("ArrowRight", "ArrowDown"):
+        page.keyboard.press(key)
+        settled(page)
+    while page.inner_text("#card h3") != "1F1 on rank 1":
+        page.keyboard.press("ArrowRight")
+        settled(page)
+    page.keyboard.press("Alt+ArrowLeft")
+    settled(page)
+    first, row = page.input_value("#csv").splitlines()
+    assert first == text.splitlines()[0]
+    assert row.startswith("1RECV_F0,1F0,1RECV_F1,1F1,1B0,1SEND_B0,1B1")
+    assert page.is_hidden("#problems")
+    stated = ppsim.Schedule.from_csv(page.input_value("#csv"))
+    cost = StageCost(forward_s=0.01, backward_input_s=0.01, backward_weight_s=0.01, output_bytes=2**23)
+    trace = simulate(stated, [cost] * 2, network=Network(latency_s=1e-5, bytes_per_s=25e9))
+    assert seconds(facts(page)["step"]) == pytest.approx(trace.makespan_s, rel=1e-3)
+
+
+def test_a_runs_order_is_taken_with_the_communication_that_it_states(visit: Open, tmp_path: Path) -> None:
+    """Cause: the order was taken from what the page draws, which are computations alone."""
+    cost = StageCost(forward_s=0.01, backward_input_s=0.01, backward_weight_s=0.01)
+    schedule = build_schedule("1f1b", ranks=2, microbatches=3).with_communication("late")
+    simulate(schedule, [cost] * 2).save(tmp_path / "run.trace")
+    page = visit("#second=&ranks=2&microbatches=3")
+    page.set_input_files("#run-file", tmp_path / "run.trace")
+    settled(page)
+    page.click("#run-use")
+    settled(page)
+    assert page.input_value("#csv") == schedule.to_csv(messages=True)
 
 
 def test_keys_move_an_action_and_violations_are_listed_at_once(visit: Open) -> None:
