@@ -23,6 +23,7 @@ from ppsim.planning.plans import Plan, Plans
 _DEVICE_HELP = tyro.conf.arg(help=f"The device: {', '.join(machine_names())}.")
 _SHOWN = 10  # plans in the printed table
 _SHOWN_LOSERS = 5
+_CSV = "schedule.csv"  # what the flags name where --csv writes none
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -47,7 +48,7 @@ class PlanCommand(ArchitectureFlags):
     keep: int = 20
     """How many of the fastest are predicted exactly; the rest may be ruled out by bounds."""
     csv: OptionalFile = None
-    """Write the best plan's schedule in PyTorch's CSV format."""
+    """Write the best plan's schedule in PyTorch's CSV format; torchtitan's flags name the file."""
     table: OptionalFile = None
     """Write all plans, .csv."""
     figure: OptionalFile = None
@@ -63,7 +64,8 @@ class PlanCommand(ArchitectureFlags):
         choices = Choices()
         if self.schedules is not None:
             choices = replace(choices, schedules=tuple(self.schedules.split(",")))
-        if self.memory_gb is not None and not (math.isfinite(self.memory_gb) and self.memory_gb > 0):
+        limit_bytes = None if self.memory_gb is None else self.memory_gb * 1e9
+        if limit_bytes is not None and not (math.isfinite(limit_bytes) and limit_bytes > 0):
             raise InputError(f"--memory-gb must be finite and above 0, got {self.memory_gb!r}")
         plans = plan(
             self.architecture(self.seq),
@@ -71,7 +73,7 @@ class PlanCommand(ArchitectureFlags):
             global_batch=self.global_batch,
             seq=self.seq,
             choices=choices,
-            memory_limit_bytes=None if self.memory_gb is None else int(self.memory_gb * 1e9),
+            memory_limit_bytes=None if limit_bytes is None else int(limit_bytes),
             keep=self.keep,
         )
         if self.csv is not None:
@@ -83,9 +85,13 @@ class PlanCommand(ArchitectureFlags):
 
             write_text(self.figure, time_against_memory(plans).to_html(include_plotlyjs=True, div_id="plans"))
         if self.json:
-            command.print_json(_document(plans))
+            command.print_json(_document(plans, self._csv_name))
         else:
-            print(_text(plans))
+            print(_text(plans, self._csv_name))
+
+    @property
+    def _csv_name(self) -> str:
+        return _CSV if self.csv is None else str(self.csv)
 
     def _machine(self) -> Machine:
         if (self.device is None) == (self.machine is None):
@@ -98,7 +104,7 @@ class PlanCommand(ArchitectureFlags):
         return replace(machine, devices_per_node=self.devices_per_node)
 
 
-def _document(plans: Plans) -> dict[str, Any]:
+def _document(plans: Plans, csv: str) -> dict[str, Any]:
     best = plans.best
     return {
         "considered": plans.considered,
@@ -108,7 +114,7 @@ def _document(plans: Plans) -> dict[str, Any]:
             "memory_by_kind_bytes": dict(best.memory_bytes),
             "blocks": list(best.step.stage_blocks),
             "megatron_flags": best.megatron_flags,
-            "torchtitan_flags": best.torchtitan_flags,
+            "torchtitan_flags": best.torchtitan_flags(csv),
         },
         "ranked": [each.row for each in plans],
         "losers": [each.row for each in plans.losers],
@@ -117,7 +123,7 @@ def _document(plans: Plans) -> dict[str, Any]:
     }
 
 
-def _text(plans: Plans) -> str:
+def _text(plans: Plans, csv: str) -> str:
     best = plans.best
     counts = Counter(
         "do not fit" if each.fits is False else "ruled out by a bound" if each.is_bound else "slower"
@@ -126,7 +132,6 @@ def _text(plans: Plans) -> str:
     summary = ", ".join(f"{count} {what}" for what, count in counts.items())
     parts = ", ".join(f"{name} {seconds:.3g} s" for name, seconds in best.parts_s.items() if seconds > 0)
     memory = ", ".join(f"{name} {size / 1e9:.1f}" for name, size in best.memory_bytes.items() if size > 0)
-    megatron = best.megatron_flags
     beaten = [each for each in plans.losers if each.is_bound][:_SHOWN_LOSERS]
     unfit = [each for each in plans.losers if each.fits is False][:_SHOWN_LOSERS]
     lines = [
@@ -138,22 +143,17 @@ def _text(plans: Plans) -> str:
         f"memory of its fullest rank (GB): {memory}",
         f"layout: {best.layout}",
         "",
-        "torchtitan: " + " ".join(best.torchtitan_flags),
-        "Megatron-LM: " + ("has no such schedule" if megatron is None else " ".join(megatron)),
+        "torchtitan: " + _flags(best.torchtitan_flags(csv)),
+        "Megatron-LM: " + _flags(best.megatron_flags),
     ]
     for title, rows in (("ruled out before a simulation, the nearest:", beaten), ("do not fit, the nearest:", unfit)):
         if rows:
-            lines += ["", title, *(f"  {_name(each)}: {each.reason}" for each in rows)]
+            lines += ["", title, *(f"  {each.step.words}: {each.reason}" for each in rows)]
     return "\n".join(lines)
 
 
-def _name(each: Plan) -> str:
-    step = each.step
-    chunks = f" x {step.stages_per_rank}" if step.stages_per_rank > 1 else ""
-    return (
-        f"tp {step.tp} pp {step.pp} dp {step.dp}, micro batch {step.micro_batch_size}, {step.schedule}{chunks}, "
-        f"recompute {step.recompute}"
-    )
+def _flags(given: list[str] | None) -> str:
+    return "cannot be told this plan" if given is None else " ".join(given)
 
 
 def _cells(each: Plan) -> dict[str, Any]:

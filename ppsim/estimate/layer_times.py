@@ -8,7 +8,7 @@ from dataclasses import dataclass
 import numpy as np
 import numpy.typing as npt
 
-from ppsim.costs.stage_cost import LayerCost
+from ppsim.errors import InputError
 from ppsim.estimate.machine import Machine, Seconds
 from ppsim.estimate.work import Execution, LayerWork, Work
 
@@ -41,6 +41,7 @@ class LayerTable:
 
     def __init__(self, layers: Sequence[tuple[LayerWork, Execution]]) -> None:
         self._count = len(layers)
+        self._dtype_bytes = {execution.dtype_bytes for _, execution in layers}
         kernels = _Kernels()
         host = np.zeros((len(layers), _PHASES))
         for index, (layer, _) in enumerate(layers):
@@ -64,7 +65,13 @@ class LayerTable:
         self._host = host
 
     def seconds(self, machine: Machine) -> LayerSeconds:
-        """All layers' seconds on a machine."""
+        """All layers' seconds on a machine. Raises InputError if its rate is for elements of another size."""
+        other = sorted(self._dtype_bytes - {machine.dtype_bytes})
+        if other:
+            raise InputError(
+                f"the rate of {machine.name or 'this machine'} is for elements of {machine.dtype_bytes} bytes, and a "
+                f"layer's have {other[0]}: state flops_per_s for that size, and dtype_bytes with it"
+            )
         device = self._kernels.seconds(machine, self._count * _PHASES).reshape(-1, _PHASES)
         host = machine.host_s(self._host, self._tp[:, None])
         whole = machine.all_reduce_s(self._reduced, self._tp)
@@ -130,25 +137,3 @@ class _KernelArrays:
         ):
             found += np.bincount(owner.astype(np.int64), weights=seconds, minlength=owners)
         return found
-
-
-def layer_costs(layers: Sequence[LayerWork], execution: Execution, machine: Machine) -> list[LayerCost]:
-    """The costs of layers on a machine, each layer that is alike timed once."""
-    distinct: dict[tuple[object, ...], int] = {}
-    which = [distinct.setdefault((layer.name.split(" ")[0], layer.operations), len(distinct)) for layer in layers]
-    chosen = [layers[which.index(index)] for index in range(len(distinct))]
-    seconds = LayerTable([(layer, execution) for layer in chosen]).seconds(machine)
-    return [
-        LayerCost(
-            name=layer.name,
-            forward_s=float(seconds.forward[index]),
-            backward_input_s=float(seconds.backward_input[index]),
-            backward_weight_s=float(seconds.backward_weight[index]),
-            backward_s=float(seconds.backward[index]),
-            activation_bytes=layer.activation_bytes,
-            weight_activation_bytes=layer.weight_activation_bytes,
-            output_bytes=layer.output_bytes,
-            parameter_bytes=layer.parameter_bytes,
-        )
-        for layer, index in zip(layers, which, strict=True)
-    ]

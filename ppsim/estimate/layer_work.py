@@ -38,8 +38,7 @@ def transformer_work(model: Transformer, execution: Execution) -> list[LayerWork
             f"tp {execution.tp} does not divide the vocabulary {model.vocabulary}: pad the vocabulary, "
             "or leave embedding and head whole"
         )
-    if model.positions and execution.seq > model.positions:
-        raise InputError(f"seq {execution.seq} exceeds the model's {model.positions} positions: take a shorter one")
+    model.check_seq(execution.seq)
     blocks = [block_work(model, execution, f"block {index}") for index in range(model.layers)]
     return [embedding_work(model, execution), *blocks, head_work(model, execution)]
 
@@ -161,10 +160,11 @@ def head_work(model: Transformer, execution: Execution) -> LayerWork:
         if execution.float32_loss:
             # F: the cast, then maximum, difference, exponential, sum and division; I: three operations on float32.
             operations += [pointwise("float32 logits", elements * (wide + 4), 0, 1)]
-            operations += [pointwise("cross entropy", 4 * elements * 4, 3 * elements * 4, 1)]
+            operations += [pointwise("cross entropy", 4 * elements, 3 * elements, 4)]
         else:
             operations.append(pointwise("cross entropy", 2 * logits, 2 * logits, 1))
-        saved |= {"log-probabilities": logits, "sum of target weights": wide}
+        kept_bytes = elements * (4 if execution.float32_loss else wide)
+        saved |= {"log-probabilities": kept_bytes, "sum of target weights": wide}
     matrix = columns * model.hidden + (columns if model.head_bias else 0)
     return LayerWork(
         name="head",

@@ -163,12 +163,22 @@ class Transformer:
         return attention + mlp + 2 * self.norm_parameters
 
     @checked
+    def shards(self, tp: int) -> bool:
+        """Whether every rank of `tp` gets as many heads and columns as the others. Raises InputError for tp < 1."""
+        return self._undivided(tp) is None
+
+    @checked
     def check_shards(self, tp: int) -> None:
-        """Raise InputError unless every rank of `tp` gets as many heads and columns as the others."""
-        _check_whole("tp", tp, least=1)
-        for name in ("heads", "kv_heads", "intermediate"):
-            if getattr(self, name) % tp:
-                raise InputError(f"tp {tp} must divide {name} {getattr(self, name)}: take a divisor")
+        """Raise InputError unless the model `shards`."""
+        name = self._undivided(tp)
+        if name is not None:
+            raise InputError(f"tp {tp} must divide {name} {getattr(self, name)}: take a divisor")
+
+    @checked
+    def check_seq(self, seq: int) -> None:
+        """Raise InputError for a sequence longer than a learned table of positions."""
+        if self.positions and seq > self.positions:
+            raise InputError(f"seq {seq} exceeds the model's {self.positions} positions: take a shorter one")
 
     @checked
     def pairs(self, seq: int, *, masked: bool) -> int:
@@ -181,6 +191,11 @@ class Transformer:
             return seq * seq
         window = seq if self.window is None else min(seq, self.window)
         return window * (window + 1) // 2 + (seq - window) * window
+
+    def _undivided(self, tp: int) -> str | None:
+        """The first of the widths that `tp` ranks cannot share evenly."""
+        _check_whole("tp", tp, least=1)
+        return next((name for name in ("heads", "kv_heads", "intermediate") if getattr(self, name) % tp), None)
 
     @property
     def _head_bias(self) -> int:

@@ -54,7 +54,7 @@ class Execution:
     """How one microbatch is computed on one rank.
 
     micro_batch_size: b. seq: s. dtype_bytes: of a weight and of an activation alike. tp: t tensor-parallel ranks
-    (Megatron-LM without sequence parallelism). split_vocabulary: whether tp cuts embedding and head too; otherwise
+    (Shoeybi et al., Megatron-LM, 2019). split_vocabulary: whether tp cuts embedding and head too; otherwise
     every rank has them whole. attention: "fused" keeps no scores and computes them again in the backward (five
     products instead of four: Dao et al., FlashAttention, 2022); "unfused" keeps them. skip_masked: whether fused
     attention leaves out masked pairs; unfused attention never does. dropout: masks of one byte per element after
@@ -64,7 +64,7 @@ class Execution:
     a block's input and output are then 1 / t. joint_projections: whether q, k, v are one product, and gate, up another.
     softmax_multiple: how many scores' matrices unfused attention's softmax kernel takes at a time; another number of
     them goes through five operations instead (Megatron-LM's fused kernel takes 4). float32_loss: whether the loss
-    casts logits to float32 and takes its softmax operation by operation, as Megatron-LM's does.
+    casts logits to float32, takes its softmax operation by operation and keeps that in float32, as Megatron-LM's does.
 
     Raises InputError for values that have no meaning.
     """

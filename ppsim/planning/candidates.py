@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import heapq
 from collections.abc import Iterator, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, fields
 from functools import lru_cache
 
 from ppsim.checks import check_fields
@@ -15,8 +15,12 @@ from ppsim.estimate.work import Recompute
 from ppsim.planning.training_step import TrainingStep
 from ppsim.schedule.named.registry import natural_stages_per_rank, takes_stages_per_rank, unmet_requirement
 
-_MOST_RANKS = 1024
-_MOST_ACTIONS = 2_000_000  # of one candidate: what its simulation takes a second for
+# Chosen: so that one candidate is simulated within about a second.
+_MOST_RANKS = 1024  # ranks of a pipeline; published runs have up to 64
+_MOST_ACTIONS = 2_000_000
+# Chosen, between 0 and 1: frameworks sum gradients bucket by bucket, and the first buckets are ready early in the last
+# backward, the last ones only at its end.
+_OVERLAP = 0.5
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -47,7 +51,7 @@ class Cluster:
 
 @dataclass(frozen=True, kw_only=True)
 class Choices:
-    """What a plan may choose from.
+    """What a plan may choose from. Numbers are 1 or more, and no list is empty.
 
     Parameters
     ----------
@@ -61,6 +65,11 @@ class Choices:
         "none", "full".
     tp, pp : sequence of int, optional
         By default powers of two up to a node, and divisors of what is left.
+
+    Raises
+    ------
+    InputError
+        For an empty list, an unknown schedule, or a number below 1.
     """
 
     schedules: Sequence[str] = ("1f1b", "interleaved-1f1b", "zb-h1", "zb-v")
@@ -72,20 +81,29 @@ class Choices:
 
     def __post_init__(self) -> None:
         check_fields(self)
-        for name in ("schedules", "micro_batch_sizes", "recompute"):
-            if not getattr(self, name):
-                raise InputError(f"{name} is empty: give at least one")
+        for each in fields(self):
+            given = getattr(self, each.name)
+            if given is None:
+                continue
+            if not len(given):
+                raise InputError(f"{each.name} is empty: give at least one")
+            for number, value in enumerate(given):
+                if not isinstance(value, str) and value < 1:
+                    raise InputError(f"{each.name}[{number}] must be a whole number of 1 or more, got {value!r}")
+        for name in self.schedules:
+            natural_stages_per_rank(name)  # refuses an unknown one
 
 
 def candidates(
     model: Transformer, cluster: Cluster, *, seq: int, global_batch: int, choices: Choices
 ) -> Iterator[TrainingStep]:
     """All steps that use all devices and divide the batch, the blocks and the heads."""
-    for tp in choices.tp or _powers(cluster.machine.devices_per_node):
-        if cluster.devices % tp or seq % tp or not _shards(model, tp):
+    most_ranks = min(model.layers, _MOST_RANKS)
+    for tp in _powers(cluster.machine.devices_per_node) if choices.tp is None else choices.tp:
+        if cluster.devices % tp or seq % tp or not model.shards(tp):
             continue
-        for pp in choices.pp or _divisors(cluster.devices // tp):
-            if (cluster.devices // tp) % pp or pp > min(model.layers, _MOST_RANKS):
+        for pp in range(1, most_ranks + 1) if choices.pp is None else choices.pp:
+            if (cluster.devices // tp) % pp or pp > most_ranks:
                 continue
             dp = cluster.devices // tp // pp
             for size in choices.micro_batch_sizes:
@@ -107,7 +125,7 @@ def candidates(
                             sequence_parallel=tp > 1,
                             sharding="optimizer" if dp > 1 else "none",
                             gradient_bytes=4,
-                            overlap_gradients=0.5,
+                            overlap_gradients=_OVERLAP,
                         )
 
 
@@ -148,13 +166,5 @@ def _pipelines(choices: Choices, pp: int, microbatches: int, layers: int) -> Ite
             yield schedule, chunks
 
 
-def _shards(model: Transformer, tp: int) -> bool:
-    return all(getattr(model, name) % tp == 0 for name in ("heads", "kv_heads", "intermediate"))
-
-
 def _powers(most: int) -> list[int]:
     return [2**power for power in range(most.bit_length()) if 2**power <= most]
-
-
-def _divisors(number: int) -> list[int]:
-    return [each for each in range(1, number + 1) if number % each == 0]

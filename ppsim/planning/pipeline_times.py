@@ -40,7 +40,7 @@ def pipeline_ends(program: Program, seconds: Seconds, occupied_s: Seconds, laten
     program : Program
         Of the schedule.
     seconds : array of shape (4, n, stages)
-        Of F, B, I and W in each of n steps.
+        Of F, B, I and W, the numbers of `Kind`, in each of n steps.
     occupied_s, latency_s : arrays of shape (n, p, p)
         What a message takes from rank to rank in each step.
 
@@ -52,15 +52,12 @@ def pipeline_ends(program: Program, seconds: Seconds, occupied_s: Seconds, laten
     from ppsim.simulation.engines.batched_engine import run_batched  # numba loads for a second, and only here
 
     count, messages = seconds.shape[1], program.messages
-    table = np.empty((int(max(Kind.F, Kind.B, Kind.I, Kind.W)) + 1, *seconds.shape[1:]))
-    for index, kind in enumerate((Kind.F, Kind.B, Kind.I, Kind.W)):
-        table[kind] = seconds[index]
     ends = np.empty((count, program.ranks))
     block = max(1, _BLOCK_NUMBERS // max(len(program.stage), 1))
     timed = _untimed(program)
     for first in range(0, count, block):
         part = slice(first, min(first + block, count))
-        durations = table[program.kind[:, None], np.arange(part.start, part.stop)[None, :], program.stage[:, None]].T
+        durations = seconds[program.kind[:, None], np.arange(part.start, part.stop)[None, :], program.stage[:, None]].T
         times = run_batched(
             timed,
             np.ascontiguousarray(durations),

@@ -4,26 +4,23 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import replace
-from typing import Any
 
 import numpy as np
-import numpy.typing as npt
 
 from ppsim.checks import checked
 from ppsim.errors import InputError
 from ppsim.estimate.layer_times import LayerTable
-from ppsim.estimate.layer_work import block_work, embedding_work, head_work
 from ppsim.estimate.machine import Machine
 from ppsim.estimate.transformer import Transformer
+from ppsim.estimate.work import Execution
 from ppsim.planning.candidates import Choices, Cluster, balanced_blocks, candidates
 from ppsim.planning.plans import Plan, Plans
 from ppsim.planning.step_memory import MEMORY_KINDS, StepMemory, least_memory, step_memory
 from ppsim.planning.step_table import StepSeconds, StepTable
-from ppsim.planning.training_step import TrainingStep
+from ppsim.planning.training_step import TrainingStep, works_of
 
 _ROUND = 64  # plans that are simulated before bounds are looked at again
-_PARTS = ("compute", "tensor", "bubble", "gradients", "optimizer", "tied")
-_SAID = {
+_PARTS = {
     "compute": "computation",
     "tensor": "tensor-parallel communication",
     "bubble": "bubble",
@@ -118,19 +115,19 @@ def plan(
     if not found.rows:
         nearest = min(range(len(steps)), key=lambda row: float(memories[row].total.max()))
         raise InputError(
-            f"none of {len(steps)} plans fits {limit / 1e9:.1f} GB: the smallest ({_said(steps[nearest])}) "
+            f"none of {len(steps)} plans fits {limit / 1e9:.1f} GB: the smallest ({steps[nearest].words}) "
             f"{_excess(memories[nearest], limit, is_exact[nearest])}; take more devices, or larger ones"
         )
-    peak_s = _peak_seconds(steps, machine)
+    peak_s = _model_flops(model, seq) * global_batch / (cluster.devices * machine.flops_per_s)
     ranked = sorted(
-        (_predicted(steps[row], found, row, memories[row], float(peak_s[row])) for row in found.rows),
+        (_predicted(steps[row], found, row, memories[row], peak_s) for row in found.rows),
         key=lambda each: each.step_s,
     )
     best = replace(ranked[0], reason="the fastest that fits")
     slower = [replace(each, reason=_why_slower(each, best)) for each in ranked[1:]]
     known = set(found.rows)
     rest = [
-        _lost(steps[row], float(bounds[row]), memories[row], bool(is_exact[row]), limit, best, float(peak_s[row]))
+        _lost(steps[row], float(bounds[row]), memories[row], bool(is_exact[row]), limit, best, peak_s)
         for row in sorted(range(len(steps)), key=lambda row: (bool(is_hopeless[row]), float(bounds[row])))
         if row not in known
     ]
@@ -195,39 +192,25 @@ def _lost(
 
 def _with_balanced(steps: Sequence[TrainingStep], machine: Machine) -> list[TrainingStep]:
     """The steps, and after each the one whose blocks make up for embedding and head, where that differs."""
-    distinct = {(step.padded_model, step.execution): number for number, step in enumerate(steps)}
-    keys = list(distinct)
-    works = [
-        (make(model, execution), execution)
-        for model, execution in keys
-        for make in (embedding_work, block_work, head_work)
-    ]
+    distinct = {step.layer_key: step for step in steps}
+    works = [(work, step.execution) for step in distinct.values() for work in step.layer_works]
     seconds = LayerTable(works).seconds(machine)
     taken = (seconds.forward + seconds.backward).reshape(-1, 3)
-    ratios = {key: (row[0] / row[1], row[2] / row[1]) for key, row in zip(keys, taken, strict=True)}
+    ratios = {key: (row[0] / row[1], row[2] / row[1]) for key, row in zip(distinct, taken, strict=True)}
     found = []
     for step in steps:
         found.append(step)
         if step.stages > 1:
-            blocks = balanced_blocks(step.model.layers, step.stages, *ratios[step.padded_model, step.execution])
+            blocks = balanced_blocks(step.model.layers, step.stages, *ratios[step.layer_key])
             if blocks != step.stage_blocks:
                 found.append(replace(step, blocks=blocks))
     return found
 
 
-def _peak_seconds(steps: Sequence[TrainingStep], machine: Machine) -> npt.NDArray[np.float64]:
-    """What a step's model FLOPs take at the devices' peak: forward thrice, nothing computed again."""
-    known: dict[Any, float] = {}
-    found = []
-    for step in steps:
-        key = (step.model, step.seq)
-        if key not in known:
-            one = replace(step, micro_batch_size=1, tp=1, sequence_parallel=False, recompute="none").execution
-            works = (embedding_work(step.model, one), block_work(step.model, one), head_work(step.model, one))
-            flops = [work.forward_flops for work in works]
-            known[key] = 3.0 * (flops[0] + step.model.layers * flops[1] + flops[2])
-        found.append(known[key] * step.global_batch / (step.devices * machine.flops_per_s))
-    return np.array(found)
+def _model_flops(model: Transformer, seq: int) -> float:
+    """FLOPs of the model for one sample: forward thrice, nothing computed again."""
+    embedding, block, head = (work.forward_flops for work in works_of(model, Execution(micro_batch_size=1, seq=seq)))
+    return 3.0 * (embedding + model.layers * block + head)
 
 
 def _parts(seconds: StepSeconds, row: int) -> dict[str, float]:
@@ -262,11 +245,4 @@ def _excess(memory: StepMemory, limit: int, is_exact: bool) -> str:
 def _why_slower(plan: Plan, best: Plan) -> str:
     more = {name: plan.parts_s[name] - best.parts_s[name] for name in _PARTS}
     worst = max(more, key=lambda name: more[name])
-    return f"{plan.step_s / best.step_s - 1:.1%} slower: {more[worst]:.3g} s more {_SAID[worst]}"
-
-
-def _said(step: TrainingStep) -> str:
-    return (
-        f"tp {step.tp}, pp {step.pp}, dp {step.dp}, micro batch {step.micro_batch_size}, {step.schedule}, "
-        f"recompute {step.recompute}"
-    )
+    return f"{plan.step_s / best.step_s - 1:.1%} slower: {more[worst]:.3g} s more {_PARTS[worst]}"

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from functools import cached_property
 from typing import TYPE_CHECKING, Any
@@ -74,10 +74,15 @@ class Plan:
         """Flags for Megatron-LM; None for a schedule that it does not have."""
         return megatron_flags(self.step)
 
-    @property
-    def torchtitan_flags(self) -> list[str]:
-        """Flags for torchtitan."""
-        return torchtitan_flags(self.step)
+    def torchtitan_flags(self, csv: str = "schedule.csv") -> list[str] | None:
+        """Flags for torchtitan; None for what it cannot be told.
+
+        Parameters
+        ----------
+        csv : str
+            Where the schedule lies, in PyTorch's CSV format. Named only if PyTorch has the schedule under no name.
+        """
+        return torchtitan_flags(self.step, csv)
 
     @property
     def row(self) -> dict[str, Any]:
@@ -124,9 +129,6 @@ class Plans(Sequence[Plan]):
 
     def __getitem__(self, index: Any) -> Any:
         return self.ranked[index]
-
-    def __iter__(self) -> Iterator[Plan]:
-        return iter(self.ranked)
 
     @property
     def best(self) -> Plan:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from typing import NamedTuple
 
 import numpy as np
@@ -11,12 +11,10 @@ import numpy.typing as npt
 
 from ppsim.checks import checked
 from ppsim.estimate.layer_times import LayerSeconds, LayerTable
-from ppsim.estimate.layer_work import block_work, embedding_work, head_work
 from ppsim.estimate.machine import Machine
 from ppsim.estimate.work import Execution, LayerWork
 from ppsim.planning.pipeline_times import pipeline_ends, pipeline_program, splits_backward
 from ppsim.planning.training_step import TrainingStep
-from ppsim.schedule.named.registry import schedule_placement
 
 Seconds = npt.NDArray[np.float64]
 # Adam with float32 copies of 2-byte weights: master weight and two moments read and written (24), gradient cast (6),
@@ -57,13 +55,10 @@ class StepTable:
         known: dict[object, tuple[int, int, int]] = {}
         self._layer = np.empty((len(steps), 3), np.int64)  # embedding, block, head
         for row, step in enumerate(steps):
-            key = (replace(step.model, layers=1), step.execution)
-            if key not in known:
-                model, execution = step.padded_model, step.execution
-                works = (embedding_work(model, execution), block_work(model, execution), head_work(model, execution))
-                known[key] = (len(layers), len(layers) + 1, len(layers) + 2)
-                layers += [(work, execution) for work in works]
-            self._layer[row] = known[key]
+            if step.layer_key not in known:
+                known[step.layer_key] = (len(layers), len(layers) + 1, len(layers) + 2)
+                layers += [(work, step.execution) for work in step.layer_works]
+            self._layer[row] = known[step.layer_key]
         self._layers = [layer for layer, _ in layers]
         self._table = LayerTable(layers)
         self._tp, self._dp, self._pp = (
@@ -74,8 +69,7 @@ class StepTable:
         for row, step in enumerate(steps):
             key_of_group = (step.schedule, step.pp, step.microbatches, step.stages_per_rank)
             self._groups.setdefault(key_of_group, []).append(row)
-        self._parameters = self._rank_parameters()
-        self._tables = np.array([step.padded_model.vocabulary * step.model.hidden / step.tp for step in steps])
+        self._tables = np.array([step.table_parameters for step in steps], np.float64)
 
     def __len__(self) -> int:
         return len(self._steps)
@@ -148,7 +142,7 @@ class StepTable:
         stages = kinds[:, which[:, 1]][:, :, None] * blocks[None]
         stages[:, :, 0] += kinds[:, which[:, 0]]
         stages[:, :, -1] += kinds[:, which[:, 2]]
-        placement = _placement(self._steps[group.rows[0]])
+        placement = self._steps[group.rows[0]].placement
         holds = (placement[None, :] == np.arange(group.ranks)[:, None]).astype(np.float64)
         shared = layer.communication[which[:, 1]][:, None] * blocks
         return _Stages(kinds=stages, holds=holds, tensor=shared @ holds.T * group.microbatches, group=group)
@@ -160,27 +154,10 @@ class StepTable:
         program = pipeline_program(group.schedule, group.ranks, group.microbatches, group.chunks)
         return pipeline_ends(program, stages.kinds, *self._messages(machine, group.rows, group.ranks))
 
-    def rank_parameters(self, row: int) -> npt.NDArray[np.float64]:
-        """Parameters on each rank of a step, shape (p,)."""
-        return self._parameters[row]
-
-    def _rank_parameters(self) -> list[npt.NDArray[np.float64]]:
-        found = []
-        for row, step in enumerate(self._steps):
-            embedding, block, head = (self._layers[index].parameter_bytes / 2 for index in self._layer[row])
-            stages = block * np.array(step.stage_blocks, np.float64)
-            stages[0] += embedding
-            # On one rank a tied table is there once.
-            is_shared = step.model.tied and step.pp == 1
-            stages[-1] += head - (step.padded_model.vocabulary * step.model.hidden / step.tp if is_shared else 0)
-            placement = _placement(step)
-            found.append(np.bincount(placement, weights=stages, minlength=step.pp).astype(np.float64))
-        return found
-
     def _update(self, machine: Machine, rows: list[int], backward_s: Seconds) -> tuple[Seconds, Seconds]:
         """Seconds of the sum over replicas and of the optimizer, on each rank: two arrays of shape (rows, p)."""
         steps = [self._steps[row] for row in rows]
-        parameters = np.stack([self._parameters[row] for row in rows])
+        parameters = np.stack([step.rank_parameters for step in steps])
         dp, tp = self._dp[rows][:, None], self._tp[rows][:, None]
         is_cut = np.array([step.sharding == "optimizer" for step in steps])[:, None]
         wide = np.array([step.gradient_bytes for step in steps])[:, None]
@@ -204,7 +181,7 @@ class StepTable:
         tp, wide = self._tp[rows], self._tp[rows] * self._dp[rows]
         node = np.arange(ranks)[None, :] * wide[:, None] // machine.devices_per_node
         last = (np.arange(1, ranks + 1)[None, :] * wide[:, None] - 1) // machine.devices_per_node
-        # Replicas that share a node with the next rank's do not wait for the slowest that do not: the slowest counts.
+        # Replicas may differ: if any replica's message crosses nodes, all are timed as crossing.
         crosses = (node[:, :, None] != node[:, None, :]) | (last[:, :, None] != last[:, None, :])
         share = np.where(is_cut, size, size / tp)
         occupied, latency = machine.message_s(share[:, None, None], crosses)
@@ -260,10 +237,6 @@ class _Stages:
         """The same, with whichever backward is cheaper: schedules may split some backwards and not others."""
         second = np.minimum(self.kinds[2] + self.kinds[3], self.kinds[1]) if self.group.is_split else self.kinds[1]
         return np.asarray((self.kinds[0] + second) @ self.holds.T * self.group.microbatches)
-
-
-def _placement(step: TrainingStep) -> npt.NDArray[np.int64]:
-    return np.array(schedule_placement(step.schedule, step.pp, step.stages_per_rank), np.int64)
 
 
 @checked

@@ -3,16 +3,29 @@
 from __future__ import annotations
 
 from dataclasses import dataclass, replace
-from functools import cached_property
-from typing import Literal
+from functools import cached_property, lru_cache
+from typing import Literal, NamedTuple
+
+import numpy as np
+import numpy.typing as npt
 
 from ppsim.checks import check_fields
 from ppsim.errors import InputError
+from ppsim.estimate.layer_work import block_work, embedding_work, head_work
 from ppsim.estimate.transformer import Transformer
-from ppsim.estimate.work import Attention, Execution, Recompute
+from ppsim.estimate.work import Attention, Execution, LayerWork, Recompute
+from ppsim.schedule.named.registry import schedule_placement, unmet_requirement
 
 Sharding = Literal["none", "optimizer"]
 _VOCABULARY_MULTIPLE = 128  # columns of a rank: Megatron-LM's --make-vocab-size-divisible-by
+
+
+class LayerWorks(NamedTuple):
+    """What a microbatch makes of the three kinds of layer, on one tensor-parallel rank."""
+
+    embedding: LayerWork
+    block: LayerWork
+    head: LayerWork
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -89,6 +102,11 @@ class TrainingStep:
                 "numbers of 0 or more that add up"
             )
         self.model.check_shards(self.tp)
+        self.model.check_seq(self.seq)
+        complaint = unmet_requirement(self.schedule, self.pp, self.microbatches, self.stages_per_rank)
+        if complaint:
+            raise InputError(complaint)
+        self.execution  # noqa: B018  (it checks its own fields)
 
     @property
     def devices(self) -> int:
@@ -104,6 +122,20 @@ class TrainingStep:
     def global_batch(self) -> int:
         """Samples of a step."""
         return self.micro_batch_size * self.microbatches * self.dp
+
+    @property
+    def words(self) -> str:
+        """The way in one line, for messages and figures."""
+        chunks = f" x {self.stages_per_rank}" if self.stages_per_rank > 1 else ""
+        return (
+            f"tp {self.tp}, pp {self.pp}, dp {self.dp}, micro batch {self.micro_batch_size}, {self.schedule}{chunks}, "
+            f"recompute {self.recompute}"
+        )
+
+    @cached_property
+    def placement(self) -> npt.NDArray[np.int64]:
+        """The pipeline rank of each stage, shape (stages,)."""
+        return np.array(schedule_placement(self.schedule, self.pp, self.stages_per_rank), np.int64)
 
     @cached_property
     def stage_blocks(self) -> tuple[int, ...]:
@@ -139,3 +171,35 @@ class TrainingStep:
             softmax_multiple=self.softmax_multiple,
             float32_loss=self.float32_loss,
         )
+
+    @cached_property
+    def layer_key(self) -> tuple[Transformer, Execution]:
+        """What the work of a layer depends on: a model of one block and its execution, the same for any depth."""
+        return replace(self.padded_model, layers=1), self.execution
+
+    @property
+    def layer_works(self) -> LayerWorks:
+        """The work of its layers."""
+        return works_of(*self.layer_key)
+
+    @cached_property
+    def rank_parameters(self) -> npt.NDArray[np.float64]:
+        """How many parameters each pipeline rank holds, shape (p,); a tied table stands on both ends of a pipeline."""
+        embedding, block, head = (each.parameter_bytes // self.execution.dtype_bytes for each in self.layer_works)
+        stages = np.array(self.stage_blocks, np.float64) * block
+        stages[0] += embedding
+        stages[-1] += head
+        if self.model.tied and self.pp == 1:
+            stages[-1] -= self.table_parameters
+        return np.bincount(self.placement, weights=stages, minlength=self.pp).astype(np.float64)
+
+    @property
+    def table_parameters(self) -> int:
+        """How many parameters of the table of tokens one tensor-parallel rank holds."""
+        return self.padded_model.vocabulary // self.tp * self.model.hidden
+
+
+@lru_cache(maxsize=4096)
+def works_of(model: Transformer, execution: Execution) -> LayerWorks:
+    """The work of a model's layers on one tensor-parallel rank."""
+    return LayerWorks(embedding_work(model, execution), block_work(model, execution), head_work(model, execution))

@@ -6,7 +6,7 @@ import html
 
 import plotly.graph_objects as go
 
-from ppsim.planning.plans import Plan, Plans
+from ppsim.planning.plans import Plans
 from ppsim.plots.style import layout, series_colour
 
 
@@ -28,7 +28,7 @@ def time_against_memory(plans: Plans) -> go.Figure:
             mode="markers",
             name=html.escape(name),
             marker={"color": series_colour(number), "size": 8},
-            text=[_words(each) for each in chosen],
+            text=[html.escape(each.step.words) for each in chosen],
             hovertemplate="%{text}<br>%{x:.1f} GB, %{y:.4g} s<extra></extra>",
         )
     edge = plans.pareto
@@ -43,11 +43,3 @@ def time_against_memory(plans: Plans) -> go.Figure:
     picture.update_xaxes(title_text="memory of the fullest rank [GB]")
     picture.update_yaxes(title_text="predicted step [s]")
     return picture
-
-
-def _words(each: Plan) -> str:
-    step = each.step
-    return html.escape(
-        f"tp {step.tp}, pp {step.pp}, dp {step.dp}, micro batch {step.micro_batch_size}, {step.schedule}, "
-        f"recompute {step.recompute}"
-    )

@@ -6,7 +6,7 @@ import math
 
 import numpy as np
 
-from ppsim.schedule.named.registry import build_schedule, schedule_names
+from ppsim.schedule.named.registry import build_schedule, schedule_names, unmet_requirement
 from ppsim.schedule.schedule import Schedule
 from ppsim.search.at_limit import SAME, best_v_rounds, climb, paired, search_at
 from ppsim.search.lower_bound import lower_bound_s
@@ -39,27 +39,23 @@ def best_plan(problem: Problem) -> tuple[Plan, str]:
         found_s = plan.objective_s(problem)
         if found_s < best_s:
             best, best_s, name = plan, found_s, plan_name
-    for limit_bytes in _limits(problem):
-        limited = problem.with_limit(limit_bytes)
-        if best_s <= lower_bound_s(limited) * margin:
-            continue
-        plan, found_s = search_at(limited)
-        if found_s < best_s:
-            best, best_s, name = plan, found_s, "search"
-    for limit_bytes in _finer_limits(problem):
-        limited = problem.with_limit(limit_bytes)
-        if best_s <= lower_bound_s(limited) * margin:
-            continue
-        plan, found_s = best_v_rounds(limited)
-        if found_s < best_s:
-            best, best_s, name = plan, found_s, "search"
+    for limits, search in ((_limits(problem), search_at), (_finer_limits(problem), best_v_rounds)):
+        for limit_bytes in limits:
+            limited = problem.with_limit(limit_bytes)
+            if best_s <= lower_bound_s(limited) * margin:
+                continue
+            plan, found_s = search(limited)
+            if found_s < best_s:
+                best, best_s, name = plan, found_s, "search"
     for plan, plan_name, own in named:
         goal_s = lower_bound_s(own)
         if best_s <= goal_s * margin:
             continue
-        if not plan.joined.any():
-            plan, _ = climb(own, plan, goal_s)
-        plan, found_s = paired(own, plan, plan.objective_s(own))
+        if plan.joined.any():
+            found_s = plan.objective_s(own)
+        else:
+            plan, found_s = climb(own, plan, goal_s)
+        plan, found_s = paired(own, plan, found_s)
         if found_s < best_s:
             best, best_s, name = plan, found_s, f"search from {plan_name}"
     if best is None:
@@ -110,9 +106,8 @@ def _named(problem: Problem) -> list[tuple[Plan, str, Problem]]:
 
 def _build(problem: Problem, name: str) -> Schedule | None:
     """A named schedule; None if it does not exist for these numbers."""
-    try:
-        return build_schedule(
-            name, ranks=problem.ranks, microbatches=problem.microbatches, stages_per_rank=problem.stages_per_rank
-        )
-    except ValueError:
+    if unmet_requirement(name, problem.ranks, problem.microbatches, problem.stages_per_rank):
         return None
+    return build_schedule(
+        name, ranks=problem.ranks, microbatches=problem.microbatches, stages_per_rank=problem.stages_per_rank
+    )

@@ -138,8 +138,12 @@ def unmet_requirement(name: str, ranks: int, microbatches: int, stages_per_rank:
     """What `build_schedule` would refuse about these numbers, and the remedy; None if nothing."""
     entry = _entry(name)
     if stages_per_rank != entry.stages_per_rank and not entry.chunked:
-        return f"has {entry.stages_per_rank} stage(s) per rank"
-    return entry.requirement(ranks, microbatches, stages_per_rank)
+        return (
+            f"{entry.name} has {entry.stages_per_rank} stage(s) per rank, got stages_per_rank={stages_per_rank}: "
+            f"leave it out or set it to {entry.stages_per_rank}"
+        )
+    complaint = entry.requirement(ranks, microbatches, stages_per_rank)
+    return f"{entry.name} {complaint}" if complaint else None
 
 
 @checked
@@ -192,14 +196,9 @@ def build_schedule(
         if value is not None and (not isinstance(value, int) or value < 1):
             raise InputError(f"{field} must be a whole number of 1 or more, got {value!r}")
     v = entry.stages_per_rank if stages_per_rank is None else stages_per_rank
-    if v != entry.stages_per_rank and not entry.chunked:
-        raise InputError(
-            f"{entry.name} has {entry.stages_per_rank} stage(s) per rank, got stages_per_rank={v}: "
-            f"leave it out or set it to {entry.stages_per_rank}"
-        )
-    complaint = entry.requirement(ranks, microbatches, v)
+    complaint = unmet_requirement(name, ranks, microbatches, v)
     if complaint:
-        raise InputError(f"{entry.name} {complaint}")
+        raise InputError(complaint)
     if microbatch_group is not None:
         _check_group(entry, ranks, microbatches, microbatch_group)
     actions = 2 * ranks * v * microbatches

@@ -44,12 +44,23 @@ def test_a_fitted_machine_is_taken(tmp_path: Path, capsys: pytest.CaptureFixture
     assert seconds[0] == seconds[1]
 
 
+def test_torchtitans_flags_name_the_file_that_was_written(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    """Cause of a bug: they named schedule.csv whatever --csv said."""
+    path = tmp_path / "mine.csv"
+    job = ["plan", *JOB[:-4], "--schedules", "zb-h1", "--keep", "1", "--device", "a100", "--memory-gb", "18"]
+    assert main([*job, "--csv", str(path)]) == 0
+    said = capsys.readouterr().out
+    assert f"--parallelism.pipeline_parallel_schedule_csv {path}" in said
+    assert Schedule.from_csv(path.read_text()).ranks > 1
+
+
 @pytest.mark.parametrize(
     ("flags", "message"),
     [
         ([], "give --device NAME or --machine FILE, one of them"),
         (["--device", "a100", "--machine", "x.json"], "one of them"),
         (["--device", "a100", "--memory-gb", "-1"], "--memory-gb must be finite and above 0"),
+        (["--device", "a100", "--memory-gb", "1e300"], "--memory-gb must be finite and above 0, got 1e+300"),
         (["--device", "a100", "--memory-gb", "3"], "plans fits 3.0 GB"),
         (["--device", "tpu"], "unknown machine 'tpu'"),
     ],

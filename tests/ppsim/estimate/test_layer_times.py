@@ -7,8 +7,9 @@ from dataclasses import replace
 import pytest
 
 from ppsim import Execution, Machine, Transformer, named_machine, transformer_work
-from ppsim.estimate.layer_times import LayerTable, layer_costs
+from ppsim.estimate.layer_times import LayerTable
 from ppsim.estimate.work import Work
+from tests.support.machine_costs import layer_costs
 
 GPT = Transformer.gpt(layers=2, hidden=1024, heads=16, vocabulary=51_200, positions=1024)
 QUICK_HOST = replace(named_machine("a100", fitted=False), launch_s=1e-6)
@@ -95,3 +96,14 @@ def test_joint_projections_do_the_same_work_in_fewer_kernels() -> None:
     first, second = (transformer_work(GPT, way)[1] for way in (apart, joint))
     assert first.forward_flops == second.forward_flops
     assert len(first.operations) == len(second.operations) + 2
+
+
+def test_a_float32_loss_keeps_four_bytes_of_each_logit() -> None:
+    """Korthikanti et al., 2022, section 4.3: 4 s b v / t. Cause of a bug: float32's time, but memory of 16 bits."""
+    narrow, wide = (
+        Execution(micro_batch_size=2, seq=512, tp=4, split_vocabulary=True, float32_loss=way) for way in (False, True)
+    )
+    heads = [transformer_work(GPT, way)[-1] for way in (narrow, wide)]
+    logits = 512 * 2 * 51_200 // 4
+    assert [head.saved["log-probabilities"] for head in heads] == [2 * logits, 4 * logits]
+    assert heads[1].activation_bytes - heads[0].activation_bytes == 2 * logits

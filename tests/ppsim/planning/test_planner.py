@@ -122,7 +122,7 @@ def test_the_winner_can_be_run() -> None:
         assert Schedule.from_csv(each.schedule.to_csv()).orders == each.schedule.orders
         sizes = Layout.parse(each.layout).sizes
         assert sizes == [n + (s == 0) + (s == len(sizes) - 1) for s, n in enumerate(step.stage_blocks)]
-        assert f"--training.local_batch_size {64 // step.dp}" in each.torchtitan_flags
+        assert f"--training.local_batch_size {64 // step.dp}" in (each.torchtitan_flags() or [])
         if each.megatron_flags is None:
             assert step.schedule.startswith("zb")
         else:
@@ -154,6 +154,33 @@ def test_what_cannot_be_is_refused() -> None:
         _cluster(0)
     with pytest.raises(ValueError, match="recompute is empty"):
         Choices(recompute=())
+    with pytest.raises(ValueError, match="seq 4096 exceeds the model's 2048 positions"):
+        plan(GPT, _cluster(), global_batch=64, seq=4096)
+
+
+@pytest.mark.parametrize(
+    ("field", "value", "message"),
+    [
+        ("tp", (0,), r"tp\[0\] must be a whole number of 1 or more, got 0"),
+        ("pp", (2, 0), r"pp\[1\] must be"),
+        ("micro_batch_sizes", (0,), r"micro_batch_sizes\[0\] must be"),
+        ("stages_per_rank", (-1,), r"stages_per_rank\[0\] must be"),
+        ("tp", (), "tp is empty"),
+        ("stages_per_rank", (), "stages_per_rank is empty"),
+        ("schedules", ("1f1b", "foo"), "unknown schedule 'foo'"),
+    ],
+)
+def test_choices_that_cannot_be_are_refused(field: str, value: tuple[object, ...], message: str) -> None:
+    """Causes of bugs: zeros divided, empty lists were defaults or dropped schedules, unknown names went unseen."""
+    with pytest.raises(ValueError, match=message):
+        Choices(**{field: value})  # type: ignore[arg-type]
+
+
+def test_ten_billion_devices_are_looked_at_in_no_time() -> None:
+    """Cause of a bug: all divisors of the devices were looked for, though a pipeline has no more ranks than blocks."""
+    steps = list(candidates(GPT, _cluster(10**10), seq=2048, global_batch=10**10, choices=Choices(schedules=("1f1b",))))
+    assert {step.devices for step in steps} == {10**10}
+    assert {step.pp for step in steps} == {1, 2, 4, 5, 8, 10, 16, 20}
 
 
 def test_the_table_has_all_plans(plans: Plans) -> None:

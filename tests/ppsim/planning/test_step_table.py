@@ -17,8 +17,8 @@ from ppsim import (
     simulate,
     transformer_work,
 )
-from ppsim.estimate.layer_times import layer_costs
 from ppsim.planning.step_table import OPTIMIZER_TRAFFIC_BYTES
+from tests.support.machine_costs import layer_costs
 
 GPT = Transformer.gpt(layers=8, hidden=1024, heads=16, vocabulary=51_200, positions=1024, tied=False)
 A100 = named_machine("a100")
@@ -91,6 +91,12 @@ def test_messages_cross_nodes_where_devices_do() -> None:
         ({"tp": 3}, "tp 3 must divide heads"),
         ({"microbatches": 0}, "microbatches must be a whole number of 1 or more"),
         ({"overlap_gradients": 2.0}, "overlap_gradients must be a share"),
+        # Cause of bugs: these were taken, and failed later or not at all.
+        ({"seq": 2048}, "seq 2048 exceeds the model's 1024 positions"),
+        ({"pp": 2, "stages_per_rank": 2}, r"1f1b has 1 stage\(s\) per rank, got stages_per_rank=2"),
+        ({"pp": 2, "schedule": "zb-v"}, r"zb-v has 2 stage\(s\) per rank, got stages_per_rank=1"),
+        ({"schedule": "foo"}, "unknown schedule 'foo'"),
+        ({"recompute": "selective"}, "fused attention does not keep"),
     ],
 )
 def test_steps_that_cannot_be_are_refused(changes: dict[str, object], message: str) -> None:
@@ -102,3 +108,18 @@ def test_a_vocabulary_is_padded_where_it_is_cut() -> None:
     step = TrainingStep(model=replace(GPT, vocabulary=50_257), seq=1024, micro_batch_size=1, microbatches=1, tp=4)
     assert step.padded_model.vocabulary == 50_688  # Megatron-LM's for tp 4
     assert replace(step, tp=1).padded_model.vocabulary == 50_257
+
+
+def test_a_rate_for_elements_of_another_size_is_refused() -> None:
+    """Cause of a bug: steps have 2-byte elements, and a machine's rate for others was taken for them."""
+    step = TrainingStep(model=GPT, seq=1024, micro_batch_size=1, microbatches=1)
+    with pytest.raises(ValueError, match="the rate of a100 is for elements of 4 bytes, and a layer's have 2"):
+        predict_steps([step], replace(A100, dtype_bytes=4))
+
+
+def test_a_step_says_its_stages_per_rank() -> None:
+    """Cause of a bug: plans that differ in them alone had the same words."""
+    step = TrainingStep(
+        model=GPT, seq=1024, micro_batch_size=2, microbatches=4, pp=2, schedule="interleaved-1f1b", stages_per_rank=4
+    )
+    assert step.words == "tp 1, pp 2, dp 1, micro batch 2, interleaved-1f1b x 4, recompute none"

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import inspect
 import json
+import re
 from pathlib import Path
 
 import numpy as np
@@ -11,7 +12,8 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from ppsim import Kind, Network, Schedule, StageCost, build_schedule, schedule_names, simulate
+from ppsim import Kind, Network, Schedule, StageCost, build_schedule, schedule_names, search, simulate
+from ppsim.errors import InputError
 from ppsim.export.staircase import staircase, unit_trace
 from ppsim.schedule.named import registry
 from ppsim.schedule.named.controllable_memory import v_half, v_min
@@ -290,3 +292,28 @@ def test_a_rule_for_all_ranks_is_registered_in_one_line(monkeypatch):
     assert schedule.orders[0] == Order.of(["0F0", "0F1", "2F0", "2F1", "2B0", "2B1", "0B0", "0B1"])
     schedule.check()
     assert Schedule.of(schedule.orders).placement == schedule.placement
+
+
+def test_what_is_unmet_is_what_is_refused_and_is_left_out_of_a_search(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Cause of a bug: two texts for one rule, and a search that took any ValueError of a rule for an unmet one."""
+    monkeypatch.setattr(registry, "_ENTRIES", dict(registry._ENTRIES))
+
+    def requirement(ranks: int, microbatches: int, stages_per_rank: int) -> str | None:
+        return f"needs an even number of microbatches, got {microbatches}: add one" if microbatches % 2 else None
+
+    registry.register("even", one_f_one_b, requirement=requirement)
+    for name, microbatches, stages_per_rank in (("even", 3, 1), ("1f1b", 4, 2)):
+        said = registry.unmet_requirement(name, 2, microbatches, stages_per_rank)
+        assert said is not None
+        with pytest.raises(InputError, match=f"^{re.escape(said)}$"):
+            build_schedule(name, ranks=2, microbatches=microbatches, stages_per_rank=stages_per_rank)
+    assert registry.unmet_requirement("even", 2, 4, 1) is None
+    stages = [StageCost(forward_s=1.0, backward_input_s=1.0, backward_weight_s=1.0)] * 2
+    assert search(stages, ranks=2, microbatches=3).schedule.ranks == 2
+
+    def wrong(rank: int, ranks: int, microbatches: int) -> Order:
+        raise ValueError("a fault of this rule")
+
+    registry.register("wrong", wrong)
+    with pytest.raises(ValueError, match="a fault of this rule"):
+        search(stages, ranks=2, microbatches=3)
