@@ -9,13 +9,13 @@ Command    python studies/plan.py
 
 Method     764 measured steps on A100 (published/vtrain). A machine's eleven constants are fitted to one half, drawn by
            --seed, and the other half is predicted; then the halves change places, so that each error is of a step that
-           was not fitted. For both kinds together the constants are fitted to half of each. "One node asked for many"
-           fits all steps on one node, and predicts those on many.
+           was not fitted. For both kinds together the halves are of all steps. "One node asked for many" fits all steps
+           on one node, and predicts those on many.
 
 Answer     On one node the mean error is 5 %, on many 7 %; with one machine's constants for both it is the same,
-           and constants of one node predict many nodes as well. The
-           fastest measured way is among the predicted first three in 80 of 81 groups with one global batch, and in all
-           27 with any. The predicted first is on average 4 % slower than the fastest on one node, 1.5 % on many.
+           and constants of one node predict many nodes as well. The fastest measured way is among the predicted first
+           three in 80 of 81 groups with one global batch, and in all 27 with any. The predicted first is on average
+           4 % slower than the fastest on one node, 1.5 % on many.
            Two rows on many nodes (tp 2, pp 16) took half as long again as predicted; no constants explain them.
 """
 
@@ -27,12 +27,8 @@ from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
 
-import numpy as np
-
 from ppexec.experiment.step_predictions import (
-    Errors,
     error_rows,
-    errors,
     held_back_errors,
     ranking,
     same_devices,
@@ -52,6 +48,7 @@ from ppsim import (
 from ppsim.estimate.machine import CONSTANTS
 from ppsim.export.html_report import Report
 from ppsim.export.text_table import text_table
+from ppsim.planning.machine_fit import error_summary, prediction_errors
 from ppsim.plots.plans_figure import time_against_memory
 
 _DATA = Path(__file__).parent / "published" / "vtrain"
@@ -84,7 +81,7 @@ class Study(StudyCommand):
         both = held_back_errors([*single, *multi], start, seed=self.seed)
         joint = {"one node": both[: len(single)], "many nodes": both[len(single) :]}
         on_one = fit_machine(single, start).machine
-        asked = errors(multi, on_one)
+        asked = prediction_errors(multi, on_one)
         machine = fit_machine([*single, *multi], start).machine
         rankings = {
             name: {
@@ -95,9 +92,9 @@ class Study(StudyCommand):
         }
         plans = _example(multi, machine)
         summary: dict[str, Any] = {
-            "errors": {name: _summary(each) for name, each in found.items()},
-            "one_machine_for_both": {name: _summary(each) for name, each in joint.items()},
-            "one_node_asked_for_many": _summary(asked),
+            "errors": {name: error_summary(each) for name, each in found.items()},
+            "one_machine_for_both": {name: error_summary(each) for name, each in joint.items()},
+            "one_node_asked_for_many": error_summary(asked),
             "groups": {name: error_rows(each, found[name]) for name, each in kinds.items()},
             "ranking": rankings,
             "machine": {name: getattr(machine, name) for name in CONSTANTS},
@@ -118,16 +115,6 @@ def _example(multi: Sequence[MeasuredStep], machine: Machine) -> Plans:
     )
 
 
-def _summary(found: Errors) -> dict[str, float]:
-    return {
-        "steps": len(found),
-        "mean_error": float(np.abs(found).mean()),
-        "mean_signed_error": float(found.mean()),
-        "median_error": float(np.median(np.abs(found))),
-        "worst_error": float(np.abs(found).max()),
-    }
-
-
 def _error_table(summary: dict[str, Any]) -> list[dict[str, str]]:
     rows = dict(summary["errors"])
     rows |= {f"{name}, constants fitted to both": each for name, each in summary["one_machine_for_both"].items()}
@@ -135,7 +122,7 @@ def _error_table(summary: dict[str, Any]) -> list[dict[str, str]]:
     return [
         {
             "steps not fitted": name,
-            "number": str(int(each["steps"])),
+            "number": str(each["steps"]),
             "mean error": f"{each['mean_error']:.1%}",
             "median": f"{each['median_error']:.1%}",
             "signed": f"{each['mean_signed_error']:+.1%}",

@@ -10,36 +10,26 @@ from typing import Any
 import numpy as np
 import numpy.typing as npt
 
-from ppsim import Machine, MeasuredStep, TrainingStep, fit_machine, predict_steps
+from ppsim import Machine, MeasuredStep, TrainingStep, fit_machine
 from ppsim.errors import InputError
+from ppsim.planning.machine_fit import prediction_errors
+from ppsim.planning.measured_steps import drawn_order
 
 Errors = npt.NDArray[np.float64]
 GROUPINGS = ("tp", "pp", "micro_batch_size", "devices")
 _RANKED = 4  # measured ways that a group must have, so that the first three are not all of them
 
 
-def errors(measured: Sequence[MeasuredStep], machine: Machine) -> Errors:
-    """Predicted over measured, less 1, shape (steps,)."""
-    seconds = np.array([each.seconds for each in measured])
-    return np.asarray(predict_steps([each.step for each in measured], machine).step / seconds - 1)
-
-
-def held_back_errors(
-    measured: Sequence[MeasuredStep],
-    start: Machine,
-    *,
-    seed: int,
-    besides: Sequence[MeasuredStep] = (),
-) -> Errors:
-    """Each half of the steps predicted by what was fitted to the other half (and to `besides`), shape (steps,)."""
+def held_back_errors(measured: Sequence[MeasuredStep], start: Machine, *, seed: int) -> Errors:
+    """Each half of the steps predicted by what was fitted to the other half, shape (steps,)."""
     if len(measured) < 2:
         raise InputError(f"{len(measured)} measured steps cannot be halved: give 2 or more")
-    drawn = np.random.default_rng(seed).permutation(len(measured))
+    drawn = drawn_order(len(measured), seed)
     halves = drawn[: len(drawn) // 2], drawn[len(drawn) // 2 :]
     found = np.empty(len(measured))
     for fitted, asked in (halves, halves[::-1]):
-        machine = fit_machine([*(measured[index] for index in fitted), *besides], start).machine
-        found[asked] = errors([measured[index] for index in asked], machine)
+        machine = fit_machine([measured[index] for index in fitted], start).machine
+        found[asked] = prediction_errors([measured[index] for index in asked], machine)
     return found
 
 

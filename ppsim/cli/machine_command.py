@@ -13,12 +13,11 @@ import tyro
 from ppsim.cli import command
 from ppsim.cli.command import OptionalFile, OptionalWhole
 from ppsim.errors import InputError
-from ppsim.estimate.machine import CONSTANTS, Machine, machine_names, named_machine
+from ppsim.estimate.machine import CONSTANTS, machine_names, named_machine
 from ppsim.export.text_table import text_table
 from ppsim.files import check_file
-from ppsim.planning.machine_fit import MachineFit, fit_machine
-from ppsim.planning.measured_steps import MeasuredStep, Style, read_measured_steps
-from ppsim.planning.step_table import StepTable
+from ppsim.planning.machine_fit import MachineFit, Numbers, error_summary, fit_machine, prediction_errors
+from ppsim.planning.measured_steps import MeasuredStep, Style, drawn_order, read_measured_steps
 
 _DEVICE_HELP = tyro.conf.arg(help=f"The device, whose peaks its vendor says: {', '.join(machine_names())}.")
 _FILES_HELP = tyro.conf.arg(metavar="CSV", help="Files of measured steps, one row for each.")
@@ -69,12 +68,13 @@ class FitMachineCommand:
                 memory_bytes=start.memory_bytes,
             )
         ]
-        drawn = np.random.default_rng(self.seed).permutation(len(measured))
+        drawn = drawn_order(len(measured), self.seed)
         kept = len(measured) - int(self.held_back * len(measured))
-        fit = fit_machine([measured[index] for index in sorted(drawn[:kept])], start)
-        rest = [measured[index] for index in sorted(drawn[kept:])]
-        errors = {"fitted": fit.error, **({"held back": _errors(fit.machine, rest)} if rest else {})}
-        about = {name: _summary(error) for name, error in errors.items()}
+        fitted, rest = ([measured[index] for index in sorted(part)] for part in (drawn[:kept], drawn[kept:]))
+        fit = fit_machine(fitted, start)
+        about = {"fitted": _about(fitted, fit.error)}
+        if rest:
+            about["held back"] = _about(rest, prediction_errors(rest, fit.machine))
         if self.out is not None:
             fit.machine.save(self.out, fit={"files": [str(path) for path in self.files], **about})
         if self.json:
@@ -85,23 +85,11 @@ class FitMachineCommand:
             print(_text(fit, about))
 
 
-def _errors(machine: Machine, measured: Sequence[MeasuredStep]) -> Any:
-    seconds = np.array([each.seconds for each in measured])
-    return StepTable([each.step for each in measured]).seconds(machine).step / seconds - 1
+def _about(measured: Sequence[MeasuredStep], errors: Numbers) -> dict[str, Any]:
+    return {**error_summary(errors), "worst_place": measured[int(np.abs(errors).argmax())].place}
 
 
-def _summary(error: Any) -> dict[str, float]:
-    """Of errors as shares: how many, the mean of their sizes, their mean, and the largest."""
-    size = np.abs(error)
-    return {
-        "steps": len(error),
-        "mean_error": float(size.mean()),
-        "mean_signed_error": float(error.mean()),
-        "worst_error": float(size.max()),
-    }
-
-
-def _text(fit: MachineFit, about: dict[str, dict[str, float]]) -> str:
+def _text(fit: MachineFit, about: dict[str, dict[str, Any]]) -> str:
     rows = [
         {
             "constant": name,
@@ -112,8 +100,9 @@ def _text(fit: MachineFit, about: dict[str, dict[str, float]]) -> str:
         for name, constant in CONSTANTS.items()
     ]
     lines = [
-        f"{name}: {int(found['steps'])} steps, mean error {found['mean_error']:.1%}, "
-        f"mean of signed errors {found['mean_signed_error']:+.1%}, worst {found['worst_error']:.1%}"
+        f"{name}: {found['steps']} steps, mean error {found['mean_error']:.1%}, "
+        f"mean of signed errors {found['mean_signed_error']:+.1%}, "
+        f"worst {found['worst_error']:.1%} ({found['worst_place']})"
         for name, found in about.items()
     ]
     return "\n".join([text_table(rows), "", *lines])

@@ -12,7 +12,7 @@ from ppsim.checks import checked
 from ppsim.errors import InputError
 from ppsim.estimate.machine import CONSTANTS, Machine
 from ppsim.planning.measured_steps import MeasuredStep
-from ppsim.planning.step_table import StepTable
+from ppsim.planning.step_table import StepTable, predict_steps
 
 Numbers = npt.NDArray[np.float64]
 _ERROR = 0.06  # of a step's time, as the model is expected to have it: how measurements weigh against the start
@@ -81,10 +81,10 @@ def fit_machine(measured: Sequence[MeasuredStep], start: Machine) -> MachineFit:
     spread = np.array([CONSTANTS[name].spread for name in names])
 
     def machine(values: Numbers) -> Machine:
-        clipped = np.clip(np.exp(values), np.exp(low), np.exp(high)).tolist()
+        # An end of a range may come back from its logarithm a rounding beyond it.
         constants = {
             name: min(max(value, CONSTANTS[name].low), CONSTANTS[name].high)
-            for name, value in zip(names, clipped, strict=True)
+            for name, value in zip(names, np.exp(values).tolist(), strict=True)
         }
         return replace(start, **constants, spread={})
 
@@ -97,6 +97,24 @@ def fit_machine(measured: Sequence[MeasuredStep], start: Machine) -> MachineFit:
     deviation = np.sqrt(np.diag(covariance))
     fitted = replace(machine(values), spread=dict(zip(names, deviation.tolist(), strict=True)))
     return MachineFit(machine=fitted, predicted_s=table.seconds(fitted).step, measured_s=measured_s)
+
+
+def prediction_errors(measured: Sequence[MeasuredStep], machine: Machine) -> Numbers:
+    """Predicted over measured, less 1, shape (steps,)."""
+    seconds = np.array([each.seconds for each in measured])
+    return np.asarray(predict_steps([each.step for each in measured], machine).step / seconds - 1)
+
+
+def error_summary(errors: Numbers) -> dict[str, float]:
+    """Of errors as shares: how many, the mean, median and largest of their sizes, and their own mean."""
+    size = np.abs(errors)
+    return {
+        "steps": len(errors),
+        "mean_error": float(size.mean()),
+        "mean_signed_error": float(errors.mean()),
+        "median_error": float(np.median(size)),
+        "worst_error": float(size.max()),
+    }
 
 
 def _huber(errors: Numbers) -> Numbers:

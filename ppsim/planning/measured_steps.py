@@ -10,7 +10,10 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Literal, cast
 
-from ppsim.checks import checked
+import numpy as np
+import numpy.typing as npt
+
+from ppsim.checks import check_fields, checked, shown
 from ppsim.errors import InputError
 from ppsim.estimate.transformer import Transformer
 from ppsim.estimate.work import Recompute
@@ -43,11 +46,17 @@ _STYLES: dict[Style, dict[str, object]] = {
 
 @dataclass(frozen=True, kw_only=True)
 class MeasuredStep:
-    """A step, how long it took, and where that is written."""
+    """A step, how long it took, and where that is written. Raises InputError for seconds that are not above 0."""
 
     step: TrainingStep
     seconds: float
     place: str
+
+    def __post_init__(self) -> None:
+        check_fields(self)
+        if not (math.isfinite(self.seconds) and self.seconds > 0):
+            where = f"{self.place}: " if self.place else ""
+            raise InputError(f"{where}seconds must be finite and above 0, got {self.seconds!r}")
 
 
 @checked
@@ -86,7 +95,10 @@ def read_measured_steps(
         That names file, row, column and value. OSError if the file cannot be read.
     """
     text = read_text(path)
-    rows = list(csv.reader(io.StringIO(text)))
+    try:
+        rows = list(csv.reader(io.StringIO(text)))
+    except csv.Error as error:
+        raise InputError(f"{path} is not CSV: {error}") from None
     if not rows:
         raise InputError(f"{path} is empty: give a header and a row for each step")
     header = [name.strip() for name in rows[0]]
@@ -102,11 +114,11 @@ def read_measured_steps(
         where = f"{path}, row {number}"
         if len(row) != len(header):
             raise InputError(f"{where} has {len(row)} cells and the header {len(header)}: give one for each column")
-        values = {name: _whole(where, header[place], row[place]) for name, place in places.items()}
-        seconds = _seconds(where, time_name, row[header.index(time_name)]) * _TIMES[time_name]
+        values = {name: int(_above_0(int, where, header[place], row[place])) for name, place in places.items()}
+        seconds = _above_0(float, where, time_name, row[header.index(time_name)]) * _TIMES[time_name]
         said = row[how].strip() if how is not None else ("none" if recompute == "auto" else recompute)
         if said not in _RECOMPUTE:
-            raise InputError(f"{where}: recompute must be one of {', '.join(_RECOMPUTE)}, got {said!r}")
+            raise InputError(f"{where}: recompute must be one of {', '.join(_RECOMPUTE)}, got {shown(said)}")
         try:
             step = _step(values, vocabulary, cast(Recompute, said), style)
         except InputError as error:
@@ -120,6 +132,13 @@ def read_measured_steps(
         if any(step_memory(each.step).total.max() > memory_bytes for each in found):
             found = [replace(each, step=replace(each.step, recompute="full")) for each in found]
     return found
+
+
+def drawn_order(count: int, seed: int) -> npt.NDArray[np.int64]:
+    """The numbers below `count` in an order that the seed draws. Raises InputError for a seed below 0."""
+    if seed < 0:
+        raise InputError(f"seed must be 0 or more, got {shown(seed)}")
+    return np.random.default_rng(seed).permutation(count)
 
 
 def _step(values: Mapping[str, int], vocabulary: int, recompute: Recompute, style: Style) -> TrainingStep:
@@ -155,21 +174,13 @@ def _column(path: str | Path, header: Sequence[str], names: Sequence[str]) -> in
     return place
 
 
-def _whole(where: str, column: str, text: str) -> int:
+def _above_0(kind: type[int] | type[float], where: str, column: str, text: str) -> float:
+    """A cell's number."""
     try:
-        value = int(text)
+        value = kind(text)
     except ValueError:
         value = 0
-    if value < 1:
-        raise InputError(f"{where}: {column} must be a whole number of 1 or more, got {text!r}")
-    return value
-
-
-def _seconds(where: str, column: str, text: str) -> float:
-    try:
-        value = float(text)
-    except ValueError:
-        value = 0.0
-    if not (math.isfinite(value) and value > 0):
-        raise InputError(f"{where}: {column} must be a number above 0, got {text!r}")
+    if not 0 < value < math.inf:  # NaN is neither
+        wanted = "a whole number of 1 or more" if kind is int else "a number above 0"
+        raise InputError(f"{where}: {column} must be {wanted}, got {shown(text)}")
     return value

@@ -67,5 +67,7 @@ def test_steps_that_are_asked_for_were_not_fitted() -> None:
     """One step in each half is off by a factor that no constants explain: fits without it miss it."""
     found = held_back_errors(_measured([1, 1, 1, 1, 1, 3.0]), named_machine("a100"), seed=0)
     assert found[5] == pytest.approx(1 / 3 - 1, abs=0.15)
+    with pytest.raises(ValueError, match="seed must be 0 or more, got -1"):
+        held_back_errors(_measured([1.0] * 6), named_machine("a100"), seed=-1)
     with pytest.raises(ValueError, match="1 measured steps cannot be halved"):
         held_back_errors(_measured([1.0] * 6)[:1], named_machine("a100"), seed=0)

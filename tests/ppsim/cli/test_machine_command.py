@@ -29,7 +29,9 @@ def test_a_machine_is_fitted_and_written(tmp_path: Path, capsys: pytest.CaptureF
     assert document["errors"]["held back"]["steps"] == 4
     assert Machine.from_file(out).launch_s == document["constants"]["launch_s"]
     assert main(["fit-machine", str(steps)]) == 0
-    assert "seconds that the host takes" in capsys.readouterr().out
+    said = capsys.readouterr().out
+    assert "seconds that the host takes" in said
+    assert f"({steps}, row " in said
 
 
 def test_bad_input_is_said(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
@@ -39,3 +41,6 @@ def test_bad_input_is_said(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -
     assert "has no column 'global_batch'" in capsys.readouterr().err
     assert main(["fit-machine", str(steps), "--held-back", "1.5"]) == 2
     assert "--held-back must be a share" in capsys.readouterr().err
+    steps.write_text("\n".join([HEADER, *ROWS]))
+    assert main(["fit-machine", str(steps), "--seed", "-1"]) == 2  # cause of a bug: NumPy's own error was shown
+    assert "seed must be 0 or more, got -1" in capsys.readouterr().err

@@ -17,6 +17,7 @@ from ppsim import (
     predict_steps,
     read_measured_steps,
 )
+from ppsim.planning.machine_fit import error_summary, prediction_errors
 
 HEADER = (
     "global batch,micro batch,hidden size,attention heads,# layers,sequence length,tensor parallelism,"
@@ -75,6 +76,21 @@ def test_no_steps_are_refused() -> None:
         fit_machine([], START)
 
 
+@pytest.mark.parametrize("seconds", [0.0, -1.0, float("inf"), "a"])
+def test_seconds_that_cannot_be_are_refused(seconds: object) -> None:
+    """Cause of a bug: they were taken, and a fit to them ended in NaN."""
+    with pytest.raises(ValueError, match=r"seconds must be"):
+        MeasuredStep(step=_steps()[0], seconds=seconds, place="steps.csv, row 2")  # type: ignore[arg-type]
+
+
+def test_errors_are_summed_up() -> None:
+    errors = prediction_errors([MeasuredStep(step=_steps()[0], seconds=1.0, place="")], START)
+    assert errors[0] == predict_steps(_steps()[:1], START).step[0] - 1
+    assert error_summary(np.array([0.1, -0.3, 0.05])) == pytest.approx(
+        {"steps": 3, "mean_error": 0.15, "mean_signed_error": -0.05, "median_error": 0.1, "worst_error": 0.3}
+    )
+
+
 def _written(tmp_path: Path, *lines: str, mark: str = "") -> Path:
     path = tmp_path / "steps.csv"
     path.write_text(mark + "\n".join(lines) + "\n", encoding="utf-8")
@@ -117,6 +133,13 @@ ROW = "512,8,3072,32,30,2048,2,32,1,3975.2"
         ([HEADER, ROW.replace("3975.2", "nan")], r"iteration time \(ms\) must be a number above 0, got 'nan'"),
         ([HEADER, ROW.replace("512", "500")], "global_batch 500 is no multiple of micro_batch_size x dp = 256"),
         ([HEADER, ROW.replace("3072", "3073")], "row 2: heads 32 must divide hidden 3073"),
+        # Causes of bugs: a traceback, and a message of thousands of digits.
+        ([HEADER, ROW.replace("3975.2", "1" * 200_000)], "is not CSV: field larger than field limit"),
+        (
+            [HEADER, ROW.replace("3072", "9" * 5_000)],
+            r"hidden size must be a whole number .*, got '9+\.\.\.$",
+        ),
+        ([HEADER, ROW.replace("3975.2", "1" * 5_000)], r"must be a number above 0, got '1+\.\.\.$"),
         ([f"{HEADER},recompute", f"{ROW},some"], "recompute must be one of none, selective, full, got 'some'"),
     ],
 )
