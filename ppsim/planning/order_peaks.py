@@ -6,11 +6,10 @@ import numpy as np
 import numpy.typing as npt
 
 from ppsim.kernel_cache import kernel
-from ppsim.schedule.action import Kind
 from ppsim.schedule.program_tables import Integers
+from ppsim.simulation.order_peak import order_peak
 
 Bytes = npt.NDArray[np.float64]
-_F, _B, _I, _W = (int(kind) for kind in (Kind.F, Kind.B, Kind.I, Kind.W))
 
 
 @kernel
@@ -22,15 +21,5 @@ def order_peaks(kind: Integers, stage: Integers, first_row: Integers, held: Byte
     """
     peaks = np.zeros(len(first_row) - 1)
     for rank in range(len(peaks)):
-        now = 0.0
-        for row in range(first_row[rank], first_row[rank + 1]):
-            if kind[row] == _F:
-                now += held[stage[row]]
-            elif kind[row] == _B:
-                now -= held[stage[row]]
-            elif kind[row] == _I:
-                now += kept[stage[row]] - held[stage[row]]
-            elif kind[row] == _W:
-                now -= kept[stage[row]]
-            peaks[rank] = max(peaks[rank], now)
+        peaks[rank] = order_peak(kind, stage, first_row[rank], first_row[rank + 1], held, kept)
     return peaks

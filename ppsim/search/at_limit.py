@@ -71,8 +71,10 @@ def paired(problem: Problem, plan: Plan, plan_s: float) -> tuple[Plan, float]:
     """
     if not problem.tables.communication_s.any():
         return plan, plan_s
-    tries = max(_LEAST_MOVES, _MOVING_ACTIONS // problem.actions)
+    tries = _moves(problem)
     best, best_s = plan, plan_s
+    if not tries:
+        return best, best_s
     for joined in (plan.copy(), plan.with_full_backwards()):  # only an F and a B make a pair
         best, best_s = _better(best, best_s, joined, float(join_pairs(problem.tables, joined, tries, _SEED)))
     return best, best_s
@@ -109,9 +111,9 @@ def climb(problem: Problem, plan: Plan, goal_s: float) -> tuple[Plan, float]:
     objective_s : float
         Its objective in seconds.
     """
-    tries = min(_MOST_MOVES, _MOVING_ACTIONS // problem.actions)
+    tries = _moves(problem)
     best, best_s = plan, plan.objective_s(problem)
-    if tries < _LEAST_MOVES:
+    if not tries:
         return best, best_s
     mean_s = float(problem.tables.duration_s.mean())
     for number, heat in enumerate(_HEATS if problem.actions <= _SMALL else _HEATS[:1]):
@@ -122,6 +124,12 @@ def climb(problem: Problem, plan: Plan, goal_s: float) -> tuple[Plan, float]:
         if found_s < best_s:
             best, best_s = better, float(found_s)
     return best, best_s
+
+
+def _moves(problem: Problem) -> int:
+    """How many moves of one kind are tried; 0 where too few of them would fit the effort."""
+    tries = min(_MOST_MOVES, _MOVING_ACTIONS // problem.actions)
+    return tries if tries >= _LEAST_MOVES else 0
 
 
 def _shortened(problem: Problem) -> Problem:

@@ -222,7 +222,8 @@ def join_pairs(tables: Tables, plan: Plan, tries: int, seed: int) -> float:
     plan : Plan
         Fits the limit and does not deadlock; so does the result.
     tries : int
-        How many places to try: all in sequence, then at random, where a joint may also be undone.
+        How many places to try: all in sequence if that many are, and further ones at random, where a joint may also
+        be undone. With fewer tries than places all are at random, so that no rank is left out.
     seed : int
         Of the random choices.
 
@@ -236,9 +237,10 @@ def join_pairs(tables: Tables, plan: Plan, tries: int, seed: int) -> float:
     run_plan(tables, plan, start_s, end_s)
     best_s, cost_s = _objective(tables, plan, start_s, end_s)
     all_places = plan.length.sum()
+    swept = all_places if tries >= all_places else 0
     r, i = 0, -1
     for attempt in range(tries):
-        if attempt < all_places:
+        if attempt < swept:
             i += 1
             if i == plan.length[r]:
                 r, i = r + 1, 0

@@ -12,6 +12,7 @@ import numpy.typing as npt
 
 from ppsim.kernel_cache import kernel, kernel_part
 from ppsim.search.problem import Floats, Tables
+from ppsim.simulation.order_peak import order_peak
 
 if TYPE_CHECKING:
     from ppsim.search.plan import Plan  # which imports this module
@@ -147,24 +148,8 @@ def peak_of_rank(tables: Tables, kind: npt.NDArray[np.int8], stage: npt.NDArray[
         The rank's row of the plan.
     length : int
         How many entries of the row count.
-
-    Notes
-    -----
-    An overlapped pair needs no care: its F comes first, and while both parts are under way both hold their bytes.
     """
-    level, peak = 0, 0
-    for i in range(length):
-        s, k = stage[i], kind[i]
-        if k == F:
-            level += tables.held_bytes[s]
-        elif k == B:
-            level -= tables.held_bytes[s]
-        elif k == I:
-            level += tables.kept_bytes[s] - tables.held_bytes[s]
-        else:
-            level -= tables.kept_bytes[s]
-        peak = max(peak, level)
-    return peak
+    return int(order_peak(kind, stage, 0, length, tables.held_bytes, tables.kept_bytes))
 
 
 @kernel

@@ -430,6 +430,21 @@ def test_stages_that_communicate_are_run_in_pairs(ranks: int, chunks: int, place
         assert any(order.joined.any() for order in result.schedule.orders)
 
 
+def test_with_fewer_tries_than_places_pairs_are_tried_on_all_ranks() -> None:
+    """Cause of a bug: the sweep began at rank 0 and ended before it came to the last ranks."""
+    from ppsim.search.local_moves import join_pairs
+    from ppsim.search.plan import Plan
+
+    stages = even_stages(8, forward_communication_s=1.5, backward_input_communication_s=1.2)
+    problem = make_problem(stages, ranks=8, microbatches=64, network=None, memory_limit_bytes=None, stages_per_rank=1,
+                           placement="loop", objective="makespan")  # fmt: skip
+    plan = Plan.of(ppsim.build_schedule("1f1b", ranks=8, microbatches=64), problem)
+    before_s = plan.objective_s(problem)
+    found_s = join_pairs(problem.tables, plan, int(plan.length.sum()) // 4, 1)
+    assert plan.joined[4:].any()
+    assert found_s == plan.objective_s(problem) <= before_s
+
+
 def test_limits_may_differ_between_ranks() -> None:
     limit = [40, 40, 20, 20]
     result = search(even_stages(4), ranks=4, microbatches=8, memory_limit_bytes=limit)
