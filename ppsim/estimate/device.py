@@ -97,6 +97,8 @@ _KNOWN = {
     "a100": _device("a100", 312, 2039, "NVIDIA A100 datasheet: A100 80GB SXM, BF16 dense"),
     "h100": _device("h100", 989, 3350, "NVIDIA H100 datasheet: H100 SXM, BF16 dense, half of the sparse 1,979"),
     "h200": _device("h200", 989, 4800, "NVIDIA H200 datasheet: H200 SXM, BF16 dense, half of the sparse 1,979"),
+    "b200": _device("b200", 2250, 8000, "NVIDIA HGX B200 datasheet: an eighth of 8 GPUs, BF16 dense"),
+    "mi300x": _device("mi300x", 1307.4, 5325, "AMD Instinct MI300X datasheet: BF16 dense"),
 }
 
 

@@ -12,8 +12,9 @@ from typing import Any, NamedTuple
 import numpy as np
 import numpy.typing as npt
 
-from ppsim.checks import check_fields, checked, shown
+from ppsim.checks import check_fields, check_names, checked, shown
 from ppsim.errors import InputError
+from ppsim.estimate.device import named_device
 from ppsim.files import read_json, write_text
 
 Seconds = npt.NDArray[np.float64]
@@ -22,7 +23,8 @@ Seconds = npt.NDArray[np.float64]
 class Constant(NamedTuple):
     """One constant of a machine: the range in which it has a meaning, and how far it strays from device to device.
 
-    spread: standard deviation of the constant's logarithm between machines of one kind.
+    spread: standard deviation of the constant's logarithm between machines of one kind. Chosen: small where a vendor's
+    peak bounds the constant, large where software and cabling decide.
     """
 
     low: float
@@ -91,7 +93,7 @@ class Machine:
     network_latency_s, network_bytes_per_s : float
         The same across nodes; bytes per second of a whole node, which all its devices share.
     name, source : str
-        What it is, and where its numbers are from.
+        What it is, and where its peaks are from.
     spread : mapping from str to float
         By constant, its standard error as a share of it, where a fit said one.
 
@@ -102,6 +104,8 @@ class Machine:
 
     Notes
     -----
+    The constants' defaults are chosen, not measured: see `fit_machine`.
+
     A product of (m, k) by (k, n) takes the waves of its tiles, each (k + product_fill) deep, at product_efficiency of
     the peak, or the time of its memory traffic if that is longer; of two tile sizes the faster one counts. All else
     takes the time of its traffic. The roofline of each kernel is that of Williams, Waterman and Patterson, 2009.
@@ -160,11 +164,8 @@ class Machine:
         document = read_json(path)
         if not isinstance(document, dict) or document.get("schema") != _SCHEMA:
             raise InputError(f'{path} must be a JSON object with "schema": "{_SCHEMA}", as ppsim fit-machine writes it')
-        known = {each.name for each in fields(cls)}
         found = {name: value for name, value in document.items() if name not in ("schema", "fit")}
-        unknown = sorted(set(found) - known)
-        if unknown:
-            raise InputError(f"{path}: {unknown[0]!r} is no field of a machine: take {', '.join(sorted(known))}")
+        check_names(str(path), found, [each.name for each in fields(cls)])
         needed = ("flops_per_s", "bytes_per_s", "memory_bytes", "multiprocessors")
         missing = [name for name in needed if name not in found]
         if missing:
@@ -258,63 +259,51 @@ class Machine:
         return np.asarray(np.asarray(ranks) * np.asarray(stride) > self.devices_per_node, np.bool_)
 
 
-def _gpu(
-    name: str, teraflops: float, gigabytes_per_s: float, gigabytes: int, multiprocessors: int, link: float, source: str
-) -> Machine:
+def _gpu(name: str, gigabytes: int, multiprocessors: int, links: float, network: float) -> Machine:
+    """A machine of a device whose rates are known; `links`, `network`: GB/s one way of a device, and of a node."""
+    device = named_device(name)
     return Machine(
         name=name,
-        flops_per_s=teraflops * 1e12,
-        bytes_per_s=gigabytes_per_s * 1e9,
+        flops_per_s=device.flops_per_s,
+        bytes_per_s=device.bytes_per_s,
         memory_bytes=gigabytes * 10**9,
         multiprocessors=multiprocessors,
-        node_bytes_per_s=link * 1e9,
-        network_bytes_per_s=(100e9 if name.startswith("a100") else 200e9),
-        source=source,
+        node_bytes_per_s=_LINK_SHARE * links * 1e9,
+        network_bytes_per_s=_NETWORK_SHARE * network * 1e9,
+        source=device.source,
     )
 
 
-# Peaks: 16-bit matrix products without sparsity. What a device sends within a node: 0.55 of its links' one-way peak.
-_LINK_SHARE = 0.55
+# Chosen: what collectives reach of the links' peak within a node, and of the eight adapters' across nodes.
+_LINK_SHARE, _NETWORK_SHARE = 0.55, 0.5
+# Memory, multiprocessors and links of the same datasheets. Adapters are the usual ones: 8 x 200 Gb/s beside A100 (DGX
+# A100), and 8 x 400 Gb/s beside the others (DGX H100).
 _KNOWN = {
     each.name: each
     for each in (
-        _gpu("a100-40gb", 312, 1555, 40, 108, 300 * _LINK_SHARE, "NVIDIA A100 datasheet, SXM 40 GB, BF16 dense"),
-        _gpu("a100", 312, 2039, 80, 108, 300 * _LINK_SHARE, "NVIDIA A100 datasheet, SXM 80 GB, BF16 dense"),
-        _gpu("h100", 989, 3350, 80, 132, 450 * _LINK_SHARE, "NVIDIA H100 datasheet, SXM, BF16 dense"),
-        _gpu("h200", 989, 4800, 141, 132, 450 * _LINK_SHARE, "NVIDIA H200 datasheet, SXM, BF16 dense"),
-        _gpu("b200", 2250, 8000, 180, 148, 900 * _LINK_SHARE, "NVIDIA HGX B200 datasheet, BF16 dense"),
-        _gpu("mi300x", 1307.4, 5325, 192, 304, 448 * _LINK_SHARE, "AMD Instinct MI300X datasheet, BF16 dense"),
+        _gpu("a100-40gb", 40, 108, links=300, network=200),
+        _gpu("a100", 80, 108, links=300, network=200),
+        _gpu("h100", 80, 132, links=450, network=400),
+        _gpu("h200", 141, 132, links=450, network=400),
+        _gpu("b200", 180, 148, links=900, network=400),
+        _gpu("mi300x", 192, 304, links=448, network=400),
     )
 }
-_KNOWN["mi300"] = _KNOWN["mi300x"]
 
 _FITTED_SOURCE = "constants fitted to 764 measured Megatron steps on A100 (VIA-Research/vTrain, data/, MIT)"
-_FITTED: dict[str, dict[str, Any]] = {
+_FITTED = {  # each constant and its spread
     "a100": {
-        "product_efficiency": 0.788,
-        "product_fill": 394.0,
-        "unaligned_efficiency": 0.427,
-        "bandwidth_efficiency": 0.868,
-        "kernel_s": 7.58e-6,
-        "launch_s": 9.1e-5,
-        "host_spread": 0.0373,
-        "node_latency_s": 3.0e-4,
-        "node_bytes_per_s": 3.26e11,
-        "network_latency_s": 1.04e-4,
-        "network_bytes_per_s": 1.09e11,
-        "spread": {
-            "product_efficiency": 0.02,
-            "product_fill": 0.152,
-            "unaligned_efficiency": 0.039,
-            "bandwidth_efficiency": 0.074,
-            "kernel_s": 0.232,
-            "launch_s": 0.007,
-            "host_spread": 0.062,
-            "node_latency_s": 0.046,
-            "node_bytes_per_s": 0.125,
-            "network_latency_s": 0.885,
-            "network_bytes_per_s": 0.108,
-        },
+        "product_efficiency": (0.788, 0.02),
+        "product_fill": (394.0, 0.152),
+        "unaligned_efficiency": (0.427, 0.039),
+        "bandwidth_efficiency": (0.868, 0.074),
+        "kernel_s": (7.58e-6, 0.232),
+        "launch_s": (9.1e-5, 0.007),
+        "host_spread": (0.0373, 0.062),
+        "node_latency_s": (3.0e-4, 0.046),
+        "node_bytes_per_s": (3.26e11, 0.125),
+        "network_latency_s": (1.04e-4, 0.885),
+        "network_bytes_per_s": (1.09e11, 0.108),
     }
 }
 
@@ -335,8 +324,8 @@ def named_machine(name: str, *, devices_per_node: int | None = None, fitted: boo
     devices_per_node : int, optional
         By default 8.
     fitted : bool
-        Whether constants are as fitted, where somebody measured (A100); otherwise, and for all others, they are as
-        large GPUs' usually are.
+        Whether constants are as fitted, where somebody measured (A100). Otherwise, and for all others, they are chosen:
+        the defaults of `Machine`, with shares of links' and adapters' peaks.
 
     Raises
     ------
@@ -352,5 +341,7 @@ def named_machine(name: str, *, devices_per_node: int | None = None, fitted: boo
         raise InputError(f"unknown machine {name!r}: take {', '.join(_KNOWN)}, or fit one with ppsim fit-machine")
     known = _KNOWN[name]
     if fitted and name in _FITTED:
-        known = replace(known, **_FITTED[name], source=f"{known.source}; {_FITTED_SOURCE}")
+        constants: dict[str, Any] = {constant: value for constant, (value, _) in _FITTED[name].items()}
+        spread = {constant: share for constant, (_, share) in _FITTED[name].items()}
+        known = replace(known, **constants, spread=spread, source=f"{known.source}; {_FITTED_SOURCE}")
     return known if devices_per_node is None else replace(known, devices_per_node=devices_per_node)

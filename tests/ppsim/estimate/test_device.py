@@ -32,7 +32,7 @@ def test_known_devices_say_where_their_rates_are_from(name: str) -> None:
 
 
 def test_unknown_devices_are_refused_with_those_known() -> None:
-    with pytest.raises(ValueError, match=r"unknown device 'tpu': take v100, .*h200, or state"):
+    with pytest.raises(ValueError, match=r"unknown device 'tpu': take v100, .*mi300x, or state"):
         named_device("tpu")
 
 

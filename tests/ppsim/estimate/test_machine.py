@@ -9,7 +9,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from ppsim import Machine, machine_names, named_machine
+from ppsim import Machine, machine_names, named_device, named_machine
 from ppsim.estimate.machine import CONSTANTS
 
 # One tile of 128 x 256 takes a second for each 2 * 128 * 256 * inner = 65536 inner FLOPs.
@@ -87,7 +87,7 @@ def test_files_come_back(tmp_path: Path) -> None:
     [
         ([], "must be a JSON object"),
         ({"schema": "other"}, "must be a JSON object with"),
-        ({"speed": 1}, "'speed' is no field of a machine"),
+        ({"speed": 1}, "unknown field 'speed'; known are flops_per_s"),
         ({"bytes_per_s": None}, "bytes_per_s must be a number"),
         ({"product_efficiency": 1.5}, r"product_efficiency must be from 0\.1 to 1, got 1\.5"),
         ({"spread": {"mass": 1.0}}, "spread names 'mass', which is no constant"),
@@ -124,6 +124,14 @@ def test_numbers_without_meaning_are_refused(field: str, value: float) -> None:
     whole = {"flops_per_s": 1.0, "bytes_per_s": 1.0, "memory_bytes": 1, "multiprocessors": 1}
     with pytest.raises(ValueError, match=f"{field} must be"):
         Machine(**{**whole, field: value})
+
+
+@pytest.mark.parametrize("name", machine_names())
+def test_machines_have_their_devices_rates(name: str) -> None:
+    """Cause of a bug: a second table of vendors' peaks."""
+    machine, device = named_machine(name), named_device(name)
+    assert (machine.flops_per_s, machine.bytes_per_s) == (device.flops_per_s, device.bytes_per_s)
+    assert machine.source.startswith(device.source)
 
 
 def test_unknown_machines_are_refused_with_those_known() -> None:
