@@ -5,8 +5,9 @@ from __future__ import annotations
 from typing import Any
 
 from ppsim.kernel_cache import kernel_part
+from ppsim.schedule.action import Kind
 
-F, B, I = 0, 1, 2  # noqa: E741  (the kinds as plain numbers, which compiled code compares)
+_F, _B, _I = (int(kind) for kind in (Kind.F, Kind.B, Kind.I))  # plain numbers, which compiled code compares
 
 
 @kernel_part
@@ -20,11 +21,11 @@ def order_peak(kind: Any, stage: Any, first: int, end: int, held: Any, kept: Any
     level, peak = 0, 0
     for row in range(first, end):
         s, k = stage[row], kind[row]
-        if k == F:
+        if k == _F:
             level += held[s]
-        elif k == B:
+        elif k == _B:
             level -= held[s]
-        elif k == I:
+        elif k == _I:
             level += kept[s] - held[s]
         else:
             level -= kept[s]
