@@ -11,7 +11,8 @@ Answer     Within a few percent on two shared cores (AMD EPYC, one thread a rank
            bytes are equal on every rank, and outputs and gradients have the bits of one process.
 
 Writes DIR/report.html (timelines on one axis, memory, bubbles, environment), summary.json, events.csv and
-trace.json.gz (open it in Perfetto); and both steps, the measured one being the median, for further questions:
+trace.json.gz (open it in Perfetto), picture.svg (the prediction above the measured step, as in the README); and both
+steps, the measured one being the median, for further questions:
            ppsim compare DIR/predicted.trace.npz DIR/measured.trace.npz
            ppsim attribute DIR/measured.trace.npz
 """
@@ -31,6 +32,7 @@ from ppexec.experiment.text import comparison_rows, environment_rows, memory_row
 from ppexec.study import Findings, StudyCommand, progress, study_main
 from ppsim.export.html_report import Report
 from ppsim.export.perfetto import save_perfetto
+from ppsim.export.svg_timeline import MOST_ROWS, svg_timelines
 from ppsim.export.text_table import text_table
 from ppsim.export.trace_files import write_trace
 from ppsim.files import write_text
@@ -39,6 +41,7 @@ from ppsim.plots.bubble_figure import bubbles
 from ppsim.plots.memory_figure import memory
 from ppsim.plots.memory_parts_figure import memory_parts
 from ppsim.plots.timeline_figure import timeline
+from ppsim.plots.units import time_unit
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -64,7 +67,9 @@ class Study(StudyCommand, RunConfig):
             summary=outcome.summary(),
             page=report(outcome, traces),
             text=f"{outcome.config.pipeline}\n\n{text_table(comparison_rows(outcome))}\n\n{verdict(outcome)}",
-            files=() if directory is None else write_files(traces, directory),
+            files=()
+            if directory is None
+            else write_files(traces, directory) + write_picture(outcome, traces, directory),
         )
 
 
@@ -76,6 +81,24 @@ def write_files(traces: dict[str, ppsim.Trace], directory: Path) -> tuple[str, .
     for name, trace in traces.items():
         write_trace(trace, directory / f"{name}.trace.npz")
     return ("events.csv", "trace.json.gz", *(f"{name}.trace.npz" for name in traces))
+
+
+def write_picture(outcome: Outcome, traces: dict[str, ppsim.Trace], directory: Path) -> tuple[str, ...]:
+    """Draw the prediction above the measured step; the name of the file, or none if it would be a blur."""
+    if sum(len(trace.start_s) for trace in traces.values()) > MOST_ROWS:
+        return ()
+    unit, names = time_unit(outcome.median.makespan_s), {"predicted": "Predicted", "measured": "Measured, median step"}
+    titled = {
+        f"{names[clock]}: {unit.text(trace.makespan_s)}, bubble {trace.bubble_fraction:.1%}": trace
+        for clock, trace in traces.items()
+    }
+    config, environment = outcome.config, outcome.environment
+    made_with = (
+        f"{config.pipeline}; {config.compute} compute of {config.layers} layers of hidden size {config.hidden} over "
+        f"{config.backend}; {environment['processor']}, {environment['cores']} cores, torch {environment['torch']}"
+    )
+    write_text(directory / "picture.svg", svg_timelines(titled, description=made_with))
+    return ("picture.svg",)
 
 
 def report(outcome: Outcome, traces: dict[str, ppsim.Trace]) -> Report:

@@ -7,8 +7,8 @@ from collections.abc import Mapping
 
 from ppsim.errors import ScheduleError
 from ppsim.export.staircase import unit_trace
+from ppsim.export.svg_timeline import MOST_ROWS, svg_timeline
 from ppsim.export.table_cells import Table, cell_text, columns_of
-from ppsim.notebook.svg_timeline import MOST_ROWS, svg_timeline
 from ppsim.plots.units import bytes_text, time_unit
 from ppsim.runs.run import Run
 from ppsim.schedule.schedule import Schedule

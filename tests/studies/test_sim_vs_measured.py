@@ -12,6 +12,7 @@ import warnings
 from pathlib import Path
 from types import ModuleType
 from typing import Any
+from xml.etree import ElementTree
 
 import pandas
 import pytest
@@ -102,6 +103,20 @@ def test_events_are_those_of_both_clocks(answer: tuple[Path, dict[str, Any], str
     compute = events[(events["clock"] == "predicted") & events["kind"].isin(["F", "B"])]
     span_s = compute["end_s"].max() - compute["start_s"].min()
     assert span_s == pytest.approx(summary["step_time_s"]["predicted"])
+
+
+def test_the_picture_shows_the_prediction_above_the_measured_step(answer: tuple[Path, dict[str, Any], str]) -> None:
+    directory, summary, _ = answer
+    picture = ElementTree.fromstring((directory / "picture.svg").read_text(encoding="utf-8"))
+    bars = [each for each in picture.iter("{http://www.w3.org/2000/svg}rect") if each.get("height") == "16"]
+    assert len(bars) == 2 * (20 + 2)  # computations, and what is idle behind each lane
+    texts = "\n".join(each.text or "" for each in picture.iter("{http://www.w3.org/2000/svg}text"))
+    step_s = summary["step_time_s"]
+    words = r"Predicted: ([\d.]+) ms, bubble [\d.]+%.*Measured, median step: ([\d.]+) ms"
+    found = re.search(words, texts, re.DOTALL)
+    assert found is not None
+    assert float(found[1]) == pytest.approx(step_s["predicted"] * 1e3, rel=1e-3)
+    assert float(found[2]) == pytest.approx(step_s["measured_median"] * 1e3, rel=1e-3)
 
 
 def test_the_trace_is_one_that_perfetto_opens(answer: tuple[Path, dict[str, Any], str]) -> None:

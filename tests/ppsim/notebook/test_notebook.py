@@ -8,12 +8,11 @@ import sys
 from dataclasses import replace
 from xml.etree import ElementTree
 
-import numpy as np
 import pytest
 
 import ppsim
 from ppsim import InputError, ScheduleError, StageCost, build_schedule, schedule_names, simulate
-from ppsim.notebook.svg_timeline import svg_timeline
+from ppsim.export.svg_timeline import svg_timeline
 from ppsim.plots.timeline_figure import timeline
 
 COST = StageCost(
@@ -46,14 +45,6 @@ def test_schedules_are_drawn_with_unit_costs(name: str) -> None:
     assert f"bubble {100 * (1 - sum(sum(t.x) for t in bars) / (4 * max(max(t.base + t.x) for t in bars))):.1f}%" in (
         schedule._repr_html_()
     )
-
-
-def test_the_small_picture_has_each_bar_where_the_trace_has_it() -> None:
-    bars = _bars(svg_timeline(TRACE))
-    left = np.array([float(each["x"]) for each in bars])
-    scale = (860 - 52) / TRACE.makespan_s
-    assert left == pytest.approx(52 + TRACE.start_s * scale, abs=0.01)
-    assert [int(each["y"]) // 20 for each in bars] == TRACE.program.rank.tolist()
 
 
 def test_a_schedule_that_cannot_run_says_why() -> None:
