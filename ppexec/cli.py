@@ -23,7 +23,7 @@ from ppsim.cli.command import OptionalFile
 from ppsim.errors import InputError
 from ppsim.export.text_table import text_table
 from ppsim.export.trace_files import write_trace
-from ppsim.files import check_file, write_text
+from ppsim.files import check_files, write_text
 from ppsim.trace.trace import known
 
 _DESCRIPTION = "Run a pipeline schedule for real, measure it, and prove its gradients."
@@ -46,8 +46,7 @@ class Run(RunConfig, Output):
 
     def __post_init__(self) -> None:
         super().__post_init__()
-        if self.out is not None:
-            check_file(self.out)
+        check_files(self.out)
 
     def execute(self) -> None:
         """Run, then write and print the trace."""

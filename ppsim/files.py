@@ -66,14 +66,20 @@ def check_directory(directory: Path) -> None:
         raise InputError(f"cannot write to {directory}: nothing may be written in {there}; give another directory")
 
 
-def check_file(path: Path) -> None:
-    """Check that a file can be written, before the work whose result it is to hold.
+def check_files(*paths: Path | None) -> None:
+    """Check that files can be written, before the work whose results they are to hold. None is no file.
 
     Raises
     ------
     InputError
-        If it is a directory, or its directory is not there or may not be written to.
+        If one is a directory, or its directory is not there or may not be written to.
     """
+    for path in paths:
+        if path is not None:
+            _check_file(path)
+
+
+def _check_file(path: Path) -> None:
     if path.is_dir():
         raise InputError(f"cannot write {path}: it is a directory; give the path of a file")
     if _is_written_directly(path):

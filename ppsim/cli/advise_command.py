@@ -14,7 +14,7 @@ from ppsim.cli import command
 from ppsim.cli.command import OptionalFile, OptionalName, OptionalReal
 from ppsim.cli.run_commands import FORMAT_HELP
 from ppsim.errors import InputError
-from ppsim.files import check_directory, check_file, write_text
+from ppsim.files import check_directory, check_files, write_text
 from ppsim.runs.read_run import read_run
 
 if TYPE_CHECKING:  # it imports plotly, which no help needs
@@ -45,8 +45,7 @@ class AdviseCommand:
         """Advise, then print or write what the flags ask for."""
         if self.out is not None:
             check_directory(self.out)
-        if self.csv is not None:
-            check_file(self.csv)
+        check_files(self.csv)
         found = advise(
             read_run(self.run_path, self.format), memory_limit_bytes=self.memory_limit_bytes, with_search=self.search
         )

@@ -17,6 +17,7 @@ from ppsim.estimate.device import Device, device_names, named_device
 from ppsim.estimate.estimate import estimate_costs
 from ppsim.estimate.transformer import Transformer
 from ppsim.export.text_table import text_table
+from ppsim.files import check_files
 from ppsim.network.link import Link
 
 _DEVICE_HELP = tyro.conf.arg(help=f"A device at its vendor's 16-bit peak rates: {', '.join(device_names())}.")
@@ -64,6 +65,7 @@ class EstimateCommand(ArchitectureFlags):
 
     def run(self) -> None:
         """Print the costs and write them to --out."""
+        check_files(self.out)
         model, device = self.architecture(self.seq), self._device()
         if self.tp_bytes_per_s is None:
             link = Link(latency_s=self.tp_latency_s)

@@ -15,7 +15,7 @@ from ppsim.cli.command import OptionalFile, OptionalWhole
 from ppsim.errors import InputError
 from ppsim.estimate.machine import CONSTANTS, machine_names, named_machine
 from ppsim.export.text_table import text_table
-from ppsim.files import check_file
+from ppsim.files import check_files
 from ppsim.planning.machine_fit import MachineFit, Numbers, error_summary, fit_machine, prediction_errors
 from ppsim.planning.measured_steps import MeasuredStep, Style, drawn_order, read_measured_steps
 
@@ -54,8 +54,7 @@ class FitMachineCommand:
         """Fit, write --out, and print."""
         if not 0 <= self.held_back < 1:
             raise InputError(f"--held-back must be a share from 0 up to below 1, got {self.held_back!r}")
-        if self.out is not None:
-            check_file(self.out)
+        check_files(self.out)
         start = named_machine(self.device, devices_per_node=self.devices_per_node, fitted=False)
         measured = [
             each

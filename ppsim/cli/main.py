@@ -28,7 +28,7 @@ from ppsim.cli.trace_commands import AttributeCommand, CompareCommand
 from ppsim.errors import InputError
 from ppsim.export.staircase import staircase, unit_trace
 from ppsim.export.trace_files import write_trace
-from ppsim.files import write_text
+from ppsim.files import check_files, write_text
 from ppsim.schedule.action import Kind
 from ppsim.schedule.deadlock import smallest_receive_window
 from ppsim.schedule.schedule import Schedule
@@ -55,6 +55,7 @@ class ScheduleCommand(ScheduleFlags):
 
     def run(self) -> None:
         """Check the schedule, then print or write what the flags ask for."""
+        check_files(self.csv)
         schedule = self.load_schedule()
         schedule.check(self.streams)
         if self.csv is not None:
@@ -104,6 +105,7 @@ class SearchCommand(NetworkFlags, CostFlags):
 
     def run(self) -> None:
         """Search, then print or write what the flags ask for."""
+        check_files(self.csv, self.out)
         for name in ("ranks", "microbatches", "stages_per_rank"):
             if getattr(self, name) < 1:
                 raise InputError(f"--{name.replace('_', '-')} must be 1 or more, got {getattr(self, name)}")

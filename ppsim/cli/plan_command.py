@@ -15,7 +15,7 @@ from ppsim.cli.command import OptionalFile, OptionalName, OptionalReal, Optional
 from ppsim.errors import InputError
 from ppsim.estimate.machine import Machine, machine_names, named_machine
 from ppsim.export.text_table import text_table
-from ppsim.files import check_file, write_text
+from ppsim.files import check_files, write_text
 from ppsim.planning.candidates import Choices, Cluster
 from ppsim.planning.planner import plan
 from ppsim.planning.plans import Plan, Plans
@@ -58,9 +58,7 @@ class PlanCommand(ArchitectureFlags):
 
     def run(self) -> None:
         """Plan, write what the flags ask for, and print."""
-        for path in (self.csv, self.table, self.figure):
-            if path is not None:
-                check_file(path)
+        check_files(self.csv, self.table, self.figure)
         choices = Choices()
         if self.schedules is not None:
             choices = replace(choices, schedules=tuple(self.schedules.split(",")))

@@ -14,6 +14,7 @@ from ppsim.cli.model_flags import ModelFlags
 from ppsim.cli.reduction_flags import ReductionFlags
 from ppsim.cli.tables import about_of, results_of, table_of
 from ppsim.export.trace_files import write_trace
+from ppsim.files import check_files
 from ppsim.simulation.memory_columns import with_columns
 from ppsim.simulation.simulate import simulate
 from ppsim.variation.ensemble import Ensemble
@@ -40,6 +41,7 @@ class SimulateCommand(ReductionFlags, JitterFlags, ModelFlags, NetworkFlags, Cos
 
     def run(self) -> None:
         """Predict, sample, write and print what the flags ask for."""
+        check_files(self.out)
         schedule = self.load_schedule()
         if self.forward_only:
             schedule = schedule.forward_only()

@@ -11,7 +11,7 @@ from ppsim.checks import check_fields, checked, shown
 from ppsim.errors import InputError
 
 LETTERS = {"E": "embedding", "t": "transformer layer", "m": "multi-token prediction layer", "L": "loss, with the head"}
-_MOST = 1_000_000  # letters and bars; a longer text is a typing error
+_MOST = 100_000  # letters and bars, beyond any model; a longer text is a typing error
 _GROUP = re.compile(r"\(([^()]+)\)\*(\d+)", re.ASCII)
 _REPEATED = re.compile(r"([EtmL|])\*(\d+)", re.ASCII)
 

@@ -12,7 +12,7 @@ from ppsim.files import check_directory, read_json, write_text
 from ppsim.runs.run import Run
 from ppsim.trace.trace import Trace
 
-_NAME = re.compile(r"step_(\d+)\.trace")
+_NAME = re.compile(r"step_(0|[1-9]\d*)\.trace", re.ASCII)
 
 
 def is_own(path: Path) -> bool:

@@ -25,7 +25,7 @@ from ppsim.schedule.action import Action, Kind, OverlappedPair
 from ppsim.schedule.schedule import loop_placement, v_placement
 from ppsim.trace.trace import Trace
 
-_NAME = re.compile(r"pp_rank_(\d+)\.json")
+_NAME = re.compile(r"pp_rank_(0|[1-9]\d*)\.json", re.ASCII)  # one name for each rank
 
 
 def is_primus(path: Path) -> bool:

@@ -20,7 +20,7 @@ from ppsim.export.trace_files import write_trace
 from ppsim.files import (
     MOST_BYTES,
     check_directory,
-    check_file,
+    check_files,
     read_json,
     read_text,
     replacing,
@@ -198,8 +198,8 @@ def test_a_file_is_checked_before_the_work_as_it_is_written_after_it(tmp_path: P
     """/dev/stdout was refused to all but root, and a read-only file only after the work."""
     (tmp_path / "kept").write_text("")
     monkeypatch.setattr(os, "access", lambda path, mode: str(path) == str(tmp_path))  # as for a user who is not root
-    check_file(Path("/dev/stdout"))
-    check_file(tmp_path / "new")
+    check_files(Path("/dev/stdout"))
+    check_files(tmp_path / "new")
     for path, says in ((tmp_path / "kept", "read-only"), (tmp_path, "a directory"), (tmp_path / "no" / "x", "no dir")):
         with pytest.raises(InputError, match=says):
-            check_file(path)
+            check_files(path)

@@ -362,3 +362,19 @@ def test_simulate_adds_up_gradients_over_replicas(capsys: pytest.CaptureFixture[
 )
 def test_replicas_that_cannot_be_are_refused(capsys: pytest.CaptureFixture[str], flags: str, message: str) -> None:
     assert message in refused(capsys, "simulate", AFAB, flags)
+
+
+@pytest.mark.parametrize(
+    ("work", "words"),
+    [
+        ("ppsim.cli.main.search", ["search --ranks 2 --microbatches 4", COSTS]),
+        ("ppsim.cli.simulate_command.simulate", ["simulate", AFAB, COSTS]),
+        ("ppsim.cli.estimate_command.estimate_costs", ["estimate --layers 4 --device h100"]),
+    ],
+)
+def test_a_file_that_cannot_be_written_is_refused_before_the_work(
+    work: str, words: list[str], monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """Cause of a bug: `search` searched, for a minute where its kernels were not compiled yet, and then refused."""
+    monkeypatch.setattr(work, lambda *_, **__: pytest.fail("the work was begun"))
+    assert "cannot write" in refused(capsys, *words, "--out", "no/such/directory/x.json")
