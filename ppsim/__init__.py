@@ -40,6 +40,7 @@ from ppsim.schedule.order import Order
 from ppsim.schedule.posts import Posts
 from ppsim.schedule.program import Program
 from ppsim.schedule.schedule import Schedule
+from ppsim.schedule.sharding import Sharding
 from ppsim.search.search import SearchResult, search
 from ppsim.simulation.simulate import simulate
 from ppsim.sweep.result import SweepResult, SweepRow, load_sweep
@@ -89,6 +90,7 @@ __all__ = [
     "ScheduleComparison",
     "ScheduleError",
     "SearchResult",
+    "Sharding",
     "StageCost",
     "StepMemory",
     "StepSeconds",

@@ -11,6 +11,7 @@ import numpy.typing as npt
 from ppsim.schedule.action import Kind
 from ppsim.schedule.posts import SENDS, PostError, Posts
 from ppsim.schedule.program_tables import Integers, Messages, PostTable, ProgramTables
+from ppsim.schedule.sharding import Sharding
 
 
 def written_posts(tables: ProgramTables, communication: Sequence[Posts]) -> tuple[Messages, PostTable]:
@@ -146,24 +147,41 @@ def _check_receiving_order(messages: Messages, posts: PostTable, communication: 
     )
 
 
-def posts_when_sent(tables: ProgramTables) -> PostTable:
+def posts_when_sent(
+    tables: ProgramTables, sharding: Sequence[Sharding] | None = None
+) -> tuple[PostTable, list[list[int]]]:
     """Each send after the action that makes it, and its receive posted at the same moment of one sequence of all ranks.
 
-    The ranks take turns, and each runs its next action if it has what that needs. The program must be one that ends.
+    The ranks take turns, and each runs its next action if it has what that needs; a sharding entry takes a turn too.
+    The program must be one that ends.
+
+    Returns
+    -------
+    posts : PostTable
+        All sends and receives.
+    posted : list of p lists of int
+        Of each rank, how many of its posts stand before each of its sharding entries; empty without sharding.
     """
     row_action, consumer = tables.row_action.tolist(), tables.messages.destination.tolist()
     needs, message_in, message_out = tables.needs.tolist(), tables.message_in.tolist(), tables.message_out.tolist()
     at, ends = tables.rank_actions[:-1].tolist(), tables.rank_actions[1:].tolist()
     is_done, is_sent = bytearray(tables.actions), bytearray(len(tables.messages))
     posted: list[list[tuple[int, bool, int]]] = [[] for _ in at]  # of each rank: message, is it sent, before
+    entries = [(each.before + begin).tolist() for each, begin in zip(sharding or (), at, strict=False)] or [[]] * len(
+        at
+    )
+    placed: list[list[int]] = [[] for _ in at]
 
     def has_what_it_needs(row: int) -> bool:
         if message_in[row] >= 0:
             return bool(is_sent[message_in[row]])
         return needs[row] < 0 or bool(is_done[row_action[needs[row]]])
 
-    while at != ends:
+    while at != ends or any(len(done) < len(all_) for done, all_ in zip(placed, entries, strict=True)):
         for rank, action in enumerate(at):
+            if len(placed[rank]) < len(entries[rank]) and entries[rank][len(placed[rank])] <= action:
+                placed[rank].append(len(posted[rank]))
+                continue
             if action == ends[rank]:
                 continue
             rows = range(int(tables.action_start[action]), int(tables.action_start[action + 1]))
@@ -177,4 +195,5 @@ def posts_when_sent(tables: ProgramTables) -> PostTable:
                 posted[consumer[message]].append((message, False, at[consumer[message]]))
     every = np.array([(*post, rank) for rank, posts in enumerate(posted) for post in posts], np.int64).reshape(-1, 4)
     message, sends, before, of_rank = every.T
-    return PostTable(message=message.astype(np.int32), sends=sends == 1, before=before, rank=of_rank)
+    table = PostTable(message=message.astype(np.int32), sends=sends == 1, before=before, rank=of_rank)
+    return table, placed

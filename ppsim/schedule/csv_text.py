@@ -10,7 +10,9 @@ from dataclasses import dataclass
 
 from ppsim.errors import ScheduleError
 from ppsim.schedule.action import Action, Kind, OverlappedPair, parse_action
-from ppsim.schedule.posts import MESSAGE_KINDS, SENDS, PostError
+from ppsim.schedule.placed import PlacedError
+from ppsim.schedule.posts import MESSAGE_KINDS, SENDS
+from ppsim.schedule.sharding import ShardingError
 
 _BACKWARD = re.compile(r"(?<![\w])(\d+)(BW|B|I|W)(\d+)", re.ASCII)
 
@@ -146,30 +148,10 @@ def read_cell(row: int, column: int, text: str) -> Cell:
         raise ScheduleError(f"row {row}, column {column}: {error}", place=(row, column)) from None
 
 
-def check_whole_stages(ranks: Sequence[Sequence[Cell]], placement: Sequence[int]) -> None:
-    """Check REDUCE_GRAD, UNSHARD and RESHARD.
-
-    Raises
-    ------
-    ScheduleError
-        If one concerns a stage of another rank, or a reduction comes before the stage's last gradient.
-    """
-    for rank, cells in enumerate(ranks):
-        last = {part.stage: at for at, cell in enumerate(cells) for part in cell.parts if part.kind in (Kind.B, Kind.W)}
-        for at, cell in enumerate(cells):
-            for part in cell.parts:
-                if part.microbatch is not None:
-                    continue
-                if part.stage >= len(placement) or placement[part.stage] != rank:
-                    raise cell.error(f"is on rank {rank}, which does not hold stage {part.stage}: move it there")
-                if part.kind == Kind.REDUCE_GRAD and at < last.get(part.stage, -1):
-                    raise cell.error(f"comes before the last backward of stage {part.stage}: put it after that")
-
-
-def located(error: PostError, ranks: Sequence[Sequence[Cell]]) -> ScheduleError:
-    """The error about a rank's communication, with the cell where it stands in place of the rank."""
+def located(error: PlacedError, ranks: Sequence[Sequence[Cell]]) -> ScheduleError:
+    """The error about a rank's communication or sharding, with the cell where it stands in place of the rank."""
     if error.index is None:
         return ScheduleError(f"row {error.rank + 1}: {error.what}")
-    posts = [cell for cell in ranks[error.rank] if cell.is_post]
-    cell = posts[error.index]
+    is_of_stage = isinstance(error, ShardingError)
+    cell = [cell for cell in ranks[error.rank] if (cell.is_of_stage if is_of_stage else cell.is_post)][error.index]
     return ScheduleError(f"row {cell.row}, column {cell.column}: {error.what}", place=(cell.row, cell.column))

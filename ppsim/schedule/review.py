@@ -84,7 +84,7 @@ def review_csv(text: str, *, name: str = "custom") -> Review:
     except ScheduleError as error:
         return Review(schedule=None, problems=(Problem(message=str(error), places=_misplaced(ranks)),))
     problems = _violations(ranks, schedule)
-    if not problems and any(cell.is_post for cells in ranks for cell in cells):
+    if not problems and any(not cell.computes for cells in ranks for cell in cells):
         try:
             schedule = schedule_of_cells(ranks, name)
         except ScheduleError as error:
@@ -129,7 +129,6 @@ def _misplaced(ranks: Sequence[Sequence[Cell]]) -> tuple[Place, ...]:
 def _violations(ranks: Sequence[Sequence[Cell]], schedule: Schedule) -> tuple[Problem, ...]:
     """What keeps the computations from being lowered."""
     try:
-        csv_text.check_whole_stages(ranks, schedule.placement)
         found = find_violations(schedule.orders, schedule.placement, schedule.microbatches)
     except ScheduleError as error:
         return (_problem(error),)

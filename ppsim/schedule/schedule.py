@@ -9,6 +9,7 @@ from itertools import pairwise
 from typing import TYPE_CHECKING, Literal
 
 import numpy as np
+import numpy.typing as npt
 
 from ppsim.checks import check_fields, checked
 from ppsim.errors import InputError, ScheduleError
@@ -17,9 +18,17 @@ from ppsim.schedule.action import Action, Kind, OverlappedPair
 from ppsim.schedule.communication import posts_when_sent
 from ppsim.schedule.lowering import lower
 from ppsim.schedule.order import Order
-from ppsim.schedule.posts import PostError, Posts, check_lengths, split_posts
+from ppsim.schedule.placed import PlacedError, check_lengths
+from ppsim.schedule.posts import Posts
 from ppsim.schedule.program import Program
 from ppsim.schedule.program_tables import PostTable
+from ppsim.schedule.sharding import (
+    Sharding,
+    check_sharding,
+    placed_sharding,
+    split_actions,
+    with_sharding_between,
+)
 from ppsim.schedule.streams import Streams
 from ppsim.shown import shown_by
 
@@ -27,6 +36,7 @@ if TYPE_CHECKING:
     import plotly.graph_objects as go
 
 
+Mask = npt.NDArray[np.bool_]
 Communication = Literal["as-given", "early", "late", "derived"]
 """Where receives are posted: as the schedule states them; early, when the message is sent; late, at their use; or
 derived, as where a schedule states none."""
@@ -50,11 +60,14 @@ class Schedule:
         What each rank sends and receives, and where in its order. None leaves it to be derived: each send stands after
         the action that makes it, each receive before the action that uses it. Where each link has a communicator of its
         own, receives that nobody states are posted ahead instead.
+    sharding : tuple of p Sharding, or None
+        When each rank gathers the parameters of its stages, lets them go, and reduces gradients (UNSHARD, RESHARD,
+        REDUCE_GRAD). None: parameters stay whole, and gradients are reduced after the last one.
 
     Notes
     -----
-    Schedules are equal if they compute the same in the same order. Communication changes when, not what, so it does not
-    count.
+    Schedules are equal if they compute the same in the same order. Communication and sharding change when, not what, so
+    they do not count.
 
     Examples
     --------
@@ -68,11 +81,15 @@ class Schedule:
     microbatches: int
     name: str = "custom"
     communication: tuple[Posts, ...] | None = field(default=None, compare=False)
+    sharding: tuple[Sharding, ...] | None = field(default=None, compare=False)
 
     def __post_init__(self) -> None:
         check_fields(self)
         if self.communication is not None:
-            check_lengths(self.orders, self.communication)
+            check_lengths("communication", self.orders, self.communication)
+        if self.sharding is not None:
+            check_lengths("sharding", self.orders, self.sharding)
+            check_sharding(self.orders, self.placement, self.sharding, has_posts=self.communication is not None)
 
     @classmethod
     @checked
@@ -83,7 +100,8 @@ class Schedule:
         ----------
         orders : iterable of p orders
             Each an Order, or actions, or their spellings such as "0F0". Sends and receives (0SEND_F0) may stand among
-            the actions, either all that the computations need or none, and are kept where they stand.
+            the actions, either all that the computations need or none, and are kept where they stand. So is sharding
+            (0UNSHARD, 0RESHARD, 0REDUCE_GRAD).
         name : str
             For titles.
 
@@ -91,15 +109,28 @@ class Schedule:
         ------
         ScheduleError
             If there is no action, a stage computes on two ranks, a stage between 0 and the last has no action, or
-            the sends and receives are not those that the computations need, each on its side of what it serves.
+            the sends and receives are not those that the computations need, each on its side of what it serves; or if
+            a stage is gathered twice, let go while it is not whole, or computed with then, or if its gradients are
+            reduced twice or before the last one.
 
         Examples
         --------
         >>> Schedule.of([["0F0", "0F1", "0SEND_F0", "0SEND_F1"], ["1RECV_F0", "1F0", "1RECV_F1", "1F1"]]).to_csv()
         '0F0,0F1\\n1F0,1F1\\n'
         """
-        split = [(order, Posts()) if isinstance(order, Order) else split_posts(order) for order in orders]
-        return cls._of_orders(tuple(order for order, _ in split), name)._having(tuple(posts for _, posts in split))
+        split = [(order, Posts(), Sharding()) if isinstance(order, Order) else split_actions(order) for order in orders]
+        return cls._of_parts(split, name)
+
+    @classmethod
+    def _of_parts(cls, split: Sequence[tuple[Order, Posts, Sharding]], name: str) -> Schedule:
+        """From what each rank computes, posts and shards."""
+        orders, communication, sharding = (tuple(column) for column in zip(*split, strict=True)) if split else ((),) * 3
+        found = cls._of_orders(orders, name)._having(communication)
+        if not any(len(entries) for entries in sharding):
+            return found
+        if found.communication is not None:  # a rank without posts has no places among them
+            sharding = tuple(entries.among_posts() for entries in sharding)
+        return replace(found, sharding=sharding)
 
     @classmethod
     def _of_orders(cls, ranks: tuple[Order, ...], name: str) -> Schedule:
@@ -173,12 +204,55 @@ class Schedule:
         """
         if place == "as-given":
             return self
-        plain = replace(self, communication=None)
+        sharding = None
+        if self.sharding is not None:
+            sharding = tuple(entries.without_places_among_posts() for entries in self.sharding)
+        plain = replace(self, communication=None, sharding=sharding)
         if place == "derived":
             return plain
         plain.check()
         program = plain.program
-        return plain._having(plain._posts_of(program.posts if place == "late" else posts_when_sent(program)))
+        if place == "late":
+            return plain._having(plain._posts_of(program.posts))
+        posts, posted = posts_when_sent(program, sharding)
+        placed = plain._having(plain._posts_of(posts))
+        if sharding is None or placed.communication is None:
+            return placed
+        columns = zip(sharding, posted, strict=True)
+        return replace(placed, sharding=tuple(Sharding(e.before, e.stage, e.kind, counts) for e, counts in columns))
+
+    @checked
+    def with_sharding(self, active_stages: int | None = 3) -> Schedule:
+        """The same computations, with parameters gathered and let go, and gradients reduced, by PyTorch's rule.
+
+        Parameters
+        ----------
+        active_stages : int or None
+            How many stages a rank keeps whole: the next ones that it computes. 1 gathers a stage when it computes next,
+            more gather ahead, and as many as a rank has gather each stage once. None: no sharding is stated.
+
+        Raises
+        ------
+        InputError
+            If `active_stages` is below 1.
+
+        Notes
+        -----
+        See `ppsim.schedule.sharding.placed_sharding`. PyTorch's runtime takes 3.
+
+        Examples
+        --------
+        >>> schedule = Schedule.of([["0F0", "1F0", "1B0", "0B0"]])
+        >>> print(schedule.with_sharding(1).to_csv(sharding=True), end="")
+        0UNSHARD,0F0,0RESHARD,1UNSHARD,1F0,1B0,1REDUCE_GRAD,1RESHARD,0UNSHARD,0B0,0REDUCE_GRAD,0RESHARD
+        """
+        if active_stages is None:
+            return replace(self, sharding=None)
+        if active_stages < 1:
+            raise InputError(f"active_stages must be 1 or more, or None for no sharding, got {active_stages}")
+        return replace(
+            self, sharding=tuple(placed_sharding(order, self.microbatches, active_stages) for order in self.orders)
+        )
 
     @property
     def ranks(self) -> int:
@@ -198,13 +272,33 @@ class Schedule:
     def forward_only(self) -> Schedule:
         """The same schedule without its backwards, as an evaluation runs it."""
         forwards = tuple(order.take(order.kind == Kind.F) for order in self.orders)
-        communication = None
+        forward_posts = [np.isin(posts.kind, (Kind.SEND_F, Kind.RECV_F)) for posts in self.communication or ()]
+        communication, sharding = self._left(
+            actions=[order.kind[order.starts] == Kind.F for order in self.orders],
+            posts=forward_posts,
+            sharding=[entries.kind != Kind.REDUCE_GRAD for entries in self.sharding or ()],
+        )
+        return replace(
+            self,
+            orders=forwards,
+            communication=communication,
+            sharding=sharding,
+            name=f"{self.name} (forward only)",
+        )
+
+    def _left(
+        self, *, actions: Sequence[Mask], posts: Sequence[Mask], sharding: Sequence[Mask]
+    ) -> tuple[tuple[Posts, ...] | None, tuple[Sharding, ...] | None]:
+        """Communication and sharding where masks say what stays, rank by rank."""
+        communication = entries = None
         if self.communication is not None:
-            communication = tuple(
-                posts.take(np.isin(posts.kind, (Kind.SEND_F, Kind.RECV_F)), order.kind[order.starts] == Kind.F)
-                for posts, order in zip(self.communication, self.orders, strict=True)
-            )
-        return replace(self, orders=forwards, communication=communication, name=f"{self.name} (forward only)")
+            columns = zip(self.communication, posts, actions, strict=True)
+            communication = tuple(each.take(is_kept, kept) for each, is_kept, kept in columns)
+        if self.sharding is not None:
+            among = posts if self.communication is not None else [None] * self.ranks
+            rows = zip(self.sharding, sharding, actions, among, strict=True)
+            entries = tuple(each.kept_among(is_kept, kept, left) for each, is_kept, kept, left in rows)
+        return communication, entries
 
     @checked
     def stages_of(self, rank: int) -> tuple[int, ...]:
@@ -239,16 +333,18 @@ class Schedule:
             kind = np.where(is_frozen & (order.kind == Kind.I), Kind.B, order.kind)
             kept = ~(is_frozen & (order.kind == Kind.W))
             orders.append(Order(order.stage[kept], kind[kept], order.microbatch[kept], order.joined[kept]))
-        communication = None
-        if self.communication is not None:
-            communication = tuple(
-                posts.take(
-                    np.ones(len(posts), bool),
-                    ~(np.isin(order.stage[order.starts], stages) & (order.kind[order.starts] == Kind.W)),
-                )
-                for posts, order in zip(self.communication, self.orders, strict=True)
-            )
-        return replace(self, orders=tuple(orders), communication=communication)
+        communication, sharding = self._left(
+            actions=[
+                ~(np.isin(order.stage[order.starts], stages) & (order.kind[order.starts] == Kind.W))
+                for order in self.orders
+            ],
+            posts=[np.ones(len(posts), bool) for posts in self.communication or ()],
+            sharding=[
+                ~(np.isin(entries.stage, stages) & (entries.kind == Kind.REDUCE_GRAD))
+                for entries in self.sharding or ()
+            ],
+        )
+        return replace(self, orders=tuple(orders), communication=communication, sharding=sharding)
 
     @cached_property
     def program(self) -> Program:
@@ -287,15 +383,17 @@ class Schedule:
             self.program.message_graph(streams)
 
     @checked
-    def to_csv(self, *, messages: bool = False) -> str:
+    def to_csv(self, *, messages: bool = False, sharding: bool = False) -> str:
         """The schedule as CSV in PyTorch's format, a row per rank and a cell per action.
 
         Parameters
         ----------
         messages : bool
             Add communication as PyTorch's runtime runs it ("compute_comms"): sends and receives where the schedule
-            states them, else receives before and sends after the action they serve; and REDUCE_GRAD after the last
-            backward of each stage.
+            states them, else receives before and sends after the action they serve; and the sharding that the schedule
+            states, else REDUCE_GRAD after the last backward of each stage.
+        sharding : bool
+            Add the sharding that the schedule states.
 
         Raises
         ------
@@ -303,9 +401,17 @@ class Schedule:
             With `messages`, for a schedule that is incomplete or out of order.
         """
         if not messages:
-            return csv_text.write_rows(self.orders)
+            return csv_text.write_rows(
+                with_sharding_between(list(order), self.sharding[rank].without_places_among_posts())
+                if sharding and self.sharding is not None
+                else order
+                for rank, order in enumerate(self.orders)
+            )
         return csv_text.write_rows(
-            csv_text.with_reductions(self.program.order_with_messages(rank)) for rank in range(self.ranks)
+            csv_text.with_reductions(actions)
+            if self.sharding is None
+            else with_sharding_between(actions, self.sharding[rank])
+            for rank, actions in enumerate(map(self.program.order_with_messages, range(self.ranks)))
         )
 
     @classmethod
@@ -317,8 +423,9 @@ class Schedule:
         ----------
         text : str
             A row per rank, a cell per action. A text that holds any send or receive must hold all of them, each send
-            after what it sends, each receive before what it serves, and keeps them where they stand. REDUCE_GRAD comes
-            after its stage's last backward. It is checked and then left out; so are UNSHARD and RESHARD.
+            after what it sends, each receive before what it serves, and keeps them where they stand. So it does with
+            UNSHARD, RESHARD and REDUCE_GRAD: a stage that is gathered anywhere must be whole wherever it computes, and
+            its gradients are reduced after its last backward.
         name : str
             For titles.
 
@@ -376,12 +483,9 @@ def schedule_of_cells(ranks: Sequence[Sequence[csv_text.Cell]], name: str) -> Sc
     ScheduleError
         As `Schedule.from_csv`.
     """
-    split = [split_posts(cell.action for cell in cells if not cell.is_of_stage) for cells in ranks]
-    computed = Schedule._of_orders(tuple(order for order, _ in split), name)
-    csv_text.check_whole_stages(ranks, computed.placement)
     try:
-        return computed._having(tuple(posts for _, posts in split))
-    except PostError as error:
+        return Schedule._of_parts([split_actions(cell.action for cell in cells) for cells in ranks], name)
+    except PlacedError as error:
         raise csv_text.located(error, ranks) from None
 
 

@@ -20,6 +20,7 @@ from ppsim.schedule.order import Order
 from ppsim.schedule.posts import Posts
 from ppsim.schedule.program import Program
 from ppsim.schedule.schedule import Schedule
+from ppsim.schedule.sharding import Sharding
 from ppsim.shown import shown_by
 from ppsim.trace import table
 from ppsim.trace.memory import Bytes, Memory, Seconds, levels_at_peak, peak_per_rank, sending_levels
@@ -337,6 +338,9 @@ class Trace:
             arrays[f"order_{rank}"] = columns.astype(np.int32)
         for rank, posts in enumerate(self.schedule.communication or ()):
             arrays[f"posts_{rank}"] = np.stack([posts.before, posts.stage, posts.kind, posts.microbatch])
+        for rank, entries in enumerate(self.schedule.sharding or ()):
+            places = () if entries.posted is None else (entries.posted,)
+            arrays[f"sharding_{rank}"] = np.stack([entries.before, entries.stage, entries.kind, *places])
         write_file(path, header, arrays)
 
     @classmethod
@@ -369,6 +373,9 @@ class Trace:
             name=str(header["name"]),
             communication=tuple(Posts(*arrays[f"posts_{rank}"]) for rank in range(count))
             if "posts_0" in arrays
+            else None,
+            sharding=tuple(Sharding(*arrays[f"sharding_{rank}"]) for rank in range(count))
+            if "sharding_0" in arrays
             else None,
         )
         columns: dict[str, Any] = {}

@@ -1,0 +1,120 @@
+"""Placed: entries that stand among the actions of a rank, in their sequence: what posts and sharding have in common."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import ClassVar, Self
+
+import numpy as np
+import numpy.typing as npt
+
+from ppsim.checks import shown
+from ppsim.errors import ScheduleError
+from ppsim.schedule.action import LARGEST_NUMBER, Kind
+from ppsim.schedule.order import Order, narrowed
+
+
+class Placed:
+    """Entries of one rank, each before an action of its order. Immutable. Its subclasses say of which kinds.
+
+    Parameters
+    ----------
+    **given : array-likes of one length
+        The columns by name.
+
+    Raises
+    ------
+    ScheduleError
+        For columns of different lengths, numbers that 32 bits do not hold, other kinds, and places that fall.
+    """
+
+    __slots__ = ("before", "kind", "stage")
+
+    _columns: ClassVar[tuple[str, ...]] = ("before", "stage", "kind")
+    _kinds: ClassVar[tuple[Kind, ...]]
+    _noun: ClassVar[str]  # what an entry is called in messages, with an article
+
+    before: npt.NDArray[np.int32]
+    stage: npt.NDArray[np.int32]
+    kind: npt.NDArray[np.int32]
+
+    def __init__(self, **given: npt.ArrayLike) -> None:
+        name = self._noun.split()[-1]
+        try:
+            columns = np.broadcast_arrays(*(np.atleast_1d(np.asarray(column)) for column in given.values()))
+        except (ValueError, TypeError, OverflowError) as error:
+            raise ScheduleError(f"the columns of {name}s must be lists of one length: {error}") from None
+        if columns[0].ndim != 1:
+            raise ScheduleError(f"the columns of {name}s must be lists of numbers, got shape {columns[0].shape}")
+        for column, values in zip(given, columns, strict=True):
+            largest = int(max(self._kinds)) if column == "kind" else LARGEST_NUMBER
+            held = narrowed(f"{self._noun.removeprefix('a ')}'s {column}", values, largest).astype(np.int32)
+            held.flags.writeable = False
+            setattr(self, column, held)
+        if (self.kind < min(self._kinds)).any():
+            *most, last = (kind.name for kind in self._kinds)
+            raise ScheduleError(f"{self._noun} is {', '.join(most)} or {last}, got kind {Kind(int(self.kind.min()))}")
+        if (np.diff(self.before) < 0).any():
+            raise ScheduleError(
+                f"{name}s must stand in their sequence, so `before` never falls: got {shown(given['before'])}"
+            )
+
+    def __len__(self) -> int:
+        return len(self.before)
+
+    def take(self, is_kept: npt.NDArray[np.bool_], actions_kept: npt.NDArray[np.bool_]) -> Self:
+        """Some of the entries, among some of the actions.
+
+        Parameters
+        ----------
+        is_kept : array of shape (entries,)
+            Whether each entry stays.
+        actions_kept : array of shape (actions,)
+            Whether each action of the rank's order stays.
+
+        Returns
+        -------
+        Self
+            Each before the first action that stays of those that stood behind it.
+        """
+        place = np.concatenate([[0], np.cumsum(actions_kept)])
+        columns = {name: getattr(self, name)[is_kept] for name in self._columns}
+        return type(self)(**(columns | {"before": place[self.before][is_kept]}))
+
+    def __eq__(self, other: object) -> bool:
+        if not isinstance(other, type(self)):
+            return NotImplemented
+        return all(np.array_equal(getattr(self, name), getattr(other, name)) for name in self._columns)
+
+    def __hash__(self) -> int:
+        return hash(tuple(getattr(self, name).tobytes() for name in self._columns))
+
+
+class PlacedError(ScheduleError):
+    """What is wrong with what stands among the actions of one rank.
+
+    Parameters
+    ----------
+    rank : int
+        The rank.
+    index : int or None
+        Which of its entries; None for one that is missing.
+    what : str
+        What is wrong, and the remedy.
+    """
+
+    def __init__(self, rank: int, index: int | None, what: str) -> None:
+        super().__init__(f"rank {rank}: {what}")
+        self.rank, self.index, self.what = rank, index, what
+
+
+def check_lengths(name: str, orders: Sequence[Order], placed: Sequence[Placed]) -> None:
+    """Raise ScheduleError unless there are entries for each rank, and all stand within its order."""
+    if len(placed) != len(orders):
+        raise ScheduleError(f"{name} is of {len(placed)} ranks, but there are {len(orders)}: give each's")
+    for rank, (order, entries) in enumerate(zip(orders, placed, strict=True)):
+        if len(entries) and entries.before[-1] > len(order):
+            raise ScheduleError(
+                f"rank {rank}: {entries._noun} stands before action {entries.before[-1]}, but there are {len(order)} "
+                "actions"
+            )
