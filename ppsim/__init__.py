@@ -8,6 +8,7 @@ from ppsim.costs.partition import partition, partition_sizes
 from ppsim.costs.recompute import recompute_layers
 from ppsim.costs.stage_cost import LayerCost, StageCost
 from ppsim.errors import CostError, InputError, RunError, ScheduleError
+from ppsim.estimate.block import Experts, LatentAttention
 from ppsim.estimate.device import Device, device_names, named_device
 from ppsim.estimate.estimate import estimate_costs
 from ppsim.estimate.huggingface import read_huggingface_config
@@ -65,9 +66,11 @@ __all__ = [
     "Device",
     "Ensemble",
     "Execution",
+    "Experts",
     "InputError",
     "Jitter",
     "Kind",
+    "LatentAttention",
     "LayerCost",
     "Layout",
     "Link",

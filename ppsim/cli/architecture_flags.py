@@ -18,7 +18,7 @@ class ArchitectureFlags:
     """A model by its file, or a GPT by its shapes."""
 
     huggingface: OptionalFile = None
-    """config.json of a gpt2, llama, mistral or qwen2; instead of the model's flags below."""
+    """A model's config.json, as of transformers (deepseek_v3, gpt_oss, llama, qwen3_moe, ...); instead of shapes."""
     layers: OptionalWhole = None
     """Blocks of a GPT (layer norms, biases, learned positions); with --hidden and --heads."""
     hidden: OptionalWhole = None
@@ -28,14 +28,14 @@ class ArchitectureFlags:
     vocabulary: OptionalWhole = None
     """Size of the vocabulary (default: 50257)."""
 
-    def architecture(self, seq: int) -> Transformer:
+    def architecture(self, seq: int, *, mtp: bool = False) -> Transformer:
         """The model that the flags name. Raises InputError for flags that are missing or contradict."""
         flags: dict[str, Any] = {"layers": self.layers, "hidden": self.hidden, "heads": self.heads}
         given = [name for name, value in {**flags, "vocabulary": self.vocabulary}.items() if value is not None]
         if self.huggingface is not None:
             if given:
                 raise InputError(f"--huggingface holds the whole model: leave out --{given[0]} or --huggingface")
-            model = read_huggingface_config(self.huggingface)
+            model = read_huggingface_config(self.huggingface, mtp=mtp)
         else:
             missing = [name for name, value in flags.items() if value is None]
             if missing:

@@ -9,7 +9,7 @@ import tyro
 
 from ppsim.cli import command
 from ppsim.cli.architecture_flags import ArchitectureFlags
-from ppsim.cli.command import OptionalFile, OptionalName, OptionalReal, Real
+from ppsim.cli.command import OptionalFile, OptionalName, OptionalReal, OptionalWhole, Real
 from ppsim.costs.cost_file import save_costs
 from ppsim.costs.stage_cost import LayerCost
 from ppsim.errors import InputError
@@ -54,6 +54,16 @@ class EstimateCommand(ArchitectureFlags):
     """Cut embedding and head over the tensor-parallel ranks too."""
     sequence_parallel: bool = False
     """Cut norms, dropouts and residuals over the tensor-parallel ranks too."""
+    ep: int = 1
+    """Ranks over which a block's experts are dealt."""
+    ep_bytes_per_s: OptionalReal = None
+    """Bandwidth of each of them for dispatching tokens to experts, in bytes per second (default: no limit)."""
+    ep_latency_s: Real = 0.0
+    """Latency of that, in seconds."""
+    expert_tp: OptionalWhole = None
+    """Tensor-parallel ranks that share each expert (default: all)."""
+    mtp: bool = False
+    """Count the layers that predict further tokens, which config.json may name, as part of the model."""
     unfused_attention: bool = False
     """Attention that keeps its scores."""
     recompute: Literal["none", "selective", "full"] = "none"
@@ -66,11 +76,7 @@ class EstimateCommand(ArchitectureFlags):
     def run(self) -> None:
         """Print the costs and write them to --out."""
         check_files(self.out)
-        model, device = self.architecture(self.seq), self._device()
-        if self.tp_bytes_per_s is None:
-            link = Link(latency_s=self.tp_latency_s)
-        else:
-            link = Link(latency_s=self.tp_latency_s, bytes_per_s=self.tp_bytes_per_s)
+        model, device = self.architecture(self.seq, mtp=self.mtp), self._device()
         costs = estimate_costs(
             model,
             device,
@@ -78,21 +84,26 @@ class EstimateCommand(ArchitectureFlags):
             seq=self.seq,
             dtype_bytes=self.dtype_bytes,
             tp=self.tp,
-            tp_link=link,
+            tp_link=_link(self.tp_latency_s, self.tp_bytes_per_s),
             split_vocabulary=self.split_vocabulary,
             attention="unfused" if self.unfused_attention else "fused",
             recompute=self.recompute,
             sequence_parallel=self.sequence_parallel,
+            ep=self.ep,
+            ep_link=_link(self.ep_latency_s, self.ep_bytes_per_s),
+            expert_tp=self.expert_tp,
         )
         about = {
             "estimated": True,
             "architecture": asdict(model),
             "parameters": model.parameters,
+            "active_parameters": model.active_parameters,
             "device": asdict(device),
             "micro_batch_size": self.micro_batch_size,
             "seq": self.seq,
             "dtype_bytes": self.dtype_bytes,
             "tp": self.tp,
+            "ep": self.ep,
             "recompute": self.recompute,
         }
         if self.out is not None:
@@ -118,24 +129,41 @@ class EstimateCommand(ArchitectureFlags):
         return Device(flops_per_s=self.flops_per_s, bytes_per_s=self.bytes_per_s, **shares)
 
 
+def _link(latency_s: float, bytes_per_s: float | None) -> Link:
+    return Link(latency_s=latency_s) if bytes_per_s is None else Link(latency_s=latency_s, bytes_per_s=bytes_per_s)
+
+
+def _named(model: Transformer, costs: list[LayerCost]) -> dict[str, LayerCost]:
+    """A row for each layer that differs: blocks that are alike share one."""
+    named = {"embedding": costs[0]}
+    for kind in model.kinds:
+        count, words = model.blocks.count(kind), f" ({kind.words})" if len(model.kinds) > 1 else ""
+        named[f"each of {count} blocks{words}"] = costs[1 + model.blocks.index(kind)]
+    further = costs[1 + model.layers : -1]
+    return named | {cost.name: cost for cost in further} | {"head": costs[-1]}
+
+
 def _table(model: Transformer, device: Device, costs: list[LayerCost]) -> str:
-    """The costs as text. All blocks are alike, so one row shows them."""
-    named = {"embedding": costs[0], f"each of {model.layers} blocks": costs[1], "head": costs[-1]}
+    """The costs as text."""
+    is_mixed = any(cost.forward_communication_s for cost in costs)
     rows = [
         {
             "layer": name,
             "F (ms)": f"{cost.forward_s * 1e3:.4g}",
             "I (ms)": f"{cost.backward_input_s * 1e3:.4g}",
             "W (ms)": f"{cost.backward_weight_s * 1e3:.4g}",
+            **({"F's exchange (ms)": f"{cost.forward_communication_s * 1e3:.4g}"} if is_mixed else {}),
             "activations": cost.activation_bytes,
             "I to W": cost.weight_activation_bytes,
             "output": cost.output_bytes,
             "parameters": cost.parameter_bytes,
         }
-        for name, cost in named.items()
+        for name, cost in _named(model, costs).items()
     ]
+    active = f", of which a token goes through {model.active_parameters:,}" if model.experts else ""
+    left_out = "".join(f"not counted: {each}\n" for each in model.left_out)
     return (
-        f"{model.parameters:,} parameters in {model.layers} blocks, an embedding and a head\n"
+        f"{model.parameters:,} parameters in {model.layers} blocks, an embedding and a head{active}\n{left_out}"
         f"device {device.name or 'as stated'}: {device.flops_per_s * device.efficiency:.4g} FLOP/s, "
         f"{device.bytes_per_s * device.bandwidth_efficiency:.4g} B/s\n\n"
         f"{text_table(rows)}\n"

@@ -29,6 +29,9 @@ def estimate_costs(
     recompute: Recompute = "none",
     loss: bool = True,
     sequence_parallel: bool = False,
+    ep: int = 1,
+    ep_link: Link | None = None,
+    expert_tp: int | None = None,
 ) -> list[LayerCost]:
     """Estimate the costs of a transformer's layers for one microbatch on one rank.
 
@@ -46,13 +49,15 @@ def estimate_costs(
         Tensor-parallel ranks t.
     tp_link : Link, optional
         What connects them. By default their communication costs nothing.
-    split_vocabulary, attention, skip_masked, dropout, recompute, loss, sequence_parallel
+    split_vocabulary, attention, skip_masked, dropout, recompute, loss, sequence_parallel, ep, expert_tp
         As in `ppsim.Execution`.
+    ep_link : Link, optional
+        What connects the ranks over which experts are dealt. By default their communication costs nothing.
 
     Returns
     -------
     list of LayerCost
-        Of [embedding, block 0, ..., head]. Bytes are those of `transformer_work`.
+        Of [embedding, block 0, ..., mtp 0, ..., head]. Bytes are those of `transformer_work`.
 
     Raises
     ------
@@ -64,6 +69,8 @@ def estimate_costs(
     The seconds of a layer are the sum of `Device.operation_s` over its operations. B is I + W. With t > 1 each block
     adds two ring all-reduces of the residual stream to F and two to I (Shoeybi et al., Megatron-LM, 2019, section 3).
     With sequence parallelism these are a reduce-scatter and an all-gather, which together move as much.
+    Dispatching tokens to experts and combining what comes back are two all-to-alls in F and two in I. As an overlapped
+    pair of microbatches can hide them, they stand in `forward_communication_s` and `backward_input_communication_s`.
     Recomputation adds the forward to I, not to W. What it holds while it runs is not counted.
 
     Examples
@@ -91,9 +98,11 @@ def estimate_costs(
         recompute=recompute,
         loss=loss,
         sequence_parallel=sequence_parallel,
+        ep=ep,
+        expert_tp=expert_tp,
     )
-    link = tp_link or Link()
-    return [_cost(work, device, tp, link) for work in transformer_work(architecture, execution)]
+    links = (tp_link or Link(), ep_link or Link())
+    return [_cost(work, device, execution, *links) for work in transformer_work(architecture, execution)]
 
 
 def all_reduce_s(size_bytes: int, ranks: int, link: Link) -> float:
@@ -115,12 +124,25 @@ def all_reduce_s(size_bytes: int, ranks: int, link: Link) -> float:
     return 2 * (ranks - 1) * (link.occupied_s(size_bytes / ranks) + link.latency_s)
 
 
-def _cost(work: LayerWork, device: Device, tp: int, link: Link) -> LayerCost:
-    reduce_s = all_reduce_s(work.reduced_bytes, tp, link)
+def all_to_all_s(size_bytes: int, ranks: int, link: Link) -> float:
+    """Seconds of an all-to-all over e ranks: each sends e - 1 messages of 1 / e of its bytes, one after another."""
+    return (ranks - 1) * link.occupied_s(size_bytes / ranks) + (link.latency_s if ranks > 1 else 0.0)
+
+
+def _cost(work: LayerWork, device: Device, execution: Execution, tp_link: Link, ep_link: Link) -> LayerCost:
+    reduce_s = all_reduce_s(work.reduced_bytes, execution.tp, tp_link)
+    gather_s = all_reduce_s(work.expert_reduced_bytes, execution.expert_ranks, tp_link)
+    exchange_s = all_to_all_s(work.exchanged_bytes, execution.ep, ep_link)
     return LayerCost(
         name=work.name,
-        forward_s=device.time_s(work.forward_work) + work.forward_reduces * reduce_s,
-        backward_input_s=device.time_s(work.backward_input_work) + work.backward_reduces * reduce_s,
+        forward_s=device.time_s(work.forward_work)
+        + work.forward_reduces * reduce_s
+        + work.forward_expert_reduces * gather_s,
+        backward_input_s=device.time_s(work.backward_input_work)
+        + work.backward_reduces * reduce_s
+        + work.backward_expert_reduces * gather_s,
+        forward_communication_s=work.forward_exchanges * exchange_s,
+        backward_input_communication_s=work.backward_exchanges * exchange_s,
         backward_weight_s=device.time_s(work.backward_weight_work),
         activation_bytes=work.activation_bytes,
         weight_activation_bytes=work.weight_activation_bytes,

@@ -19,8 +19,8 @@ _PHASES = 3  # F, I, W
 class LayerSeconds:
     """Seconds of each layer, arrays of shape (layers,).
 
-    forward, backward_input, backward_weight, backward: of F, I, W and B, their tensor-parallel communication included.
-    communication: of that communication alone, in F and B together.
+    forward, backward_input, backward_weight, backward: of F, I, W and B, communication of tensor-parallel ranks and of
+    experts included. communication: of that communication alone, in F and B together. exchange: of the experts' alone.
     """
 
     forward: Seconds
@@ -28,6 +28,7 @@ class LayerSeconds:
     backward_weight: Seconds
     backward: Seconds
     communication: Seconds
+    exchange: Seconds
 
 
 class LayerTable:
@@ -61,6 +62,16 @@ class LayerTable:
         self._is_cut = np.array([execution.sequence_parallel for _, execution in layers])
         self._reduced = np.array([layer.reduced_bytes for layer, _ in layers], np.float64)
         self._rows = np.array([(layer.row_reduces, layer.row_bytes) for layer, _ in layers], np.float64).reshape(-1, 2)
+        # A rank's copies of tokens go to the experts' ranks and back, which are so far apart as ranks share an expert.
+        self._expert_ranks, self._ep = (
+            np.array([getattr(execution, name) for _, execution in layers], np.float64)
+            for name in ("expert_ranks", "ep")
+        )
+        gathers = [(layer.forward_expert_reduces, layer.backward_expert_reduces) for layer, _ in layers]
+        exchanges = [(layer.forward_exchanges, layer.backward_exchanges) for layer, _ in layers]
+        self._gathers, self._exchanges = (np.array(each, np.float64).reshape(-1, 2) for each in (gathers, exchanges))
+        self._gathered = np.array([layer.expert_reduced_bytes for layer, _ in layers], np.float64)
+        self._exchanged = np.array([layer.exchanged_bytes for layer, _ in layers], np.float64)
         # Collectives launch while kernels wait for them anyway: what they cost hosts is `Machine.host_spread`.
         self._host = host
 
@@ -78,6 +89,9 @@ class LayerTable:
         half = machine.reduce_scatter_s(self._reduced, self._tp)
         communication = self._reduces * np.where(self._is_cut, 2 * half, whole)[:, None]
         communication[:, 0] += self._rows[:, 0] * machine.all_reduce_s(self._rows[:, 1], self._tp)
+        exchange = self._exchanges * machine.all_to_all_s(self._exchanged, self._ep, self._expert_ranks)[:, None]
+        exchange += self._gathers * 2 * machine.reduce_scatter_s(self._gathered, self._expert_ranks)[:, None]
+        communication += exchange
         device[:, :2] += communication
         parts = np.maximum(device, host)
         backward = np.maximum(device[:, 1] + device[:, 2], host[:, 1] + host[:, 2])
@@ -87,6 +101,7 @@ class LayerTable:
             backward_weight=parts[:, 2],
             backward=backward,
             communication=communication.sum(axis=1),
+            exchange=exchange.sum(axis=1),
         )
 
 

@@ -1,24 +1,30 @@
-"""Layer work: the operations of an embedding, a block and a head, and what autograd keeps of each.
+"""Layer work: the operations of an embedding, a block, a further prediction and a head, and what autograd keeps.
 
 Letters: m = b s tokens, h hidden, f intermediate, a heads, d head_dim, t tensor-parallel ranks, V vocabulary.
 """
 
 from __future__ import annotations
 
+from dataclasses import replace
+
 from ppsim.checks import checked
 from ppsim.errors import InputError
+from ppsim.estimate.attention_work import attention_operations, attention_part
+from ppsim.estimate.block import Block
+from ppsim.estimate.feed_forward_work import feed_forward_part, routed
+from ppsim.estimate.operations import linear, norm, pointwise
 from ppsim.estimate.transformer import Transformer
-from ppsim.estimate.work import INDEX_BYTES, STATISTIC_BYTES, Execution, LayerWork, Operation, Product, Work
+from ppsim.estimate.work import INDEX_BYTES, STATISTIC_BYTES, Execution, LayerWork, Operation, Work
 
 
 @checked
 def transformer_work(model: Transformer, execution: Execution) -> list[LayerWork]:
-    """The work of [embedding, block 0, ..., head] for one microbatch on one tensor-parallel rank.
+    """The work of [embedding, block 0, ..., mtp 0, ..., head] for one microbatch on one tensor-parallel rank.
 
     Raises
     ------
     InputError
-        If tp does not divide the model, or if seq exceeds a learned table of positions.
+        If tp, ep or expert_tp do not divide the model, or if seq exceeds a learned table of positions.
 
     Notes
     -----
@@ -31,51 +37,21 @@ def transformer_work(model: Transformer, execution: Execution) -> list[LayerWork
     Without the norms' statistics an unfused GPT block with dropout and 2-byte elements saves
     s b h (10 + 24 / t + 5 a s / (h t)) bytes, as in Korthikanti et al., Reducing Activation Recomputation in Large
     Transformer Models, 2022, equation 2. With t = 1 that is equation 1, 34 s b h + 5 a s^2 b.
+
+    All experts are taken to get equally many tokens. Each token goes to its experts in copies of its own, as
+    Megatron-LM's all-to-all sends them, also where several of its experts are on one rank.
     """
-    model.check_shards(execution.tp)
+    model.check_shards(execution.tp, ep=execution.ep, expert_tp=execution.expert_ranks)
     if execution.split_vocabulary and model.vocabulary % execution.tp:
         raise InputError(
             f"tp {execution.tp} does not divide the vocabulary {model.vocabulary}: pad the vocabulary, "
             "or leave embedding and head whole"
         )
     model.check_seq(execution.seq)
-    blocks = [block_work(model, execution, f"block {index}") for index in range(model.layers)]
-    return [embedding_work(model, execution), *blocks, head_work(model, execution)]
-
-
-def linear(name: str, rows: int, inputs: int, outputs: int, dtype_bytes: int) -> Operation:
-    """Y = X A with X (rows, inputs): 2 m k n FLOPs in F, in I (dX = dY A^T) and in W (dA = X^T dY).
-
-    Each reads two of X, A, Y's shapes and writes the third; the bias is left out.
-    """
-    traffic = (rows * inputs + inputs * outputs + rows * outputs) * dtype_bytes
-    flops = 2 * rows * inputs * outputs
-
-    def work(*shape: int) -> Work:
-        return Work(flops=flops, traffic_bytes=traffic, products=(Product(*shape),))
-
-    return Operation(
-        name=name,
-        forward=work(rows, outputs, inputs),
-        backward_input=work(rows, inputs, outputs),
-        backward_weight=work(inputs, outputs, rows),
-    )
-
-
-def pointwise(name: str, forward: int, backward_input: int, dtype_bytes: int, backward_weight: int = 0) -> Operation:
-    """An operation that only moves memory: so many elements read and written in F, I and W."""
-    return Operation(
-        name=name,
-        forward=Work(traffic_bytes=forward * dtype_bytes),
-        backward_input=Work(traffic_bytes=backward_input * dtype_bytes),
-        backward_weight=Work(traffic_bytes=backward_weight * dtype_bytes),
-    )
-
-
-def norm(name: str, tokens: int, hidden: int, dtype_bytes: int) -> Operation:
-    """F: x in, y out. I: x and dy in, dx out. W: x and dy in."""
-    size = tokens * hidden
-    return pointwise(name, 2 * size, 3 * size, dtype_bytes, 2 * size)
+    works = {id(kind): block_work(kind, execution) for kind in model.kinds}
+    blocks = [replace(works[id(block)], name=f"block {index}") for index, block in enumerate(model.blocks)]
+    further = [mtp_work(model, execution, index) for index in range(model.mtp_layers)]
+    return [embedding_work(model, execution), *blocks, *further, head_work(model, execution)]
 
 
 def embedding_work(model: Transformer, execution: Execution) -> LayerWork:
@@ -105,56 +81,127 @@ def embedding_work(model: Transformer, execution: Execution) -> LayerWork:
     )
 
 
-def block_work(model: Transformer, execution: Execution, name: str = "block") -> LayerWork:
-    """x + o(attention(norm(x))), then x + fc2(act(fc1(norm(x)))), or the gated MLP."""
-    tokens, wide = execution.tokens, execution.dtype_bytes
-    mine = execution.stream_tokens
-    stream = mine * model.hidden
-    attention = attention_operations(model, execution)
+def block_work(block: Block, execution: Execution, name: str = "block") -> LayerWork:
+    """x + o(attention(norm(x))), then x + fc2(act(fc1(norm(x)))), the gated MLP, or experts.
+
+    Norms may also stand after attention and MLP, or there alone, which is as much work; with one norm for both, they
+    run side by side.
+    """
+    wide, mine = execution.dtype_bytes, execution.stream_tokens
+    stream = mine * block.hidden
+    attention, feed_forward = attention_part(block, execution), feed_forward_part(block, execution)
     mask = (pointwise("dropout", stream, 0, 2 * wide + 1),) if execution.dropout else ()
     add = pointwise("residual", 3 * stream, 3 * stream, wide)
+    norms = [norm(f"norm {number}", mine, block.hidden, wide) for number in range(1, block.norms + 1)]
     operations = (
-        norm("norm 1", mine, model.hidden, wide),
-        *_projections(model, execution),
-        *attention,
-        linear("o", tokens, model.query_width // execution.tp, model.hidden, wide),
+        *norms[:1],
+        *attention.operations,
+        *norms[2:3],
         *mask,
         add,
-        norm("norm 2", mine, model.hidden, wide),
-        *_mlp_operations(model, execution),
+        *norms[1:2],
+        *feed_forward.operations,
+        *norms[3:4],
         *mask,
         add,
     )
-    recomputed = {"none": (), "selective": attention, "full": operations}[execution.recompute]
-    reduces = 2 if execution.tp > 1 else 0
-    return LayerWork(
+    recomputed = {"none": (), "selective": attention_operations(block, execution), "full": operations}
+    work = LayerWork(
         name=name,
         operations=operations,
-        recomputed=recomputed,
-        forward_reduces=reduces,
-        # Full recomputation runs the forward's all-reduces again.
-        backward_reduces=2 * reduces if execution.recompute == "full" else reduces,
-        reduced_bytes=tokens * model.hidden * wide,
-        saved=_block_saved(model, execution),
-        kept=_block_kept(model, execution),
+        recomputed=recomputed[execution.recompute],
+        saved=_block_saved(block, execution, attention.saved, feed_forward.saved),
+        kept=_block_kept(
+            block, execution, attention.inputs | feed_forward.inputs, attention.gradients | feed_forward.gradients
+        ),
         output_bytes=stream * wide,
-        parameter_bytes=model.shard_parameters(execution.tp) * wide,
+        parameter_bytes=block.parameters(tp=execution.tp, ep=execution.ep, expert_tp=execution.expert_ranks) * wide,
+    )
+    return _with_communication(work, block, execution)
+
+
+def _with_communication(work: LayerWork, block: Block, execution: Execution) -> LayerWork:
+    """The block's collectives. Full recomputation runs the forward's again."""
+    wide, experts = execution.dtype_bytes, block.experts
+    again = 2 if execution.recompute == "full" else 1
+    reduces = 2 if execution.tp > 1 else 0
+    expert_reduces = 0
+    if experts is not None and execution.sequence_parallel and execution.tp > 1:
+        # Attention, and the MLP that all tokens share; experts gather their own tokens, if ranks share them.
+        reduces = 2 if experts.shared_intermediate else 1
+        expert_reduces = int(execution.expert_ranks > 1)
+    exchanges = 2 if experts is not None and execution.ep > 1 else 0  # dispatch and combine
+    share = None if experts is None else routed(experts, execution)
+    return replace(
+        work,
+        forward_reduces=reduces,
+        backward_reduces=again * reduces,
+        reduced_bytes=execution.tokens * block.hidden * wide,
+        forward_expert_reduces=expert_reduces,
+        backward_expert_reduces=again * expert_reduces,
+        expert_reduced_bytes=share.rows * block.hidden * wide if share and expert_reduces else 0,
+        forward_exchanges=exchanges,
+        backward_exchanges=again * exchanges,
+        exchanged_bytes=share.copies * block.hidden * wide if share and exchanges else 0,
+    )
+
+
+def mtp_work(model: Transformer, execution: Execution, index: int) -> LayerWork:
+    """A further prediction: the next token's row beside the stream, projected to its width; a block; a final norm.
+
+    It hands on the streams of all predictions before it too, for the head. The first such layer has a copy of the
+    table of tokens, as the embedding is on another stage.
+    """
+    wide, mine = execution.dtype_bytes, execution.stream_tokens
+    hidden = model.hidden
+    stream = mine * hidden * wide
+    lookup = embedding_work(replace(model, positions=0), execution)
+    block = block_work(model.blocks[-1], execution, f"mtp {index}")
+    before = (
+        norm("norm of rows", mine, hidden, wide),
+        norm("norm of stream", mine, hidden, wide),
+        linear("join", execution.tokens, 2 * hidden, hidden // execution.tp, wide),
+    )
+    last = norm("final norm", mine, hidden, wide)
+    statistics = _statistics(model.blocks[-1], execution)
+    joined = {"join input": 2 * stream, "rows": stream, "statistics of rows": statistics, "stream": stream}
+    joined |= {"statistics of stream": statistics, "final norm input": stream, "final statistics": statistics}
+    gradients = {"rows gradient": stream, "stream gradient": stream, "join gradient": stream, "final gradient": stream}
+    own = 3 * model.norm_parameters + 2 * hidden * hidden // execution.tp
+    table = lookup.parameter_bytes if index == 0 else 0
+    reduces = int(execution.tp > 1)
+    return replace(
+        block,
+        operations=(*lookup.operations, *before, *block.operations, last),
+        recomputed=(*before, *block.recomputed, last) if execution.recompute == "full" else block.recomputed,
+        forward_reduces=block.forward_reduces + lookup.forward_reduces + reduces,
+        backward_reduces=block.backward_reduces + reduces,
+        saved=({"rows": stream, "stream": stream} if execution.recompute == "full" else block.saved | joined)
+        | {"tokens": lookup.saved["tokens"], "streams before": (index + 1) * stream},
+        kept=block.kept | joined | gradients | {"tokens": lookup.saved["tokens"]},
+        output_bytes=(index + 2) * stream,
+        parameter_bytes=block.parameter_bytes + own * wide + table,
     )
 
 
 def head_work(model: Transformer, execution: Execution) -> LayerWork:
-    """norm, projection onto the vocabulary, and the cross entropy (whose log-probabilities autograd keeps)."""
-    tokens, wide = execution.tokens, execution.dtype_bytes
+    """norm, projection onto the vocabulary, and the cross entropy (whose log-probabilities autograd keeps).
+
+    Layers that predict further tokens are normed already; each is projected and has a loss of its own.
+    """
+    wide, predictions = execution.dtype_bytes, 1 + model.mtp_layers
+    tokens = execution.tokens * predictions
     cut = execution.tp if execution.split_vocabulary else 1
     columns = model.vocabulary // cut
     mine = execution.stream_tokens
     stream, logits = mine * model.hidden * wide, tokens * columns * wide
+    streams = predictions * stream
     operations = [
         norm("norm", mine, model.hidden, wide),
         linear("projection", tokens, model.hidden, columns, wide),
     ]
-    statistics = _statistics(model, execution)
-    saved = {"input": stream, "statistics": statistics, "norm output": stream}
+    statistics = _statistics(model.blocks[-1], execution)
+    saved = {"input": streams, "statistics": statistics, "norm output": stream}
     if execution.loss:
         elements = tokens * columns
         if execution.float32_loss:
@@ -176,10 +223,10 @@ def head_work(model: Transformer, execution: Execution) -> LayerWork:
         row_bytes=tokens * STATISTIC_BYTES,
         saved=saved,
         kept={
-            "input": stream,
+            "input": streams,
             "statistics": statistics,
             "norm output": stream,
-            "norm output gradient": stream,
+            "norm output gradient": streams,
             "logits gradient": logits,
         },
         output_bytes=logits,
@@ -188,137 +235,48 @@ def head_work(model: Transformer, execution: Execution) -> LayerWork:
     )
 
 
-def attention_operations(model: Transformer, execution: Execution) -> tuple[Operation, ...]:
-    """softmax(Q K^T) V on this rank's heads.
-
-    F has two products of 2 d FLOPs for every pair and head, I four (dP = dO V^T, dV, dQ, dK), and fused a fifth, the
-    scores again. Fused attention moves q, k, v and its output; unfused scores and probabilities go to memory as well.
-    """
-    rows, wide = execution.micro_batch_size * model.heads // execution.tp, execution.dtype_bytes
-    queries = execution.tokens * model.query_width // execution.tp * wide
-    keys = execution.tokens * model.kv_width // execution.tp * wide
-    fused = execution.attention == "fused"
-    pairs = rows * model.pairs(execution.seq, masked=fused and execution.skip_masked)
-    product = 2 * pairs * model.head_dim
-    if fused:
-        sums = rows * execution.seq * STATISTIC_BYTES
-        whole = Operation(
-            name="attention",
-            forward=Work(flops=2 * product, traffic_bytes=2 * queries + 2 * keys + sums),
-            backward_input=Work(flops=5 * product, traffic_bytes=4 * queries + 4 * keys + sums),
-        )
-        return (whole,)
-    scores = pairs * wide
-    seq, head = execution.seq, model.head_dim
-    wide_product, narrow_product = Product(seq, seq, head, rows), Product(seq, head, seq, rows)
-    drop = (pointwise("attention dropout", pairs, pairs, 2 * wide + 1),) if execution.dropout else ()
-    return (
-        Operation(
-            name="scores",
-            forward=Work(flops=product, traffic_bytes=queries + keys + scores, products=(wide_product,)),
-            backward_input=Work(
-                flops=2 * product, traffic_bytes=2 * (queries + keys) + scores, products=(narrow_product,) * 2
-            ),
-        ),
-        *_softmax(pairs, rows, execution),
-        *drop,
-        Operation(
-            name="context",
-            forward=Work(flops=product, traffic_bytes=queries + keys + scores, products=(narrow_product,)),
-            backward_input=Work(
-                flops=2 * product,
-                traffic_bytes=queries + 2 * keys + 2 * scores,
-                products=(wide_product, narrow_product),
-            ),
-        ),
-    )
-
-
-def _softmax(pairs: int, rows: int, execution: Execution) -> tuple[Operation, ...]:
-    """One kernel, or an operation each for scale, mask, cast, softmax and cast where no kernel takes so many rows."""
-    wide = execution.dtype_bytes
-    if rows % execution.softmax_multiple == 0:
-        return (pointwise("softmax", 2 * pairs, 3 * pairs, wide),)
-    once = pointwise("scale", 2 * pairs, 2 * pairs, wide)
-    cast = pointwise("cast", pairs * (wide + 4), pairs * (wide + 4), 1)
-    return (
-        once,
-        pointwise("mask", 2 * pairs, 2 * pairs, wide),
-        cast,
-        pointwise("softmax", 2 * pairs, 3 * pairs, 4),
-        cast,
-    )
-
-
-def _projections(model: Transformer, execution: Execution) -> tuple[Operation, ...]:
-    tokens, wide = execution.tokens, execution.dtype_bytes
-    query, kv = model.query_width // execution.tp, model.kv_width // execution.tp
-    widths = {"qkv": query + 2 * kv} if execution.joint_projections else {"q": query, "k": kv, "v": kv}
-    linears = tuple(linear(name, tokens, model.hidden, width, wide) for name, width in widths.items())
-    if model.positions:
-        return linears
-    turned = 2 * tokens * (query + kv)
-    return (*linears, pointwise("rotary", turned, turned, wide))
-
-
-def _mlp_operations(model: Transformer, execution: Execution) -> tuple[Operation, ...]:
-    tokens, wide, width = execution.tokens, execution.dtype_bytes, model.intermediate // execution.tp
-    size = tokens * width
-    activation = pointwise("activation", 2 * size, 3 * size, wide)
-    last = linear("down" if model.gated else "fc2", tokens, width, model.hidden, wide)
-    if not model.gated:
-        return (linear("fc1", tokens, model.hidden, width, wide), activation, last)
-    widths = {"gate and up": 2 * width} if execution.joint_projections else {"gate": width, "up": width}
-    ups = (linear(name, tokens, model.hidden, columns, wide) for name, columns in widths.items())
-    return (*ups, activation, pointwise("product", 3 * size, 5 * size, wide), last)
-
-
-def _statistics(model: Transformer, execution: Execution) -> int:
+def _statistics(block: Block, execution: Execution) -> int:
     """A norm's mean and reciprocal deviation of each token; an RMS norm has no mean."""
-    return execution.stream_tokens * STATISTIC_BYTES * (2 if model.norm == "layernorm" else 1)
+    return execution.stream_tokens * STATISTIC_BYTES * (2 if block.norm == "layernorm" else 1)
 
 
-def _block_saved(model: Transformer, execution: Execution) -> dict[str, int]:
-    tokens, wide = execution.tokens, execution.dtype_bytes
-    stream = execution.stream_tokens * model.hidden * wide
+def _block_saved(
+    block: Block, execution: Execution, attention: dict[str, int], feed_forward: dict[str, int]
+) -> dict[str, int]:
+    stream = execution.stream_tokens * block.hidden * execution.dtype_bytes
     if execution.recompute == "full":
         return {"input": stream}
-    query = tokens * model.query_width // execution.tp * wide
-    kv = tokens * model.kv_width // execution.tp * wide
-    width = tokens * model.intermediate // execution.tp * wide
-    statistics = _statistics(model, execution)
-    rows = execution.micro_batch_size * model.heads // execution.tp * execution.seq
-    saved = {"input": stream, "statistics 1": statistics, "norm 1 output": stream, "q": query, "k": kv, "v": kv}
-    if execution.attention == "fused":
-        saved["log-sum-exp"] = rows * STATISTIC_BYTES
-    elif execution.recompute == "none":
-        scores = rows * execution.seq
-        saved["probabilities"] = scores * wide
-        if execution.dropout:
-            saved |= {"attention dropout mask": scores, "dropped probabilities": scores * wide}
-    saved["attention output"] = query
+    statistics = _statistics(block, execution)
+    mask = execution.stream_tokens * block.hidden
+    saved = {"input": stream, "statistics 1": statistics, "norm 1 output": stream, **attention}
+    if block.norms > 2:
+        saved |= {"statistics 3": statistics, "o output": stream}
     if execution.dropout:
-        saved["dropout mask 1"] = execution.stream_tokens * model.hidden
-    saved |= {"middle": stream, "statistics 2": statistics, "norm 2 output": stream}
-    names = ("gate", "up", "activation", "product") if model.gated else ("fc1 output", "activation")
-    saved |= dict.fromkeys(names, width)
+        saved["dropout mask 1"] = mask
+    if block.norms > 1:
+        saved |= {"middle": stream, "statistics 2": statistics, "norm 2 output": stream}
+    saved |= feed_forward
+    if block.norms > 3:
+        saved |= {"statistics 4": statistics, "last output": stream}
     if execution.dropout:
-        saved["dropout mask 2"] = execution.stream_tokens * model.hidden
+        saved["dropout mask 2"] = mask
     return saved
 
 
-def _block_kept(model: Transformer, execution: Execution) -> dict[str, int]:
+def _block_kept(
+    block: Block, execution: Execution, inputs: dict[str, int], gradients: dict[str, int]
+) -> dict[str, int]:
     """Norms keep their statistics too. The gradient of fc2's output is that of the block's, which arrived."""
-    tokens, wide = execution.tokens, execution.dtype_bytes
-    stream = execution.stream_tokens * model.hidden * wide
-    query = tokens * model.query_width // execution.tp * wide
-    kv = tokens * model.kv_width // execution.tp * wide
-    width = tokens * model.intermediate // execution.tp * wide
-    statistics = _statistics(model, execution)
-    inputs = {"input": stream, "statistics 1": statistics, "norm 1 output": stream, "attention output": query}
-    inputs |= {"middle": stream, "statistics 2": statistics, "norm 2 output": stream, "last input": width}
-    ups = ("gate", "up") if model.gated else ("fc1",)
-    gradients = {"norm 1": stream, "q": query, "k": kv, "v": kv, "o": stream, "norm 2": stream}
-    gradients |= {**dict.fromkeys(ups, width), "last": stream}
+    stream = execution.stream_tokens * block.hidden * execution.dtype_bytes
+    statistics = _statistics(block, execution)
+    kept = {"input": stream, "statistics 1": statistics, "norm 1 output": stream, **inputs}
+    normed = {"norm 1": stream}
+    if block.norms > 1:
+        kept |= {"middle": stream, "statistics 2": statistics, "norm 2 output": stream}
+        normed |= {"norm 2": stream}
+    for number, name in ((3, "o output"), (4, "last output")):
+        if block.norms >= number:
+            kept |= {f"statistics {number}": statistics, name: stream}
+            normed |= {f"norm {number}": stream}
     # A dropout between a projection and the residual sum gives the projection a gradient of its own, as large.
-    return {**inputs, **{f"{name} output gradient": size for name, size in gradients.items()}}
+    return {**kept, **{f"{name} output gradient": size for name, size in (normed | gradients).items()}}

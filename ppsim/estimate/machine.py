@@ -238,6 +238,18 @@ class Machine:
         """Seconds of a reduce-scatter or an all-gather of `size_bytes` in all; as `all_reduce_s`, half the way."""
         return self._ring_s(size_bytes, ranks, stride)
 
+    def all_to_all_s(self, size_bytes: Any, ranks: Any, stride: Any = 1) -> Seconds:
+        """Seconds in which each rank sends an equal share of its bytes to every rank; as `all_reduce_s`.
+
+        What goes to ranks of the own node and what goes to others takes different links at the same time.
+        """
+        ranks, stride = np.asarray(ranks, np.float64), np.asarray(stride, np.float64)
+        near = np.minimum(ranks, np.maximum(self.devices_per_node // stride, 1))
+        own = self.network_bytes_per_s / self.devices_per_node
+        within = (near - 1) / ranks * size_bytes / self.node_bytes_per_s
+        across = (ranks - near) / ranks * size_bytes / own
+        return np.asarray(self._latency_s(ranks, stride) + np.maximum(within, across), np.float64)
+
     def message_s(self, size_bytes: Any, crosses: Any) -> tuple[Seconds, Seconds]:
         """Seconds for which a message between two devices occupies its link, and the latency after that."""
         own = self.network_bytes_per_s / self.devices_per_node

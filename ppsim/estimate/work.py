@@ -65,6 +65,9 @@ class Execution:
     softmax_multiple: how many scores' matrices unfused attention's softmax kernel takes at a time; another number of
     them goes through five operations instead (Megatron-LM's fused kernel takes 4). float32_loss: whether the loss
     casts logits to float32, takes its softmax operation by operation and keeps that in float32, as Megatron-LM's does.
+    ep: ranks over which a block's experts are dealt, each with a microbatch of its own. expert_tp: tensor-parallel
+    ranks that share each expert, by default tp; 1 leaves experts whole, and the ranks of a tensor-parallel group are
+    then some of the ep ranks.
 
     Raises InputError for values that have no meaning.
     """
@@ -83,10 +86,12 @@ class Execution:
     joint_projections: bool = False
     softmax_multiple: int = 1
     float32_loss: bool = False
+    ep: int = 1
+    expert_tp: int | None = None
 
     def __post_init__(self) -> None:
         check_fields(self)
-        for name in ("micro_batch_size", "seq", "dtype_bytes", "tp", "softmax_multiple"):
+        for name in ("micro_batch_size", "seq", "dtype_bytes", "tp", "softmax_multiple", "ep", "expert_ranks"):
             value = getattr(self, name)
             if not isinstance(value, int) or isinstance(value, bool) or value < 1:
                 raise InputError(f"{name} must be a whole number of 1 or more, got {value!r}")
@@ -104,6 +109,19 @@ class Execution:
                 f"sequence parallelism cuts seq {self.seq} over tp {self.tp} ranks: take a seq that tp divides"
             )
 
+        if self.tp % self.expert_ranks:
+            raise InputError(f"expert_tp {self.expert_ranks} must divide tp {self.tp}: take a divisor")
+        if self.tp > 1 and not self.sequence_parallel and (self.ep > 1 or self.expert_ranks != self.tp):
+            raise InputError(
+                f"experts on ep {self.ep} ranks, each on {self.expert_ranks} of tp {self.tp}, need every rank to route "
+                "tokens of its own: set sequence_parallel"
+            )
+
+    @property
+    def expert_ranks(self) -> int:
+        """Tensor-parallel ranks that share an expert."""
+        return self.tp if self.expert_tp is None else self.expert_tp
+
     @property
     def tokens(self) -> int:
         """b s."""
@@ -120,9 +138,11 @@ class LayerWork:
     """What one microbatch makes one layer do, on one rank.
 
     operations: in forward order. recomputed: those that the backward runs forward once more. forward_reduces,
-    backward_reduces: all-reduces of `reduced_bytes` over the tp ranks; row_reduces: those of `row_bytes` in F. saved:
-    bytes of each thing held from F to the end of B besides the output, the input among them; kept: the same from I to
-    W. output_bytes, parameter_bytes.
+    backward_reduces: all-reduces of `reduced_bytes` over the tp ranks; row_reduces: those of `row_bytes` in F.
+    forward_expert_reduces, backward_expert_reduces: the same of `expert_reduced_bytes` over the ranks that share an
+    expert. forward_exchanges, backward_exchanges: all-to-alls over the ep ranks, each rank with `exchanged_bytes`.
+    saved: bytes of each thing held from F to the end of B besides the output, the input among them; kept: the same from
+    I to W. output_bytes, parameter_bytes.
     """
 
     name: str
@@ -133,6 +153,12 @@ class LayerWork:
     row_reduces: int = 0
     row_bytes: int = 0
     reduced_bytes: int = 0
+    forward_expert_reduces: int = 0
+    backward_expert_reduces: int = 0
+    expert_reduced_bytes: int = 0
+    forward_exchanges: int = 0
+    backward_exchanges: int = 0
+    exchanged_bytes: int = 0
     saved: dict[str, int] = field(default_factory=dict)
     kept: dict[str, int] = field(default_factory=dict)
     output_bytes: int = 0

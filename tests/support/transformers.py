@@ -2,7 +2,10 @@
 
 from __future__ import annotations
 
-from ppsim import Transformer
+import json
+from pathlib import Path
+
+from ppsim import Transformer, read_huggingface_config
 
 GPT = Transformer.gpt(layers=2, hidden=8, heads=2, vocabulary=10, positions=6)
 
@@ -91,3 +94,14 @@ PUBLISHED = {
         },
     ),
 }
+
+_FACTS = json.loads((Path(__file__).parent / "model_configs.json").read_text())
+# Each with parameters and config: models as published, and small ones with forward_flops; sources are in the file.
+CONFIGS, SMALL_CONFIGS = _FACTS["published"], _FACTS["small"]
+
+
+def read_config(folder: Path, config: dict[str, object], **changes: object) -> Transformer:
+    """The model of a configuration with changes; `...` takes a field out."""
+    path = folder / "config.json"
+    path.write_text(json.dumps({key: value for key, value in {**config, **changes}.items() if value is not ...}))
+    return read_huggingface_config(path)

@@ -51,7 +51,11 @@ def test_biases_are_where_the_model_has_them(tmp_path: Path) -> None:
 @pytest.mark.parametrize(
     ("name", "changes", "said"),
     [
-        ("gpt2", {"model_type": "bert"}, "model_type must be one of gpt2, llama, mistral, qwen2, got 'bert'"),
+        (
+            "gpt2",
+            {"model_type": "bert"},
+            "qwen2_moe, qwen3, qwen3_moe, qwen3_vl_moe_text, qwen3_vl_text, seed_oss, smollm3, starcoder2, got 'bert'",
+        ),
         ("gpt2", {"model_type": ...}, "got None"),
         ("gpt2", {"model_type": ["gpt2"]}, "model_type must be one of"),
         ("gpt2", {"n_embd": ...}, "n_embd is missing"),
@@ -61,7 +65,9 @@ def test_biases_are_where_the_model_has_them(tmp_path: Path) -> None:
         ("llama-2-7b", {"vocab_size": True}, "vocab_size must be a whole number of 1 or more, got True"),
         ("llama-2-7b", {"num_key_value_heads": 5}, "kv_heads 5 must divide heads 32"),
         ("llama-2-7b", {"tie_word_embeddings": "no"}, "tie_word_embeddings must be true or false, got 'no'"),
-        ("qwen2-7b", {"use_sliding_window": True}, "use_sliding_window true"),
+        ("llama-2-7b", {"use_sliding_window": True}, "use_sliding_window true"),
+        ("llama-2-7b", {"num_experts": 4}, "num_experts 4 may change what is counted, and no llama"),
+        ("qwen2-7b", {"kv_lora_rank": 64}, "kv_lora_rank 64 may change what is counted"),
     ],
 )
 def test_a_mistake_is_named_with_file_field_and_value(tmp_path: Path, name: str, changes: dict, said: str) -> None:
