@@ -9,7 +9,7 @@ import pytest
 
 from ppsim import LayerCost, Transformer, estimate_costs, load_costs, named_device
 from tests.support.commandline import refused, run, run_json
-from tests.support.transformers import PUBLISHED
+from tests.support.transformers import CONFIGS, PUBLISHED
 
 SIZES = "--layers 2 --hidden 64 --heads 4 --seq 16 --vocabulary 100"
 RATES = "--flops-per-s 1e12 --bytes-per-s 1e11"
@@ -67,3 +67,16 @@ def test_text_shows_one_row_for_all_blocks(capsys: pytest.CaptureFixture[str]) -
 def test_bad_input_is_one_message(capsys: pytest.CaptureFixture[str], words: str, said: str) -> None:
     message = refused(capsys, "estimate", words)
     assert any(part in message for part in said.split("|"))
+
+
+def test_layers_that_differ_have_rows_of_their_own(capsys: pytest.CaptureFixture[str], tmp_path: Path) -> None:
+    config = tmp_path / "config.json"
+    config.write_text(json.dumps(CONFIGS["deepseek-v3"]["config"]))
+    flags = f"--huggingface {config} --device h100 --ep 64 --ep-bytes-per-s 5e10"
+    text = run(capsys, "estimate", flags)
+    assert "671,026,419,200 parameters in 61 blocks" in text
+    assert "not counted: num_nextn_predict_layers" in text
+    assert "each of 58 blocks (8 of 256 experts)" in text
+    layers = run_json(capsys, "estimate", flags, "--mtp")["layers"]
+    assert [layer["name"] for layer in layers[-2:]] == ["mtp 0", "head"]
+    assert layers[4]["forward_communication_s"] > 0 == layers[1]["forward_communication_s"]
