@@ -73,7 +73,7 @@ def test_layers_that_differ_have_rows_of_their_own(capsys: pytest.CaptureFixture
     config = tmp_path / "config.json"
     config.write_text(json.dumps(CONFIGS["deepseek-v3"]["config"]))
     flags = f"--huggingface {config} --device h100 --ep 64 --ep-bytes-per-s 5e10"
-    text = run(capsys, "estimate", flags)
+    _, text, _ = run(capsys, "estimate", flags)
     assert "671,026,419,200 parameters in 61 blocks" in text
     assert "not counted: num_nextn_predict_layers" in text
     assert "each of 58 blocks (8 of 256 experts)" in text
