@@ -224,6 +224,7 @@ class RunConfig:
         check_processes(dp=self.dp, ranks=self.ranks, tp=self.tp)
         if self.backend == "nccl" and self.devices != "shared":
             check_gpus(self.world_size)
+        self._check_posts()
         self._check_window()
         self.layer_costs, self.layer_sizes  # noqa: B018  (refuse a bad file or cut now, not in the workers)
 
@@ -307,6 +308,13 @@ class RunConfig:
                 if value % count:
                     fitting = largest_divisor(value, most=count)
                     raise InputError(f"{what} {value} does not divide by {by} {count}: take {by} {fitting} for example")
+
+    def _check_posts(self) -> None:
+        if self.is_local and self.pipeline.communication is not None:
+            raise InputError(
+                "the schedule states where its messages are sent and received, and backend 'local' has no transport "
+                "that waits for that: take communication 'derived', or backend 'gloo' or 'nccl'"
+            )
 
     def _check_window(self) -> None:
         if self.receive_window and self.pipeline.program.is_posted(self.streams):

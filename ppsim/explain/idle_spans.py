@@ -34,7 +34,8 @@ class IdleSpans(NamedTuple):
     Parameters
     ----------
     rank, action : arrays of shape (spans,)
-        Where it is, and the action that it ends with; -1 for the span after a rank's last action.
+        Where it is, and the action that it ends with, or that it parts if it is within an overlapped pair; -1 for the
+        span after a rank's last action.
     begin_s, end_s : arrays of shape (spans,)
         Seconds from the step's start.
     parts_s : array of shape (spans, parts)
@@ -79,11 +80,17 @@ def idle_spans(found: Attribution) -> IdleSpans:
     previous, actions, ranks = graph.wiring.previous, len(phase), found.trace.ranks
     last_s = np.zeros(ranks)
     np.maximum.at(last_s, graph.wiring.rank, graph.times.end_s)
-    rank = np.concatenate([graph.wiring.rank, np.arange(ranks)])
-    begin_s = np.concatenate([np.where(previous >= 0, graph.times.end_s[previous], 0.0), last_s])
-    end_s = np.concatenate([graph.times.start_s, np.full(ranks, graph.end_s)])
-    parts_s = np.concatenate([_before_actions(before, inherent, phase), _after_the_last(after)])
-    action = np.concatenate([np.arange(actions), np.full(ranks, -1)])
+    in_pairs = np.flatnonzero(graph.inner_s > rounding_s)
+    first = found.trace.program.action_start[in_pairs]
+    within_s = (found.trace.end_s[first], found.trace.start_s[first + 1])
+    zero_s = found.trace.start_s.min()
+    rank = np.concatenate([graph.wiring.rank, np.arange(ranks), graph.wiring.rank[in_pairs]])
+    begin_s = np.concatenate([np.where(previous >= 0, graph.times.end_s[previous], 0.0), last_s, within_s[0] - zero_s])
+    end_s = np.concatenate([graph.times.start_s, np.full(ranks, graph.end_s), within_s[1] - zero_s])
+    parts_s = np.concatenate(
+        [_before_actions(before, inherent, phase), _after_the_last(after), _device_alone(graph.inner_s[in_pairs])]
+    )
+    action = np.concatenate([np.arange(actions), np.full(ranks, -1), in_pairs])
 
     chosen = np.flatnonzero(end_s - begin_s > rounding_s)
     chosen = chosen[np.lexsort((begin_s[chosen], rank[chosen]))]
@@ -108,6 +115,11 @@ def _before_actions(roots: Roots, inherent: Seconds, phase: Integers) -> Seconds
     return np.stack(
         [np.where(phase == START, total if part == "warm_up" else 0.0, steady[part]) for part in PARTS], axis=1
     )
+
+
+def _device_alone(seconds: Seconds) -> Seconds:
+    """The parts of spans within overlapped pairs, shape (spans, parts): the device's own time."""
+    return np.stack([seconds if part == "device" else np.zeros_like(seconds) for part in PARTS], axis=1)
 
 
 def _after_the_last(roots: Roots) -> Seconds:

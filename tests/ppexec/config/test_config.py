@@ -266,3 +266,10 @@ def test_options_of_a_named_schedule_have_no_meaning_for_a_file(tmp_path: Path, 
     path.write_text(ppsim.build_schedule("1f1b", ranks=2, microbatches=4).to_csv())
     with pytest.raises(ppsim.InputError, match=f"{option} 2 is of a schedule by name"):
         RunConfig(from_csv=path, **{option: 2})
+
+
+def test_stated_communication_is_refused_where_nothing_waits_for_it() -> None:
+    """Cause of a bug: backend "local" ran it without a word as if it had been derived; the prediction did not."""
+    with pytest.raises(ppsim.InputError, match="take communication 'derived'"):
+        RunConfig(backend="local", device="threads", communication="early")
+    assert RunConfig(backend="local", device="threads", communication="derived").pipeline.communication is None

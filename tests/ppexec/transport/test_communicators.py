@@ -35,7 +35,6 @@ BLOCKED = """\
         {"schedule": "1f1b", "communication": "early"},
         {"schedule": "interleaved-zb", "communication": "late"},
         {"schedule": "1f1b", "communication": "late", "device": "threads"},
-        {"schedule": "zb-h1", "communication": "late", "backend": "local", "device": "threads"},
     ],
     ids=lambda changes: " ".join(map(str, changes.values())),
 )
