@@ -101,8 +101,8 @@ class Advice:
             lines.append(
                 f"The last backward of stage {stage} takes {extra_s[stage] * 1e3:.3g} ms more than its others."
             )
-        if trace.unknown:
-            lines.append(f"Not recorded: {', '.join(trace.unknown)}.")
+        if self.run.unknown:
+            lines.append(f"Not recorded: {'; '.join(self.run.unknown)}.")
         return "\n".join(lines)
 
     def how_to_load(self, path: str = "schedule.csv", chosen: Candidate | None = None) -> str:

@@ -53,7 +53,7 @@ def describe(run: Run) -> dict[str, Any]:
         **about_of(run.schedule),
         "source": run.source,
         "environment": run.environment,
-        "unknown": run.traces[0].unknown,
+        "unknown": run.unknown,
         "steps": [
             {"step": step, "makespan_s": trace.makespan_s, "bubble_fraction": trace.bubble_fraction}
             for step, trace in zip(run.steps, run.traces, strict=True)
@@ -74,7 +74,7 @@ def describe_text(run: Run) -> str:
             f"read from  {run.source} ({run.environment.get('format', 'unknown format')})",
             f"steps      {len(run.traces)}, median {np.median(lengths_s):.6g} s, from {lengths_s.min():.6g} to "
             f"{lengths_s.max():.6g} s",
-            f"not known  {', '.join(run.traces[0].unknown) or 'nothing'}",
+            f"not known  {'; '.join(run.unknown) or 'nothing'}",
             "",
             text_table(rows[:_STEPS]),
             *([f"... and {len(rows) - _STEPS} more"] if len(rows) > _STEPS else []),

@@ -9,6 +9,7 @@ from typing import NamedTuple
 from ppsim.checks import checked
 from ppsim.errors import InputError
 from ppsim.runs.kineto import is_kineto, read_kineto
+from ppsim.runs.megatron import is_megatron, read_megatron
 from ppsim.runs.own import is_own, read_own
 from ppsim.runs.primus import is_primus, read_primus
 from ppsim.runs.run import Run
@@ -24,6 +25,7 @@ _FORMATS = {
     "ppsim": _Format(is_own, read_own, "step_<n>.trace as `ppsim import` writes them, or one saved trace"),
     "primus": _Format(is_primus, read_primus, "config.json and pp_rank_<r>.json of Primus's --dump_pp_data"),
     "kineto": _Format(is_kineto, read_kineto, "a Chrome trace (.json, .json.gz) of each rank by torch.profiler"),
+    "megatron": _Format(is_megatron, read_megatron, "a log (.log, .txt, .out) with Megatron-LM's times across ranks"),
 }
 
 
@@ -40,13 +42,16 @@ def read_run(path: str | Path, format: str = "auto") -> Run:
     ----------
     path : str or Path
         A folder with a file for each pipeline rank, or a saved trace.
-    format : "auto", "ppsim", "primus" or "kineto"
+    format : "auto", "ppsim", "primus", "kineto" or "megatron"
         What wrote the files:
 
         - "ppsim": steps that `ppsim import` wrote, or one saved trace.
         - "primus": `config.json` and `pp_rank_<r>.json`, which AMD's Primus writes with `--dump_pp_data`.
         - "kineto": a Chrome trace of each rank, `.json` or `.json.gz`, that `torch.profiler` wrote of a job on
           PyTorch's pipeline runtime, whose ranges are named `PP:0F1`.
+        - "megatron": what Megatron-LM printed with `--timing-log-level 2 --timing-log-option all`, one log or a folder
+          of a job's. Its timers are sums over a step: the run's traces are laid out from them, and
+          `run.environment["unknown"]` says what that leaves open.
 
         "auto" looks which it is.
 

@@ -72,6 +72,11 @@ class Run:
         return self.schedule.ranks
 
     @property
+    def unknown(self) -> tuple[str, ...]:
+        """What is not known of its steps, in words: of the traces, and what the reader of the files says besides."""
+        return (*self.traces[0].unknown, *self.environment.get("unknown", ()))
+
+    @property
     def median(self) -> Trace:
         """The step of the median makespan; of two in the middle the shorter."""
         return median_step(self.traces)
