@@ -20,6 +20,7 @@ from ppsim.explain.attribution import Attribution, attribute, critical_path
 from ppsim.explain.comparison import Comparison, compare
 from ppsim.explain.path_and_slack import CriticalPath
 from ppsim.network.all_reduce import Reduction
+from ppsim.network.collectives import Collectives
 from ppsim.network.link import Link, LinkPiece
 from ppsim.network.network import Network
 from ppsim.notebook.compare_schedules import ScheduleComparison, compare_schedules
@@ -59,6 +60,7 @@ __all__ = [
     "Attribution",
     "Choices",
     "Cluster",
+    "Collectives",
     "Comparison",
     "Conditions",
     "CostError",

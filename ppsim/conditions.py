@@ -14,6 +14,7 @@ import numpy.typing as npt
 from ppsim.checks import check_fields, check_names, checked, shown
 from ppsim.errors import InputError
 from ppsim.network.all_reduce import Reduction
+from ppsim.network.collectives import Collectives
 from ppsim.schedule.streams import Streams
 
 Sharing = Literal["turns", "fair"]
@@ -62,6 +63,9 @@ class Conditions:
         index n - 1. The last value holds for more ranks. Takes the place of `cores` and `sharing_efficiency`.
     reduction : Reduction or None
         Adds up the gradients of each stage over data-parallel replicas.
+    collectives : Collectives or None
+        Gathers parameters and reduces gradients where the schedule states its sharding (`Schedule.with_sharding`), in
+        place of `reduction`. Without it sharding takes no time and no memory.
 
     Raises
     ------
@@ -94,6 +98,7 @@ class Conditions:
     sharing_efficiency: float = 1.0
     speeds: Sequence[float] | None = None
     reduction: Reduction | None = None
+    collectives: Collectives | None = None
 
     def __post_init__(self) -> None:
         check_fields(self)
@@ -121,6 +126,10 @@ class Conditions:
                 f"receive_window is of receives posted ahead on links: with streams {self.streams!r} they are posted "
                 "where they stand in the schedule; leave one of the two out"
             )
+        if self.collectives is not None:
+            for name in ("reduction", "receive_window", "cores", "devices"):
+                if getattr(self, name) is not None:
+                    raise InputError(f"{name} cannot be given with collectives: leave one of the two out")
         self._check_sharing()
 
     def _check_sharing(self) -> None:
@@ -180,6 +189,8 @@ class Conditions:
             read["slow_ranks"] = _by_rank(read["slow_ranks"])
         if read.get("reduction") is not None:
             read["reduction"] = Reduction.from_dict(read["reduction"])
+        if read.get("collectives") is not None:
+            read["collectives"] = Collectives.from_dict(read["collectives"])
         return cls().having(read)
 
     def having(self, options: Mapping[str, Any]) -> Conditions:
@@ -208,7 +219,7 @@ def _by_rank(given: Any) -> dict[int, float]:
 
 
 def _plain(value: Any) -> Any:
-    if isinstance(value, Reduction):
+    if isinstance(value, Reduction | Collectives):
         return value.to_dict()
     if isinstance(value, Mapping):
         return {str(rank): factor for rank, factor in value.items()}

@@ -25,10 +25,12 @@ PART_COLOURS: Mapping[str, str] = MappingProxyType(
         "imbalance": "#ddbb44",
         "messages": "#44aa88",
         "streams": "#aa7733",
+        "collectives": "#9977cc",
         "device": "#999999",
         "straggler": "#cc4455",
     }
 )
 
 CRITICAL = "#d62728"  # readable on white and black, and on every kind's colour
+GATHERING = "#5b7f3a"  # of sharded parameters; likewise
 REDUCTION = "#7a4f9e"  # of gradients over replicas; no kind's, no part's and no series' colour

@@ -28,6 +28,7 @@ _MEANING = {
     "imbalance": "stages take unequally long, or the order does not suit them",
     "messages": "messages are under way",
     "streams": "messages wait for others on their communicators, or for their receives",
+    "collectives": "parameters are being gathered",
     "device": "the rank's own time between actions",
     "straggler": "actions took longer than usual",
 }

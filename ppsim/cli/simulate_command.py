@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 
 import numpy as np
 
@@ -48,7 +48,7 @@ class SimulateCommand(ReductionFlags, JitterFlags, ModelFlags, NetworkFlags, Cos
         sampling = self.load_jitter(schedule.program)
         kinds = {kind for order in schedule.orders for kind in np.unique(order.kind).tolist()}
         stages, network = self.stage_costs(schedule.stages, kinds), self.load_network(schedule.ranks)
-        conditions = replace(self.conditions, reduction=self.load_reduction())
+        schedule, conditions = self.shard(schedule, self.conditions)
         engine = "simpy" if self.engine is None else self.engine
         trace = simulate(schedule, stages, network=network, engine=engine, conditions=conditions)
         trace = with_columns(trace, receive_window=conditions.receive_window, optimizer=self.optimizer)

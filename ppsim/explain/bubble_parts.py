@@ -13,7 +13,14 @@ import numpy as np
 import numpy.typing as npt
 
 from ppsim.explain.step_graph import GraphTimes, StepGraph, replay
-from ppsim.explain.usual_durations import ROUNDING, cut_to_usual, equal_stages, without_device_waits, without_messages
+from ppsim.explain.usual_durations import (
+    ROUNDING,
+    cut_to_usual,
+    equal_stages,
+    without_collectives,
+    without_device_waits,
+    without_messages,
+)
 from ppsim.explain.waits import Cause, follow_waits
 from ppsim.schedule.action import Kind
 from ppsim.trace.trace import Trace
@@ -40,25 +47,28 @@ class Replays(NamedTuple):
     without_excess: GraphTimes  # no action longer than usual
     without_streams: GraphTimes  # every message sets off as it is made, on a link of its own
     without_messages: GraphTimes
+    without_collectives: GraphTimes
     without_device_waits: GraphTimes
 
 
 class Roots(NamedTuple):
     """Seconds of idle time by what it comes from, all arrays of one shape; the sum of all is the idle time.
 
-    queueing, stream, transfer, latency, device: what is waited for at the moment. All else is waiting for computation,
-    by what made that late: an action longer than usual (straggler), streams, messages or devices elsewhere
-    (late_streams, late_messages, late_device), or nothing of these (compute).
+    queueing, stream, transfer, latency, collective, device: what is waited for at the moment. All else is waiting for
+    computation, by what made that late: an action longer than usual (straggler), streams, messages, collectives or
+    devices elsewhere (late_streams, late_messages, late_collectives, late_device), or nothing of these (compute).
     """
 
     queueing: Seconds
     stream: Seconds
     transfer: Seconds
     latency: Seconds
+    collective: Seconds
     device: Seconds
     straggler: Seconds
     late_streams: Seconds
     late_messages: Seconds
+    late_collectives: Seconds
     late_device: Seconds
     compute: Seconds
 
@@ -71,6 +81,11 @@ class Roots(NamedTuple):
     def streams(self) -> Seconds:
         """All that streams cause."""
         return self.stream + self.late_streams
+
+    @property
+    def collectives(self) -> Seconds:
+        """All that gathering parameters causes."""
+        return self.collective + self.late_collectives
 
 
 def split_bubbles(graph: StepGraph, usual_s: Seconds) -> BubbleParts:
@@ -120,11 +135,13 @@ def split_bubbles(graph: StepGraph, usual_s: Seconds) -> BubbleParts:
         ("warm_up", "compute"): inherent[:, START] + inherent[:, FILLING],
         ("warm_up", "messages"): before.messages[:, START],
         ("warm_up", "streams"): before.streams[:, START],
+        ("warm_up", "collectives"): before.collectives[:, START],
         ("warm_up", "device"): (before.device + before.late_device)[:, START],
         ("warm_up", "straggler"): before.straggler[:, START],
         ("drain", "compute"): after.compute + inherent[:, EMPTYING],
         ("drain", "messages"): after.messages,
         ("drain", "streams"): after.streams,
+        ("drain", "collectives"): after.collectives,
         ("drain", "device"): after.device + after.late_device,
         ("drain", "straggler"): after.straggler,
         ("imbalance", ""): (before.compute - inherent).sum(axis=1),
@@ -134,6 +151,8 @@ def split_bubbles(graph: StepGraph, usual_s: Seconds) -> BubbleParts:
         ("messages", "knock_on"): before.late_messages[:, _AFTER_START].sum(axis=1),
         ("streams", ""): before.stream[:, _AFTER_START].sum(axis=1),
         ("streams", "knock_on"): before.late_streams[:, _AFTER_START].sum(axis=1),
+        ("collectives", ""): before.collective[:, _AFTER_START].sum(axis=1),
+        ("collectives", "knock_on"): before.late_collectives[:, _AFTER_START].sum(axis=1),
         ("device", ""): before.device[:, _AFTER_START].sum(axis=1) + in_pairs,
         ("device", "knock_on"): before.late_device[:, _AFTER_START].sum(axis=1),
         ("straggler", ""): before.straggler[:, _AFTER_START].sum(axis=1),
@@ -154,11 +173,14 @@ def replays_of(graph: StepGraph, usual_s: Seconds) -> Replays:
     wiring = graph.wiring.without_streams()
     without_streams = replay(wiring, edge_times) if graph.wiring.is_on_streams else without_excess
     edge_times = without_messages(edge_times)
+    free_messages = replay(wiring, edge_times)
+    edge_times = without_collectives(graph, edge_times)
     return Replays(
         recorded=graph.times,
         without_excess=without_excess,
         without_streams=without_streams,
-        without_messages=replay(wiring, edge_times),
+        without_messages=free_messages,
+        without_collectives=replay(wiring, edge_times) if graph.gathered_s.any() else free_messages,
         without_device_waits=replay(wiring, without_device_waits(edge_times)),
     )
 
@@ -178,24 +200,28 @@ def roots_of(waits: list[Seconds], idle: list[Seconds], rounding_s: float) -> Ro
     rounding_s : float
         What is shorter is rounding.
     """
-    compute, queueing, stream, transfer, latency, device = waits
-    recorded, without_excess, without_streams, without_messages, without_device_waits = idle
+    compute, queueing, stream, transfer, latency, device, collective = waits
+    recorded, without_excess, without_streams, without_messages, without_collectives, without_device_waits = idle
     straggler = _share(recorded - without_excess, compute, rounding_s)
     compute = compute - straggler
     late_streams = _share(without_excess - without_streams - stream, compute, rounding_s)
     compute = compute - late_streams
     late_messages = _share(without_streams - without_messages - (queueing + transfer + latency), compute, rounding_s)
     compute = compute - late_messages
-    late_device = _share(without_messages - without_device_waits - device, compute, rounding_s)
+    late_collectives = _share(without_messages - without_collectives - collective, compute, rounding_s)
+    compute = compute - late_collectives
+    late_device = _share(without_collectives - without_device_waits - device, compute, rounding_s)
     return Roots(
         queueing=queueing,
         stream=stream,
         transfer=transfer,
         latency=latency,
+        collective=collective,
         device=device,
         straggler=straggler,
         late_streams=late_streams,
         late_messages=late_messages,
+        late_collectives=late_collectives,
         late_device=late_device,
         compute=compute - late_device,
     )

@@ -102,13 +102,14 @@ def idle_spans(found: Attribution) -> IdleSpans:
 
 def _before_actions(roots: Roots, inherent: Seconds, phase: Integers) -> Seconds:
     """The parts of the span before each action, shape (actions, parts)."""
-    total = roots.compute + roots.messages + roots.streams + (roots.device + roots.late_device) + roots.straggler
+    total = _total(roots)
     steady = {
         "warm_up": np.where(phase == FILLING, inherent, 0.0),
         "drain": np.where(phase == EMPTYING, inherent, 0.0),
         "imbalance": roots.compute - inherent,
         "messages": roots.messages,
         "streams": roots.streams,
+        "collectives": roots.collectives,
         "device": roots.device + roots.late_device,
         "straggler": roots.straggler,
     }
@@ -122,7 +123,13 @@ def _device_alone(seconds: Seconds) -> Seconds:
     return np.stack([seconds if part == "device" else np.zeros_like(seconds) for part in PARTS], axis=1)
 
 
+def _total(roots: Roots) -> Seconds:
+    """All idle time of some roots."""
+    with_messages = roots.compute + roots.messages + roots.streams
+    return with_messages + roots.collectives + (roots.device + roots.late_device) + roots.straggler
+
+
 def _after_the_last(roots: Roots) -> Seconds:
     """The parts of the span after each rank's last action, shape (p, parts): all of it is drain."""
-    total = roots.compute + roots.messages + roots.streams + (roots.device + roots.late_device) + roots.straggler
+    total = _total(roots)
     return np.stack([total if part == "drain" else np.zeros_like(total) for part in PARTS], axis=1)

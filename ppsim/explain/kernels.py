@@ -19,7 +19,7 @@ if TYPE_CHECKING:
     from ppsim.explain.waits import Waits
 
 _FIRST_ROOM = 8  # intervals of idle time that a rank has room for at first; doubled whenever it is full
-_COMPUTE, _QUEUE, _STREAM, _TRANSFER, _LATENCY, _DEVICE = range(6)  # as in `explain.waits.Cause`
+_COMPUTE, _QUEUE, _STREAM, _TRANSFER, _LATENCY, _DEVICE, _COLLECTIVE = range(7)  # as in `explain.waits.Cause`
 
 
 @kernel
@@ -167,6 +167,7 @@ def split_waits(
     times: GraphTimes,
     link_free_s: Seconds,
     shown_left_s: Seconds,
+    gathered_s: Seconds,
     step_end_s: float,
     waits: Waits,
 ) -> None:
@@ -215,6 +216,9 @@ def split_waits(
                 until = min(max(times.arrival_s[message], at), now)
                 idle = _add(idle, place, rank, at, until, _LATENCY, sums)
                 at = until
+            until = min(max(gathered_s[action], at), now)
+            idle = _add(idle, place, rank, at, until, _COLLECTIVE, sums)
+            at = until
             idle = _add(idle, place, rank, at, now, _DEVICE, sums)
         free_s[rank] = max(free, times.end_s[action])
     last = wiring.rank[np.argmax(times.end_s)]

@@ -9,6 +9,7 @@ from typing import NamedTuple
 import numpy as np
 import numpy.typing as npt
 
+from ppsim.schedule.action import Kind
 from ppsim.schedule.program import Program
 from ppsim.schedule.streams import Streams
 from ppsim.trace.trace import Trace
@@ -185,6 +186,9 @@ class StepGraph:
         Time between the two rows of an overlapped pair in which nothing is computed; part of `edge_times.compute_s`.
     shown_left_s : array of shape (messages,)
         When a transfer is said to end. Nobody sees a measured message leave its link, so its arrival stands here.
+    gathered_s : array of shape (actions,)
+        When the parameters that an action needs are whole; 0 where they need not be gathered. An action that waits for
+        them does so within its `edge_times.device_s`: a replay keeps this wait as it was.
     """
 
     trace: Trace = field(repr=False)
@@ -193,6 +197,12 @@ class StepGraph:
     edge_times: EdgeTimes = field(repr=False)
     inner_s: Seconds
     shown_left_s: Seconds = field(repr=False)
+    gathered_s: Seconds = field(repr=False)
+
+    @property
+    def collective_s(self) -> Seconds:
+        """How long each action waits for parameters when all else that it needs is there, shape (actions,)."""
+        return np.maximum(np.minimum(self.gathered_s, self.times.start_s) - self.times.ready_s, 0.0)
 
     @property
     def program(self) -> Program:
@@ -279,7 +289,21 @@ class StepGraph:
             edge_times=_edge_times(times),
             inner_s=(end - start) - lengths,
             shown_left_s=shown_left,
+            gathered_s=_gathered(trace),
         )
+
+
+def _gathered(trace: Trace) -> Seconds:
+    """When the parameters that each action needs are whole, shape (actions,); 0 where they need not be gathered."""
+    program = trace.program
+    found = np.zeros(program.actions)
+    if trace.unshard_end_s is None:
+        return found
+    table = program.collectives
+    end_s = np.zeros(len(table.kind) + 1)  # the last stands for -1, "none"
+    end_s[:-1][table.kind == Kind.UNSHARD] = trace.unshard_end_s - trace.start_s.min()
+    np.maximum.at(found, program.row_action, end_s[table.gather])
+    return found
 
 
 def on_one_wiring(first: StepGraph, second: StepGraph) -> tuple[Wiring, EdgeTimes, EdgeTimes]:

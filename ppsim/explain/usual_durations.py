@@ -71,6 +71,11 @@ def without_messages(edge_times: EdgeTimes) -> EdgeTimes:
     return edge_times._replace(post_s=nothing, occupied_s=nothing, latency_s=nothing)
 
 
+def without_collectives(graph: StepGraph, edge_times: EdgeTimes) -> EdgeTimes:
+    """The edge times if no action waited for its stage's parameters."""
+    return edge_times._replace(device_s=edge_times.device_s - graph.collective_s)
+
+
 def without_device_waits(edge_times: EdgeTimes) -> EdgeTimes:
     """The edge times if every action started as soon as its rank is free and its inputs are there."""
     return edge_times._replace(device_s=np.zeros_like(edge_times.device_s))

@@ -22,6 +22,7 @@ class Cause(enum.IntEnum):
     TRANSFER = 3
     LATENCY = 4
     DEVICE = 5  # everything is there and the rank is free, yet the action does not start
+    COLLECTIVE = 6  # the stage's parameters are still being gathered
 
 
 class Waits(NamedTuple):
@@ -62,5 +63,7 @@ def follow_waits(graph: StepGraph) -> Waits:
     found = Waits(
         before_s=np.zeros((graph.program.actions, len(Cause))), after_s=np.zeros((graph.program.ranks, len(Cause)))
     )
-    kernels.split_waits(graph.wiring, graph.times, graph.link_free_s(), graph.shown_left_s, graph.end_s, found)
+    kernels.split_waits(
+        graph.wiring, graph.times, graph.link_free_s(), graph.shown_left_s, graph.gathered_s, graph.end_s, found
+    )
     return found

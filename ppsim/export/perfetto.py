@@ -112,6 +112,7 @@ class _TraceEvents:
             yield from self.link_tracks(link, position)
         for rank in range(self.trace.ranks):
             yield from self.reductions(rank, len(links) + 1)
+            yield from self.gatherings(rank, len(links) + 2)
         yield from self.flows()
 
     def label(self, what: str, rank: int, track: int, **values: Any) -> Event:
@@ -201,22 +202,49 @@ class _TraceEvents:
     def reductions(self, rank: int, position: int) -> Iterator[Event]:
         """REDUCE_GRAD of the rank's stages; no track without replicas."""
         trace = self.trace
-        stages = trace.schedule.stages_of(rank)
-        if trace.reduce_start_s is None or trace.reduce_end_s is None or trace.reduce_bytes is None or not stages:
+        if trace.reduce_start_s is None or trace.reduce_end_s is None or trace.reduce_bytes is None:
             return
-        held = list(stages)
-        begin = self.nanoseconds(trace.reduce_start_s[held])
-        end = np.maximum(begin, self.nanoseconds(trace.reduce_end_s[held]))
+        held = np.array(trace.schedule.stages_of(rank), np.int64)
+        columns = trace.reduce_start_s[held], trace.reduce_end_s[held], trace.reduce_bytes[held]
+        yield from self.collectives(rank, position, "reduce gradients", "reduction", Kind.REDUCE_GRAD, held, *columns)
+
+    def gatherings(self, rank: int, position: int) -> Iterator[Event]:
+        """UNSHARD of the rank's stages; no track where parameters are not sharded."""
+        trace, table = self.trace, self.program.collectives
+        if trace.unshard_start_s is None or trace.unshard_end_s is None or trace.unshard_bytes is None:
+            return
+        is_gather = table.kind == Kind.UNSHARD
+        own = np.flatnonzero(table.rank[is_gather] == rank)
+        columns = trace.unshard_start_s[own], trace.unshard_end_s[own], trace.unshard_bytes[own]
+        stages = table.stage[is_gather][own]
+        yield from self.collectives(rank, position, "gather parameters", "gathering", Kind.UNSHARD, stages, *columns)
+
+    def collectives(
+        self,
+        rank: int,
+        position: int,
+        title: str,
+        category: str,
+        kind: Kind,
+        stages: npt.NDArray[np.int64],
+        start_s: npt.NDArray[np.float64],
+        end_s: npt.NDArray[np.float64],
+        size_bytes: npt.NDArray[np.int64],
+    ) -> Iterator[Event]:
+        """Tracks of what concerns a rank's stages as a whole; none of nothing."""
+        if not len(stages):
+            return
+        begin = self.nanoseconds(start_s)
+        end = np.maximum(begin, self.nanoseconds(end_s))
         lanes = _lanes(begin, end)
         tracks = [self.numbers.track() for _ in range(max(lanes) + 1)]
         for lane, track in enumerate(tracks):
-            name = "reduce gradients" if lane == 0 else f"reduce gradients ({lane + 1})"
-            yield self.label("thread_name", rank, track, name=name)
+            yield self.label("thread_name", rank, track, name=title if lane == 0 else f"{title} ({lane + 1})")
             yield self.label("thread_sort_index", rank, track, sort_index=position)
-        for index, stage in enumerate(held):
-            args = {"stage": stage, "kind": Kind.REDUCE_GRAD.name, "bytes": int(trace.reduce_bytes[stage])}
-            name, track = f"{stage}{Kind.REDUCE_GRAD.name}", tracks[lanes[index]]
-            yield self.slice(rank, track, name, "reduction", int(begin[index]), int(end[index]), args)
+        for index, stage in enumerate(stages.tolist()):
+            args = {"stage": stage, "kind": kind.name, "bytes": int(size_bytes[index])}
+            name, track = f"{stage}{kind.name}", tracks[lanes[index]]
+            yield self.slice(rank, track, name, category, int(begin[index]), int(end[index]), args)
 
     def flows(self) -> Iterator[Event]:
         """An arrow per message. It starts in its producer's last nanosecond: at the very end the slice has closed."""

@@ -19,6 +19,7 @@ _NAMES = {
     "imbalance": "imbalance",
     "messages": "messages",
     "streams": "streams",
+    "collectives": "gathering parameters",
     "device": "device or dispatch",
     "straggler": "straggler",
 }

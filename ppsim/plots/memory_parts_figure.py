@@ -14,6 +14,7 @@ from ppsim.trace.trace import Trace
 # In the order of stacking: what is there all the time lies at the bottom.
 _PARTS = {
     "parameter_bytes": ("parameters", "#6677cc"),
+    "unsharded_bytes": ("gathered parameters", "#9977cc"),
     "optimizer_bytes": ("optimizer", "#999999"),
     "other_bytes": ("not told apart", "#ccccbb"),
     "gradient_bytes": ("gradients", "#44aa99"),

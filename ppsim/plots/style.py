@@ -9,6 +9,7 @@ import plotly.graph_objects as go
 
 from ppsim.errors import InputError
 from ppsim.palette import CRITICAL as CRITICAL
+from ppsim.palette import GATHERING as GATHERING
 from ppsim.palette import KIND_COLOURS as KIND_COLOURS
 from ppsim.palette import KIND_NAMES as KIND_NAMES
 from ppsim.palette import PART_COLOURS as PART_COLOURS

@@ -5,6 +5,7 @@ from __future__ import annotations
 import html
 from collections.abc import Mapping
 from dataclasses import dataclass
+from typing import NamedTuple
 
 import numpy as np
 import numpy.typing as npt
@@ -15,6 +16,7 @@ from ppsim.plots import style
 from ppsim.plots.critical_line import critical_lines
 from ppsim.plots.spread_lines import spread_lines
 from ppsim.plots.units import Unit, bytes_text, time_unit
+from ppsim.schedule.action import Kind
 from ppsim.trace.trace import Trace
 from ppsim.variation.ensemble import Ensemble
 
@@ -88,7 +90,7 @@ def timeline(
     figure = go.Figure(layout=style.layout(height=height, title=title))
     figure.add_trace(_bubbles(blocks, unit))
     figure.add_traces(_bars(blocks, unit, longest_s))
-    figure.add_traces(_reductions(blocks, unit))
+    figure.add_traces(_reductions(blocks, unit) + _gatherings(blocks, unit))
     if messages:
         figure.add_trace(_messages(blocks, unit))
     if critical_path:
@@ -240,27 +242,60 @@ def _bars(blocks: list[_Block], unit: Unit, longest_s: float) -> list[go.Bar]:
 
 def _reductions(blocks: list[_Block], unit: Unit) -> list[go.Bar]:
     """REDUCE_GRAD of every stage; no bar at all where no trace has replicas."""
-    y, base, x, hover = [], [], [], []
+    strips = []
     for block in blocks:
         trace = block.trace
         if trace.reduce_start_s is None or trace.reduce_end_s is None or trace.reduce_bytes is None:
             continue
-        rank = np.asarray(trace.schedule.placement)
-        lengths_s = trace.reduce_end_s - trace.reduce_start_s
-        y.append(block.top + rank + (_BAR - _STRIP) / 2)
-        base.append((trace.reduce_start_s - block.origin_s) * unit.scale)
-        x.append(lengths_s * unit.scale)
+        ranks, times_s = np.asarray(trace.schedule.placement), (trace.reduce_start_s, trace.reduce_end_s)
+        did = [f"adds up {bytes_text(int(each))} of gradients over the replicas" for each in trace.reduce_bytes]
+        strips.append(_Strips(block, Kind.REDUCE_GRAD, np.arange(len(ranks)), ranks, *times_s, did))
+    return _strip_bar("reduction over replicas", style.REDUCTION, (_BAR - _STRIP) / 2, strips, unit)
+
+
+def _gatherings(blocks: list[_Block], unit: Unit) -> list[go.Bar]:
+    """Every UNSHARD; no bar at all where no trace has sharded parameters."""
+    strips = []
+    for block in blocks:
+        trace, table = block.trace, block.trace.program.collectives
+        if trace.unshard_start_s is None or trace.unshard_end_s is None or trace.unshard_bytes is None:
+            continue
+        is_gather = table.kind == Kind.UNSHARD
+        did = [f"gathers {bytes_text(int(each))} of parameters from the replicas" for each in trace.unshard_bytes]
+        stage, rank = table.stage[is_gather], table.rank[is_gather]
+        strips.append(_Strips(block, Kind.UNSHARD, stage, rank, trace.unshard_start_s, trace.unshard_end_s, did))
+    return _strip_bar("gathering of parameters", style.GATHERING, (_STRIP - _BAR) / 2, strips, unit)
+
+
+class _Strips(NamedTuple):
+    """What runs on the collective streams of a trace: of which stages, on which ranks, when, and what it does."""
+
+    block: _Block
+    kind: Kind
+    stage: npt.NDArray[np.int64]
+    rank: npt.NDArray[np.int64]
+    start_s: npt.NDArray[np.float64]
+    end_s: npt.NDArray[np.float64]
+    did: list[str]
+
+
+def _strip_bar(name: str, colour: str, offset: float, strips: list[_Strips], unit: Unit) -> list[go.Bar]:
+    """Thin bars on the lanes of ranks, off their middle by `offset`."""
+    y, base, x, hover = [], [], [], []
+    for block, kind, stages, ranks, start_s, end_s, did in strips:
+        y.append(block.top + ranks + offset)
+        base.append((start_s - block.origin_s) * unit.scale)
+        x.append((end_s - start_s) * unit.scale)
         hover += [
-            f"<b>{stage}REDUCE_GRAD</b> on rank {rank[stage]}<br>"
-            f"starts {unit.text(float(trace.reduce_start_s[stage]) - block.origin_s)}, "
-            f"takes {unit.text(float(lengths_s[stage]))}<br>"
-            f"adds up {bytes_text(int(trace.reduce_bytes[stage]))} of gradients over the replicas"
-            for stage in range(len(rank))
+            f"<b>{stages[at]}{kind}</b> on rank {ranks[at]}<br>"
+            f"starts {unit.text(float(start_s[at]) - block.origin_s)}, "
+            f"takes {unit.text(float(end_s[at] - start_s[at]))}<br>{each}"
+            for at, each in enumerate(did)
         ]
     if not hover:
         return []
     bar = go.Bar(
-        name="reduction over replicas",
+        name=name,
         legendrank=1999,
         orientation="h",
         y=np.concatenate(y),
@@ -268,9 +303,9 @@ def _reductions(blocks: list[_Block], unit: Unit) -> list[go.Bar]:
         x=np.concatenate(x),
         width=_STRIP,
         marker={
-            "color": style.REDUCTION,
+            "color": colour,
             "line": {"color": "#ffffff", "width": 0.5},
-            "pattern": {"shape": "/", "bgcolor": style.REDUCTION, "fgcolor": "#ffffff", "size": 4, "solidity": 0.3},
+            "pattern": {"shape": "/", "bgcolor": colour, "fgcolor": "#ffffff", "size": 4, "solidity": 0.3},
         },
         hovertext=hover,
         hovertemplate="%{hovertext}<extra></extra>",

@@ -7,6 +7,7 @@ from functools import cached_property
 from typing import TYPE_CHECKING
 
 from ppsim.checks import checked
+from ppsim.schedule.collective_table import CollectiveTable
 from ppsim.schedule.deadlock import Circle, execution_order, find_circle
 from ppsim.schedule.program_tables import Integers, ProgramTables
 from ppsim.schedule.streams import MessageGraph, Streams, circle_of_posts
@@ -76,6 +77,12 @@ class Program(ProgramTables):
         if streams not in self._graphs:
             self._graphs[streams] = MessageGraph.of(self, streams)
         return self._graphs[streams]
+
+    @cached_property
+    def collectives(self) -> CollectiveTable:
+        """What runs on the collective streams; nothing where the schedule states no sharding."""
+        sharding = self.schedule.sharding
+        return CollectiveTable.none() if sharding is None else CollectiveTable.of(self, sharding)
 
     @cached_property
     def _graphs(self) -> dict[Streams, MessageGraph]:

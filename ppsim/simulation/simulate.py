@@ -16,6 +16,7 @@ from ppsim.schedule.schedule import Schedule
 from ppsim.simulation.engines.by_name import run_engine
 from ppsim.simulation.gradient_reductions import with_reductions
 from ppsim.simulation.memory_levels import activation_levels, gradient_levels, parameters_per_rank
+from ppsim.simulation.sharded_parameters import sharded_memory
 from ppsim.simulation.timed_program import TimedProgram
 from ppsim.trace.trace import Trace
 
@@ -57,6 +58,7 @@ def simulate(
         - `streams`: who has a communicator, "link", "pair" or "rank"
         - `cores`, `devices`, `sharing`, `sharing_efficiency`, `speeds`: what ranks share, and how
         - `reduction`: gradients added up over data-parallel replicas
+        - `collectives`: parameters gathered and gradients reduced where the schedule states its sharding
 
     Returns
     -------
@@ -127,7 +129,7 @@ def predicted(
     program = timed.program
     with np.errstate(over="ignore"):  # refused below
         times = run_engine(engine, timed)
-    check_finite(times.end_s, times.message_arrival_s)
+    check_finite(times.end_s, times.message_arrival_s, times.collective_end_s)
     trace = Trace(
         program=program,
         clock="simulated",
@@ -143,6 +145,7 @@ def predicted(
         conditions=conditions,
         details=details,
     )
+    trace = sharded_memory(trace, stages, conditions.collectives, times)
     return with_reductions(trace, stages, conditions.reduction)
 
 

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import operator
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 
 import numpy as np
 import numpy.typing as npt
@@ -14,9 +14,11 @@ from ppsim.costs.by_microbatch import CostTable, StageCosts
 from ppsim.errors import InputError
 from ppsim.network.network import Network
 from ppsim.schedule.action import Kind
+from ppsim.schedule.collective_table import CollectiveTable
 from ppsim.schedule.deadlock import smallest_receive_window
 from ppsim.schedule.program import Program
 from ppsim.schedule.streams import MessageGraph, Streams
+from ppsim.simulation.sharded_parameters import collective_seconds
 from ppsim.simulation.sharing import Devices
 
 Seconds = npt.NDArray[np.float64]
@@ -46,6 +48,10 @@ class TimedProgram:
         Who has a communicator.
     graph : MessageGraph or None
         What messages wait for on their communicators. None: they leave as they are made, each link by itself.
+    collectives : CollectiveTable
+        What runs on the collective streams; nothing without `Conditions.collectives`.
+    collective_s : array of shape (collectives,)
+        Seconds of each.
     """
 
     program: Program
@@ -59,6 +65,8 @@ class TimedProgram:
     devices: Devices | None = None
     streams: Streams = "link"
     graph: MessageGraph | None = None
+    collectives: CollectiveTable = field(default_factory=CollectiveTable.none)
+    collective_s: Seconds = field(default_factory=lambda: np.zeros(0))
 
     @classmethod
     def of(
@@ -91,6 +99,7 @@ class TimedProgram:
         sizes = message_bytes(program, stages)
         with np.errstate(over="ignore"):  # whoever runs this refuses infinite times
             occupied_s, latency_s = network.transfer_times(program, sizes)
+        sharded = conditions.collectives is not None
         return cls(
             program=program,
             message_bytes=sizes,
@@ -104,7 +113,11 @@ class TimedProgram:
             receive_window=_checked_window(program, conditions.receive_window),
             devices=Devices.of(conditions, program.ranks),
             streams=conditions.streams,
-            graph=program.message_graph(conditions.streams) if program.is_posted(conditions.streams) else None,
+            graph=program.message_graph(conditions.streams)
+            if program.is_posted(conditions.streams) or sharded
+            else None,
+            collectives=program.collectives if sharded else CollectiveTable.none(),
+            collective_s=collective_seconds(program, stages, conditions.collectives),
         )
 
     def posts(self) -> npt.NDArray[np.int32]:

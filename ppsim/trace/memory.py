@@ -38,6 +38,8 @@ class Memory:
         The parameters' gradients, from a stage's first B or W to the end of the step.
     optimizer_bytes
         The optimizer's state.
+    unsharded_bytes
+        Parameters gathered from all replicas, beside the rank's share of them, which is in `parameter_bytes`.
     other_bytes
         What a rank holds all the time besides, not told apart.
     total_bytes
@@ -55,6 +57,7 @@ class Memory:
     parameter_bytes: Bytes | None
     gradient_bytes: Bytes | None
     optimizer_bytes: Bytes | None
+    unsharded_bytes: Bytes | None
     other_bytes: Bytes | None
     total_bytes: Bytes | None
 

@@ -66,6 +66,21 @@ def reduction_columns(
     }
 
 
+def unshard_columns(program: Program, start_s: Column, end_s: Column, size_bytes: Column) -> dict[str, Column]:
+    """Rows UNSHARD, one for each, from arrays of shape (unshards,); their microbatch is -1."""
+    table = program.collectives
+    is_gather = table.kind == Kind.UNSHARD
+    return {
+        "rank": table.rank[is_gather],
+        "stage": table.stage[is_gather],
+        "kind": np.full(len(start_s), Kind.UNSHARD.name),
+        "microbatch": np.full(len(start_s), -1),
+        "start_s": start_s,
+        "end_s": end_s,
+        "size_bytes": size_bytes,
+    }
+
+
 def joined(parts: Sequence[Mapping[str, Column]]) -> dict[str, Column]:
     """Tables with the same columns, one below the other."""
     return {name: np.concatenate([part[name] for part in parts]) for name in parts[0]}

@@ -64,6 +64,11 @@ class Trace:
         What each rank holds all the time; `other_bytes` is what was not told apart.
     total_peak_bytes : array of shape (p,), or None where not known
         The most that each rank held in all, where that was measured and not what it was made of.
+    unsharded_bytes : array of shape (rows,), or None where parameters are not sharded
+        What the row's rank holds in parameters gathered from all replicas, from when the row takes effect until the
+        next one does; beside its share, which is in `parameter_bytes`.
+    unshard_start_s, unshard_end_s, unshard_bytes : arrays of shape (unshards,), or None
+        When each UNSHARD of the program's collectives began and ended, and the size of what it gathers.
     conditions : Conditions
         How a simulated step was run.
 
@@ -108,6 +113,10 @@ class Trace:
     conditions: Conditions = field(default_factory=Conditions)
     other_bytes: Bytes | None = None
     total_peak_bytes: Bytes | None = None
+    unsharded_bytes: Bytes | None = None
+    unshard_start_s: Seconds | None = None
+    unshard_end_s: Seconds | None = None
+    unshard_bytes: Bytes | None = None
 
     def __post_init__(self) -> None:
         if len({each is None for each in (self.message_start_s, self.message_left_s, self.message_arrival_s)}) > 1:
@@ -240,7 +249,9 @@ class Trace:
 
     def _levels(self) -> dict[str, Bytes]:
         """The known kinds of memory that change during the step, shape (rows,) each."""
-        return self._known("activation_bytes", "receive_buffer_bytes", "gradient_bytes", "send_buffer_bytes")
+        return self._known(
+            "activation_bytes", "receive_buffer_bytes", "gradient_bytes", "send_buffer_bytes", "unsharded_bytes"
+        )
 
     def _constant(self) -> dict[str, Bytes]:
         """The known kinds of memory that do not change, shape (p,) each."""
@@ -262,6 +273,7 @@ class Trace:
             - SEND_F, RECV_F, SEND_B, RECV_B: messages and their size. Both ends begin with the transfer; a send lasts
               until the message has left the link, a receive until it has arrived.
             - REDUCE_GRAD: a stage's gradients added up over replicas, and their size; the microbatch is -1.
+            - UNSHARD: a stage's parameters gathered from all replicas, and their size; the microbatch is -1.
 
         Examples
         --------
@@ -281,6 +293,9 @@ class Trace:
         if self.reduce_start_s is not None and self.reduce_end_s is not None and self.reduce_bytes is not None:
             placement = self.schedule.placement
             parts.append(table.reduction_columns(placement, self.reduce_start_s, self.reduce_end_s, self.reduce_bytes))
+        if self.unshard_start_s is not None and self.unshard_end_s is not None and self.unshard_bytes is not None:
+            times = self.unshard_start_s, self.unshard_end_s, self.unshard_bytes
+            parts.append(table.unshard_columns(self.program, *times))
         frame = pandas.DataFrame(table.joined(parts))
         if frame["size_bytes"].dtype.kind == "f":  # some are not known
             frame["size_bytes"] = frame["size_bytes"].astype("Int64")
@@ -425,6 +440,8 @@ def _length(column: str, program: Program) -> int:
         return len(program.messages)
     if column in ("parameter_bytes", "optimizer_bytes", "other_bytes", "total_peak_bytes"):
         return program.ranks
+    if column.startswith("unshard_"):
+        return int((program.collectives.kind == Kind.UNSHARD).sum())
     return program.schedule.stages if column.startswith("reduce_") else len(program.stage)
 
 

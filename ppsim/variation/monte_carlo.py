@@ -90,6 +90,8 @@ def monte_carlo(
     check_memory(f"{samples} samples", 8 * samples * (4 + 4 * schedule.ranks), "take fewer samples")
     network = Network() if network is None else network
     conditions = (conditions or Conditions()).having(options)
+    if conditions.collectives is not None:
+        raise InputError("samples have no collectives: simulate the step, or give reduction instead")
     program = schedule.program
     timed = TimedProgram.of(program, stages, network, conditions)
     if engine is None:

@@ -24,7 +24,7 @@ NAMES = [each.name for each in fields(Conditions)]
 def test_every_option_is_drawn_where_any_option_is_tested(name: str) -> None:
     """So that a new option comes under all tests that draw conditions."""
     posted = SCHEDULE.with_communication("early")  # 1F1B hangs on streams of pairs and ranks, unless received early
-    drawn_of = strategies.conditions(SCHEDULE) | strategies.conditions(posted)
+    drawn_of = st.sampled_from([SCHEDULE, posted, SCHEDULE.with_sharding()]).flatmap(strategies.conditions)
     find(drawn_of, lambda drawn: name in drawn.to_dict())
 
 

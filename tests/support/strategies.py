@@ -14,6 +14,7 @@ from hypothesis import strategies as st
 
 from ppsim import (
     Action,
+    Collectives,
     Conditions,
     Kind,
     Link,
@@ -254,6 +255,10 @@ def conditions(draw: st.DrawFn, schedule: Schedule, *, sharing: tuple[str | None
         given["durations_s"] = draw(st.lists(exact_seconds(), min_size=rows, max_size=rows))
     else:
         given |= {"overlap": draw(st.sampled_from([1.0, 0.75])), "scale": draw(_factors(schedule))}
+    if schedule.sharding is not None and draw(st.booleans()):
+        given |= {"receive_window": None, "reduction": None}
+        given["collectives"] = draw(st.builds(Collectives, replicas=st.integers(1, 3), latency_s=exact_seconds(8)))
+        return Conditions(**given)
     chosen = draw(st.sampled_from(sharing))
     if chosen is not None:
         devices = st.lists(st.integers(0, 1), min_size=ranks, max_size=ranks)

@@ -12,6 +12,7 @@ const PART_WORDS = {
   imbalance: ["imbalance", "another rank's computation takes longer, or the order does not suit the stages"],
   messages: ["messages", "one is queued or under way, or made its sender late"],
   streams: ["streams", "a message waits for others on its communicator, or for its receive to be posted"],
+  collectives: ["gathering parameters", "the stage's parameters are not whole yet, here or further up"],
   device: ["device or dispatch", "inputs are there, yet the action does not start, here or further up"],
   straggler: ["straggler", "an action took longer than usual, here or further up"],
 };

@@ -5,6 +5,7 @@ from __future__ import annotations
 import numpy as np
 
 from ppsim.kernel_cache import kernel
+from ppsim.schedule.collective_table import CollectiveTable
 from ppsim.schedule.program_tables import Integers
 from ppsim.schedule.streams import MessageGraph
 from ppsim.simulation.engines.compiled_engine import execution_order, refuse_devices, run_step
@@ -65,6 +66,8 @@ def run_batched(
     _run_samples(
         execution_order(timed),
         timed.graph or MessageGraph.none(),
+        timed.collectives,
+        timed.collective_s,
         program.action_start,
         program.rank,
         program.message_in,
@@ -92,6 +95,8 @@ def run_batched(
 def _run_samples(
     order: Integers,
     graph: MessageGraph,
+    collectives: CollectiveTable,
+    collective: Seconds,
     action_start: Integers,
     rank_of: Integers,
     message_in: Integers,
@@ -119,6 +124,7 @@ def _run_samples(
     receives = np.empty(len(posted))
     start = np.empty(len(rank_of))
     journeys = np.empty((len(link_of), 2))
+    collective_start = np.zeros(len(collective))
     for k in range(len(durations)):
         duration = durations[k]
         free[:] = 0.0
@@ -127,6 +133,9 @@ def _run_samples(
         run_step(
             order,
             graph,
+            collectives,
+            collective,
+            collective_start,
             action_start,
             rank_of,
             message_in,

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Generator
+from collections.abc import Generator, Iterable
 from functools import partial
 from typing import Any
 
@@ -37,6 +37,7 @@ def run_posting(timed: TimedProgram) -> StepTimes:
         action_start_s=np.array(run.start),
         message_start_s=np.array(run.message_start),
         message_arrival_s=np.array(run.arrival),
+        collective_start_s=np.array(run.collective_start),
     )
 
 
@@ -50,6 +51,14 @@ class _Run:
         self.start = [0.0] * timed.program.actions
         self.message_start, self.arrival = [0.0] * messages, [0.0] * messages
         self.arrived = [self.environment.event() for _ in range(messages)]
+        self.collective_start = [0.0] * len(timed.collectives.stage)
+        self.collective_end = [0.0] * len(timed.collectives.stage) + [0.0]  # the last stands for -1, "none"
+        self.stream_free = [0.0] * timed.program.ranks
+        # On links of their own, receives that nobody states are posted ahead of the step.
+        self.is_posted_ahead = not timed.program.is_posted(timed.streams)
+        if self.is_posted_ahead:
+            for message in range(messages):
+                self.post(Post(message, is_send=False), 0.0)
 
     def rank_process(self, rank: int) -> Generator[simpy.Event, Any, None]:
         """Run a rank's order: post, wait for what the next action needs, compute, and post again."""
@@ -58,21 +67,38 @@ class _Run:
         now = 0.0
         *before_each, last = program.posts_of(rank)
         for action, posts in enumerate(before_each, first):
-            for post in posts:
-                self.post(post, now)
+            self.post_all(posts, now)
+            self.collect(rank, action, now)
             rows = range(int(program.action_start[action]), int(program.action_start[action + 1]))
             for message in (int(program.message_in[row]) for row in rows):
                 if message >= 0:
                     yield self.arrived[message]
                     now = max(now, self.arrival[message])
+            for gather in timed.collectives.gather[rows.start : rows.stop].tolist():
+                now = max(now, self.collective_end[gather])
             now += float(timed.dispatch_s[action])
             self.start[action] = now
             for row in rows:
                 now += float(timed.duration_s[row])
             now += float(timed.send_s[action])
             yield self._until(now)
-        for post in last:
-            self.post(post, now)
+        self.post_all(last, now)
+        self.collect(rank, program.actions + rank, now)
+
+    def collect(self, rank: int, place: int, now: float) -> None:
+        """Put what stands at a place of a rank's order on its collective stream."""
+        table, taken_s = self.timed.collectives, self.timed.collective_s
+        if not len(taken_s):
+            return
+        for entry in range(int(table.before[place, 0]), int(table.before[place, 1])):
+            self.collective_start[entry] = begin = max(now, self.stream_free[rank])
+            self.collective_end[entry] = self.stream_free[rank] = begin + float(taken_s[entry])
+
+    def post_all(self, posts: Iterable[Post], now: float) -> None:
+        """Post what stands at a place of a rank's order."""
+        for post in posts:
+            if post.is_send or not self.is_posted_ahead:
+                self.post(post, now)
 
     def post(self, post: Post, now: float) -> None:
         """Post, and let receivers know of the messages that are on their way now."""

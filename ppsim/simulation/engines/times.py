@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 
 import numpy as np
 import numpy.typing as npt
@@ -22,6 +22,8 @@ class StepTimes:
         Of each row.
     message_start_s, message_left_s, message_arrival_s : arrays of shape (messages,)
         When each transfer begins, when its link is free again, and when it is there.
+    collective_start_s, collective_end_s : arrays of shape (collectives,)
+        Of each UNSHARD and REDUCE_GRAD.
     """
 
     start_s: Seconds
@@ -29,10 +31,18 @@ class StepTimes:
     message_start_s: Seconds
     message_left_s: Seconds
     message_arrival_s: Seconds
+    collective_start_s: Seconds = field(default_factory=lambda: np.zeros(0))
+    collective_end_s: Seconds = field(default_factory=lambda: np.zeros(0))
 
     @classmethod
     def of_actions(
-        cls, timed: TimedProgram, *, action_start_s: Seconds, message_start_s: Seconds, message_arrival_s: Seconds
+        cls,
+        timed: TimedProgram,
+        *,
+        action_start_s: Seconds,
+        message_start_s: Seconds,
+        message_arrival_s: Seconds,
+        collective_start_s: Seconds | None = None,
     ) -> StepTimes:
         """The times of a step by the starts of its actions: the second row of a pair starts when the first ends."""
         program = timed.program
@@ -49,7 +59,15 @@ class StepTimes:
             message_start_s=message_start_s,
             message_left_s=message_start_s + timed.occupied_s,
             message_arrival_s=message_arrival_s,
+            **cls.of_collectives(timed, collective_start_s),
         )
+
+    @staticmethod
+    def of_collectives(timed: TimedProgram, start_s: Seconds | None) -> dict[str, Seconds]:
+        """The fields of the collectives, by their starts; none without them."""
+        if start_s is None:
+            return {}
+        return {"collective_start_s": start_s, "collective_end_s": start_s + timed.collective_s}
 
 
 @dataclass(frozen=True, kw_only=True)
