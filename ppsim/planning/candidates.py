@@ -6,6 +6,7 @@ import heapq
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, fields
 from functools import lru_cache
+from itertools import product
 
 from ppsim.checks import check_fields
 from ppsim.errors import InputError
@@ -65,6 +66,9 @@ class Choices:
         "none", "full".
     tp, pp : sequence of int, optional
         By default powers of two up to a node, and divisors of what is left.
+    ep : sequence of int, optional
+        Ranks over which experts are dealt, each expert whole on its rank. By default powers of two. Models without
+        experts take 1 alone.
 
     Raises
     ------
@@ -78,6 +82,7 @@ class Choices:
     recompute: Sequence[Recompute] = ("none", "full")
     tp: Sequence[int] | None = None
     pp: Sequence[int] | None = None
+    ep: Sequence[int] | None = None
 
     def __post_init__(self) -> None:
         check_fields(self)
@@ -100,17 +105,18 @@ def candidates(
     """All steps that use all devices and divide the batch, the blocks and the heads."""
     most_ranks = min(model.layers, _MOST_RANKS)
     for tp in _powers(cluster.machine.devices_per_node) if choices.tp is None else choices.tp:
-        if cluster.devices % tp or seq % tp or not model.shards(tp):
+        if cluster.devices % tp or seq % tp or not model.shards(tp, expert_tp=1):
             continue
         for pp in range(1, most_ranks + 1) if choices.pp is None else choices.pp:
             if (cluster.devices // tp) % pp or pp > most_ranks:
                 continue
             dp = cluster.devices // tp // pp
+            dealings = _expert_ranks(choices, model, tp * dp)
             for size in choices.micro_batch_sizes:
                 if global_batch % (dp * size):
                     continue
                 for schedule, chunks in _pipelines(choices, pp, global_batch // (dp * size), model.layers):
-                    for recompute in choices.recompute:
+                    for ep, recompute in product(dealings, choices.recompute):
                         yield TrainingStep(
                             model=model,
                             seq=seq,
@@ -119,6 +125,8 @@ def candidates(
                             tp=tp,
                             dp=dp,
                             pp=pp,
+                            ep=ep,
+                            expert_tp=None if model.experts is None else 1,
                             schedule=schedule,
                             stages_per_rank=chunks,
                             recompute=recompute,
@@ -148,6 +156,53 @@ def balanced_blocks(layers: int, stages: int, first: float, last: float) -> tupl
         blocks[stage] += 1
         heapq.heappush(loads, (load + 1, stage))
     return tuple(blocks)
+
+
+@lru_cache(maxsize=4096)
+def balanced_runs(loads: tuple[float, ...], stages: int, first: float, last: float) -> tuple[int, ...]:
+    """How many of the loads, in their order, each stage takes so that the largest sum is as small as can be.
+
+    first, last: what the first and the last stage have besides.
+
+    >>> balanced_runs((1.0, 1.0, 1.0, 4.0, 4.0), 3, 0.5, 0.0)
+    (3, 1, 1)
+    """
+    low, high = 0.0, first + sum(loads) + last
+    best = (len(loads), *[0] * (stages - 1))
+    for _ in range(60):  # halves the range to a float's last bits
+        middle = (low + high) / 2
+        found = _runs(loads, stages, first, last, middle)
+        if found is None:
+            low = middle
+        else:
+            best, high = found, middle
+    return best
+
+
+def _runs(loads: tuple[float, ...], stages: int, first: float, last: float, most: float) -> tuple[int, ...] | None:
+    """Stages filled one after another up to `most`; None if not all fits."""
+    filled = [0.0] * stages
+    filled[0] += first
+    filled[-1] += last
+    if max(filled) > most:
+        return None
+    counts, stage = [0] * stages, 0
+    for load in loads:
+        while filled[stage] + load > most:
+            stage += 1
+            if stage == stages:
+                return None
+        counts[stage] += 1
+        filled[stage] += load
+    return tuple(counts)
+
+
+def _expert_ranks(choices: Choices, model: Transformer, ranks: int) -> list[int]:
+    """How many of a stage's ranks experts may be dealt over."""
+    if model.experts is None:
+        return [1]
+    given = _powers(ranks) if choices.ep is None else choices.ep
+    return [ep for ep in given if ranks % ep == 0 and model.experts.count % ep == 0]
 
 
 def _pipelines(choices: Choices, pp: int, microbatches: int, layers: int) -> Iterator[tuple[str, int]]:

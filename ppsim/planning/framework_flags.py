@@ -42,6 +42,9 @@ def megatron_flags(step: TrainingStep) -> list[str] | None:
         f"--global-batch-size {step.global_batch}",
         f"--seq-length {step.seq}",
     ]
+    if step.model.experts is not None:
+        flags.append(f"--expert-model-parallel-size {step.ep}")
+        flags.append(f"--expert-tensor-parallel-size {step.execution.expert_ranks}")
     if step.pp > 1:
         flags.append(f"--pipeline-model-parallel-layout '{layout_of(step)}'")
     if step.tp > 1 and step.sequence_parallel:
@@ -75,6 +78,10 @@ def torchtitan_flags(step: TrainingStep, csv: str) -> list[str] | None:
     """
     if (step.tp > 1 and not step.sequence_parallel) or step.attention != "fused":
         return None
+    experts = [
+        f"--parallelism.expert_parallel_degree {step.ep}",
+        f"--parallelism.expert_tensor_parallel_degree {step.execution.expert_ranks}",
+    ]
     is_cut = step.sharding == "optimizer"
     # Without a pipeline nothing cuts the local batch: gradients are summed over several of them.
     local_batch = step.micro_batch_size * (step.microbatches if step.pp > 1 else 1)
@@ -88,6 +95,8 @@ def torchtitan_flags(step: TrainingStep, csv: str) -> list[str] | None:
         f"--training.seq_len {step.seq}",
         f"--activation_checkpoint.mode {step.recompute}",
     ]
+    if step.model.experts is not None:
+        flags += experts
     if is_cut:
         flags.append("--parallelism.fsdp_reshard_after_forward never")
     if step.pp == 1:

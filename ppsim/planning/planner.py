@@ -13,7 +13,7 @@ from ppsim.estimate.layer_times import LayerTable
 from ppsim.estimate.machine import Machine
 from ppsim.estimate.transformer import Transformer
 from ppsim.estimate.work import Execution
-from ppsim.planning.candidates import Choices, Cluster, balanced_blocks, candidates
+from ppsim.planning.candidates import Choices, Cluster, balanced_blocks, balanced_runs, candidates
 from ppsim.planning.plans import Plan, Plans
 from ppsim.planning.step_memory import MEMORY_KINDS, StepMemory, least_memory, step_memory
 from ppsim.planning.step_table import StepSeconds, StepTable
@@ -23,6 +23,7 @@ _ROUND = 64  # plans that are simulated before bounds are looked at again
 _PARTS = {
     "compute": "computation",
     "tensor": "tensor-parallel communication",
+    "experts": "communication of experts",
     "bubble": "bubble",
     "gradients": "gradients' sum over replicas",
     "optimizer": "optimizer",
@@ -193,32 +194,45 @@ def _lost(
 def _with_balanced(steps: Sequence[TrainingStep], machine: Machine) -> list[TrainingStep]:
     """The steps, and after each the one whose blocks make up for embedding and head, where that differs."""
     distinct = {step.layer_key: step for step in steps}
-    works = [(work, step.execution) for step in distinct.values() for work in step.layer_works]
+    works = [(work, step.execution) for step in distinct.values() for work in step.layer_works.layers]
     seconds = LayerTable(works).seconds(machine)
-    taken = (seconds.forward + seconds.backward).reshape(-1, 3)
-    ratios = {key: (row[0] / row[1], row[2] / row[1]) for key, row in zip(distinct, taken, strict=True)}
+    taken = iter((seconds.forward + seconds.backward).tolist())
+    loads = {key: [next(taken) for _ in step.layer_works.layers] for key, step in distinct.items()}
     found = []
     for step in steps:
         found.append(step)
         if step.stages > 1:
-            blocks = balanced_blocks(step.model.layers, step.stages, *ratios[step.layer_key])
+            first, *blocks_s, last = loads[step.layer_key]
+            blocks = _balanced(step.model, tuple(blocks_s), step.stages, first, last)
             if blocks != step.stage_blocks:
                 found.append(replace(step, blocks=blocks))
     return found
 
 
+def _balanced(
+    model: Transformer, blocks_s: tuple[float, ...], stages: int, first_s: float, last_s: float
+) -> tuple[int, ...]:
+    """Blocks of each stage so that the slowest stage is as quick as can be, by the seconds of each kind of block."""
+    if len(blocks_s) == 1:
+        return balanced_blocks(model.layers, stages, first_s / blocks_s[0], last_s / blocks_s[0])
+    by_kind = {id(kind): seconds for kind, seconds in zip(model.kinds, blocks_s, strict=True)}
+    return balanced_runs(tuple(by_kind[id(block)] for block in model.blocks), stages, first_s, last_s)
+
+
 def _model_flops(model: Transformer, seq: int) -> float:
     """FLOPs of the model for one sample: forward thrice, nothing computed again."""
-    embedding, block, head = (work.forward_flops for work in works_of(model, Execution(micro_batch_size=1, seq=seq)))
-    return 3.0 * (embedding + model.layers * block + head)
+    embedding, blocks, head = works_of(model, Execution(micro_batch_size=1, seq=seq))
+    flops = {id(kind): work.forward_flops for kind, work in zip(model.kinds, blocks, strict=True)}
+    return 3.0 * (embedding.forward_flops + sum(flops[id(block)] for block in model.blocks) + head.forward_flops)
 
 
 def _parts(seconds: StepSeconds, row: int) -> dict[str, float]:
     """Parts of one step, which add up to it."""
-    whole, tensor = float(seconds.step[row]), float(seconds.tensor[row])
+    whole, tensor, experts = (float(each[row]) for each in (seconds.step, seconds.tensor, seconds.experts))
     parts = {
-        "compute": float(seconds.busy[row]) - tensor,
+        "compute": float(seconds.busy[row]) - tensor - experts,
         "tensor": tensor,
+        "experts": experts,
         "gradients": float(seconds.gradients[row]),
         "optimizer": float(seconds.optimizer[row]),
         "tied": float(seconds.tied[row]),

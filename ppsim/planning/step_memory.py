@@ -65,12 +65,12 @@ def least_memory(step: TrainingStep) -> StepMemory:
 
 def _stage_bytes(step: TrainingStep) -> tuple[Bytes, Bytes]:
     """Bytes of a microbatch on each stage from F to B, and from I to W: arrays of shape (stages,)."""
-    embedding, block, head = step.layer_works
-    blocks = np.array(step.stage_blocks, np.float64)
-    held = blocks * (block.activation_bytes - block.output_bytes) + block.output_bytes
-    held[0] += embedding.activation_bytes - (block.output_bytes if blocks[0] == 0 else embedding.output_bytes)
+    embedding, blocks, head = step.layer_works
+    stream = blocks[0].output_bytes  # of blocks of any kind
+    held = step.stage_kinds @ np.array([each.activation_bytes - stream for each in blocks], np.float64) + stream
+    held[0] += embedding.activation_bytes - (stream if step.stage_blocks[0] == 0 else embedding.output_bytes)
     held[-1] += head.activation_bytes - head.saved["input"]
-    kept = blocks * block.weight_activation_bytes
+    kept = step.stage_kinds @ np.array([each.weight_activation_bytes for each in blocks], np.float64)
     kept[0] += embedding.weight_activation_bytes
     kept[-1] += head.weight_activation_bytes
     return held, kept
@@ -78,20 +78,25 @@ def _stage_bytes(step: TrainingStep) -> tuple[Bytes, Bytes]:
 
 def _with_activations(step: TrainingStep, activations: Bytes) -> StepMemory:
     """All kinds of memory beside these activations."""
-    block, count = step.layer_works.block, step.rank_parameters
+    blocks, count, experts = step.layer_works.blocks, step.rank_parameters, step.rank_expert_parameters
     again = 0.0
     if step.recompute == "full":
         model, execution = step.layer_key
-        plain = works_of(model, replace(execution, recompute="none")).block
-        again = float(plain.activation_bytes - block.activation_bytes)
+        plain = works_of(model, replace(execution, recompute="none")).blocks
+        again = float(
+            max(whole.activation_bytes - each.activation_bytes for whole, each in zip(plain, blocks, strict=True))
+        )
+    states = count
+    if step.sharding == "optimizer":
+        states = (count - experts) / step.dp + experts / step.expert_replicas
     one = np.ones(step.pp)
     return StepMemory(
         parameters=count * step.execution.dtype_bytes,
         gradients=count * step.gradient_bytes,
-        optimizer=count * _STATE_BYTES / (step.dp if step.sharding == "optimizer" else 1),
+        optimizer=states * _STATE_BYTES,
         activations=activations,
         recomputed=again * one,
-        buffers=2 * _MESSAGES_AHEAD * block.output_bytes * one * (step.pp > 1),
+        buffers=2 * _MESSAGES_AHEAD * blocks[0].output_bytes * one * (step.pp > 1),
         reserved=RESERVED_BYTES * one,
     )
 

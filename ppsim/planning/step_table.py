@@ -27,7 +27,8 @@ class StepSeconds:
     """Seconds of each step, arrays of shape (n,).
 
     step: from the first forward to the last updated weight. pipeline: until the last gradient. busy: what the busiest
-    rank computes in that time, tensor-parallel communication included. tensor: that communication on the busiest rank.
+    rank computes in that time, communication of tensor-parallel ranks and of experts included. tensor, experts: these
+    on the busiest rank.
     gradients: what replicas' sum takes besides. optimizer: the update. tied: the sum over a tied table's two copies.
     """
 
@@ -35,6 +36,7 @@ class StepSeconds:
     pipeline: Seconds
     busy: Seconds
     tensor: Seconds
+    experts: Seconds
     gradients: Seconds
     optimizer: Seconds
     tied: Seconds
@@ -52,13 +54,13 @@ class StepTable:
     def __init__(self, steps: Sequence[TrainingStep]) -> None:
         self._steps = list(steps)
         layers: list[tuple[LayerWork, Execution]] = []
-        known: dict[object, tuple[int, int, int]] = {}
-        self._layer = np.empty((len(steps), 3), np.int64)  # embedding, block, head
+        known: dict[object, int] = {}
+        self._first = np.empty(len(steps), np.int64)  # the embedding; a block of each kind and the head come after it
         for row, step in enumerate(steps):
             if step.layer_key not in known:
-                known[step.layer_key] = (len(layers), len(layers) + 1, len(layers) + 2)
-                layers += [(work, step.execution) for work in step.layer_works]
-            self._layer[row] = known[step.layer_key]
+                known[step.layer_key] = len(layers)
+                layers += [(work, step.execution) for work in step.layer_works.layers]
+            self._first[row] = known[step.layer_key]
         self._layers = [layer for layer, _ in layers]
         self._table = LayerTable(layers)
         self._tp, self._dp, self._pp = (
@@ -78,13 +80,14 @@ class StepTable:
         """The seconds on a machine of all steps, or of those named; arrays of shape (n,) either way."""
         layer = self._table.seconds(machine)
         count = len(self._steps)
-        pipeline, busy, tensor, gradients, optimizer, step = np.full((6, count), np.nan)
+        pipeline, busy, tensor, experts, gradients, optimizer, step = np.full((7, count), np.nan)
         for group in self._grouped(rows):
             stages = self._stages(layer, group)
             ends = self._ends(machine, group, stages)
             at, load = np.arange(len(group.rows)), stages.load
             busiest = load.argmax(axis=1)
             busy[group.rows], tensor[group.rows] = load[at, busiest], stages.tensor[at, busiest]
+            experts[group.rows] = stages.experts[at, busiest]
             pipeline[group.rows] = ends.max(axis=1)
             summed, updated = self._update(machine, group.rows, stages.backward)
             last = (ends + summed + updated).argmax(axis=1)
@@ -97,6 +100,7 @@ class StepTable:
             pipeline=pipeline,
             busy=busy,
             tensor=tensor,
+            experts=experts,
             gradients=gradients,
             optimizer=optimizer,
             tied=tied,
@@ -136,16 +140,25 @@ class StepTable:
         return groups
 
     def _stages(self, layer: LayerSeconds, group: _Group) -> _Stages:
-        blocks = np.array([self._steps[row].stage_blocks for row in group.rows], np.float64)
-        which = self._layer[group.rows]
+        counts = [self._steps[row].stage_kinds for row in group.rows]
+        number = np.array([each.shape[1] for each in counts])
+        # Blocks of each kind, shape (rows, stages, kinds); 0 of kinds that a model lacks.
+        blocks = np.zeros((len(counts), len(counts[0]), number.max()))
+        for row, each in enumerate(counts):
+            blocks[row, :, : each.shape[1]] = each
+        first = self._first[group.rows]
+        which = first[:, None] + 1 + np.minimum(np.arange(number.max()), number[:, None] - 1)
         kinds = np.stack([layer.forward, layer.backward, layer.backward_input, layer.backward_weight])
-        stages = kinds[:, which[:, 1]][:, :, None] * blocks[None]
-        stages[:, :, 0] += kinds[:, which[:, 0]]
-        stages[:, :, -1] += kinds[:, which[:, 2]]
+        stages = np.einsum("crk,rsk->crs", kinds[:, which], blocks)
+        stages[:, :, 0] += kinds[:, first]
+        stages[:, :, -1] += kinds[:, first + number + 1]
         placement = self._steps[group.rows[0]].placement
         holds = (placement[None, :] == np.arange(group.ranks)[:, None]).astype(np.float64)
-        shared = layer.communication[which[:, 1]][:, None] * blocks
-        return _Stages(kinds=stages, holds=holds, tensor=shared @ holds.T * group.microbatches, group=group)
+        tensor, experts = (
+            np.einsum("rk,rsk->rs", each[which], blocks) @ holds.T * group.microbatches
+            for each in (layer.communication - layer.exchange, layer.exchange)
+        )
+        return _Stages(kinds=stages, holds=holds, tensor=tensor, experts=experts, group=group)
 
     def _ends(self, machine: Machine, group: _Group, stages: _Stages) -> Seconds:
         """When each rank ends, shape (rows, p)."""
@@ -157,17 +170,24 @@ class StepTable:
     def _update(self, machine: Machine, rows: list[int], backward_s: Seconds) -> tuple[Seconds, Seconds]:
         """Seconds of the sum over replicas and of the optimizer, on each rank: two arrays of shape (rows, p)."""
         steps = [self._steps[row] for row in rows]
-        parameters = np.stack([step.rank_parameters for step in steps])
+        experts = np.stack([step.rank_expert_parameters for step in steps])
+        others = np.stack([step.rank_parameters for step in steps]) - experts
         dp, tp = self._dp[rows][:, None], self._tp[rows][:, None]
+        copies = np.array([step.expert_replicas for step in steps], np.float64)[:, None]
         is_cut = np.array([step.sharding == "optimizer" for step in steps])[:, None]
         wide = np.array([step.gradient_bytes for step in steps])[:, None]
         overlap = np.array([step.overlap_gradients for step in steps])[:, None]
-        scattered = machine.reduce_scatter_s(wide * parameters, dp, tp)
-        gathered = machine.reduce_scatter_s(2 * parameters, dp, tp)
-        summed = np.where(is_cut, scattered, machine.all_reduce_s(wide * parameters, dp, tp))
-        exposed = np.maximum(summed - overlap * backward_s, 0.0) + np.where(is_cut, gathered, 0.0)
-        exposed = np.where(dp > 1, exposed, 0.0)
-        owned = parameters / np.where(is_cut, dp, 1)
+        summed, gathered = np.zeros((2, *experts.shape))
+        # Experts have their copies on other ranks than the rest.
+        for parameters, replicas, stride in ((others, dp, tp), (experts, copies, tp * dp / copies)):
+            is_summed = (replicas > 1) & (parameters > 0)
+            scattered = machine.reduce_scatter_s(wide * parameters, replicas, stride)
+            whole = machine.all_reduce_s(wide * parameters, replicas, stride)
+            summed += np.where(is_summed, np.where(is_cut, scattered, whole), 0.0)
+            again = machine.reduce_scatter_s(2 * parameters, replicas, stride)
+            gathered += np.where(is_summed & is_cut, again, 0.0)
+        exposed = np.maximum(summed - overlap * backward_s, 0.0) + gathered
+        owned = np.where(is_cut, others / dp + experts / copies, others + experts)
         return exposed, machine.moving_s(OPTIMIZER_TRAFFIC_BYTES * owned)
 
     def _messages(self, machine: Machine, rows: list[int], ranks: int) -> tuple[Seconds, Seconds]:
@@ -176,7 +196,7 @@ class StepTable:
         Each tensor-parallel rank sends its share, and the receivers gather them (Narayanan et al., SC 2021, section
         4.1); with sequence parallelism the share is all there is to send.
         """
-        size = np.array([self._layers[self._layer[row, 1]].output_bytes for row in rows], np.float64)
+        size = np.array([self._layers[self._first[row] + 1].output_bytes for row in rows], np.float64)
         is_cut = np.array([self._steps[row].execution.sequence_parallel for row in rows])
         tp, wide = self._tp[rows], self._tp[rows] * self._dp[rows]
         node = np.arange(ranks)[None, :] * wide[:, None] // machine.devices_per_node
@@ -219,6 +239,7 @@ class _Stages:
     kinds: Seconds
     holds: Seconds
     tensor: Seconds
+    experts: Seconds
     group: _Group
 
     @property

@@ -21,11 +21,16 @@ _VOCABULARY_MULTIPLE = 128  # columns of a rank: Megatron-LM's --make-vocab-size
 
 
 class LayerWorks(NamedTuple):
-    """What a microbatch makes of the three kinds of layer, on one tensor-parallel rank."""
+    """What a microbatch makes of each kind of layer, on one tensor-parallel rank; blocks as in `Transformer.kinds`."""
 
     embedding: LayerWork
-    block: LayerWork
+    blocks: tuple[LayerWork, ...]
     head: LayerWork
+
+    @property
+    def layers(self) -> tuple[LayerWork, ...]:
+        """All of them in this order."""
+        return self.embedding, *self.blocks, self.head
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -42,6 +47,9 @@ class TrainingStep:
         b samples in each of m microbatches of a replica.
     tp, dp, pp : int
         Tensor-parallel ranks, data-parallel replicas and pipeline ranks. Devices are numbered in this order, tp first.
+    ep, expert_tp : int
+        Ranks of a pipeline stage over which experts are dealt, and tensor-parallel ranks that share each, by default
+        all of them. Copies of the same experts are on what is left of a stage's ranks.
     schedule : str
         A name of `ppsim.schedule_names()`.
     stages_per_rank : int
@@ -71,6 +79,8 @@ class TrainingStep:
     tp: int = 1
     dp: int = 1
     pp: int = 1
+    ep: int = 1
+    expert_tp: int | None = None
     schedule: str = "1f1b"
     stages_per_rank: int = 1
     blocks: tuple[int, ...] | None = None
@@ -101,16 +111,19 @@ class TrainingStep:
                 f"blocks {self.blocks} do not cut {self.model.layers} blocks into {self.stages} stages: give so many "
                 "numbers of 0 or more that add up"
             )
-        if len(self.model.kinds) > 1 or self.model.mtp_layers:
+        if self.model.mtp_layers:
+            raise InputError("layers that predict further tokens are not modelled in a training step: leave them out")
+        self.model.check_shards(self.tp, ep=self.ep, expert_tp=self.expert_tp)
+        dealt = self.ep * self.execution.expert_ranks  # and the execution checks its own fields
+        if self.model.experts is not None and self.tp * self.dp % dealt:
             raise InputError(
-                "training steps of models whose layers differ are not modelled: take one whose layers do not"
+                f"ep {self.ep} x expert_tp {self.execution.expert_ranks} = {dealt} ranks for experts must divide the "
+                f"{self.tp * self.dp} ranks of a pipeline stage: take a divisor"
             )
-        self.model.check_shards(self.tp)
         self.model.check_seq(self.seq)
         complaint = unmet_requirement(self.schedule, self.pp, self.microbatches, self.stages_per_rank)
         if complaint:
             raise InputError(complaint)
-        self.execution  # noqa: B018  (it checks its own fields)
 
     @property
     def devices(self) -> int:
@@ -131,9 +144,10 @@ class TrainingStep:
     def words(self) -> str:
         """The way in one line, for messages and figures."""
         chunks = f" x {self.stages_per_rank}" if self.stages_per_rank > 1 else ""
+        experts = f", ep {self.ep}" if self.model.experts is not None else ""
         return (
-            f"tp {self.tp}, pp {self.pp}, dp {self.dp}, micro batch {self.micro_batch_size}, {self.schedule}{chunks}, "
-            f"recompute {self.recompute}"
+            f"tp {self.tp}, pp {self.pp}, dp {self.dp}{experts}, micro batch {self.micro_batch_size}, "
+            f"{self.schedule}{chunks}, recompute {self.recompute}"
         )
 
     @cached_property
@@ -174,12 +188,17 @@ class TrainingStep:
             joint_projections=True,
             softmax_multiple=self.softmax_multiple,
             float32_loss=self.float32_loss,
+            ep=self.ep,
+            expert_tp=self.expert_tp,
         )
 
     @cached_property
     def layer_key(self) -> tuple[Transformer, Execution]:
-        """What the work of a layer depends on: a model of one block and its execution, the same for any depth."""
-        return replace(self.padded_model, layers=1), self.execution
+        """What the work of layers depends on: a model with a block of each kind, and its execution."""
+        model = self.padded_model
+        if len(self.model.kinds) == 1:  # the same for any depth
+            model = replace(model, layers=1, dense_blocks=model.dense_blocks[:1], full_blocks=model.full_blocks[:1])
+        return model, self.execution
 
     @property
     def layer_works(self) -> LayerWorks:
@@ -189,12 +208,44 @@ class TrainingStep:
     @cached_property
     def rank_parameters(self) -> npt.NDArray[np.float64]:
         """How many parameters each pipeline rank holds, shape (p,); a tied table stands on both ends of a pipeline."""
-        embedding, block, head = (each.parameter_bytes // self.execution.dtype_bytes for each in self.layer_works)
-        stages = np.array(self.stage_blocks, np.float64) * block
+        embedding, *blocks, head = (
+            each.parameter_bytes // self.execution.dtype_bytes for each in self.layer_works.layers
+        )
+        stages = self.stage_kinds @ np.array(blocks, np.float64)
         stages[0] += embedding
         stages[-1] += head
         if self.model.tied and self.pp == 1:
             stages[-1] -= self.table_parameters
+        return self._by_rank(stages)
+
+    @cached_property
+    def rank_expert_parameters(self) -> npt.NDArray[np.float64]:
+        """Of them, those of experts, which have copies on other ranks than the rest, shape (p,)."""
+        ranks = self.execution.expert_ranks
+        own = [
+            0 if kind.experts is None else kind.experts.count // self.ep * kind.expert_parameters(ranks)
+            for kind in self.model.kinds
+        ]
+        return self._by_rank(self.stage_kinds @ np.array(own, np.float64))
+
+    @property
+    def expert_replicas(self) -> int:
+        """How many ranks hold copies of the same experts."""
+        return self.tp * self.dp // (self.ep * self.execution.expert_ranks) if self.model.experts else self.dp
+
+    @cached_property
+    def stage_kinds(self) -> npt.NDArray[np.float64]:
+        """How many blocks of each kind each stage has, shape (stages, kinds)."""
+        kinds, blocks = self.model.kinds, self.model.blocks
+        if len(kinds) == 1:
+            return np.array(self.stage_blocks, np.float64)[:, None]
+        numbers = {id(kind): number for number, kind in enumerate(kinds)}
+        found = np.zeros((self.stages, len(kinds)))
+        stage = np.repeat(np.arange(self.stages), self.stage_blocks)
+        np.add.at(found, (stage, np.array([numbers[id(block)] for block in blocks], np.int64)), 1.0)
+        return found
+
+    def _by_rank(self, stages: npt.NDArray[np.float64]) -> npt.NDArray[np.float64]:
         return np.bincount(self.placement, weights=stages, minlength=self.pp).astype(np.float64)
 
     @property
@@ -206,6 +257,5 @@ class TrainingStep:
 @lru_cache(maxsize=4096)
 def works_of(model: Transformer, execution: Execution) -> LayerWorks:
     """The work of a model's layers on one tensor-parallel rank."""
-    return LayerWorks(
-        embedding_work(model, execution), block_work(model.blocks[0], execution), head_work(model, execution)
-    )
+    blocks = tuple(block_work(kind, execution) for kind in model.kinds)
+    return LayerWorks(embedding_work(model, execution), blocks, head_work(model, execution))
