@@ -160,6 +160,7 @@ def _cells(each: Plan) -> dict[str, Any]:
         "tp": step.tp,
         "pp": step.pp,
         "dp": step.dp,
+        **({} if step.model.experts is None else {"ep": step.ep}),
         "b": step.micro_batch_size,
         "m": step.microbatches,
         "schedule": step.schedule,

@@ -180,6 +180,8 @@ class StepTable:
         summed, gathered = np.zeros((2, *experts.shape))
         # Experts have their copies on other ranks than the rest.
         for parameters, replicas, stride in ((others, dp, tp), (experts, copies, tp * dp / copies)):
+            if not parameters.any():
+                continue
             is_summed = (replicas > 1) & (parameters > 0)
             scattered = machine.reduce_scatter_s(wide * parameters, replicas, stride)
             whole = machine.all_reduce_s(wide * parameters, replicas, stride)

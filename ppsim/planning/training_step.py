@@ -168,10 +168,7 @@ class TrainingStep:
     @cached_property
     def padded_model(self) -> Transformer:
         """The model with a vocabulary that tp cuts into equal parts."""
-        if self.tp == 1:
-            return self.model
-        multiple = _VOCABULARY_MULTIPLE * self.tp
-        return replace(self.model, vocabulary=-(-self.model.vocabulary // multiple) * multiple)
+        return _padded_model(self.model, self.tp)
 
     @cached_property
     def execution(self) -> Execution:
@@ -195,10 +192,7 @@ class TrainingStep:
     @cached_property
     def layer_key(self) -> tuple[Transformer, Execution]:
         """What the work of layers depends on: a model with a block of each kind, and its execution."""
-        model = self.padded_model
-        if len(self.model.kinds) == 1:  # the same for any depth
-            model = replace(model, layers=1, dense_blocks=model.dense_blocks[:1], full_blocks=model.full_blocks[:1])
-        return model, self.execution
+        return _shortest(self.padded_model), self.execution
 
     @property
     def layer_works(self) -> LayerWorks:
@@ -252,6 +246,22 @@ class TrainingStep:
     def table_parameters(self) -> int:
         """How many parameters of the table of tokens one tensor-parallel rank holds."""
         return self.padded_model.vocabulary // self.tp * self.model.hidden
+
+
+@lru_cache(maxsize=4096)
+def _padded_model(model: Transformer, tp: int) -> Transformer:
+    if tp == 1:
+        return model
+    multiple = _VOCABULARY_MULTIPLE * tp
+    return replace(model, vocabulary=-(-model.vocabulary // multiple) * multiple)
+
+
+@lru_cache(maxsize=4096)
+def _shortest(model: Transformer) -> Transformer:
+    """The same for any depth, if blocks do not differ."""
+    if len(model.kinds) > 1:
+        return model
+    return replace(model, layers=1, dense_blocks=model.dense_blocks[:1], full_blocks=model.full_blocks[:1])
 
 
 @lru_cache(maxsize=4096)
