@@ -384,6 +384,7 @@ class Session:
             If a loss or a gradient is not finite, unless the configuration skips such steps. The step updates nothing.
         """
         self._refuse_timed("train")
+        self._refuse_sharded()
         if self.config.forward_only:
             raise InputError("a run with forward_only has no gradients to train with: leave forward_only out")
         return TrainReport.of(self.config, self._workers.call(train_steps, steps=steps)[0])
@@ -412,6 +413,7 @@ class Session:
             If it cannot be written; RunError where only the writing shows it.
         """
         self._refuse_timed("save")
+        self._refuse_sharded()
         check_directory(directory)
         return self._workers.call(save_checkpoint, directory=directory.absolute())[0]
 
@@ -434,8 +436,13 @@ class Session:
             If there is no checkpoint, it is damaged, or of another model.
         """
         self._refuse_timed("load")
+        self._refuse_sharded()
         checkpoint.newest(directory)
         return self._workers.call(load_checkpoint, directory=directory.absolute())[0]
+
+    def _refuse_sharded(self) -> None:
+        if self.config.is_sharded:
+            raise InputError("the optimizer takes no sharded parameters yet: leave shard out to train")
 
     def nudge(self) -> None:
         """Move every parameter by one rounding, to see how much rounding alone changes a training."""

@@ -119,6 +119,9 @@ class RunConfig:
     """Keep only each layer's input, and compute the layer again for its backward (costs in a file stay as they are)."""
     dp: int = 1
     """Data-parallel replicas."""
+    shard: int = 0
+    """Shard parameters over the replicas (PyTorch's fully_shard); each rank has so many of its stages whole at once,
+    the next that it computes. 0 does not, unless a file says UNSHARD, which is sharded as it says."""
     tp: int = 1
     """Tensor-parallel ranks, over which each layer's weights are sharded as the model plans."""
     steps: int = 10
@@ -191,7 +194,7 @@ class RunConfig:
         for name in ("layers", "dp", "tp", "steps", "accumulate", "evaluate_steps"):
             self._at_least(name, 1)
         sizes = ("hidden", "intermediate", "seq", "micro_batch_size", "microbatches", "global_batch_size", "ranks")
-        counts = ("warmup", "evaluate_every", "learning_rate_warmup", "learning_rate_decay_steps")
+        counts = ("warmup", "shard", "evaluate_every", "learning_rate_warmup", "learning_rate_decay_steps")
         for name in (*sizes, *counts, "threads", "receive_window"):
             self._at_least(name, 0)
         if not 0 < self.timeout_s < 1e7:
@@ -224,6 +227,7 @@ class RunConfig:
         check_processes(dp=self.dp, ranks=self.ranks, tp=self.tp)
         if self.backend == "nccl" and self.devices != "shared":
             check_gpus(self.world_size)
+        self._check_sharding()
         self._check_posts()
         self._check_window()
         self.layer_costs, self.layer_sizes  # noqa: B018  (refuse a bad file or cut now, not in the workers)
@@ -309,6 +313,26 @@ class RunConfig:
                     fitting = largest_divisor(value, most=count)
                     raise InputError(f"{what} {value} does not divide by {by} {count}: take {by} {fitting} for example")
 
+    @property
+    def is_sharded(self) -> bool:
+        """Whether each replica holds a share of the parameters. A file's UNSHARD means nothing without replicas."""
+        gathers = bool((self.pipeline.program.collectives.kind == ppsim.Kind.UNSHARD).any())
+        return self.dp > 1 and self.compute == "real" and gathers
+
+    def _check_sharding(self) -> None:
+        """Refuse what does not go with sharded parameters."""
+        if self.shard and self.dp == 1:
+            raise InputError(f"shard {self.shard} is over data-parallel replicas: take dp 2 or more, or leave it out")
+        if not self.is_sharded:
+            return
+        for name, plain in (("tp", 1), ("backend", "gloo"), ("device", "cpu"), ("tied", False), ("accumulate", 1)):
+            if getattr(self, name) != plain:
+                given = f"{name} {getattr(self, name)}"
+                raise InputError(f"{given} does not go with sharded parameters: take {name} {plain}, or no shard")
+        reduced = [sum(entries.kind == ppsim.Kind.REDUCE_GRAD) for entries in self.pipeline.sharding or ()]
+        if not self.forward_only and sum(reduced) < self.pipeline.stages:
+            raise InputError("the schedule gathers parameters and lacks REDUCE_GRADs: add one for each stage")
+
     def _check_posts(self) -> None:
         if self.is_local and self.pipeline.communication is not None:
             raise InputError(
@@ -377,6 +401,8 @@ class RunConfig:
             )
         else:
             schedule = self._read_csv(self.from_csv)
+        if self.shard:
+            schedule = schedule.with_sharding(self.shard)
         schedule = schedule.with_communication(self.communication)
         if self.forward_only:
             schedule = schedule.forward_only()

@@ -40,7 +40,7 @@ def assemble_trace(
     A message starts when its sender handed it over. It has arrived when the receiver's wait for it ended, which is the
     latest time it can have arrived. The same time counts as that at which it left the sender, since the actual one is
     not known. With replicas a stage's reduction begins when this replica handed its gradients over, and ends when the
-    sums had arrived.
+    sums had arrived. A gathering of sharded parameters ends when the rank's wait for it ended.
     """
     start_ns = np.concatenate([np.array(record.start_ns, np.int64) for record in records])
     end_ns = np.concatenate([np.array(record.end_ns, np.int64) for record in records])
@@ -55,6 +55,11 @@ def assemble_trace(
         reduced.update(record.reduced_ns)
         reduced_bytes.update(record.reduced_bytes)
     reduced_s = (np.array([reduced[stage] for stage in sorted(reduced)], np.int64).reshape(-1, 2) - zero) / 1e9
+    gathered_s = (
+        np.array([s for record in records for s in record.unsharded_ns], np.int64).reshape(-1, 2) - zero
+    ) / 1e9
+    gathered_bytes = np.array([size for record in records for size in record.unsharded_bytes], np.int64)
+    is_sharded = len(gathered_s) > 0
     count = len(program.messages)
     sent_s = (np.array([sent[message] for message in range(count)], np.int64) - zero) / 1e9
     received_s = (np.array([received[message] for message in range(count)], np.int64) - zero) / 1e9
@@ -72,6 +77,9 @@ def assemble_trace(
         reduce_start_s=reduced_s[:, 0] if reduced else None,
         reduce_end_s=reduced_s[:, 1] if reduced else None,
         reduce_bytes=np.array([reduced_bytes[stage] for stage in sorted(reduced)], np.int64) if reduced else None,
+        unshard_start_s=gathered_s[:, 0] if is_sharded else None,
+        unshard_end_s=gathered_s[:, 1] if is_sharded else None,
+        unshard_bytes=gathered_bytes if is_sharded else None,
     )
 
 
@@ -93,6 +101,8 @@ class RankMemory:
         Parameters, the same throughout the step.
     optimizer_bytes : int
         Optimizer state, the same throughout the step.
+    unsharded_bytes : list of int, shape (rows,)
+        Parameters gathered from all replicas, beside the rank's share; None unless parameters are sharded.
     """
 
     activation_bytes: list[int]
@@ -100,13 +110,16 @@ class RankMemory:
     gradient_bytes: list[int] | None
     parameter_bytes: int | None
     optimizer_bytes: int | None = None
+    unsharded_bytes: list[int] | None = None
 
 
 def with_memory(trace: Trace, by_rank: Sequence[RankMemory]) -> Trace:
     """The trace with the bytes that each rank counted in an untimed step of the same program."""
     gradients = [rank.gradient_bytes for rank in by_rank if rank.gradient_bytes is not None]
+    whole = [rank.unsharded_bytes for rank in by_rank if rank.unsharded_bytes is not None]
     return replace(
         trace,
+        unsharded_bytes=_joined(whole) if len(whole) == len(by_rank) else None,
         activation_bytes=_joined([rank.activation_bytes for rank in by_rank]),
         receive_buffer_bytes=_joined([rank.buffer_bytes for rank in by_rank]),
         gradient_bytes=_joined(gradients) if len(gradients) == len(by_rank) else None,

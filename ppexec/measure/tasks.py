@@ -7,7 +7,8 @@ from __future__ import annotations
 
 import os
 import time
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
 from typing import Any
 
 import torch
@@ -66,11 +67,13 @@ def count_memory(worker: Worker) -> list[RankMemory]:
     is_timed = worker.costs is not None
     ledgers: dict[int, Ledger] = {}
     for rank in worker.ranks:
-        footprints = {} if is_timed else _profiler(worker, rank).footprints(batch)
+        with whole_parameters(worker):
+            footprints = {} if is_timed else _profiler(worker, rank).footprints(batch)
         for index, stage in rank.stages.items():
             older: list[torch.Tensor | torch.UntypedStorage] = [*tensors_in(batch.targets)]
             if isinstance(stage, Stage):
                 older += [*tensors_of(stage.layers), *footprints[index].older]
+                older += [] if stage.sharded is None else stage.sharded.whole
             ledgers[index] = Ledger(older)
     worker.clear()
     records = worker.step(batch, ledgers=ledgers)
@@ -83,9 +86,24 @@ def count_memory(worker: Worker) -> list[RankMemory]:
             gradient_bytes=None if is_timed else record.gradients,
             parameter_bytes=None if is_timed else parameter_bytes(layer for s in _real(rank) for layer in s.layers),
             optimizer_bytes=None if optimizer is None else optimizer_bytes(optimizer, trained),
+            unsharded_bytes=record.unsharded or None,
         )
         for rank, record in zip(worker.ranks, records, strict=True)
     ]
+
+
+@contextmanager
+def whole_parameters(worker: Worker) -> Iterator[None]:
+    """A context in which all stages of a worker are whole, outside of a step. Collective over the replicas."""
+    sharded = [stage.sharded for stage in worker.real_stages if stage.sharded is not None]
+    for parameters in sharded:
+        parameters.unshard()
+    try:
+        yield
+    finally:
+        for parameters in sharded:
+            parameters.reshard()
+            parameters.gathered_ns.clear()
 
 
 def _real(rank: Rank) -> list[Stage]:
@@ -129,7 +147,8 @@ def profile(
     found: dict[int, list[LayerSamples]] = {rank.number: [] for rank in worker.ranks}
     for batch in worker.undisturbed_batches(first_step, rounds):
         profilers = [_profiler(worker, rank) for rank in held]
-        samples = run_in_turn(worker.device, profilers, batch, by_layer=by_layer)
+        with whole_parameters(worker):
+            samples = run_in_turn(worker.device, profilers, batch, by_layer=by_layer)
         for rank, of_rank in zip(held, samples, strict=True):
             found[rank.number].append(of_rank)
     return list(found.values())

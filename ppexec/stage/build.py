@@ -9,6 +9,7 @@ import torch
 from ppexec.models.model import Model
 from ppexec.stage.draws import Draws
 from ppexec.stage.recomputing_stage import RecomputingStage
+from ppexec.stage.sharded import ShardedParameters
 from ppexec.stage.stage import Stage
 from ppexec.stage.tied import build_layers
 
@@ -30,6 +31,7 @@ def build_stage(
     copies_input: bool = False,
     replicated: bool = False,
     mesh: DeviceMesh | None = None,
+    shard_mesh: DeviceMesh | None = None,
 ) -> Stage:
     """Build a stage. Its own layers are made real (`build_layers`); the model's other layers stay as they are.
 
@@ -59,6 +61,8 @@ def build_stage(
         Whether other replicas have the same stage.
     mesh : DeviceMesh, optional
         Of the tp dimension, over which layers are sharded.
+    shard_mesh : DeviceMesh, optional
+        Of the dp dimension, if parameters are sharded over it.
     """
     modules = build_layers(model, layers, seed=seed, device=device, mesh=mesh)
     return (RecomputingStage if recompute else Stage)(
@@ -73,4 +77,5 @@ def build_stage(
         draws=Draws(seed),
         counts_terms=model.reduction == "sum",
         replicated=replicated,
+        sharded=None if shard_mesh is None else ShardedParameters(modules, shard_mesh),
     )

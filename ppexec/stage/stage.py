@@ -20,7 +20,8 @@ from ppexec.models.reduction import Share
 from ppexec.models.shapes import TensorSpec, Tree, differentiable, pack, tensors_in, unpack
 from ppexec.stage.draws import LOSS, Draws
 from ppexec.stage.gradient_sum import Reduction
-from ppexec.stage.ledger import Ledger
+from ppexec.stage.ledger import Ledger, gradient_bytes
+from ppexec.stage.sharded import ShardedParameters
 from ppexec.stage.split_backward import SplitBackward, Unit, add_weight_gradients
 from ppexec.stage.tensor_parallel import local, local_gradient
 from ppexec.stage.timed import TimedStage
@@ -67,6 +68,8 @@ class Stage:
     replicated : bool
         Whether other replicas have the same stage. Then every trained parameter has a gradient after the first
         backward, of zeros if it takes no part in the loss, so that all replicas add up the same.
+    sharded : ShardedParameters, optional
+        Its parameters, if each replica holds a share of them.
 
     Attributes
     ----------
@@ -92,6 +95,7 @@ class Stage:
         draws: Draws | None = None,
         counts_terms: bool = False,
         replicated: bool = False,
+        sharded: ShardedParameters | None = None,
     ) -> None:
         self.index = index
         self.copies_input = copies_input
@@ -104,6 +108,7 @@ class Stage:
         self.draws = draws
         self.counts_terms = counts_terms
         self.replicated = replicated
+        self.sharded = sharded
         self._has_all_gradients = not replicated
         self.ledger: Ledger | None = None
         self._batch = Batch()
@@ -324,6 +329,11 @@ class Stage:
         gradients = [local_gradient(parameter) for parameter in self.parameters]
         return Reduction([gradient for gradient in gradients if gradient is not None], group)
 
+    @property
+    def gradient_bytes(self) -> int:
+        """Bytes of the gradients that its parameters have now."""
+        return gradient_bytes(self.layers) if self.sharded is None else self.sharded.gradient_bytes
+
     def blank_gradients(self) -> list[torch.Tensor]:
         """Zeros of the shape of each gradient that `reduce_gradients` adds up, on this rank."""
         return [torch.zeros_like(local(parameter)) for parameter in self.parameters]
@@ -366,6 +376,8 @@ class Stage:
         self._has_all_gradients = not self.replicated
         for layer in self.layers:
             layer.zero_grad(set_to_none=True)
+        if self.sharded is not None:
+            self.sharded.clear()
 
 
 def message_of(output: Tree) -> torch.Tensor:

@@ -15,7 +15,7 @@ from ppexec.machine.device import Device, Event, HostDevice, Mark, Pending, Stre
 from ppexec.models.batch import Batch, fitted
 from ppexec.models.shapes import Tree
 from ppexec.stage.gradient_sum import Reduction
-from ppexec.stage.ledger import Ledger, gradient_bytes
+from ppexec.stage.ledger import Ledger
 from ppexec.stage.recording import RecordedStep, Recording, key_of
 from ppexec.stage.stage import Stage, act
 from ppexec.stage.tied import TiedGradients
@@ -74,6 +74,12 @@ class StepRecord:
         Stage -> begin and end of its REDUCE_GRAD; empty without replicas.
     reduced_bytes : dict
         Stage -> bytes that this rank added up in it; empty without replicas.
+    unsharded : list of int, shape (rows,)
+        The most bytes of parameters gathered from all replicas, from each row's end to the next row's.
+    unsharded_ns : list of (int, int)
+        Begin and end of each UNSHARD of the rank, in sequence; empty unless parameters are sharded.
+    unsharded_bytes : list of int
+        Size of what each gathers.
     message_bytes : list of int or None, shape (messages,)
         Size of every message of the program, where microbatches differ in size.
     """
@@ -88,6 +94,9 @@ class StepRecord:
     outputs: dict[int, torch.Tensor] = field(default_factory=dict)
     reduced_ns: dict[int, tuple[int, int]] = field(default_factory=dict)
     reduced_bytes: dict[int, int] = field(default_factory=dict)
+    unsharded: list[int] = field(default_factory=list)
+    unsharded_ns: list[tuple[int, int]] = field(default_factory=list)
+    unsharded_bytes: list[int] = field(default_factory=list)
     message_bytes: list[int] | None = None
 
     def shift(self, offset_ns: int) -> None:
@@ -99,6 +108,7 @@ class StepRecord:
         self.reduced_ns = {
             stage: (start + offset_ns, end + offset_ns) for stage, (start, end) in self.reduced_ns.items()
         }
+        self.unsharded_ns = [(start + offset_ns, end + offset_ns) for start, end in self.unsharded_ns]
 
 
 @dataclass(kw_only=True)
@@ -175,6 +185,12 @@ class Runtime:
         self._posts = [
             [post for post in posts if post.is_send or transport.takes_posts] for posts in program.posts_of(rank)
         ]
+        self._sharded = {
+            index: stage.sharded
+            for index, stage in stages.items()
+            if isinstance(stage, Stage) and stage.sharded is not None
+        }
+        self._sharding = _sharding_of(program, rank) if self._sharded else {}
         self._labels = [f"rank {rank}, action {_spelled(rows)}" for rows in self.actions]
         self._under_way = _Step(batch=Batch(), ledgers=None, keeps_outputs=False)
         self._records = records
@@ -240,6 +256,7 @@ class Runtime:
             self._compute.submit(partial(self._record, batch), "recording the actions")
         self.transport.start()
         self._post(0)
+        self._shard(0)
 
     def _post(self, place: int) -> None:
         """Post the sends and receives that stand at a place: 0 before the first action, k after k actions."""
@@ -248,6 +265,27 @@ class Runtime:
                 self.transport.send(message, self._under_way.unsent.pop(message))
             else:
                 self.transport.post(message)
+
+    def _shard(self, place: int) -> None:
+        """Gather, let go and reduce what stands at a place, as `_post`."""
+        record = self._under_way.record
+        for kind, index in self._sharding.get(place, ()):
+            parameters = self._sharded[index]
+            if kind == Kind.UNSHARD:
+                parameters.start_unshard()
+                record.unsharded_bytes.append(parameters.full_bytes)
+            elif kind == Kind.RESHARD:
+                parameters.reshard()
+            else:
+                begin_ns, end_ns, record.reduced_bytes[index] = parameters.reduce()
+                record.reduced_ns[index] = begin_ns, end_ns
+            if place > 0 and self._under_way.ledgers is not None:
+                rows = len(self.actions[place - 1])
+                record.unsharded[-rows:] = [max(record.unsharded[-1], self._whole_bytes)] * rows
+
+    @property
+    def _whole_bytes(self) -> int:
+        return sum(parameters.whole_bytes for parameters in self._sharded.values())
 
     def _record(self, batch: Batch) -> None:
         steps = [
@@ -270,6 +308,9 @@ class Runtime:
     def act(self, action: int) -> None:
         """Submit one action, and the sends and receives that stand after it."""
         step, rows, compute = self._under_way, self.actions[action], self._compute
+        for row in rows:
+            if row.stage.index in self._sharded:
+                self._sharded[row.stage.index].wait()
         inputs = [self._input(row, step) for row in rows]
         outputs = [Pending() for _ in rows]
         compute.submit(partial(self._run, rows, inputs, outputs, step), self._labels[action])
@@ -279,8 +320,14 @@ class Runtime:
             elif row.local_output:
                 step.results[row.row] = output
         self._post(action + 1)
+        self._shard(action + 1)
         for row in rows:
-            if row.reduces and self._replicas is not None and step.batch.completes_step:
+            if (
+                row.reduces
+                and row.stage.index not in self._sharded
+                and self._replicas is not None
+                and step.batch.completes_step
+            ):
                 self._reduce(row.stage, self._replicas, step)
         if step.ledgers is not None:
             step.record.posted.extend([self.transport.posted_bytes] * len(rows))
@@ -316,8 +363,10 @@ class Runtime:
             if step.keeps_outputs and is_last_output and output.value is not None:
                 step.record.outputs[row.microbatch] = output.value.clone()
         if step.ledgers is not None:
-            gradients = sum(gradient_bytes(stage.layers) for stage in self.stages.values() if isinstance(stage, Stage))
+            gradients = sum(stage.gradient_bytes for stage in self.stages.values() if isinstance(stage, Stage))
             step.record.gradients.extend([gradients] * len(rows))
+            if self._sharded:
+                step.record.unsharded.extend([self._whole_bytes] * len(rows))
 
     def _reduce(self, stage: Stage | TimedStage, replicas: dist.ProcessGroup, step: _Step) -> None:
         """Start to add up a stage's gradients over the replicas, while the next actions compute."""
@@ -340,6 +389,7 @@ class Runtime:
         """Submit the end of the step: sends and gradient sums under way, then tied gradients."""
         step = self._under_way
         self.transport.finish()
+        self._end_sharding(step.record)
         for stage_index, reduction in step.reductions.items():
             step.record.reduced_ns[stage_index] = reduction.finish()
             step.record.reduced_bytes[stage_index] = reduction.size_bytes
@@ -347,6 +397,17 @@ class Runtime:
             self._compute.wait(self._device.stream("gradients").record())
         if self._tied is not None and step.batch.completes_step:
             self._compute.submit(self._tied.add, "adding up tied gradients")
+
+    def _end_sharding(self, record: StepRecord) -> None:
+        """Let go what the schedule leaves whole, and note the gatherings in the sequence of the schedule."""
+        gathered = {index: deque(parameters.gathered_ns) for index, parameters in self._sharded.items()}
+        for parameters in self._sharded.values():
+            parameters.reshard()
+            parameters.gathered_ns.clear()
+        for place in sorted(self._sharding):
+            for kind, index in self._sharding[place]:
+                if kind == Kind.UNSHARD and gathered[index]:
+                    record.unsharded_ns.append(gathered[index].popleft())
 
     def record(self) -> StepRecord:
         """The record of the step; call it when the device is done."""
@@ -377,6 +438,14 @@ class Runtime:
         if row.local_input >= 0:
             return step.results.pop(row.local_input)
         return Pending(step.batch.inputs[row.microbatch] if row.kind == Kind.F and step.batch.inputs else None)
+
+
+def _sharding_of(program: Program, rank: int) -> dict[int, list[tuple[Kind, int]]]:
+    """What a rank gathers, lets go and reduces, by place: 0 before the first action, k after k actions."""
+    found: dict[int, list[tuple[Kind, int]]] = {}
+    for place, action in (program.schedule.sharding or ())[rank]:
+        found.setdefault(place, []).append((action.kind, action.stage))
+    return found
 
 
 def _no_mark() -> None:

@@ -227,6 +227,7 @@ class Worker:
             seed=config.seed,
             device=self.device.torch_device,
             mesh=None if self.mesh is None else self.mesh["tp"],
+            shard_mesh=self.mesh["dp"] if self.mesh is not None and config.is_sharded else None,
         )
 
     @cached_property
