@@ -6,12 +6,11 @@ import json
 import os
 import sys
 import warnings
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
-from typing import Annotated, Any
-
-import tyro
+from types import MappingProxyType
+from typing import Any
 
 import ppexec
 from ppexec.api import profile_with_stages
@@ -21,6 +20,7 @@ from ppsim import save_costs
 from ppsim.cli import command
 from ppsim.cli.command import OptionalFile
 from ppsim.errors import InputError
+from ppsim.essential import Essential
 from ppsim.export.text_table import text_table
 from ppsim.export.trace_files import write_trace
 from ppsim.files import check_files, write_text
@@ -31,17 +31,17 @@ _DESCRIPTION = "Run a pipeline schedule for real, measure it, and prove its grad
 
 @dataclass(frozen=True, kw_only=True)
 class Output:
-    """Flags of what a command writes and prints."""
+    """What a command writes and prints."""
 
-    out: OptionalFile = None
+    out: Essential[OptionalFile] = None
     """File to write. run: the trace, .json or .json.gz for Perfetto, .csv as a table, else for ppsim.Trace.load;
     profile: the costs, .json or .csv; verify and train: the report, as JSON."""
-    json: bool = False
+    json: Essential[bool] = False
     """Print one JSON object and nothing else on standard output."""
 
 
 @dataclass(frozen=True, kw_only=True)
-class Run(RunConfig, Output):
+class Run(Output, RunConfig):
     """Run and time a schedule; shows the median step."""
 
     def __post_init__(self) -> None:
@@ -230,11 +230,25 @@ def show_warning(message: Warning | str, *_: Any, **__: Any) -> None:
     print(f"warning: {message}", file=sys.stderr)
 
 
-Command = (
-    Annotated[Run, tyro.conf.subcommand("run")]
-    | Annotated[Verify, tyro.conf.subcommand("verify")]
-    | Annotated[Profile, tyro.conf.subcommand("profile")]
-    | Annotated[Train, tyro.conf.subcommand("train")]
+COMMANDS: dict[str, type[Run]] = {"run": Run, "verify": Verify, "profile": Profile, "train": Train}
+
+# What one wants, and the command that does it.
+EXAMPLES: Mapping[str, tuple[str, str]] = MappingProxyType(
+    {
+        "verify": (
+            "prove a schedule's gradients",
+            "ppexec verify --schedule zb-h1 --ranks 2 --microbatches 4 --hidden 64",
+        ),
+        "run": (
+            "run and time a schedule",
+            "ppexec run --schedule 1f1b --ranks 2 --microbatches 8 --hidden 256 --out step.trace",
+        ),
+        "profile": ("measure layer costs", "ppexec profile --layers 8 --hidden 256 --out costs.json"),
+        "train": (
+            "train a GPT on a pipeline",
+            "ppexec train --model gpt --layers 4 --hidden 64 --seq 32 --schedule interleaved-1f1b --ranks 2 --steps 5",
+        ),
+    }
 )
 
 
@@ -254,7 +268,12 @@ def main(args: Sequence[str] | None = None) -> int:
 
     def work() -> None:
         warnings.showwarning = show_warning
-        chosen: Any = command.parse(Command, prog="ppexec", description=_DESCRIPTION, args=args)
+        words = list(sys.argv[1:] if args is None else args)
+        if not words:
+            print(command.welcome(_DESCRIPTION, EXAMPLES, prog="ppexec", first=("verify", "run")))
+            return
+        lines = {name: line for name, (_, line) in EXAMPLES.items()}
+        chosen = command.parse(COMMANDS, prog="ppexec", description=_DESCRIPTION, examples=lines, args=words)
         try:
             chosen.execute()
         except ppexec.WorkerError as error:

@@ -17,6 +17,7 @@ from ppexec.cli import save_partial_trace, show_warning
 from ppexec.workers.pool import WorkerError
 from ppsim.cli import command
 from ppsim.errors import InputError
+from ppsim.essential import Essential
 from ppsim.export.html_report import Report
 from ppsim.files import check_directory, write_text
 
@@ -50,9 +51,9 @@ class Findings:
 class StudyCommand:
     """A study as a command. Each study derives from it, adds its flags as fields, and implements `findings`."""
 
-    out: Path | None = None
+    out: Essential[Path | None] = None
     """Directory for report.html and summary.json; nothing is written without one."""
-    json: bool = False
+    json: Essential[bool] = False
     """Print summary.json's object and nothing else on standard output."""
 
     def findings(self, directory: Path | None) -> Findings:
@@ -97,7 +98,7 @@ def study_main(study: type[StudyCommand], documentation: str | None) -> int:
 
     def work() -> None:
         warnings.showwarning = show_warning
-        chosen: Any = command.parse(study, prog=script, description=(documentation or "").split("\n")[0])
+        chosen = command.parse(study, prog=script, description=_description(documentation or ""))
         try:
             chosen.execute()
         except WorkerError as error:
@@ -105,6 +106,13 @@ def study_main(study: type[StudyCommand], documentation: str | None) -> int:
             raise
 
     return command.run(work, prog=script)
+
+
+def _description(documentation: str) -> str:
+    """What help says of a study: its question, and its command lines."""
+    question, *paragraphs = documentation.split("\n\n")
+    lines = [each for each in paragraphs if each.startswith("Command ")]
+    return "\n\n".join([question, *(each.replace("Command ", "Example ", 1) for each in lines)])
 
 
 def progress(items: Iterable[Any] | None = None, **options: Any) -> Any:

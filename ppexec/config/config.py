@@ -6,7 +6,7 @@ import os
 from dataclasses import dataclass, fields
 from functools import cached_property
 from pathlib import Path
-from typing import Any, Literal
+from typing import Any
 
 import torch
 
@@ -15,13 +15,20 @@ from ppexec.config.batch_sizes import batch_sizes, samples_of
 from ppexec.config.bubble_warning import bubble_warning
 from ppexec.config.devices import check_gpus, check_processes, check_sharing, choose_device
 from ppexec.config.divisors import largest_divisor
+from ppexec.config.groups import (
+    BatchConfig,
+    MachineConfig,
+    ModelConfig,
+    ParallelConfig,
+    ScheduleConfig,
+    StepsConfig,
+    TrainingConfig,
+)
 from ppexec.config.layer_cut import sizes_of_layout, sizes_of_partition
 from ppsim.checks import check_fields
 from ppsim.errors import InputError
 from ppsim.files import read_text
 from ppsim.schedule.deadlock import smallest_receive_window
-from ppsim.schedule.schedule import Communication
-from ppsim.schedule.streams import Streams
 
 _PRESETS: dict[str, dict[str, int]] = {
     "small": {"hidden": 512, "seq": 64, "micro_batch_size": 2},
@@ -43,7 +50,7 @@ _MOST = {
 
 
 @dataclass(frozen=True, kw_only=True)
-class RunConfig:
+class RunConfig(MachineConfig, TrainingConfig, StepsConfig, ParallelConfig, ScheduleConfig, BatchConfig, ModelConfig):
     """What to run, where, and how often. The fields are the flags of the command line.
 
     Raises
@@ -65,129 +72,6 @@ class RunConfig:
     Traceback (most recent call last):
     ppsim.errors.InputError: 3 layers do not divide evenly over 2 stages: take 2 or 4 layers, or 1 or 3 stages, ...
     """
-
-    model: str = "mlp"
-    """Built-in model ("mlp", "gpt") or your own, package.module:factory, which is imported and run; no other flag and
-    no file names code."""
-    preset: Literal["small", "assignment"] = "small"
-    """Sizes not given otherwise: small (hidden 512, seq 64, micro batch 2), assignment (4096, 8192, 2)."""
-    layers: int = 8
-    """Number of layers, cut into the stages; of a GPT its blocks (the embedding and the head come with the ends)."""
-    hidden: int = 0
-    """Hidden size; 0 takes the preset's."""
-    intermediate: int = 0
-    """Size between fc1 and fc2; 0 takes 4 x hidden."""
-    seq: int = 0
-    """Sequence length; 0 takes the preset's."""
-    micro_batch_size: int = 0
-    """Samples of a microbatch, the largest if they differ; 0 takes the global batch's where microbatches are given too,
-    else the preset's."""
-    microbatches: int = 0
-    """Microbatches of a step (with accumulate: of a round) per data-parallel replica; 0 takes the global batch's, else
-    the file's, else 8."""
-    global_batch_size: int = 0
-    """Samples of a step (with accumulate: of a round) over all replicas; 0 takes microbatches x micro batch size x dp.
-    What does not divide by the microbatches given makes the first ones larger by one."""
-    schedule: str = "afab"
-    """Schedule by name."""
-    from_csv: Path | None = None
-    """Schedule from a file in PyTorch's CSV format, instead of a name."""
-    ranks: int = 0
-    """Pipeline ranks; 0 takes the file's, else 2."""
-    stages_per_rank: int | None = None
-    """Stages that each rank holds; the schedule's natural number unless given."""
-    microbatch_group: int | None = None
-    """Microbatches of a round of an interleaved schedule; the ranks, or a few more, unless given."""
-    partition: str = "even"
-    """Layers to stages: even, optimal (needs --costs), or sizes such as 3,2,3. For a GPT even and sizes count blocks;
-    optimal cuts the whole chain, and a first or last stage of 0 blocks has the embedding or the head alone."""
-    layout: str | None = None
-    """Layers to stages as Megatron's --pipeline-model-parallel-layout has it, instead of partition: a letter for each
-    layer, a GPT's embedding (E) and head (L) among them, as in 'Et*3|(tt|)*2t|L'."""
-    heads: int = 0
-    """Attention heads of a GPT; 0 takes heads of 64, or in a small model 4 smaller ones."""
-    vocabulary: int = 0
-    """Rows of a GPT's embedding and head; 0 takes 256, one for each byte. More rows are never read, but take the time
-    and memory of a larger vocabulary."""
-    text: Path | None = None
-    """Text whose bytes a GPT learns; this toolkit's own sources unless given."""
-    dropout: float = 0.0
-    """Probability with which a GPT drops elements of the embedding and of the residual branches."""
-    tied: bool = False
-    """Let a GPT's embedding and head share one weight."""
-    recompute: bool = False
-    """Keep only each layer's input, and compute the layer again for its backward (costs in a file stay as they are)."""
-    dp: int = 1
-    """Data-parallel replicas."""
-    shard: int = 0
-    """Shard parameters over the replicas (PyTorch's fully_shard); each rank has so many of its stages whole at once,
-    the next that it computes. 0 does not, unless a file says UNSHARD, which is sharded as it says."""
-    tp: int = 1
-    """Tensor-parallel ranks, over which each layer's weights are sharded as the model plans."""
-    steps: int = 10
-    """Measured steps."""
-    warmup: int = 2
-    """Steps before the measured ones."""
-    learning_rate: float = 1e-3
-    """AdamW's step size in a training, at its highest."""
-    learning_rate_warmup: int = 0
-    """First steps of a training, in which the learning rate rises by equal parts."""
-    learning_rate_decay: Literal["none", "linear", "cosine"] = "none"
-    """How the learning rate falls after the warm-up."""
-    learning_rate_decay_steps: int = 0
-    """Steps over which it falls; needed with a decay."""
-    min_learning_rate: float = 0.0
-    """What it falls to, and stays at."""
-    weight_decay: float = 0.01
-    """AdamW's decay in a training."""
-    master_weights: bool = False
-    """In a training in bfloat16, update copies of the weights in float32, and compute with these copies rounded."""
-    accumulate: int = 1
-    """Rounds of the schedule in an optimizer step of a training; each reads a global batch, and gradients add up."""
-    clip_norm: float | None = None
-    """Largest 2-norm of all gradients together in a training; larger ones are scaled down. Unset clips nothing."""
-    skip_nonfinite: bool = False
-    """Leave out an optimizer step whose loss or gradient is not finite, and go on. Without it the training ends."""
-    evaluate_every: int = 0
-    """Optimizer steps between evaluations of held-out data in a training; 0 evaluates nothing."""
-    evaluate_steps: int = 1
-    """Global batches of an evaluation, always the same."""
-    forward_only: bool = False
-    """Evaluation: forwards only, no gradients."""
-    seed: int = 0
-    """The number from which every random stream is derived."""
-    dtype: Literal["float32", "float64", "bfloat16"] = "float32"
-    """Type of parameters and activations."""
-    threads: int = 0
-    """Threads of each rank; 0 divides this machine's cores among its ranks."""
-    receive_window: int = 0
-    """Receives posted ahead on each link; 0 takes the smallest number that suffices plus 2, or what fits in 16 MiB if
-    that is more."""
-    streams: Streams = "link"
-    """Who has a communicator, which runs what is posted on it one after another: each link, each pair of ranks, or each
-    rank. With pair and rank (on gloo, device threads) receives are posted where they stand in the schedule."""
-    communication: Communication = "as-given"
-    """Where receives are posted: as the file has them; early, when the message is sent, which hangs on no streams;
-    late, at their use; or derived, as where a file has none."""
-    backend: Literal["gloo", "nccl", "local"] = "gloo"
-    """What carries messages. gloo, nccl: between processes, one for each rank. local: copies within one process that
-    has all ranks, each on a stream of its own."""
-    device: Literal["auto", "cpu", "cuda", "threads"] = "auto"
-    """Where ranks compute. auto: on GPUs with nccl, or with local where there is a GPU; else on the CPU. threads: on
-    the CPU, but asynchronously as on a GPU, where each stream is a thread."""
-    devices: Literal["own", "shared"] = "own"
-    """GPUs of a run with nccl. own: one for each rank. shared: fewer, which is enough to verify and to count memory,
-    but not to measure times."""
-    graphs: bool = False
-    """Record each action in the first step and replay it in later ones (CUDA graphs), which takes the host one launch.
-    Shapes and what layers do in Python must be the same in every step. On a CPU a replay is no faster."""
-    compute: Literal["real", "timed"] = "real"
-    """real: ranks compute. timed: ranks wait for as long as the costs say, and send real messages."""
-    costs: Path | None = None
-    """File of layer costs, JSON or CSV."""
-    timeout_s: float = 30.0
-    """Seconds without progress of any rank after which a run ends, and says where each rank stands. A GPU that takes
-    longer than this for what it was given ends it too."""
 
     def __post_init__(self) -> None:
         check_fields(self)

@@ -7,6 +7,7 @@ from typing import Any
 
 from ppsim.cli.command import OptionalFile, OptionalWhole
 from ppsim.errors import InputError
+from ppsim.essential import Essential
 from ppsim.estimate.huggingface import read_huggingface_config
 from ppsim.estimate.transformer import Transformer
 
@@ -17,13 +18,13 @@ _MOST_LAYERS = 100_000
 class ArchitectureFlags:
     """A model by its file, or a GPT by its shapes."""
 
-    huggingface: OptionalFile = None
+    huggingface: Essential[OptionalFile] = None
     """A model's config.json, as of transformers (deepseek_v3, gpt_oss, llama, qwen3_moe, ...); instead of shapes."""
-    layers: OptionalWhole = None
+    layers: Essential[OptionalWhole] = None
     """Blocks of a GPT (layer norms, biases, learned positions); with --hidden and --heads."""
-    hidden: OptionalWhole = None
+    hidden: Essential[OptionalWhole] = None
     """Width of the residual stream."""
-    heads: OptionalWhole = None
+    heads: Essential[OptionalWhole] = None
     """Attention heads."""
     vocabulary: OptionalWhole = None
     """Size of the vocabulary (default: 50257)."""

@@ -4,16 +4,19 @@ from __future__ import annotations
 
 import contextlib
 import errno
+import functools
+import inspect
 import io
 import json
+import operator
 import os
 import re
 import sys
 import tempfile
 import traceback
-from collections.abc import Callable, Mapping, Sequence
-from dataclasses import is_dataclass
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from pathlib import Path
+from types import MappingProxyType
 from typing import Annotated, Any, TypeVar
 
 import numpy as np
@@ -21,6 +24,8 @@ import tyro
 from tyro.constructors import ConstructorRegistry, PrimitiveConstructorSpec, PrimitiveTypeInfo
 
 from ppsim.checks import check_fields, check_path
+from ppsim.cli.colour import refuses_colour
+from ppsim.cli.grouped_flags import grouped
 from ppsim.errors import InputError, RunError
 
 T = TypeVar("T")
@@ -65,32 +70,52 @@ _registry = ConstructorRegistry()
 
 
 @_registry.primitive_rule
-def _path_rule(info: PrimitiveTypeInfo) -> PrimitiveConstructorSpec[Any] | None:
-    """Flags that are paths, of every dataclass, are read as `OptionalFile` is."""
-    is_path = info.type in (Path, Path | None)
-    return one_word(_path, Path, "PATH", "a path that a file can have") if is_path else None
+def _one_word_rule(info: PrimitiveTypeInfo) -> PrimitiveConstructorSpec[Any] | None:
+    """Paths, and what may be unset, are read alike in every dataclass."""
+    if info.type in (Path, Path | None):
+        return one_word(_path, Path, "PATH", "a path that a file can have")
+    if info.type == int | None:
+        return _WHOLE
+    if info.type == float | None:
+        return _REAL
+    return _NAME if info.type in (str, str | None) else None
 
 
+_HELPS = ("-h", "--help", "--help-all")
+_COMPLETION = "--tyro-print-completion"  # its name in tyro
+_SHELLS = ("bash", "zsh", "fish")
 _UNSET = "unset"
 HINT = tyro.conf.arg(help_behavior_hint=_default_hint)
 
 # Types of flags. Those that may be unset are None then, and their help says nothing of a default.
-OptionalWhole = Annotated[int | None, one_word(int, int, "INT", "a whole number"), HINT]
-OptionalReal = Annotated[float | None, one_word(float, (int, float), "FLOAT", "a number"), HINT]
-OptionalName = Annotated[str | None, one_word(str, str, "NAME", "a name"), HINT]
+_WHOLE = one_word(int, int, "INT", "a whole number")
+_REAL = one_word(float, (int, float), "FLOAT", "a number")
+_NAME = one_word(str, str, "NAME", "a name")
+OptionalWhole = Annotated[int | None, _WHOLE, HINT]
+OptionalReal = Annotated[float | None, _REAL, HINT]
+OptionalName = Annotated[str | None, _NAME, HINT]
 OptionalFile = Annotated[Path | None, one_word(_path, Path, "FILE", "a path that a file can have"), HINT]
-Real = Annotated[float, one_word(float, (int, float), "FLOAT", "a number"), HINT]
+Real = Annotated[float, _REAL, HINT]
 
 
-def parse(command: type[T] | Any, *, prog: str, description: str, args: Sequence[str] | None = None) -> T:
+def parse(
+    command: type[T] | Mapping[str, type[T]],
+    *,
+    prog: str,
+    description: str,
+    examples: Mapping[str, str] = MappingProxyType({}),
+    args: Sequence[str] | None = None,
+) -> T:
     """Read the command line.
 
     Parameters
     ----------
-    command : type
-        A dataclass whose fields are the flags, or a union of subcommands.
+    command : type, or mapping of name -> type
+        A dataclass whose fields are the flags, or a subcommand for each name.
     prog, description : str
         For the help text.
+    examples : mapping of str -> str, optional
+        For each subcommand a command line that its help shows.
     args : sequence of str, optional
         The words after the program's name. By default those of `sys.argv`.
 
@@ -103,29 +128,74 @@ def parse(command: type[T] | Any, *, prog: str, description: str, args: Sequence
     InputError
         If the words do not fit, with one message.
     SystemExit
-        With code 0, once help has been printed.
+        With code 0, once help or what a shell needs to complete words has been printed.
+
+    Notes
+    -----
+    `--help` shows the flags that most uses need (see `Essential`), `--help-all` all of them, by groups.
+    `--print-completion SHELL` prints a script for bash, zsh or fish.
     """
+    words = list(sys.argv[1:] if args is None else args)
+    asked = next((word for word in words if word in _HELPS), None)
+    if asked is not None:
+        words = [*(words[:1] if isinstance(command, Mapping) and words[0] in command else []), "--help"]
+    elif words[:1] == ["--print-completion"]:
+        if words[1:] not in [[shell] for shell in _SHELLS]:
+            raise InputError(f"--print-completion takes the name of your shell: {', '.join(_SHELLS)}")
+        words = [_COMPLETION, words[1]]
+    only_essential = asked is not None and asked != "--help-all"
+    if isinstance(command, Mapping):
+        subcommands = (
+            _subcommand(name, kind, examples.get(name), words, only_essential=only_essential)
+            for name, kind in command.items()
+        )
+        # A union that is made here: its type is not known to a type checker.
+        read: Any = functools.reduce(operator.or_, subcommands)
+    else:
+        read = grouped(command, only_essential=only_essential)
     complaint = io.StringIO()
     try:
-        with contextlib.redirect_stderr(complaint), _registry:
+        with contextlib.redirect_stderr(complaint), _registry, _plain_help():
             found: T = tyro.cli(
-                command,
-                prog=prog,
-                description=description,
-                args=None if args is None else list(args),
-                config=(tyro.conf.FlagCreatePairsOff,),
+                read, prog=prog, description=description, args=words, config=(tyro.conf.FlagCreatePairsOff,)
             )
     except SystemExit as stop:
         if not stop.code:
             raise
         raise InputError(_without_frame(complaint.getvalue())) from None
-    if is_dataclass(found):
-        try:
-            check_fields(found)
-        except InputError as error:
-            name, rest = str(error).split(" ", 1)
-            raise InputError(f"--{name.replace('_', '-')} {rest}") from None
+    try:
+        check_fields(found)
+    except InputError as error:
+        name, rest = str(error).split(" ", 1)
+        raise InputError(f"--{name.replace('_', '-')} {rest}") from None
     return found
+
+
+@contextlib.contextmanager
+def _plain_help() -> Iterator[None]:
+    """A context in which tyro, which knows no NO_COLOR, prints no colours if the user wants none."""
+    before = os.environ.get("TERM")
+    if before is None or not refuses_colour():
+        yield
+        return
+    os.environ["TERM"] = "dumb"
+    try:
+        yield
+    finally:
+        os.environ["TERM"] = before
+
+
+def _subcommand(name: str, kind: type, example: str | None, words: Sequence[str], *, only_essential: bool) -> Any:
+    """A subcommand: with all that is said of it and an example where it is asked for, else with its first paragraph."""
+    said = inspect.getdoc(kind) or ""
+    if words[:1] != [name]:
+        description = said.split("\n\n")[0]
+    else:
+        description = said if example is None else f"{said}\n\nExample: {example}"
+    if words[:1] not in [[name], [_COMPLETION]]:  # its flags are not asked for, and take time to read
+        return Annotated[kind, tyro.conf.subcommand(name, description=description)]
+    read = grouped(kind, only_essential=only_essential)
+    return Annotated[kind, tyro.conf.subcommand(name, description=description, constructor=read)]
 
 
 def _without_frame(text: str) -> str:
@@ -163,6 +233,33 @@ def _without_frame(text: str) -> str:
     if helped:
         parts.append(f"see {helped}")
     return "; ".join(parts)
+
+
+def welcome(intro: str, examples: Mapping[str, tuple[str, str]], *, prog: str, first: Sequence[str]) -> str:
+    """What a program says that is called without words: what each command is for, and how to go on.
+
+    Parameters
+    ----------
+    intro : str
+        What the program is for.
+    examples : mapping of str -> (str, str)
+        For each command what one wants, and a command line that does it.
+    prog : str
+        The program's name.
+    first : sequence of str
+        Commands to begin with, whose whole lines are shown.
+    """
+    width = max(len(purpose) for purpose, _ in examples.values())
+    lines = [f"{intro} Begin with:", ""]
+    lines += [f"  {examples[name][0]:<{width}}  {examples[name][1]}" for name in first]
+    lines.append("")
+    lines += [f"  {each[0]:<{width}}  {prog} {name}" for name, each in examples.items() if name not in first]
+    lines += [
+        "",
+        f"{prog} COMMAND --help says what a command mostly takes, with an example; --help-all says all that it takes.",
+        f'In bash, eval "$({prog} --print-completion bash)" makes Tab complete commands and flags.',
+    ]
+    return "\n".join(lines)
 
 
 def run(work: Callable[[], None], *, prog: str, args: Sequence[str] | None = None) -> int:

@@ -13,6 +13,7 @@ from ppsim.cli.command import OptionalFile, OptionalName, OptionalReal, Optional
 from ppsim.costs.cost_file import save_costs
 from ppsim.costs.stage_cost import LayerCost
 from ppsim.errors import InputError
+from ppsim.essential import Essential
 from ppsim.estimate.device import Device, device_names, named_device
 from ppsim.estimate.estimate import estimate_costs
 from ppsim.estimate.transformer import Transformer
@@ -27,7 +28,7 @@ _DEVICE_HELP = tyro.conf.arg(help=f"A device at its vendor's 16-bit peak rates: 
 class EstimateCommand(ArchitectureFlags):
     """Derive a transformer's layer costs from its shapes and a device's rates; nothing runs."""
 
-    device: Annotated[OptionalName, _DEVICE_HELP] = None
+    device: Essential[Annotated[OptionalName, _DEVICE_HELP]] = None
     flops_per_s: OptionalReal = None
     """FLOPs of matrix products per second; with --bytes-per-s, instead of --device."""
     bytes_per_s: OptionalReal = None
@@ -38,9 +39,9 @@ class EstimateCommand(ArchitectureFlags):
     """The share of the bytes per second that is reached."""
     launch_s: Real = 0.0
     """Seconds that every operation takes besides."""
-    micro_batch_size: int = 1
+    micro_batch_size: Essential[int] = 1
     """Sequences of a microbatch."""
-    seq: int = 1024
+    seq: Essential[int] = 1024
     """Tokens of a sequence."""
     dtype_bytes: int = 2
     """Bytes of a weight and of an activation."""
@@ -68,9 +69,9 @@ class EstimateCommand(ArchitectureFlags):
     """Attention that keeps its scores."""
     recompute: Literal["none", "selective", "full"] = "none"
     """What a block's backward computes again instead of keeping it: nothing, the scores, or everything."""
-    out: OptionalFile = None
+    out: Essential[OptionalFile] = None
     """Write the costs, .json or .csv, for ppsim simulate --costs."""
-    json: bool = False
+    json: Essential[bool] = False
     """Print one JSON object instead of text."""
 
     def run(self) -> None:

@@ -38,22 +38,3 @@ EXAMPLES: Mapping[str, tuple[str, str]] = MappingProxyType(
         "fit-machine": ("fit a machine to measured steps", "ppsim fit-machine steps.csv --device a100"),
     }
 )
-
-
-def welcome() -> str:
-    """What `ppsim` alone says: what each command is for, and how to go on."""
-    width = max(len(purpose) for purpose, _ in EXAMPLES.values())
-    lines = ["ppsim predicts a pipeline schedule's step time, bubble and memory. Begin with:", ""]
-    for name in ("schedule", "explore"):
-        purpose, line = EXAMPLES[name]
-        lines.append(f"  {purpose:<{width}}  {line}")
-    lines.append("")
-    for name, (purpose, _) in EXAMPLES.items():
-        if name not in ("schedule", "explore"):
-            lines.append(f"  {purpose:<{width}}  ppsim {name}")
-    lines += [
-        "",
-        "ppsim COMMAND --help says what a command takes, with an example. ppsim --tyro-print-completion bash (or zsh)",
-        "prints what your shell needs to complete commands and flags.",
-    ]
-    return "\n".join(lines)

@@ -13,6 +13,7 @@ from ppsim.costs.cost_file import load_costs
 from ppsim.costs.partition import Method, partition
 from ppsim.costs.stage_cost import StageCost
 from ppsim.errors import InputError
+from ppsim.essential import Essential
 from ppsim.files import read_text
 from ppsim.network.network import Network
 from ppsim.schedule.action import Kind
@@ -28,16 +29,16 @@ _SCHEDULE_HELP = tyro.conf.arg(help=f"Built-in schedule: {', '.join(schedule_nam
 class ScheduleFlags:
     """Which schedule: one that is built in, or a file."""
 
-    schedule: Annotated[OptionalName, _SCHEDULE_HELP] = None
-    ranks: OptionalWhole = None
+    schedule: Essential[Annotated[OptionalName, _SCHEDULE_HELP]] = None
+    ranks: Essential[OptionalWhole] = None
     """p, the number of pipeline ranks; with --schedule."""
-    microbatches: OptionalWhole = None
+    microbatches: Essential[OptionalWhole] = None
     """m, the number of microbatches of a step; with --schedule."""
-    stages_per_rank: OptionalWhole = None
+    stages_per_rank: Essential[OptionalWhole] = None
     """v, the number of stages on each rank; with --schedule, which has a natural one."""
     microbatch_group: OptionalWhole = None
     """Microbatches of a round of an interleaved schedule; with --schedule (default: the ranks, or a few more)."""
-    from_csv: OptionalFile = None
+    from_csv: Essential[OptionalFile] = None
     """Schedule in PyTorch's CSV format, a row per rank and a cell per action such as 2F0; instead of --schedule."""
     communication: Communication = "as-given"
     """Where receives are posted: as the file has them; early, when the message is sent, which hangs on no streams;
@@ -98,15 +99,15 @@ def _refuse_giants(name: str, ranks: int, microbatches: int, stages_per_rank: in
 class CostFlags:
     """What a microbatch costs: one set of numbers for all stages, or a file of layers; F = I = W = 1 s unless given."""
 
-    forward_s: OptionalReal = None
+    forward_s: Essential[OptionalReal] = None
     """F on each stage, in seconds."""
-    backward_input_s: OptionalReal = None
+    backward_input_s: Essential[OptionalReal] = None
     """I on each stage, the backward for the input, in seconds."""
-    backward_weight_s: OptionalReal = None
+    backward_weight_s: Essential[OptionalReal] = None
     """W on each stage, the backward for the weights, in seconds."""
     backward_s: OptionalReal = None
     """B on each stage, the full backward at once, in seconds (default: I + W)."""
-    activation_bytes: OptionalWhole = None
+    activation_bytes: Essential[OptionalWhole] = None
     """Bytes that a microbatch holds on a stage from the start of F to the end of B (default: 0)."""
     weight_activation_bytes: OptionalWhole = None
     """Bytes that it holds from the end of I to the end of W where the backward is split (default: 0)."""
@@ -114,7 +115,7 @@ class CostFlags:
     """Bytes of a message between stages, either way (default: 0)."""
     parameter_bytes: OptionalWhole = None
     """Bytes of the weights of a stage, and of their gradients (default: 0)."""
-    costs: OptionalFile = None
+    costs: Essential[OptionalFile] = None
     """Layer costs, .json or .csv, cut into stages by --partition; instead of the flags above."""
     partition: OptionalName = None
     """How layers become stages: even, optimal, or counts such as 3,2,3; with --costs (default: even)."""
@@ -165,9 +166,9 @@ class CostFlags:
 class NetworkFlags:
     """What a message costs: one link for all pairs of ranks, or a file of links."""
 
-    latency_s: OptionalReal = None
+    latency_s: Essential[OptionalReal] = None
     """Seconds from a message's leaving its link to its arrival (default: 0)."""
-    bytes_per_s: OptionalReal = None
+    bytes_per_s: Essential[OptionalReal] = None
     """Bandwidth of each directed link between two ranks, in bytes per second (default: no limit)."""
     network: OptionalFile = None
     """Links as measured by studies/link.py, .json; instead of the two flags above."""

@@ -13,6 +13,7 @@ import tyro
 from ppsim.cli import command
 from ppsim.cli.command import OptionalFile, OptionalWhole
 from ppsim.errors import InputError
+from ppsim.essential import Essential
 from ppsim.estimate.machine import CONSTANTS, machine_names, named_machine
 from ppsim.export.text_table import text_table
 from ppsim.files import check_files
@@ -32,7 +33,7 @@ class FitMachineCommand:
     """
 
     files: Annotated[tuple[Path, ...], tyro.conf.Positional, _FILES_HELP]
-    device: Annotated[str, _DEVICE_HELP] = "a100"
+    device: Essential[Annotated[str, _DEVICE_HELP]] = "a100"
     devices_per_node: OptionalWhole = None
     """Devices that share a node (default: 8)."""
     vocabulary: int = 51_200
@@ -45,9 +46,9 @@ class FitMachineCommand:
     """A share of the rows, drawn by --seed, that is not fitted but predicted."""
     seed: int = 0
     """Draws the rows that are held back."""
-    out: OptionalFile = None
+    out: Essential[OptionalFile] = None
     """Write the machine, .json, for ppsim plan --machine."""
-    json: bool = False
+    json: Essential[bool] = False
     """Print one JSON object instead of text."""
 
     def run(self) -> None:

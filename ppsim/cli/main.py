@@ -2,21 +2,17 @@
 
 from __future__ import annotations
 
-import functools
-import inspect
-import operator
 import sys
 from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import Annotated, Any, Literal
-
-import tyro
+from typing import Any, Literal
 
 from ppsim.cli import command
 from ppsim.cli.advise_command import AdviseCommand
+from ppsim.cli.colour import painter
 from ppsim.cli.command import OptionalFile, OptionalReal
 from ppsim.cli.estimate_command import EstimateCommand
-from ppsim.cli.examples import EXAMPLES, welcome
+from ppsim.cli.examples import EXAMPLES
 from ppsim.cli.explore_command import ExploreCommand
 from ppsim.cli.flags import MOST_ACTIONS, CostFlags, NetworkFlags, ScheduleFlags
 from ppsim.cli.machine_command import FitMachineCommand
@@ -37,6 +33,7 @@ from ppsim.search.search import search
 from ppsim.trace.trace import known
 
 _DESCRIPTION = "Predict a pipeline schedule's step time, bubble and activation memory."
+_INTRO = "ppsim predicts a pipeline schedule's step time, bubble and memory."
 _MOST_DRAWN = (64, 400)  # ranks, units of time
 
 
@@ -160,7 +157,7 @@ def _drawn(schedule: Schedule) -> str:
     )
     if trace.makespan_s > most_units:
         return f"{summary}\nnot drawn: {trace.makespan_s:g} units of time; drawings end at {most_units}"
-    return f"{summary}\n\n{staircase(trace)}"
+    return f"{summary}\n\n{staircase(trace, painter(sys.stdout))}"
 
 
 COMMANDS: dict[str, type] = {
@@ -178,24 +175,16 @@ COMMANDS: dict[str, type] = {
 }
 
 
-def _subcommand(name: str, kind: type, words: Sequence[str]) -> Any:
-    """A command: with all that is said of it and an example where it is asked for, else with its first paragraph."""
-    said = inspect.getdoc(kind) or ""
-    description = f"{said}\n\nExample: {EXAMPLES[name][1]}" if words[:1] == [name] else said.split("\n\n")[0]
-    return Annotated[kind, tyro.conf.subcommand(name, description=description)]
-
-
 def main(args: Sequence[str] | None = None) -> int:
     """Run the command line; returns the exit code (see `command.run`)."""
 
     def work() -> None:
         words = list(sys.argv[1:] if args is None else args)
         if not words:
-            print(welcome())
+            print(command.welcome(_INTRO, EXAMPLES, prog="ppsim", first=("schedule", "explore")))
             return
-        # A union that is made here: its type is not known to a type checker.
-        commands = functools.reduce(operator.or_, (_subcommand(*each, words) for each in COMMANDS.items()))
-        chosen: Any = command.parse(commands, prog="ppsim", description=_DESCRIPTION, args=args)
+        lines = {name: line for name, (_, line) in EXAMPLES.items()}
+        chosen: Any = command.parse(COMMANDS, prog="ppsim", description=_DESCRIPTION, examples=lines, args=words)
         chosen.run()
 
     return command.run(work, prog="ppsim", args=args)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import inspect
+import re
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field, fields
 from typing import Annotated, Any, get_type_hints
@@ -58,7 +59,12 @@ def _from_flags(**flags: Any) -> Conditions:
 # tyro reads flags, their types and their help off this function as if it had been written by hand.
 _from_flags.__signature__ = inspect.Signature(_parameters())  # type: ignore[attr-defined]
 _from_flags.__annotations__ = {each.name: each.annotation for each in _parameters()}
-_from_flags.__doc__ = Conditions.__doc__
+# Each option on one line: a line more would be a word more where a shell completes.
+_from_flags.__doc__ = re.sub(
+    r"(\n    \S.*)((?:\n    \S.*)+)",
+    lambda found: found[1] + found[2].replace("\n   ", ""),
+    inspect.cleandoc(Conditions.__doc__ or ""),
+)
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -13,6 +13,7 @@ from ppsim.cli import command
 from ppsim.cli.architecture_flags import ArchitectureFlags
 from ppsim.cli.command import OptionalFile, OptionalName, OptionalReal, OptionalWhole
 from ppsim.errors import InputError
+from ppsim.essential import Essential
 from ppsim.estimate.machine import Machine, machine_names, named_machine
 from ppsim.export.text_table import text_table
 from ppsim.files import check_files, write_text
@@ -34,26 +35,26 @@ class PlanCommand(ArchitectureFlags):
     """How many devices there are; all are used."""
     global_batch: int
     """Sequences of a step."""
-    device: Annotated[OptionalName, _DEVICE_HELP] = None
+    device: Essential[Annotated[OptionalName, _DEVICE_HELP]] = None
     machine: OptionalFile = None
     """A machine as ppsim fit-machine wrote it, .json; instead of --device."""
     devices_per_node: OptionalWhole = None
     """Devices that share a node (default: 8)."""
-    seq: int = 4096
+    seq: Essential[int] = 4096
     """Tokens of a sequence."""
-    memory_gb: OptionalReal = None
+    memory_gb: Essential[OptionalReal] = None
     """Memory of a device that may be used, in 10^9 bytes (default: all)."""
     schedules: OptionalName = None
     """Names of schedules that may be chosen, with commas (default: 1f1b,interleaved-1f1b,zb-h1,zb-v)."""
     keep: int = 20
     """How many of the fastest are predicted exactly; the rest may be ruled out by bounds."""
-    csv: OptionalFile = None
+    csv: Essential[OptionalFile] = None
     """Write the best plan's schedule in PyTorch's CSV format; torchtitan's flags name the file."""
     table: OptionalFile = None
     """Write all plans, .csv."""
     figure: OptionalFile = None
     """Draw time against memory, .html."""
-    json: bool = False
+    json: Essential[bool] = False
     """Print one JSON object instead of text."""
 
     def run(self) -> None:

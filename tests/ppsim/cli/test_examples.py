@@ -2,7 +2,10 @@
 
 from __future__ import annotations
 
+import os
+import re
 import shutil
+import subprocess
 import webbrowser
 from pathlib import Path
 from typing import NoReturn
@@ -66,9 +69,66 @@ def test_the_examples_run(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsy
     assert Path("costs.json").exists()
 
 
-@pytest.mark.parametrize("shell", ["bash", "zsh"])
-def test_shells_can_complete_commands_and_flags(shell: str, capsys: pytest.CaptureFixture[str]) -> None:
-    assert main(["--tyro-print-completion", shell]) == 0
+@pytest.mark.parametrize("shell", ["bash", "zsh", "fish"])
+def test_every_shell_has_its_script(shell: str, capsys: pytest.CaptureFixture[str]) -> None:
+    assert main(["--print-completion", shell]) == 0
     script = capsys.readouterr().out
     for word in ("explore", "simulate", "microbatches"):
         assert word in script
+
+
+@pytest.mark.parametrize("words", [[], ["ksh"], ["bash", "zsh"]])
+def test_other_shells_have_none(words: list[str], capsys: pytest.CaptureFixture[str]) -> None:
+    assert main(["--print-completion", *words]) == 2
+    assert capsys.readouterr().err == "ppsim: --print-completion takes the name of your shell: bash, zsh, fish\n"
+
+
+_COMPLETE = """
+eval "$SCRIPT"
+function=$(complete -p ppsim | sed 's/.*-F \\([^ ]*\\).*/\\1/')
+COMP_WORDS=("$@"); COMP_CWORD=$(($# - 1)); COMP_LINE="$*"; COMP_POINT=${#COMP_LINE}
+"$function"
+printf '%s\\n' "${COMPREPLY[@]}"
+"""
+
+
+@pytest.mark.skipif(shutil.which("bash") is None, reason="needs bash")
+def test_bash_completes_commands_flags_and_choices(capsys: pytest.CaptureFixture[str]) -> None:
+    """Cause of a bug: a help of several lines became several words, so that --str was completed to a sentence."""
+    assert main(["--print-completion", "bash"]) == 0
+    script = capsys.readouterr().out
+
+    def completed(*words: str) -> list[str]:
+        done = subprocess.run(
+            ["bash", "-c", _COMPLETE, "bash", *words],
+            env={**os.environ, "SCRIPT": script},
+            capture_output=True,
+            text=True,
+            check=True,
+        )
+        return sorted(done.stdout.split("\n")[:-1])
+
+    assert completed("ppsim", "s") == ["schedule", "search", "simulate"]
+    assert completed("ppsim", "simulate", "--mic") == ["--microbatch-group", "--microbatches"]
+    assert completed("ppsim", "simulate", "--he") == ["--help", "--help-all"]
+    assert completed("ppsim", "simulate", "--str") == ["--streams"]
+    assert completed("ppsim", "simulate", "--streams", "") == ["link", "pair", "rank"]
+
+
+def test_short_help_has_what_most_uses_need(capsys: pytest.CaptureFixture[str]) -> None:
+    for name in COMMANDS:
+        assert main([name, "--help"]) == 0
+        brief = capsys.readouterr().out
+        assert main([name, "--help-all"]) == 0
+        everything = capsys.readouterr().out
+        shown, known = (set(re.findall(r"--[a-z][a-z-]+", text)) for text in (brief, everything))
+        assert brief.count("\n") <= everything.count("\n")
+        assert ("--help-all" in brief) == (known - shown != set())
+    assert main(["simulate", "--help"]) == 0
+    brief = capsys.readouterr().out
+    assert all(flag in brief for flag in ("--schedule", "--ranks", "--forward-s", "--latency-s", "--json"))
+    assert all(flag not in brief for flag in ("--jitter FLOAT", "--replicas", "--overlap", "--layout"))
+    assert main(["simulate", "--schedule", "none", "--help-all"]) == 0  # wherever it stands
+    everything = capsys.readouterr().out
+    for group in ("schedule", "cost", "network", "conditions", "jitter", "reduction", "simulate"):
+        assert f"{group} options" in everything

@@ -195,7 +195,7 @@ def test_help_needs_no_heavy_library() -> None:
 
 
 def test_help_has_every_flag_with_its_unit(capsys: pytest.CaptureFixture[str]) -> None:
-    assert main(["simulate", "--help"]) == 0
+    assert main(["simulate", "--help-all"]) == 0
     printed = " ".join(capsys.readouterr().out.replace("│", " ").split())
     for flag in ("latency-s", "bytes-per-s", "overlap", "partition", "engine", "out", "json", "stages-per-rank"):
         assert f"--{flag}" in printed
