@@ -6,12 +6,14 @@ import json
 import re
 import sys
 import warnings
+from dataclasses import fields
 from pathlib import Path
 
 import pytest
 
 import ppsim
-from ppexec.cli import main
+from ppexec.cli import COMMANDS, EXAMPLES, main
+from ppexec.config.config import RunConfig
 from tests.support.factories import spelled
 
 _FLAGS = "--layers 4 --hidden 8 --seq 2 --micro-batch-size 1 --microbatches 4 --threads 1 --warmup 0 --steps 1"
@@ -128,7 +130,7 @@ def test_bad_input_is_one_message_and_exit_code_2(
     assert "Traceback" not in err
 
 
-@pytest.mark.parametrize(("words", "message"), [([], "run"), (["walk"], "walk"), (["run", "--model"], "--model")])
+@pytest.mark.parametrize(("words", "message"), [(["walk"], "walk"), (["run", "--model"], "--model")])
 def test_words_that_are_no_command_are_refused(
     words: list[str], message: str, capsys: pytest.CaptureFixture[str]
 ) -> None:
@@ -228,6 +230,26 @@ def test_help_goes_to_standard_output(command: list[str], capsys: pytest.Capture
     assert err == ""
     if command:
         assert all(flag in out for flag in ("--layers", "--from-csv", "--ranks", "--json", "--out"))
+        assert f"Example: {EXAMPLES[command[0]][1]}" in out
+        assert "--clip-norm" not in out
+        assert main([*command, "--help-all"]) == 0
+        everything = capsys.readouterr().out
+        assert all(f"--{each.name.replace('_', '-')}" in everything for each in fields(RunConfig))
+
+
+def test_ppexec_alone_says_what_to_do_next(capsys: pytest.CaptureFixture[str]) -> None:
+    assert main([]) == 0
+    out = capsys.readouterr().out
+    assert set(EXAMPLES) == set(COMMANDS)
+    assert all(f"ppexec {name}" in out for name in COMMANDS)
+
+
+@pytest.mark.parametrize("name", ["verify", "run", "profile"])
+def test_the_examples_of_help_run(name: str, monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+    monkeypatch.chdir(tmp_path)
+    program, *words = EXAMPLES[name][1].split()
+    assert program == "ppexec"
+    assert main_code(words) == 0
 
 
 # Answers
