@@ -251,7 +251,7 @@ class Machine:
         return np.asarray(self._latency_s(ranks, stride) + np.maximum(within, across), np.float64)
 
     def ring_step_s(self, size_bytes: Any, ranks: Any, stride: Any = 1) -> Seconds:
-        """Seconds in which each rank of a ring passes so many bytes on, in as many messages as it has others; 0 for none.
+        """Seconds in which each rank passes so many bytes on around a ring, in as many messages as it has others.
 
         One link of the ring that crosses nodes holds all of it up.
         """
