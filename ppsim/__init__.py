@@ -52,7 +52,7 @@ from ppsim.variation.ensemble import Ensemble
 from ppsim.variation.jitter import Jitter
 from ppsim.variation.monte_carlo import monte_carlo
 
-__version__ = "0.1.0"
+__version__ = "0.2.0"
 
 __all__ = [
     "Action",

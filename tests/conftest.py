@@ -46,6 +46,8 @@ _SLOW = (
     "tests/ppsim/test_conditions.py::test_every_option_is_drawn",
     "tests/ppsim/variation/test_jitter_fit.py",
     "tests/studies/",
+    "tests/test_readme.py::test_commands_run",
+    "tests/test_readme.py::test_the_executor",
 )
 
 
