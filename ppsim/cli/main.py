@@ -93,6 +93,10 @@ class SearchCommand(NetworkFlags, CostFlags):
     """What is to be short: the step, or the longest time of a single rank."""
     memory_limit_bytes: OptionalReal = None
     """The most activation bytes that a rank may hold (default: no limit)."""
+    prove: bool = False
+    """Go on through all orders that may still be better: the result is the best of all, if the time suffices."""
+    time_limit_s: float = 60.0
+    """The most seconds that --prove may add."""
     csv: OptionalFile = None
     """Write the schedule found in PyTorch's CSV format."""
     out: OptionalFile = None
@@ -121,6 +125,8 @@ class SearchCommand(NetworkFlags, CostFlags):
             stages_per_rank=self.stages_per_rank,
             placement=self.placement,
             objective=self.objective,
+            prove=self.prove,
+            time_limit_s=self.time_limit_s,
         )
         if self.csv is not None:
             write_text(self.csv, found.schedule.to_csv())

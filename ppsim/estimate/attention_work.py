@@ -38,12 +38,12 @@ def attention_operations(block: Block, execution: Execution) -> tuple[Operation,
         for width in (block.query_width, block.key_width, block.value_width, block.output_width)
     )
     fused = execution.attention == "fused"
-    pairs = rows * block.pairs(execution.seq, masked=fused and execution.skip_masked)
+    pairs = rows * block.pairs(execution.seq, masked=fused and execution.skip_masked) // execution.cp
     head, value = block.head_dim, block.value_dim
     scoring, mixing = 2 * pairs * head, 2 * pairs * value
     if fused:
-        sums = rows * execution.seq * STATISTIC_BYTES
-        moved = queries + keys + values + output
+        sums = rows * execution.seq // execution.cp * STATISTIC_BYTES
+        moved = queries + execution.cp * (keys + values) + output  # every rank's keys and values come by
         whole = Operation(
             name="attention",
             forward=Work(flops=scoring + mixing, traffic_bytes=moved + sums),
@@ -80,6 +80,12 @@ def attention_operations(block: Block, execution: Execution) -> tuple[Operation,
     )
 
 
+def ring_bytes(block: Block, execution: Execution) -> int:
+    """Keys and values that a rank passes on in F: all but one of the context-parallel ranks' shares."""
+    share = execution.tokens * (block.key_width + block.value_width) // execution.tp * execution.dtype_bytes
+    return (execution.cp - 1) * share
+
+
 def _softmax(pairs: int, rows: int, execution: Execution) -> tuple[Operation, ...]:
     """One kernel, or an operation each for scale, mask, cast, softmax and cast where no kernel takes so many rows."""
     wide = execution.dtype_bytes
@@ -97,7 +103,7 @@ def _softmax(pairs: int, rows: int, execution: Execution) -> tuple[Operation, ..
 
 
 def _scores_saved(block: Block, execution: Execution) -> dict[str, int]:
-    rows = execution.micro_batch_size * block.heads // execution.tp * execution.seq
+    rows = block.heads // execution.tp * execution.tokens
     if execution.attention == "fused":
         return {"log-sum-exp": rows * STATISTIC_BYTES}
     if execution.recompute == "selective":

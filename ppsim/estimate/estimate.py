@@ -8,7 +8,7 @@ from ppsim.errors import InputError
 from ppsim.estimate.device import Device
 from ppsim.estimate.layer_work import transformer_work
 from ppsim.estimate.transformer import Transformer
-from ppsim.estimate.work import Attention, Execution, LayerWork, Recompute
+from ppsim.estimate.work import Attention, Execution, LayerWork, Recompute, Work
 from ppsim.network.link import Link
 
 
@@ -32,6 +32,8 @@ def estimate_costs(
     ep: int = 1,
     ep_link: Link | None = None,
     expert_tp: int | None = None,
+    cp: int = 1,
+    cp_link: Link | None = None,
 ) -> list[LayerCost]:
     """Estimate the costs of a transformer's layers for one microbatch on one rank.
 
@@ -49,10 +51,12 @@ def estimate_costs(
         Tensor-parallel ranks t.
     tp_link : Link, optional
         What connects them. By default their communication costs nothing.
-    split_vocabulary, attention, skip_masked, dropout, recompute, loss, sequence_parallel, ep, expert_tp
+    split_vocabulary, attention, skip_masked, dropout, recompute, loss, sequence_parallel, ep, expert_tp, cp
         As in `ppsim.Execution`.
     ep_link : Link, optional
         What connects the ranks over which experts are dealt. By default their communication costs nothing.
+    cp_link : Link, optional
+        What connects context-parallel ranks; likewise. Passing keys and values on costs what attention does not hide.
 
     Returns
     -------
@@ -100,8 +104,9 @@ def estimate_costs(
         sequence_parallel=sequence_parallel,
         ep=ep,
         expert_tp=expert_tp,
+        cp=cp,
     )
-    links = (tp_link or Link(), ep_link or Link())
+    links = (tp_link or Link(), ep_link or Link(), cp_link or Link())
     return [_cost(work, device, execution, *links) for work in transformer_work(architecture, execution)]
 
 
@@ -129,7 +134,9 @@ def all_to_all_s(size_bytes: int, ranks: int, link: Link) -> float:
     return (ranks - 1) * link.occupied_s(size_bytes / ranks) + (link.latency_s if ranks > 1 else 0.0)
 
 
-def _cost(work: LayerWork, device: Device, execution: Execution, tp_link: Link, ep_link: Link) -> LayerCost:
+def _cost(
+    work: LayerWork, device: Device, execution: Execution, tp_link: Link, ep_link: Link, cp_link: Link
+) -> LayerCost:
     reduce_s = all_reduce_s(work.reduced_bytes, execution.tp, tp_link)
     gather_s = all_reduce_s(work.expert_reduced_bytes, execution.expert_ranks, tp_link)
     exchange_s = all_to_all_s(work.exchanged_bytes, execution.ep, ep_link)
@@ -137,10 +144,12 @@ def _cost(work: LayerWork, device: Device, execution: Execution, tp_link: Link, 
         name=work.name,
         forward_s=device.time_s(work.forward_work)
         + work.forward_reduces * reduce_s
-        + work.forward_expert_reduces * gather_s,
+        + work.forward_expert_reduces * gather_s
+        + _ring_s(work.forward_ring_bytes, execution.cp, cp_link, _attention_s(device, work.forward_work)),
         backward_input_s=device.time_s(work.backward_input_work)
         + work.backward_reduces * reduce_s
-        + work.backward_expert_reduces * gather_s,
+        + work.backward_expert_reduces * gather_s
+        + _ring_s(work.backward_ring_bytes, execution.cp, cp_link, _attention_s(device, work.backward_input_work)),
         forward_communication_s=work.forward_exchanges * exchange_s,
         backward_input_communication_s=work.backward_exchanges * exchange_s,
         backward_weight_s=device.time_s(work.backward_weight_work),
@@ -149,3 +158,16 @@ def _cost(work: LayerWork, device: Device, execution: Execution, tp_link: Link, 
         output_bytes=work.output_bytes,
         parameter_bytes=work.parameter_bytes,
     )
+
+
+def _attention_s(device: Device, works: list[Work]) -> float:
+    """Seconds of fused attention, the one operation that computes and is no product of two matrices."""
+    return device.time_s(work for work in works if work.flops and not work.products)
+
+
+def _ring_s(size_bytes: int, ranks: int, link: Link, attention_s: float) -> float:
+    """Seconds of passing so many bytes on in a ring that attention on all ranks' shares but the own does not hide."""
+    if not size_bytes:
+        return 0.0
+    passed_s = link.occupied_s(size_bytes) + (ranks - 1) * link.latency_s
+    return max(passed_s - attention_s * (ranks - 1) / ranks, 0.0)

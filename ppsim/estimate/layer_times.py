@@ -19,8 +19,9 @@ _PHASES = 3  # F, I, W
 class LayerSeconds:
     """Seconds of each layer, arrays of shape (layers,).
 
-    forward, backward_input, backward_weight, backward: of F, I, W and B, communication of tensor-parallel ranks and of
-    experts included. communication: of that communication alone, in F and B together. exchange: of the experts' alone.
+    forward, backward_input, backward_weight, backward: of F, I, W and B, communication of tensor-parallel ranks,
+    context-parallel ranks and experts included. communication: of that communication alone, in F and B together.
+    exchange: of the experts' alone.
     """
 
     forward: Seconds
@@ -70,6 +71,9 @@ class LayerTable:
         gathers = [(layer.forward_expert_reduces, layer.backward_expert_reduces) for layer, _ in layers]
         exchanges = [(layer.forward_exchanges, layer.backward_exchanges) for layer, _ in layers]
         self._gathers, self._exchanges = (np.array(each, np.float64).reshape(-1, 2) for each in (gathers, exchanges))
+        self._cp = np.array([execution.cp for _, execution in layers], np.float64)
+        ring = [(layer.forward_ring_bytes, layer.backward_ring_bytes) for layer, _ in layers]
+        self._ring = np.array(ring, np.float64).reshape(-1, 2)
         self._gathered = np.array([layer.expert_reduced_bytes for layer, _ in layers], np.float64)
         self._exchanged = np.array([layer.exchanged_bytes for layer, _ in layers], np.float64)
         # Collectives launch while kernels wait for them anyway: what they cost hosts is `Machine.host_spread`.
@@ -92,6 +96,10 @@ class LayerTable:
         exchange = self._exchanges * machine.all_to_all_s(self._exchanged, self._ep, self._expert_ranks)[:, None]
         exchange += self._gathers * 2 * machine.reduce_scatter_s(self._gathered, self._expert_ranks)[:, None]
         communication += exchange
+        # What attention computes in the meantime hides passing keys and values on; the first share is there already.
+        passed_s = machine.ring_step_s(self._ring, self._cp[:, None], self._tp[:, None])
+        hiding_s = self._kernels.attention_s(machine, self._count * _PHASES).reshape(-1, _PHASES)[:, :2]
+        communication += np.maximum(passed_s - hiding_s * ((self._cp - 1) / self._cp)[:, None], 0.0)
         device[:, :2] += communication
         parts = np.maximum(device, host)
         backward = np.maximum(device[:, 1] + device[:, 2], host[:, 1] + host[:, 2])
@@ -141,6 +149,11 @@ class _KernelArrays:
     moves: npt.NDArray[np.float64]
     fused: npt.NDArray[np.float64]
 
+    def attention_s(self, machine: Machine, owners: int) -> Seconds:
+        """Of fused attention alone, by owner."""
+        seconds = machine.fused_attention_s(self.fused[0])
+        return np.bincount(self.fused[1].astype(np.int64), weights=seconds, minlength=owners).astype(np.float64)
+
     def seconds(self, machine: Machine, owners: int) -> Seconds:
         """By owner."""
         rows, columns, inner, count, product_owner = self.products
@@ -148,7 +161,6 @@ class _KernelArrays:
         for seconds, owner in (
             (machine.product_s(rows, columns, inner, count), product_owner),
             (machine.moving_s(self.moves[0]), self.moves[1]),
-            (machine.fused_attention_s(self.fused[0]), self.fused[1]),
         ):
             found += np.bincount(owner.astype(np.int64), weights=seconds, minlength=owners)
-        return found
+        return found + self.attention_s(machine, owners)

@@ -9,7 +9,7 @@ from dataclasses import replace
 
 from ppsim.checks import checked
 from ppsim.errors import InputError
-from ppsim.estimate.attention_work import attention_operations, attention_part
+from ppsim.estimate.attention_work import attention_operations, attention_part, ring_bytes
 from ppsim.estimate.block import Block
 from ppsim.estimate.feed_forward_work import feed_forward_part, routed
 from ppsim.estimate.operations import linear, norm, pointwise
@@ -132,8 +132,12 @@ def _with_communication(work: LayerWork, block: Block, execution: Execution) -> 
         expert_reduces = int(execution.expert_ranks > 1)
     exchanges = 2 if experts is not None and execution.ep > 1 else 0  # dispatch and combine
     share = None if experts is None else routed(experts, execution)
+    ring = ring_bytes(block, execution)
     return replace(
         work,
+        forward_ring_bytes=ring,
+        # Keys and values once more, and their gradients.
+        backward_ring_bytes=(again + 1) * ring,
         forward_reduces=reduces,
         backward_reduces=again * reduces,
         reduced_bytes=execution.tokens * block.hidden * wide,

@@ -250,6 +250,15 @@ class Machine:
         across = (ranks - near) / ranks * size_bytes / own
         return np.asarray(self._latency_s(ranks, stride) + np.maximum(within, across), np.float64)
 
+    def ring_step_s(self, size_bytes: Any, ranks: Any, stride: Any = 1) -> Seconds:
+        """Seconds in which each rank passes so many bytes on around a ring, in as many messages as it has others.
+
+        One link of the ring that crosses nodes holds all of it up.
+        """
+        ranks, stride = np.asarray(ranks, np.float64), np.asarray(stride, np.float64)
+        occupied, latency = self.message_s(size_bytes, self._crosses(ranks, stride))
+        return np.asarray(np.where(np.asarray(size_bytes) > 0, occupied + (ranks - 1) * latency, 0.0), np.float64)
+
     def message_s(self, size_bytes: Any, crosses: Any) -> tuple[Seconds, Seconds]:
         """Seconds for which a message between two devices occupies its link, and the latency after that."""
         own = self.network_bytes_per_s / self.devices_per_node

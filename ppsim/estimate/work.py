@@ -67,7 +67,8 @@ class Execution:
     casts logits to float32, takes its softmax operation by operation and keeps that in float32, as Megatron-LM's does.
     ep: ranks over which a block's experts are dealt, each with a microbatch of its own. expert_tp: tensor-parallel
     ranks that share each expert, by default tp; 1 leaves experts whole, and the ranks of a tensor-parallel group are
-    then some of the ep ranks.
+    then some of the ep ranks. cp: context-parallel ranks that share each sequence, each with as many pairs of query and
+    key as the others; fused attention passes keys and values around a ring of them (Liu et al., Ring Attention, 2023).
 
     Raises InputError for values that have no meaning.
     """
@@ -88,10 +89,11 @@ class Execution:
     float32_loss: bool = False
     ep: int = 1
     expert_tp: int | None = None
+    cp: int = 1
 
     def __post_init__(self) -> None:
         check_fields(self)
-        for name in ("micro_batch_size", "seq", "dtype_bytes", "tp", "softmax_multiple", "ep", "expert_ranks"):
+        for name in ("micro_batch_size", "seq", "dtype_bytes", "tp", "softmax_multiple", "ep", "expert_ranks", "cp"):
             value = getattr(self, name)
             if not isinstance(value, int) or isinstance(value, bool) or value < 1:
                 raise InputError(f"{name} must be a whole number of 1 or more, got {value!r}")
@@ -104,9 +106,14 @@ class Execution:
                 "recompute 'selective' drops the attention scores, which fused attention does not keep: "
                 "take 'none' or 'full', or attention 'unfused'"
             )
-        if self.sequence_parallel and self.seq % self.tp:
+        if self.seq % self.cp:
+            raise InputError(f"cp {self.cp} must divide seq {self.seq}: take a divisor")
+        if self.cp > 1 and self.attention == "unfused":
+            raise InputError("attention 'unfused' keeps scores of whole sequences: take 'fused', or cp 1")
+        if self.sequence_parallel and self.seq // self.cp % self.tp:
             raise InputError(
-                f"sequence parallelism cuts seq {self.seq} over tp {self.tp} ranks: take a seq that tp divides"
+                f"sequence parallelism cuts seq {self.seq // self.cp} over tp {self.tp} ranks: take a seq that tp "
+                "divides"
             )
 
         if self.tp % self.expert_ranks:
@@ -124,8 +131,8 @@ class Execution:
 
     @property
     def tokens(self) -> int:
-        """b s."""
-        return self.micro_batch_size * self.seq
+        """b s, or this rank's share of it: b s / c."""
+        return self.micro_batch_size * self.seq // self.cp
 
     @property
     def stream_tokens(self) -> int:
@@ -141,6 +148,7 @@ class LayerWork:
     backward_reduces: all-reduces of `reduced_bytes` over the tp ranks; row_reduces: those of `row_bytes` in F.
     forward_expert_reduces, backward_expert_reduces: the same of `expert_reduced_bytes` over the ranks that share an
     expert. forward_exchanges, backward_exchanges: all-to-alls over the ep ranks, each rank with `exchanged_bytes`.
+    forward_ring_bytes, backward_ring_bytes: passed on to the next context-parallel rank while attention computes.
     saved: bytes of each thing held from F to the end of B besides the output, the input among them; kept: the same from
     I to W. output_bytes, parameter_bytes.
     """
@@ -156,6 +164,8 @@ class LayerWork:
     forward_expert_reduces: int = 0
     backward_expert_reduces: int = 0
     expert_reduced_bytes: int = 0
+    forward_ring_bytes: int = 0
+    backward_ring_bytes: int = 0
     forward_exchanges: int = 0
     backward_exchanges: int = 0
     exchanged_bytes: int = 0

@@ -66,6 +66,8 @@ class Choices:
         "none", "full".
     tp, pp : sequence of int, optional
         By default powers of two up to a node, and divisors of what is left.
+    cp : sequence of int
+        Context-parallel ranks. By default 1 alone.
     ep : sequence of int, optional
         Ranks over which experts are dealt, each expert whole on its rank. By default powers of two. Models without
         experts take 1 alone.
@@ -83,6 +85,7 @@ class Choices:
     tp: Sequence[int] | None = None
     pp: Sequence[int] | None = None
     ep: Sequence[int] | None = None
+    cp: Sequence[int] = (1,)
 
     def __post_init__(self) -> None:
         check_fields(self)
@@ -107,11 +110,11 @@ def candidates(
     for tp in _powers(cluster.machine.devices_per_node) if choices.tp is None else choices.tp:
         if cluster.devices % tp or seq % tp or not model.shards(tp, expert_tp=1):
             continue
-        for pp in range(1, most_ranks + 1) if choices.pp is None else choices.pp:
-            if (cluster.devices // tp) % pp or pp > most_ranks:
+        for cp, pp in product(choices.cp, range(1, most_ranks + 1) if choices.pp is None else choices.pp):
+            if (cluster.devices // tp) % (cp * pp) or pp > most_ranks or seq % (cp * tp):
                 continue
-            dp = cluster.devices // tp // pp
-            dealings = _expert_ranks(choices, model, tp * dp)
+            dp = cluster.devices // tp // cp // pp
+            dealings = _expert_ranks(choices, model, tp * cp * dp)
             for size in choices.micro_batch_sizes:
                 if global_batch % (dp * size):
                     continue
@@ -125,13 +128,14 @@ def candidates(
                             tp=tp,
                             dp=dp,
                             pp=pp,
+                            cp=cp,
                             ep=ep,
                             expert_tp=None if model.experts is None else 1,
                             schedule=schedule,
                             stages_per_rank=chunks,
                             recompute=recompute,
                             sequence_parallel=tp > 1,
-                            sharding="optimizer" if dp > 1 else "none",
+                            sharding="optimizer" if cp * dp > 1 else "none",
                             gradient_bytes=4,
                             overlap_gradients=_OVERLAP,
                         )

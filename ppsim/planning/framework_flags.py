@@ -42,6 +42,8 @@ def megatron_flags(step: TrainingStep) -> list[str] | None:
         f"--global-batch-size {step.global_batch}",
         f"--seq-length {step.seq}",
     ]
+    if step.cp > 1:
+        flags.append(f"--context-parallel-size {step.cp}")
     if step.model.experts is not None:
         flags.append(f"--expert-model-parallel-size {step.ep}")
         flags.append(f"--expert-tensor-parallel-size {step.execution.expert_ranks}")
@@ -95,6 +97,8 @@ def torchtitan_flags(step: TrainingStep, csv: str) -> list[str] | None:
         f"--training.seq_len {step.seq}",
         f"--activation_checkpoint.mode {step.recompute}",
     ]
+    if step.cp > 1:
+        flags.append(f"--parallelism.context_parallel_degree {step.cp}")
     if step.model.experts is not None:
         flags += experts
     if is_cut:

@@ -22,7 +22,7 @@ from ppsim.planning.training_step import TrainingStep, works_of
 _ROUND = 64  # plans that are simulated before bounds are looked at again
 _PARTS = {
     "compute": "computation",
-    "tensor": "tensor-parallel communication",
+    "tensor": "tensor- and context-parallel communication",
     "experts": "communication of experts",
     "bubble": "bubble",
     "gradients": "gradients' sum over replicas",

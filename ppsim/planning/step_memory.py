@@ -88,7 +88,7 @@ def _with_activations(step: TrainingStep, activations: Bytes) -> StepMemory:
         )
     states = count
     if step.sharding == "optimizer":
-        states = (count - experts) / step.dp + experts / step.expert_replicas
+        states = (count - experts) / step.replicas + experts / step.expert_replicas
     one = np.ones(step.pp)
     return StepMemory(
         parameters=count * step.execution.dtype_bytes,

@@ -27,8 +27,8 @@ class StepSeconds:
     """Seconds of each step, arrays of shape (n,).
 
     step: from the first forward to the last updated weight. pipeline: until the last gradient. busy: what the busiest
-    rank computes in that time, communication of tensor-parallel ranks and of experts included. tensor, experts: these
-    on the busiest rank.
+    rank computes in that time, communication included. tensor: of tensor- and context-parallel ranks, experts: of
+    experts, both on the busiest rank.
     gradients: what replicas' sum takes besides. optimizer: the update. tied: the sum over a tied table's two copies.
     """
 
@@ -63,8 +63,8 @@ class StepTable:
             self._first[row] = known[step.layer_key]
         self._layers = [layer for layer, _ in layers]
         self._table = LayerTable(layers)
-        self._tp, self._dp, self._pp = (
-            np.array([getattr(step, name) for step in steps], np.float64) for name in ("tp", "dp", "pp")
+        self._tp, self._replicas, self._pp = (
+            np.array([getattr(step, name) for step in steps], np.float64) for name in ("tp", "replicas", "pp")
         )
         self._microbatches = np.array([step.microbatches for step in steps], np.float64)
         self._groups: dict[tuple[str, int, int, int], list[int]] = {}
@@ -172,7 +172,7 @@ class StepTable:
         steps = [self._steps[row] for row in rows]
         experts = np.stack([step.rank_expert_parameters for step in steps])
         others = np.stack([step.rank_parameters for step in steps]) - experts
-        dp, tp = self._dp[rows][:, None], self._tp[rows][:, None]
+        dp, tp = self._replicas[rows][:, None], self._tp[rows][:, None]
         copies = np.array([step.expert_replicas for step in steps], np.float64)[:, None]
         is_cut = np.array([step.sharding == "optimizer" for step in steps])[:, None]
         wide = np.array([step.gradient_bytes for step in steps])[:, None]
@@ -200,7 +200,7 @@ class StepTable:
         """
         size = np.array([self._layers[self._first[row] + 1].output_bytes for row in rows], np.float64)
         is_cut = np.array([self._steps[row].execution.sequence_parallel for row in rows])
-        tp, wide = self._tp[rows], self._tp[rows] * self._dp[rows]
+        tp, wide = self._tp[rows], self._tp[rows] * self._replicas[rows]
         node = np.arange(ranks)[None, :] * wide[:, None] // machine.devices_per_node
         last = (np.arange(1, ranks + 1)[None, :] * wide[:, None] - 1) // machine.devices_per_node
         # Replicas may differ: if any replica's message crosses nodes, all are timed as crossing.
@@ -214,7 +214,7 @@ class StepTable:
         """The first and the last rank add up their gradients of a tied table."""
         wide = np.array([step.gradient_bytes for step in self._steps])
         is_tied = np.array([step.model.tied and step.pp > 1 for step in self._steps])
-        apart = self._tp * self._dp * (self._pp - 1)
+        apart = self._tp * self._replicas * (self._pp - 1)
         occupied, latency = machine.message_s(wide * self._tables, apart + 1 > machine.devices_per_node)
         return np.where(is_tied, occupied + latency, 0.0)
 

@@ -47,6 +47,9 @@ class TrainingStep:
         b samples in each of m microbatches of a replica.
     tp, dp, pp : int
         Tensor-parallel ranks, data-parallel replicas and pipeline ranks. Devices are numbered in this order, tp first.
+    cp : int
+        Context-parallel ranks that share each sequence; next to the tensor-parallel ones in the numbering. They hold
+        the same weights, so that their gradients are added up as those of replicas are.
     ep, expert_tp : int
         Ranks of a pipeline stage over which experts are dealt, and tensor-parallel ranks that share each, by default
         all of them. Copies of the same experts are on what is left of a stage's ranks.
@@ -79,6 +82,7 @@ class TrainingStep:
     tp: int = 1
     dp: int = 1
     pp: int = 1
+    cp: int = 1
     ep: int = 1
     expert_tp: int | None = None
     schedule: str = "1f1b"
@@ -96,7 +100,17 @@ class TrainingStep:
 
     def __post_init__(self) -> None:
         check_fields(self)
-        for name in ("seq", "micro_batch_size", "microbatches", "tp", "dp", "pp", "stages_per_rank", "gradient_bytes"):
+        for name in (
+            "seq",
+            "micro_batch_size",
+            "microbatches",
+            "tp",
+            "dp",
+            "pp",
+            "cp",
+            "stages_per_rank",
+            "gradient_bytes",
+        ):
             if getattr(self, name) < 1:
                 raise InputError(f"{name} must be a whole number of 1 or more, got {getattr(self, name)!r}")
         if not 0 <= self.overlap_gradients <= 1:
@@ -115,10 +129,10 @@ class TrainingStep:
             raise InputError("layers that predict further tokens are not modelled in a training step: leave them out")
         self.model.check_shards(self.tp, ep=self.ep, expert_tp=self.expert_tp)
         dealt = self.ep * self.execution.expert_ranks  # and the execution checks its own fields
-        if self.model.experts is not None and self.tp * self.dp % dealt:
+        if self.model.experts is not None and self.stage_ranks % dealt:
             raise InputError(
                 f"ep {self.ep} x expert_tp {self.execution.expert_ranks} = {dealt} ranks for experts must divide the "
-                f"{self.tp * self.dp} ranks of a pipeline stage: take a divisor"
+                f"{self.stage_ranks} ranks of a pipeline stage: take a divisor"
             )
         self.model.check_seq(self.seq)
         complaint = unmet_requirement(self.schedule, self.pp, self.microbatches, self.stages_per_rank)
@@ -127,8 +141,18 @@ class TrainingStep:
 
     @property
     def devices(self) -> int:
-        """tp dp pp."""
-        return self.tp * self.dp * self.pp
+        """tp cp dp pp."""
+        return self.stage_ranks * self.pp
+
+    @property
+    def stage_ranks(self) -> int:
+        """tp cp dp, the devices of a pipeline rank."""
+        return self.tp * self.cp * self.dp
+
+    @property
+    def replicas(self) -> int:
+        """cp dp, how many ranks hold copies of the same weights, experts excepted."""
+        return self.cp * self.dp
 
     @property
     def stages(self) -> int:
@@ -144,9 +168,10 @@ class TrainingStep:
     def words(self) -> str:
         """The way in one line, for messages and figures."""
         chunks = f" x {self.stages_per_rank}" if self.stages_per_rank > 1 else ""
+        context = f", cp {self.cp}" if self.cp > 1 else ""
         experts = f", ep {self.ep}" if self.model.experts is not None else ""
         return (
-            f"tp {self.tp}, pp {self.pp}, dp {self.dp}{experts}, micro batch {self.micro_batch_size}, "
+            f"tp {self.tp}, pp {self.pp}, dp {self.dp}{context}{experts}, micro batch {self.micro_batch_size}, "
             f"{self.schedule}{chunks}, recompute {self.recompute}"
         )
 
@@ -187,6 +212,7 @@ class TrainingStep:
             float32_loss=self.float32_loss,
             ep=self.ep,
             expert_tp=self.expert_tp,
+            cp=self.cp,
         )
 
     @cached_property
@@ -225,7 +251,7 @@ class TrainingStep:
     @property
     def expert_replicas(self) -> int:
         """How many ranks hold copies of the same experts."""
-        return self.tp * self.dp // (self.ep * self.execution.expert_ranks) if self.model.experts else self.dp
+        return self.stage_ranks // (self.ep * self.execution.expert_ranks) if self.model.experts else self.replicas
 
     @cached_property
     def stage_kinds(self) -> npt.NDArray[np.float64]:

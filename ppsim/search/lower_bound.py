@@ -61,11 +61,21 @@ def lower_bound_s(problem: Problem) -> float:
     compute, one after the other, and no shorter than their communication. So any order is as long as it would be with
     compute alone and without pairs, and as long as with communication alone. The bound is the larger of these two.
     """
+    return max(_without_pairs_s(each) for each in without_overlap(problem))
+
+
+def without_overlap(problem: Problem) -> tuple[Problem, ...]:
+    """Problems without overlapped pairs whose objectives are no larger in any order: see `lower_bound_s`.
+
+    Returns
+    -------
+    tuple of Problem
+        The problem itself where stages do not communicate; else one with their compute, one with their communication.
+    """
     communication_s = problem.tables.communication_s
-    if communication_s.any():
-        compute_s = problem.tables.duration_s - communication_s
-        return max(_without_pairs_s(problem.with_durations(each)) for each in (compute_s, communication_s))
-    return _without_pairs_s(problem)
+    if not communication_s.any():
+        return (problem,)
+    return problem.with_durations(problem.tables.duration_s - communication_s), problem.with_durations(communication_s)
 
 
 def _without_pairs_s(problem: Problem) -> float:

@@ -216,3 +216,64 @@ def test_further_predictions_are_layers_before_the_head() -> None:
     total = sum(cost.parameter_bytes for cost in further) // 2
     table = MIXED.vocabulary * MIXED.hidden  # there again for the further predictions
     assert total == dataclasses.replace(MIXED, mtp_layers=2).parameters + table
+
+
+@pytest.mark.parametrize("model", [MIXED, PLAIN], ids=["latent", "grouped"])
+def test_context_parallel_ranks_share_products_and_bytes(model: Transformer) -> None:
+    whole = Execution(micro_batch_size=2, seq=32, skip_masked=False)
+    shared = dataclasses.replace(whole, cp=4)
+    for one, part in zip(transformer_work(model, whole), transformer_work(model, shared), strict=True):
+        assert 4 * part.forward_flops == one.forward_flops
+        assert 4 * part.backward_flops == one.backward_flops
+        assert 4 * part.output_bytes == one.output_bytes
+        assert part.parameter_bytes == one.parameter_bytes
+        if one.name.startswith("block"):
+            assert 4 * sum(part.saved.values()) == sum(one.saved.values())
+
+
+def test_keys_and_values_go_around_a_ring_under_attention() -> None:
+    """Three of four shares come by, once in F and twice in B: keys, values, and their gradients."""
+    link, shape = Link(latency_s=0.5, bytes_per_s=16.0), {"micro_batch_size": 2, "seq": 32, "cp": 4}
+    sent = 3 * (2 * 32 // 4) * 2 * (4 * 16) * 2
+    free = Device(flops_per_s=1e30, bytes_per_s=1e30)
+    alone, ring = (estimate_costs(PLAIN, free, **shape, cp_link=each)[1] for each in (None, link))
+    assert ring.forward_s - alone.forward_s == pytest.approx(sent / 16 + 1.5)
+    assert ring.backward_input_s - alone.backward_input_s == pytest.approx(2 * sent / 16 + 1.5)
+    # A slow device hides it: attention on three quarters takes longer.
+    slow = Device(flops_per_s=1.0, bytes_per_s=1e30)
+    assert estimate_costs(PLAIN, slow, **shape, cp_link=link) == estimate_costs(PLAIN, slow, **shape)
+    # In between, what is left over is paid.
+    pairs = 2 * 4 * (32 * 33 // 2) // 4
+    rate = 2 * 2 * pairs * 16 / (sent / 16)  # attention takes as long as the transfer
+    some = Device(flops_per_s=rate, bytes_per_s=1e30)
+    alone, ring = (estimate_costs(PLAIN, some, **shape, cp_link=each)[1] for each in (None, link))
+    assert ring.forward_s - alone.forward_s == pytest.approx(sent / 16 / 4 + 1.5)
+
+
+def test_layer_times_have_the_ring_that_attention_does_not_hide() -> None:
+    machine = Machine(
+        flops_per_s=1e20, bytes_per_s=1e20, memory_bytes=1, multiprocessors=1, launch_s=1e-6, kernel_s=1e-7
+    )
+    execution = Execution(micro_batch_size=2, seq=32, cp=4)
+    works = transformer_work(PLAIN, execution)
+    seconds = LayerTable([(work, execution) for work in works]).seconds(machine)
+    sent = 3 * 16 * 2 * 64 * 2
+    occupied, latency = machine.message_s(sent, False)
+    hidden_s = float(machine.fused_attention_s(0.0)) * 3 / 4
+    expected = (float(occupied) + 3 * float(latency)) + (2 * float(occupied) + 3 * float(latency)) - 2 * hidden_s
+    assert seconds.communication[1] == pytest.approx(expected, rel=1e-3)
+    assert seconds.exchange[1] == seconds.communication[0] == seconds.communication[-1] == 0
+
+
+@pytest.mark.parametrize(
+    ("changes", "said"),
+    [
+        ({"cp": 5}, "cp 5 must divide seq 32"),
+        ({"cp": 2, "attention": "unfused"}, "keeps scores of whole sequences"),
+        ({"cp": 16, "tp": 4, "sequence_parallel": True}, "cuts seq 2 over tp 4 ranks"),
+        ({"cp": 0}, "cp must be a whole number of 1 or more"),
+    ],
+)
+def test_sequences_that_cannot_be_shared_are_refused(changes: dict, said: str) -> None:
+    with pytest.raises(ValueError, match=said):
+        Execution(**{"micro_batch_size": 1, "seq": 32, **changes})

@@ -165,3 +165,22 @@ def test_ways_to_deal_out_experts_divide_them_and_the_ranks() -> None:
 def test_experts_that_cannot_be_dealt_out_are_refused(changes: dict[str, object], said: str) -> None:
     with pytest.raises(ValueError, match=said):
         replace(STEP, **changes)  # type: ignore[arg-type]
+
+
+def test_context_parallel_ranks_share_sequences_and_add_up_gradients() -> None:
+    gpt = Transformer.gpt(layers=8, hidden=1024, heads=16, vocabulary=51_200, positions=8192)
+    step = TrainingStep(model=gpt, seq=8192, micro_batch_size=1, microbatches=4, cp=4)
+    whole = replace(step, cp=1)
+    assert (step.devices, step.global_batch) == (4, whole.global_batch)
+    assert step.rank_parameters.tolist() == whole.rank_parameters.tolist()
+    assert step_memory(step).activations * 4 == pytest.approx(step_memory(whole).activations, rel=1e-6)
+    four = replace(whole, dp=4)
+    seconds = predict_steps([step, whole, four], A100)
+    assert seconds.gradients[0] == pytest.approx(seconds.gradients[2])
+    assert seconds.busy[1] / 4 < seconds.busy[0] < seconds.busy[1]
+    choices = Choices(schedules=("1f1b",), micro_batch_sizes=(1,), recompute=("none",), cp=(1, 2, 3))
+    cluster = Cluster(machine=A100, devices=16)
+    found = list(candidates(gpt, cluster, seq=8192, global_batch=64, choices=choices))
+    assert {each.cp for each in found} == {1, 2}
+    assert all(each.devices == 16 for each in found)
+    assert "--context-parallel-size 2" in megatron_flags(next(each for each in found if each.cp == 2))

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import functools
 import itertools
 import json
 import math
@@ -22,6 +21,8 @@ from ppsim.schedule.schedule import loop_placement, v_placement
 from ppsim.search.lower_bound import lower_bound_s
 from ppsim.search.problem import make_problem
 from ppsim.search.search import SearchResult, search
+from tests.support.all_orders import optimum_s
+from tests.support.random_stages import random_stages
 
 # ranks, microbatches, F, I, W and message in ms, hidden, heads, and the longest rank's bubble rate with p and with 2 p
 # microbatches' activations: Qi et al., Zero Bubble Pipeline Parallelism, ICLR 2024, tables 5 and 6.
@@ -39,25 +40,6 @@ EIGHTHS = [1 + eighth / 8 for eighth in range(17)]
 def even_stages(count: int, *, activation_bytes: int = 10, **changed) -> list[StageCost]:
     costs = {"forward_s": 1.0, "backward_input_s": 1.0, "backward_weight_s": 1.0, "weight_activation_bytes": 4}
     return [StageCost(**(costs | {"activation_bytes": activation_bytes, "output_bytes": 1} | changed))] * count
-
-
-def random_stages(count: int, seed: int, *, fused: bool = False) -> list[StageCost]:
-    random = np.random.default_rng(seed)
-    stages = []
-    for forward, grad_input, weight, share in random.uniform(0.4, 1.6, (count, 4)):
-        activation = int(random.integers(4, 13))
-        stages.append(
-            StageCost(
-                forward_s=forward,
-                backward_input_s=grad_input,
-                backward_weight_s=weight,
-                backward_s=(grad_input + weight) * (0.6 + share / 4) if fused else None,
-                activation_bytes=activation,
-                weight_activation_bytes=int(random.integers(0, activation + 2)),
-                output_bytes=int(random.integers(1, 4)),
-            )
-        )
-    return stages
 
 
 def objective_s(result: SearchResult, objective: str) -> float:
@@ -235,62 +217,6 @@ def test_rounds_on_a_v_stay_within_any_limit() -> None:
 
 
 # ---- against all orders
-
-
-@functools.cache
-def orders_of(stages: tuple[int, ...], microbatches: int) -> list[list[str]]:
-    """Every order of a rank whose stages take their microbatches in sequence; each backward split or full."""
-    found: list[list[str]] = []
-
-    def extend(order: list[str], counts: dict[tuple[int, str], int], waiting: frozenset[tuple[int, int]]) -> None:
-        if not waiting and all(counts[stage, "back"] == microbatches for stage in stages):
-            found.append(order)
-            return
-        for stage in stages:
-            b = counts[stage, "F"]
-            if b < microbatches:
-                extend([*order, f"{stage}F{b}"], counts | {(stage, "F"): b + 1}, waiting)
-            b = counts[stage, "back"]
-            if b < counts[stage, "F"]:
-                after = counts | {(stage, "back"): b + 1}
-                extend([*order, f"{stage}I{b}"], after, waiting | {(stage, b)})
-                extend([*order, f"{stage}B{b}"], after, waiting)
-        for stage in stages:
-            queue = sorted(b for s, b in waiting if s == stage)
-            if queue:
-                extend([*order, f"{stage}W{queue[0]}"], counts, waiting - {(stage, queue[0])})
-
-    extend([], {(stage, what): 0 for stage in stages for what in ("F", "back")}, frozenset())
-    return found
-
-
-def optimum_s(problem) -> dict[str, float]:
-    """The smallest objective of each kind over all orders that fit, with each stage's microbatches in sequence."""
-    from ppsim.search.plan import Plan
-    from ppsim.search.plan_times import objective_of, peak_of_rank, run_plan
-
-    per_rank = []
-    for rank in range(problem.ranks):
-        spelled = orders_of(tuple(problem.stages_of(rank)), problem.microbatches)
-        orders = [ppsim.Order.of(names) for names in spelled]
-        peaks = [peak_of_rank(problem.tables, each.kind, each.stage, len(each)) for each in orders]
-        fits = [peak <= problem.limit_bytes[rank] for peak in peaks]
-        per_rank.append(list(itertools.compress(orders, fits)))
-    plan = Plan.empty(problem)
-    start, end = np.zeros(plan.kind.shape), np.zeros(plan.kind.shape)
-    best = {"makespan": math.inf, "rank_time": math.inf}
-    for chosen in itertools.product(*per_rank):
-        for rank, order in enumerate(chosen):
-            plan.length[rank] = len(order)
-            plan.kind[rank, : len(order)] = order.kind
-            plan.stage[rank, : len(order)] = order.stage
-            plan.microbatch[rank, : len(order)] = order.microbatch
-        if run_plan(problem.tables, plan, start, end):
-            last_end = end[np.arange(problem.ranks), plan.length - 1]
-            for objective in best:
-                found_s, _ = objective_of(start[:, 0], last_end, objective == "rank_time")
-                best[objective] = min(best[objective], found_s)
-    return best
 
 
 # ranks, microbatches, stages per rank, whether a full B is cheaper
