@@ -31,9 +31,9 @@ class Findings:
     summary : dict
         JSON values: summary.json, and what --json prints.
     page : Report
-        report.html.
+        report.html. Its lead is the study's conclusion: a sentence with its number.
     text : str
-        What is printed without --json.
+        What is printed below the conclusion without --json.
     files : tuple of str
         Further files that the study wrote to its directory.
     holds : bool
@@ -72,7 +72,7 @@ class StudyCommand:
         if self.json:
             command.print_json(found.summary)
         else:
-            print(found.text)
+            print(f"{found.page.lead}\n\n{found.text}")
             if directory is not None:
                 print(f"\nwritten to {directory}: {', '.join(['report.html', 'summary.json', *found.files])}")
         if not found.holds:

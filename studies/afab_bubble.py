@@ -143,10 +143,14 @@ def report(points: list[Point], environment: dict[str, Any]) -> Report:
     worst = max(point["bubble_measured"] - point["bubble_theory"] for point in points)
     page = Report(
         title="AFAB: bubble and memory against ranks and microbatches",
-        lead=f"Lines are theory, rings the SimPy model, dots real runs. The measured bubble is at most "
-        f"{worst * 100:.1f} percentage points of the step above theory; the bytes held are exactly m microbatches.",
+        lead=f"The measured bubble is at most {worst * 100:.1f} percentage points of the step above theory; the bytes "
+        "held are exactly m microbatches.",
     )
-    page.add("Bubble and memory", figure=bubble_and_memory(points))
+    page.add(
+        "Bubble and memory",
+        text="Lines are theory, rings the SimPy model, dots real runs.",
+        figure=bubble_and_memory(points),
+    )
     page.add("Every point", text="Bubble as a share of p x makespan; held in microbatches.", table=rows(points))
     page.add("Environment", definitions=environment_rows(environment))
     return page

@@ -93,8 +93,12 @@ class Study(StudyCommand):
         environment = describe_environment(ranks=0, processes=1, threads_per_rank=1, backend="", worker_allocator={})
         summary = {"rows": [vars(row) for row in found], "quick": quick, "environment": environment}
         table = [row.cells for row in found]
-        page = Report(title="What answers cost", lead="Medians, with quartiles of the turns beside them.")
-        page.add("Figures", table=table)
+        first = found[0]
+        page = Report(
+            title="What answers cost",
+            lead=f"{first.what}: {first.value:.4g} {first.unit}; the first of {len(found)} figures.",
+        )
+        page.add("Figures", text="Medians, with quartiles of the turns beside them.", table=table)
         page.add("Environment", definitions=environment_rows(environment))
         return Findings(summary=summary, page=page, text=text_table(table))
 

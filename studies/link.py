@@ -93,10 +93,7 @@ class Study(StudyCommand):
         }
         if directory is not None:
             network.to_file(directory / "network.json", environment=environment, samples=[asdict(s) for s in samples])
-        text = (
-            f"{text_table(table(rows))}\n(medians in µs)\n\n{text_table(pieces_of({'': network.default}))}\n\n"
-            f"fit / measured - 1: median {summary['median_error']:.1%}, largest {summary['largest_error']:.1%}"
-        )
+        text = f"{text_table(table(rows))}\n(medians in µs)\n\n{text_table(pieces_of({'': network.default}))}"
         return Findings(summary=summary, page=report(network, summary), text=text, files=("network.json",))
 
 
@@ -145,12 +142,13 @@ def report(network: Network, summary: dict[str, Any]) -> Report:
     first = (rows[0]["source"], rows[0]["destination"])
     page = Report(
         title="What a message costs, by size",
-        lead="Rings and bars are medians and quartiles of what was measured, lines the fitted links of the model. The "
-        f"fit is {summary['median_error']:.1%} off at the median and {summary['largest_error']:.1%} at most.",
+        lead=f"The fitted links are {summary['median_error']:.1%} off what was measured in the median, and "
+        f"{summary['largest_error']:.1%} at most.",
     )
     page.add(
         "Time against size",
-        text="Left: one message, to a receiver that slept in its wait, to one that had just begun to wait, and to one "
+        text="Rings and bars are medians and quartiles of what was measured, lines the fitted links. "
+        "Left: one message, to a receiver that slept in its wait, to one that had just begun to wait, and to one "
         "that posted its receive late (counted from then). Right: what each further message of a burst adds, which is "
         "for how long a message keeps the link, and for how long a send and the posting of a receive keep their rank.",
         figure=link_times(

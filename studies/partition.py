@@ -77,8 +77,7 @@ class Study(StudyCommand, RunConfig):
         """Choose the cuts, predict and measure them."""
         with without_advice(), progress(total=self.warmup + self.steps) as bar:
             found = compare_cuts(self, max_cuts=self.max_cuts, advance=bar.update)
-        text = f"{text_table(rows(found))}\n\n{verdict(found)}"
-        return Findings(summary=found.summary(), page=report(self, found), text=text)
+        return Findings(summary=found.summary(), page=report(self, found), text=text_table(rows(found)))
 
 
 def verdict(found: CutComparison) -> str:

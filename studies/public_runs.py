@@ -96,7 +96,12 @@ def _report(rows: Sequence[PublicRow]) -> Report:
     labels = {
         source: [f"{row.what}, from {row.from_what}" for row in times if row.source == source] for source in series
     }
-    page = Report(title="What others measured, predicted", lead=f"{len(rows)} figures of {len(series)} sources.")
+    off = [abs(row.error) for row in rows]
+    page = Report(
+        title="What others measured, predicted",
+        lead=f"{len(rows)} figures of {len(series)} sources are predicted {np.median(off):.1%} off in the median, and "
+        f"{max(off):.1%} at most.",
+    )
     page.add("Errors", table=_groups(rows))
     page.add("Predicted against published times", figure=accuracy(series, labels=labels))
     page.add("How errors are distributed", figure=errors(series))

@@ -66,7 +66,7 @@ class Study(StudyCommand, RunConfig):
         return Findings(
             summary=outcome.summary(),
             page=report(outcome, traces),
-            text=f"{outcome.config.pipeline}\n\n{text_table(comparison_rows(outcome))}\n\n{verdict(outcome)}",
+            text=f"{outcome.config.pipeline}\n\n{text_table(comparison_rows(outcome))}",
             files=()
             if directory is None
             else write_files(traces, directory) + write_picture(outcome, traces, directory),

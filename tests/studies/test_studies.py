@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import re
 import sys
 
 import pytest
@@ -64,6 +65,19 @@ def test_afab_bubble_and_memory(monkeypatch, capsys, tmp_path) -> None:
     for point in json.loads(out)["points"]:
         assert point["bubble_simulated"] == pytest.approx(point["bubble_theory"], abs=1e-9)
         assert point["held_theory"] == point["held_simulated"] == point["held_measured"] == point["microbatches"]
+
+
+def test_the_conclusion_is_a_sentence_with_its_number_on_top_of_text_and_page(monkeypatch, capsys, tmp_path) -> None:
+    words = f"--ranks 1 2 --microbatches 1 3 --forward-s 0.002 --backward-s 0.004 --steps 1 --out {tmp_path}"
+    code, out = run("afab_bubble", words, monkeypatch, capsys)
+    assert code == 0
+    first = out.split("\n")[0]
+    assert re.fullmatch(
+        r"The measured bubble is at most -?\d+\.\d percentage points of the step above theory; "
+        r"the bytes held are exactly m microbatches\.",
+        first,
+    )
+    assert first in (tmp_path / "report.html").read_text(encoding="utf-8")
 
 
 @pytest.mark.parametrize(
