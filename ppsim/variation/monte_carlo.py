@@ -90,8 +90,6 @@ def monte_carlo(
     check_memory(f"{samples} samples", 8 * samples * (4 + 4 * schedule.ranks), "take fewer samples")
     network = Network() if network is None else network
     conditions = (conditions or Conditions()).having(options)
-    if conditions.collectives is not None:
-        raise InputError("samples have no collectives: simulate the step, or give reduction instead")
     program = schedule.program
     timed = TimedProgram.of(program, stages, network, conditions)
     if engine is None:
@@ -104,6 +102,8 @@ def monte_carlo(
     if conditions.reduction is not None and len(rows):
         _, end_s = reduction_times(program, stages, conditions.reduction, found.watched_end_s)
         step_s = np.maximum(makespan_s, end_s.max(axis=1) - found.step_start_s)
+    if conditions.collectives is not None:
+        step_s = np.maximum(makespan_s, found.reduced_s - found.step_start_s)
     return Ensemble(
         sampler=sampler,
         stages=tuple(stages),

@@ -89,7 +89,7 @@ class Sampler:
         used = np.flatnonzero(np.diff(program.rank_actions))
         rows = program.action_start[program.rank_actions]
         first_start_s, last_end_s, compute_s = np.zeros((3, count, program.ranks))
-        starts_s, watched_ends_s = [], []
+        starts_s, watched_ends_s, reduced_s = [], [], []
         for index in range(count):
             times = run_engine(self.engine, drawn.of_sample(timed, index))
             first_start_s[index] = last_end_s[index] = times.start_s.min()
@@ -98,12 +98,14 @@ class Sampler:
             compute_s[index] = np.bincount(program.rank, times.end_s - times.start_s, program.ranks)
             watched_ends_s.append(times.end_s[watched])
             starts_s.append(times.start_s)
+            reduced_s.append(times.reduced_s(timed.collectives))
         return BatchTimes(
             first_start_s=first_start_s,
             last_end_s=last_end_s,
             compute_s=compute_s,
             watched_end_s=np.array(watched_ends_s),
             start_s=np.array(starts_s) if with_starts else np.empty((0, len(program.stage))),
+            reduced_s=np.array(reduced_s),
         )
 
 

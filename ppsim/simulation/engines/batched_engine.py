@@ -5,12 +5,15 @@ from __future__ import annotations
 import numpy as np
 
 from ppsim.kernel_cache import kernel
+from ppsim.schedule.action import Kind
 from ppsim.schedule.collective_table import CollectiveTable
 from ppsim.schedule.program_tables import Integers
 from ppsim.schedule.streams import MessageGraph
 from ppsim.simulation.engines.compiled_engine import execution_order, refuse_devices, run_step
 from ppsim.simulation.engines.times import BatchTimes, Seconds
 from ppsim.simulation.timed_program import TimedProgram
+
+_REDUCE_GRAD = int(Kind.REDUCE_GRAD)
 
 
 def run_batched(
@@ -62,6 +65,7 @@ def run_batched(
         compute_s=np.zeros((count, program.ranks)),
         watched_end_s=np.empty((count, len(watched))),
         start_s=np.empty((count if with_starts else 0, len(program.stage))),
+        reduced_s=np.full(count, -np.inf),
     )
     _run_samples(
         execution_order(timed),
@@ -87,6 +91,7 @@ def run_batched(
         times.compute_s,
         times.watched_end_s,
         times.start_s,
+        times.reduced_s,
     )
     return times
 
@@ -117,8 +122,9 @@ def _run_samples(
     compute: Seconds,
     watched_end: Seconds,
     starts: Seconds,
+    reduced: Seconds,
 ) -> None:
-    """Run the samples one after another in the same buffers. Writes the last five arrays."""
+    """Run the samples one after another in the same buffers. Writes the last six arrays."""
     ranks = len(rank_rows) - 1
     free = np.empty(ranks)
     receives = np.empty(len(posted))
@@ -173,3 +179,6 @@ def _run_samples(
             watched_end[k, index] = start[watched[index]] + duration[watched[index]]
         if len(starts):
             starts[k] = start
+        for entry in range(len(collective)):
+            if collectives.kind[entry] == _REDUCE_GRAD:
+                reduced[k] = max(reduced[k], collective_start[entry] + collective[entry])

@@ -7,6 +7,8 @@ from dataclasses import dataclass, field
 import numpy as np
 import numpy.typing as npt
 
+from ppsim.schedule.action import Kind
+from ppsim.schedule.collective_table import CollectiveTable
 from ppsim.simulation.timed_program import TimedProgram
 
 Seconds = npt.NDArray[np.float64]
@@ -62,6 +64,12 @@ class StepTimes:
             **cls.of_collectives(timed, collective_start_s),
         )
 
+    def reduced_s(self, collectives: CollectiveTable) -> float:
+        """When the last REDUCE_GRAD on the collective streams ends; minus infinity without any."""
+        if not len(self.collective_end_s):
+            return -np.inf
+        return float(self.collective_end_s[collectives.kind == Kind.REDUCE_GRAD].max(initial=-np.inf))
+
     @staticmethod
     def of_collectives(timed: TimedProgram, start_s: Seconds | None) -> dict[str, Seconds]:
         """The fields of the collectives, by their starts; none without them."""
@@ -82,6 +90,8 @@ class BatchTimes:
         When the rows asked for end.
     start_s : array of shape (n, rows)
         When each row starts. Of shape (0, rows) unless asked for.
+    reduced_s : array of shape (n,)
+        When the last REDUCE_GRAD on the collective streams ends; minus infinity without any.
     """
 
     first_start_s: Seconds
@@ -89,6 +99,7 @@ class BatchTimes:
     compute_s: Seconds
     watched_end_s: Seconds
     start_s: Seconds
+    reduced_s: Seconds
 
     @property
     def makespan_s(self) -> Seconds:

@@ -6,6 +6,7 @@ import numpy as np
 import pytest
 
 from ppexec.config.config import RunConfig
+from ppexec.experiment.experiment import predict_and_measure
 from ppexec.session import Session
 from ppsim import Collectives, InputError, Schedule, attribute, simulate
 
@@ -80,3 +81,8 @@ def test_a_file_that_says_unshard_is_sharded_as_it_says(tmp_path) -> None:
 def test_what_does_not_go_together_is_refused(options: dict[str, object], said: str) -> None:
     with pytest.raises(InputError, match=said):
         RunConfig(**({"shard": 1, "microbatches": 4} | SMALL | options))
+
+
+def test_a_profile_predicts_no_sharded_step_yet() -> None:
+    with pytest.raises(InputError, match="not predicted from a profile yet"):
+        predict_and_measure(RunConfig(microbatches=4, shard=1, **SMALL))

@@ -179,6 +179,17 @@ def test_a_trace_of_sharded_stages_is_saved_and_shown(tmp_path) -> None:
     assert "gathering of parameters" in [bar.name for bar in again.plot().data]
 
 
+@pytest.mark.parametrize("engine", ["simpy", "compiled"])
+def test_samples_are_their_traces_to_the_bit(engine: str) -> None:
+    schedule = build_schedule("interleaved-1f1b", ranks=2, microbatches=4).with_sharding(1)
+    jitter = Jitter(action=0.2, rank=0.1)
+    found = monte_carlo(schedule, [COST] * 4, jitter=jitter, samples=3, collectives=SLOW, engine=engine)
+    for sample in range(3):
+        trace = found.trace(sample)
+        assert (trace.makespan_s, trace.step_s) == (found.makespan_s[sample], found.step_s[sample])
+    assert (found.step_s > found.makespan_s).all()
+
+
 @pytest.mark.parametrize(
     ("schedule", "options", "said"),
     [
@@ -210,6 +221,3 @@ def test_collectives_are_held_against_their_meaning() -> None:
         assert Collectives.from_dict(each.to_dict()) == each
         assert Conditions.from_dict(Conditions(collectives=each).to_dict()).collectives == each
     assert SLOW.share_bytes(101) == 26
-    schedule = build_schedule("1f1b", ranks=2, microbatches=2).with_sharding()
-    with pytest.raises(InputError, match="samples have no collectives"):
-        monte_carlo(schedule, [COST] * 2, jitter=Jitter(), samples=2, collectives=SLOW)
