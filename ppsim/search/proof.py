@@ -16,7 +16,7 @@ SAME = 1 + 1e-9  # objectives this close are equal
 _EFFORT = 6_000_000
 _MOST_STEPS = 50_000
 _LEAST_STEPS = 2_000  # with fewer partial steps than this nothing would come of it
-_ROUNDS = 4  # chosen: how many goals are tried
+_ROUNDS = 2  # chosen: how many goals are tried
 
 
 class Proof(NamedTuple):
@@ -61,19 +61,26 @@ def _raised_bound_s(problem: Problem, bound_s: float, found_s: float) -> float:
     if not most_steps:
         return bound_s
     for part in without_overlap(problem):
-        low_s, high_s = bound_s, found_s
-        for number in range(_ROUNDS):
-            goal_s = high_s if number == 0 else (low_s + high_s) / 2
-            tried = walk(part, goal_s, most_steps=most_steps)
-            low_s = max(low_s, tried.bound_s)
-            if tried.is_complete and (number == 0 or tried.plan is not None):
-                break
-            if not tried.is_complete:
-                high_s = goal_s
-            if high_s <= low_s * SAME:
-                break
-        bound_s = max(bound_s, low_s)
+        for ranks in (*_few_ranks(problem), None):
+            high_s = found_s
+            for number in range(_ROUNDS):
+                if high_s <= bound_s * SAME:
+                    break
+                goal_s = high_s if number == 0 else (bound_s + high_s) / 2
+                tried = walk(part, goal_s, most_steps=most_steps, only_ranks=ranks)
+                bound_s = max(bound_s, tried.bound_s)
+                if tried.is_complete and number == 0:
+                    break
+                if not tried.is_complete:
+                    high_s = goal_s
     return bound_s
+
+
+def _few_ranks(problem: Problem) -> list[list[int]]:
+    """Ranks to look at alone: those at the ends and where a V turns, and one more."""
+    ends = {0, problem.placement[-1], problem.ranks - 1}
+    sets = [ends, *({*ends, rank} for rank in (problem.ranks // 2, problem.ranks - 2) if rank > 0)]
+    return [sorted(ranks) for ranks in sets if len(ranks) < problem.ranks]
 
 
 def proved(problem: Problem, bound_s: float, found_s: float, time_limit_s: float) -> Proof:

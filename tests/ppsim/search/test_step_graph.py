@@ -105,8 +105,24 @@ def test_no_bound_is_above_the_optimum(seed: int) -> None:
     for most_steps in (10, 200):
         part = walk(problem, exact.bound_s * 1.2, most_steps=most_steps)
         assert part.bound_s <= exact.bound_s * (1 + 1e-9)
+    # Some ranks alone, the others as delays.
+    ends = sorted({0, problem.placement[-1]})
+    for ranks in (ends, sorted({*ends, 1})):
+        assert walk(problem, exact.bound_s * 1.2, only_ranks=ranks).bound_s <= exact.bound_s * (1 + 1e-9)
     beam = walk(problem, 1e9, width=20)
     if beam.plan is not None:
         assert exact.bound_s <= beam.plan.objective_s(problem) * (1 + 1e-9)
         assert (beam.plan.peak_bytes(problem) <= problem.limit_bytes).all()
     assert beam.bound_s <= exact.bound_s * (1 + 1e-9)
+
+
+@pytest.mark.parametrize(("placement", "ranks"), [("loop", (0, 7)), ("v", (0, 7))])
+def test_two_ranks_prove_an_optimum(placement: str, ranks: tuple[int, ...]) -> None:
+    """p = m = 8 with two stages each, memory for four microbatches of a rank: 71 units, where the bound was 65."""
+    problem = even_problem(8, 8, 2, placement, 4)
+    assert lower_bound_s(problem) == 65
+    found = walk(problem, 71, only_ranks=ranks)
+    assert found.is_complete
+    assert found.bound_s == 71
+    with pytest.raises(ValueError, match="do not hold the first and the last stage"):
+        walk(problem, 71, only_ranks=[3])
