@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from dataclasses import dataclass, field
 from functools import cached_property
+from itertools import pairwise
 from typing import NamedTuple
 
 import numpy as np
@@ -209,14 +210,28 @@ class ProgramTables:
 
     def order_with_messages(self, rank: int) -> list[Action | OverlappedPair]:
         """A rank's actions, with its sends and receives where they stand."""
+        rows, posts = self.rows_of(rank), self.posts
+        span = slice(*np.searchsorted(posts.rank, [rank, rank + 1]).tolist())
+        parts = _actions(self.stage[rows], self.kind[rows], self.microbatch[rows])
+        sent = _actions(*self.post_columns(posts.message[span], posts.sends[span]))
+        first, last = int(self.rank_actions[rank]), int(self.rank_actions[rank + 1])
+        starts = (self.action_start[first : last + 1] - rows.start).tolist()
         result: list[Action | OverlappedPair] = []
-        for action, posts in enumerate(self.posts_of(rank), int(self.rank_actions[rank])):
-            result += [self.message_action(message, sending=is_send) for message, is_send in posts]
-            if action < self.rank_actions[rank + 1]:
-                rows = range(int(self.action_start[action]), int(self.action_start[action + 1]))
-                parts = [self.action_of(row) for row in rows]
-                result.append(OverlappedPair(*parts) if len(parts) == 2 else parts[0])
-        return result
+        done = 0
+        for post, before in zip(sent, (posts.before[span] - first).tolist(), strict=True):
+            result += _joined(parts, starts[done : before + 1])
+            result.append(post)
+            done = before
+        return result + _joined(parts, starts[done:])
+
+
+def _actions(stage: Integers, kind: Integers, microbatch: Integers) -> list[Action]:
+    return [Action(s, Kind(k), m) for s, k, m in zip(stage.tolist(), kind.tolist(), microbatch.tolist(), strict=True)]
+
+
+def _joined(parts: list[Action], starts: list[int]) -> list[Action | OverlappedPair]:
+    """The actions that begin at the rows `starts`, but the last, where the last of them ends."""
+    return [parts[begin] if end - begin == 1 else OverlappedPair(*parts[begin:end]) for begin, end in pairwise(starts)]
 
 
 def row_actions(action_start: Integers) -> Integers:

@@ -28,8 +28,8 @@ GRID = [(name, ranks, v) for name in schedule_names() for ranks in (2, 3) for v 
 
 
 def cells(text: str) -> list[list[str]]:
-    """All that is in a file, of each rank."""
-    return [[cell for cell in row.split(",") if cell] for row in text.strip("\n").split("\n")]
+    """All that is in a file, of each rank; a rank that does nothing has an empty cell."""
+    return [[cell for cell in row.split(",") if cell.strip('"')] for row in text.strip("\n").split("\n")]
 
 
 def _built(name: str, ranks: int, stages_per_rank: int | None) -> list[Schedule]:
