@@ -17,7 +17,7 @@ RELEASES = re.findall(
 
 def test_the_version_stands_in_one_place() -> None:
     assert PROJECT["project"]["dynamic"] == ["version"]
-    assert PROJECT["tool"]["setuptools"]["dynamic"]["version"] == {"attr": "ppsim.__version__"}
+    assert PROJECT["tool"]["hatch"]["version"] == {"path": "ppsim/__init__.py"}
     literal = f'"{ppsim.__version__}"'
     sources = [path for package in ("ppsim", "ppexec") for path in (ROOT / package).rglob("*.py")]
     assert [p.relative_to(ROOT).as_posix() for p in sources if literal in p.read_text(encoding="utf-8")] == [
@@ -37,11 +37,3 @@ def test_changelog_and_citation_name_the_version_and_its_date() -> None:
 def test_the_changelog_begins_with_what_is_not_released() -> None:
     text = (ROOT / "CHANGELOG.md").read_text(encoding="utf-8")
     assert re.findall(r"^## (\w+)", text, re.MULTILINE)[0] == "Unreleased"
-
-
-def test_a_source_distribution_holds_what_the_tests_need() -> None:
-    manifest = (ROOT / "MANIFEST.in").read_text(encoding="utf-8")
-    for folder in ("tests", "studies", ".ci"):
-        assert f"graft {folder}\n" in manifest
-    held = {name for line in manifest.splitlines() if line.startswith("include ") for name in line.split()[1:]}
-    assert {path.name for path in ROOT.glob("*.md")} - held == {"README.md"}  # setuptools takes that by itself
