@@ -13,6 +13,22 @@ from ppsim.search.plan import Plan
 from ppsim.search.plan_times import objective_of, peak_of_rank, run_plan
 from ppsim.search.problem import Problem
 
+# p, m, v, placement, limit in microbatches of a rank, and the least makespan with F = I = W = 1 a stage and weights'
+# share of the activations 1/2: found by an exhaustive solver that is not part of this project.
+OPTIMA = [
+    (3, 6, 1, "loop", 1.5, 37),
+    (4, 4, 1, "loop", 2, 21),
+    (4, 6, 1, "loop", 2, 31),
+    (4, 6, 1, "loop", 3, 24),
+    (2, 4, 2, "loop", 1, 33),
+    (2, 6, 2, "loop", 1, 49),
+    (2, 6, 2, "loop", 1.5, 38),
+    (3, 4, 2, "loop", 1.5, 35),
+    (2, 6, 2, "v", 1, 49),
+    (3, 4, 2, "v", 1.5, 35),
+    (3, 5, 2, "loop", 2, 36),
+]
+
 
 @functools.cache
 def orders_of(stages: tuple[int, ...], microbatches: int) -> list[list[str]]:

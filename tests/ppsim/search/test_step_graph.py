@@ -12,24 +12,8 @@ from ppsim.search.lower_bound import lower_bound_s
 from ppsim.search.plan import Plan
 from ppsim.search.problem import Problem, make_problem
 from ppsim.search.step_graph import walk
-from tests.support.all_orders import optimum_s
+from tests.support.all_orders import OPTIMA, optimum_s
 from tests.support.random_stages import random_stages
-
-# p, m, v, placement, limit in microbatches of a rank, and the least makespan with F = I = W = 1 a stage and weights'
-# share of the activations 1/2: found by an exhaustive solver that is not part of this project.
-OPTIMA = [
-    (3, 6, 1, "loop", 1.5, 37),
-    (4, 4, 1, "loop", 2, 21),
-    (4, 6, 1, "loop", 2, 31),
-    (4, 6, 1, "loop", 3, 24),
-    (2, 4, 2, "loop", 1, 33),
-    (2, 6, 2, "loop", 1, 49),
-    (2, 6, 2, "loop", 1.5, 38),
-    (3, 4, 2, "loop", 1.5, 35),
-    (2, 6, 2, "v", 1, 49),
-    (3, 4, 2, "v", 1.5, 35),
-    (3, 5, 2, "loop", 2, 36),
-]
 
 
 def even_problem(p: int, m: int, v: int, placement: str, limit: float, objective: str = "makespan") -> Problem:
