@@ -198,7 +198,7 @@ def test_advice_on_a_profiled_job_loads_into_pytorchs_runtime(profiled: Path, tm
     assert read_run(tmp_path / "again").schedule.orders == chosen.schedule.orders
 
 
-def _changed(path: Path, change: Callable[[int, dict], None]) -> None:
+def _all_changed(path: Path, change: Callable[[int, dict], None]) -> None:
     for rank, file in enumerate(sorted(path.glob("*.json"))):
         document = json.loads(file.read_text())
         change(rank, document)
@@ -225,10 +225,10 @@ def test_replicas_are_not_read_as_stages(tmp_path: Path, description: str) -> No
         own = [0, 1] if rank < 2 else [2, 3]
         _without_stages(document, rank, [whole, ("mesh_dp", [rank % 2, rank % 2 + 2]), (description, own)])
 
-    _changed(tmp_path, name_groups)
+    _all_changed(tmp_path, name_groups)
     found = read_run(tmp_path)
     assert found.schedule.orders == step.schedule.orders
-    _changed(tmp_path, lambda rank, document: document["distributedInfo"]["pg_config"].pop())
+    _all_changed(tmp_path, lambda rank, document: document["distributedInfo"]["pg_config"].pop())
     with pytest.raises(InputError, match="its ranges name no stage, and the job has other groups"):
         read_run(tmp_path)
 
@@ -243,7 +243,7 @@ def test_all_kernels_of_one_launch_are_one_span(tmp_path: Path) -> None:
             if event["name"] in ("gemm", "cudaLaunchKernel"):
                 event["args"]["correlation"] -= event["args"]["correlation"] % 10
 
-    _changed(tmp_path, one_launch)
+    _all_changed(tmp_path, one_launch)
     assert read_run(tmp_path).traces[0].makespan_s == pytest.approx(step.makespan_s)
 
 
@@ -252,6 +252,6 @@ def test_a_time_that_no_float_holds_is_no_time(tmp_path: Path, name: str, value:
     """400 digits were an OverflowError."""
     step = simulate(build_schedule("1f1b", ranks=2, microbatches=3), [COST] * 2)
     write_kineto([step], tmp_path, behind_s=[0.0, 0.0])
-    _changed(tmp_path, lambda rank, document: document["traceEvents"][0].update({name: value}))
+    _all_changed(tmp_path, lambda rank, document: document["traceEvents"][0].update({name: value}))
     with pytest.raises(InputError):
         read_run(tmp_path)
