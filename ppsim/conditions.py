@@ -15,6 +15,7 @@ from ppsim.checks import check_fields, check_names, checked, shown
 from ppsim.errors import InputError
 from ppsim.network.all_reduce import Reduction
 from ppsim.network.collectives import Collectives
+from ppsim.network.ring import Ring
 from ppsim.schedule.streams import Streams
 
 Sharing = Literal["turns", "fair"]
@@ -219,7 +220,7 @@ def _by_rank(given: Any) -> dict[int, float]:
 
 
 def _plain(value: Any) -> Any:
-    if isinstance(value, Reduction | Collectives):
+    if isinstance(value, Ring):
         return value.to_dict()
     if isinstance(value, Mapping):
         return {str(rank): factor for rank, factor in value.items()}

@@ -3,18 +3,18 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Mapping
-from dataclasses import asdict, dataclass, fields
+from dataclasses import dataclass
 
 import numpy as np
 import numpy.typing as npt
 
-from ppsim.checks import check_fields, check_names, checked
+from ppsim.checks import checked
 from ppsim.errors import InputError
+from ppsim.network.ring import Ring
 
 
 @dataclass(frozen=True, kw_only=True)
-class Reduction:
+class Reduction(Ring):
     """An all-reduce of the gradients of every stage over the replicas, by a ring.
 
     Parameters
@@ -43,19 +43,6 @@ class Reduction:
     >>> Reduction(replicas=4, latency_s=0.5, bytes_per_s=1.0).seconds(8)
     15.0
     """
-
-    replicas: int
-    latency_s: float = 0.0
-    bytes_per_s: float = math.inf
-
-    def __post_init__(self) -> None:
-        check_fields(self)
-        if isinstance(self.replicas, bool) or not isinstance(self.replicas, int) or self.replicas < 1:
-            raise InputError(f"replicas must be a whole number of 1 or more, got {self.replicas!r}")
-        if not (math.isfinite(self.latency_s) and self.latency_s >= 0):
-            raise InputError(f"latency_s must be seconds, finite and >= 0, got {self.latency_s!r}")
-        if not self.bytes_per_s > 0:
-            raise InputError(f"bytes_per_s must be > 0 (leave it out for no limit), got {self.bytes_per_s!r}")
 
     @classmethod
     @checked
@@ -103,21 +90,6 @@ class Reduction:
         speed = scale / replicas / float(part_s) if part_s > 0 else math.inf
         return cls(replicas=replicas, latency_s=float(latency_s), bytes_per_s=speed)
 
-    @checked
     def seconds(self, size_bytes: int) -> float:
-        """Seconds of one all-reduce of that size."""
-        rounds = 2 * (self.replicas - 1)
-        return rounds * (self.latency_s + size_bytes / self.replicas / self.bytes_per_s)
-
-    def to_dict(self) -> dict[str, float | None]:
-        """The ring as JSON values. No limit is None."""
-        return {**asdict(self), "bytes_per_s": self.bytes_per_s if math.isfinite(self.bytes_per_s) else None}
-
-    @classmethod
-    @checked
-    def from_dict(cls, given: Mapping[str, float | None]) -> Reduction:
-        """The ring that `to_dict` wrote. Raises InputError for other content."""
-        check_names("reduction", given, [each.name for each in fields(cls)])
-        if given.get("replicas") is None:
-            raise InputError("reduction: replicas is missing: give a whole number of 1 or more")
-        return cls(**{name: value for name, value in given.items() if value is not None})  # type: ignore[arg-type]
+        """Seconds of one all-reduce of that size: a reduce-scatter and an all-gather."""
+        return 2 * self.ring_s(size_bytes)

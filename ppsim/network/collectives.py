@@ -3,15 +3,15 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Mapping, Sequence
-from dataclasses import asdict, dataclass, fields
+from collections.abc import Sequence
+from dataclasses import dataclass
 
-from ppsim.checks import check_fields, check_names, checked
 from ppsim.errors import InputError
+from ppsim.network.ring import Ring
 
 
 @dataclass(frozen=True, kw_only=True)
-class Collectives:
+class Collectives(Ring):
     """All-gathers of parameters and reduce-scatters of gradients over the replicas, on a stream of each rank.
 
     Parameters
@@ -44,20 +44,11 @@ class Collectives:
     7.5
     """
 
-    replicas: int
-    latency_s: float = 0.0
-    bytes_per_s: float = math.inf
     unshard_s: Sequence[float] | None = None
     reduce_s: Sequence[float] | None = None
 
     def __post_init__(self) -> None:
-        check_fields(self)
-        if isinstance(self.replicas, bool) or not isinstance(self.replicas, int) or self.replicas < 1:
-            raise InputError(f"replicas must be a whole number of 1 or more, got {self.replicas!r}")
-        if not (math.isfinite(self.latency_s) and self.latency_s >= 0):
-            raise InputError(f"latency_s must be seconds, finite and >= 0, got {self.latency_s!r}")
-        if not self.bytes_per_s > 0:
-            raise InputError(f"bytes_per_s must be > 0 (leave it out for no limit), got {self.bytes_per_s!r}")
+        super().__post_init__()
         for name in ("unshard_s", "reduce_s"):
             given = getattr(self, name)
             if given is not None:
@@ -65,25 +56,6 @@ class Collectives:
                 if not all(math.isfinite(each) and each >= 0 for each in given):
                     raise InputError(f"{name} must be seconds, finite and >= 0, got {list(given)}")
 
-    @checked
-    def ring_s(self, size_bytes: int) -> float:
-        """Seconds of one all-gather or reduce-scatter of so many bytes in all."""
-        return (self.replicas - 1) * (self.latency_s + size_bytes / self.replicas / self.bytes_per_s)
-
     def share_bytes(self, size_bytes: int) -> int:
         """Bytes that a replica keeps of so many, rounded up."""
         return -(-size_bytes // self.replicas)
-
-    def to_dict(self) -> dict[str, object]:
-        """The collectives as JSON values. No limit is None."""
-        given = {**asdict(self), "bytes_per_s": self.bytes_per_s if math.isfinite(self.bytes_per_s) else None}
-        return {name: list(value) if isinstance(value, tuple) else value for name, value in given.items()}
-
-    @classmethod
-    @checked
-    def from_dict(cls, given: Mapping[str, object]) -> Collectives:
-        """The collectives that `to_dict` wrote. Raises InputError for other content."""
-        check_names("collectives", given, [each.name for each in fields(cls)])
-        if given.get("replicas") is None:
-            raise InputError("collectives: replicas is missing: give a whole number of 1 or more")
-        return cls(**{name: value for name, value in given.items() if value is not None})  # type: ignore[arg-type]

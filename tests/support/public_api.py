@@ -42,7 +42,7 @@ def _class_lines(name: str, value: type) -> Iterator[str]:
     elif not issubclass(value, BaseException):
         yield from _call_lines(f"    {value.__name__}", value)
         fields = {field.name for field in dataclasses.fields(value)} if dataclasses.is_dataclass(value) else set()
-    for member, definition in sorted(vars(value).items()):
+    for member, definition in sorted(_members(value).items()):
         if member.startswith("_") or member in fields or isinstance(definition, value):
             continue
         if isinstance(definition, classmethod | staticmethod):
@@ -51,6 +51,17 @@ def _class_lines(name: str, value: type) -> Iterator[str]:
             yield from _call_lines(f"    {member}", definition)
         else:
             yield f"    {member}"
+
+
+def _members(value: type) -> dict[str, object]:
+    """Of a class, and of those above it that are in its package and have no public name."""
+    package = value.__module__.split(".")[0]
+    public = {getattr(each, name) for each in (ppsim, ppexec) for name in each.__all__}
+    found: dict[str, object] = {}
+    for each in reversed(value.__mro__):
+        if each is value or (each.__module__.split(".")[0] == package and each not in public):
+            found |= vars(each)
+    return found
 
 
 def _call_lines(name: str, function: Callable[..., Any]) -> Iterator[str]:
