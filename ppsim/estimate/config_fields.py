@@ -72,15 +72,17 @@ class ConfigFields:
             raise InputError(f"{self.path}: {name} must be true or false, got {value!r}")
         return value
 
-    def numbers(self, name: str) -> list[int] | None:
-        """A list of whole numbers of 0 or more; None if it is absent, null or empty."""
+    def numbers(self, name: str, least: int = 0) -> list[int] | None:
+        """A list of `least` or more whole numbers of 0 or more; None if it is absent, null or empty."""
         value = self._get(name)
         if value is None or value == []:
             return None
-        is_list = isinstance(value, list) and all(isinstance(each, int) and each >= 0 for each in value)
+        is_list = isinstance(value, list) and all(type(each) is int and each >= 0 for each in value)
         if not is_list:
             raise InputError(f"{self.path}: {name} must be a list of whole numbers of 0 or more, got {shown(value)}")
-        return [int(each) for each in value]
+        if len(value) < least:
+            raise InputError(f"{self.path}: {name} must have {least} numbers, one for each layer, got {shown(value)}")
+        return list(value)
 
     def words(self, name: str, count: int, known: Mapping[str, str]) -> list[str] | None:
         """A list of `count` words, each one of `known`, as what they mean there; None if it is absent or null."""
@@ -90,7 +92,7 @@ class ConfigFields:
         if not isinstance(value, list) or len(value) < count:
             raise InputError(f"{self.path}: {name} must be a list of {count} words, got {shown(value)}")
         for index, word in enumerate(value[:count]):
-            if word not in known:
+            if not isinstance(word, str) or word not in known:
                 raise InputError(
                     f"{self.path}: {name}[{index}] is {shown(word)}, which is not modelled: take one of "
                     f"{', '.join(known)}"

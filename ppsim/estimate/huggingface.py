@@ -61,7 +61,7 @@ def read_huggingface_config(path: str | Path, *, mtp: bool = False) -> Transform
         if further and not mtp:
             left_out.append(f"num_nextn_predict_layers: {further} layers that predict further tokens")
         return replace(model, left_out=tuple(left_out), mtp_layers=further if mtp else 0)
-    except ValueError as error:
+    except InputError as error:
         said = str(error)
         raise InputError(said if said.startswith(str(path)) else f"{path}: {said}") from None
 

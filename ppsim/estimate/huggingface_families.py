@@ -334,7 +334,7 @@ def _ernie(fields: ConfigFields, *, has_experts: bool) -> Transformer:
 def _llama4(fields: ConfigFields) -> Transformer:
     """Experts in some blocks, each beside a shared one as wide; every fourth block sees more than its chunk."""
     layers = _layers(fields)
-    turned = fields.numbers("no_rope_layers")  # 1 for blocks with rotary positions, which see their chunk
+    turned = fields.numbers("no_rope_layers", len(layers))  # 1 for blocks with rotary positions, which see their chunk
     period = fields.whole("no_rope_layer_interval", 4)
     windows = _some_windows(
         fields, (lambda layer: not turned[layer]) if turned else _every(period), "attention_chunk_size", 8192

@@ -97,10 +97,6 @@ class Execution:
             value = getattr(self, name)
             if not isinstance(value, int) or isinstance(value, bool) or value < 1:
                 raise InputError(f"{name} must be a whole number of 1 or more, got {value!r}")
-        if self.attention not in ("fused", "unfused"):
-            raise InputError(f"attention must be 'fused' or 'unfused', got {self.attention!r}")
-        if self.recompute not in ("none", "selective", "full"):
-            raise InputError(f"recompute must be 'none', 'selective' or 'full', got {self.recompute!r}")
         if self.recompute == "selective" and self.attention == "fused":
             raise InputError(
                 "recompute 'selective' drops the attention scores, which fused attention does not keep: "
@@ -115,7 +111,6 @@ class Execution:
                 f"sequence parallelism cuts seq {self.seq // self.cp} over tp {self.tp} ranks: take a seq that tp "
                 "divides"
             )
-
         if self.tp % self.expert_ranks:
             raise InputError(f"expert_tp {self.expert_ranks} must divide tp {self.tp}: take a divisor")
         if self.tp > 1 and not self.sequence_parallel and (self.ep > 1 or self.expert_ranks != self.tp):

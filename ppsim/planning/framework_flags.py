@@ -80,10 +80,6 @@ def torchtitan_flags(step: TrainingStep, csv: str) -> list[str] | None:
     """
     if (step.tp > 1 and not step.sequence_parallel) or step.attention != "fused":
         return None
-    experts = [
-        f"--parallelism.expert_parallel_degree {step.ep}",
-        f"--parallelism.expert_tensor_parallel_degree {step.execution.expert_ranks}",
-    ]
     is_cut = step.sharding == "optimizer"
     # Without a pipeline nothing cuts the local batch: gradients are summed over several of them.
     local_batch = step.micro_batch_size * (step.microbatches if step.pp > 1 else 1)
@@ -100,7 +96,8 @@ def torchtitan_flags(step: TrainingStep, csv: str) -> list[str] | None:
     if step.cp > 1:
         flags.append(f"--parallelism.context_parallel_degree {step.cp}")
     if step.model.experts is not None:
-        flags += experts
+        flags.append(f"--parallelism.expert_parallel_degree {step.ep}")
+        flags.append(f"--parallelism.expert_tensor_parallel_degree {step.execution.expert_ranks}")
     if is_cut:
         flags.append("--parallelism.fsdp_reshard_after_forward never")
     if step.pp == 1:

@@ -35,7 +35,7 @@ class LayerWorks(NamedTuple):
 
 @dataclass(frozen=True, kw_only=True)
 class TrainingStep:
-    """One optimizer step of a transformer on tp x dp x pp devices.
+    """One optimizer step of a transformer on tp x cp x dp x pp devices.
 
     Parameters
     ----------
@@ -46,10 +46,11 @@ class TrainingStep:
     micro_batch_size, microbatches : int
         b samples in each of m microbatches of a replica.
     tp, dp, pp : int
-        Tensor-parallel ranks, data-parallel replicas and pipeline ranks. Devices are numbered in this order, tp first.
+        Tensor-parallel ranks, data-parallel replicas and pipeline ranks. Devices are numbered tp first, then
+        cp, dp and pp.
     cp : int
-        Context-parallel ranks that share each sequence; next to the tensor-parallel ones in the numbering. They hold
-        the same weights, so that their gradients are added up as those of replicas are.
+        Context-parallel ranks that share each sequence. They hold the same weights, so that their gradients are added
+        up as those of replicas are.
     ep, expert_tp : int
         Ranks of a pipeline stage over which experts are dealt, and tensor-parallel ranks that share each, by default
         all of them. Copies of the same experts are on what is left of a stage's ranks.

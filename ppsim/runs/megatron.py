@@ -8,6 +8,7 @@ With the option "minmax" or "max" only the least and the most over all ranks are
 
 from __future__ import annotations
 
+import math
 import re
 from collections.abc import Mapping
 from dataclasses import dataclass, field, replace
@@ -32,16 +33,16 @@ _HEADER = "across ranks (ms):"
 # Launchers put a process's number before its lines.
 _PREFIX = re.compile(r"^(?:\s*\[\w*?\d+\]:\s?|\d+: )")
 _ARGUMENT = re.compile(r"^\s*(\w+) \.{2,} (.*)$")
-_ITERATION = re.compile(r"iteration\s+(\d+)\s*/\s*\d+ \|")
+_ITERATION = re.compile(r"iteration\s+(\d{1,18})\s*/\s*\d+ \|")
 _ELAPSED = re.compile(r"elapsed time per iteration \(ms\): ([\d.]+)")
-_BATCH = re.compile(r"global batch size:\s*(\d+)")
+_BATCH = re.compile(r"global batch size:\s*(\d{1,18})\b")
 _TIMER = re.compile(r"^\s+([\w/-]+):$")
-_RANK = re.compile(r"^\s+rank\s+(\d+): ([\d.]+)$")
+_RANK = re.compile(r"^\s+rank\s+(\d{1,18}): ([\d.]+)$")
 _RANGE = re.compile(r"^\s+([\w/-]+) \.+: (?:\(([\d.]+), ([\d.]+)\)|([\d.]+))$")
-_MEMORY = re.compile(r"\[Rank (\d+)\] \(after \d+ iterations\) memory \(MB\) \|.* max allocated: ([\d.]+)")
+_MEMORY = re.compile(r"\[Rank (\d{1,18})\] \(after \d+ iterations\) memory \(MB\) \|.* max allocated: ([\d.]+)")
 _FORWARD, _BACKWARD, _WHOLE = "forward-compute", "backward-compute", "forward-backward"
 _REMEDY = "log with --timing-log-level 2 --timing-log-option all"
-_EQUAL = 1.02  # most over least: ranks that differ by no more are taken to be equal
+_EQUAL = 1.02  # chosen: ranks whose most over least is no larger are taken to be equal
 
 # What sums cannot tell; for texts.
 _UNKNOWN = (
@@ -130,26 +131,37 @@ def _read(path: Path, log: _Log) -> None:
     step = _Step(0, str(path))
     timer: str | None = None
     for number, raw in enumerate(read_text(path).splitlines(), start=1):
-        line = _PREFIX.sub("", raw).rstrip()
+        line, where = _PREFIX.sub("", raw).rstrip(), f"{path}, line {number}"
         if match := _ITERATION.search(line):
-            step = _Step(int(match[1]), f"{path}, line {number}, iteration {int(match[1])}")
+            step = _Step(int(match[1]), f"{where}, iteration {int(match[1])}")
             log.steps[step.iteration] = step
             if elapsed := _ELAPSED.search(line):
-                step.elapsed_s = float(elapsed[1]) / 1e3
+                step.elapsed_s = _number(elapsed[1], where) / 1e3
             if batch := _BATCH.search(line):
                 step.global_batch = int(batch[1])
         elif match := _MEMORY.search(line):
-            log.memory_bytes[int(match[1])] = round(float(match[2]) * 2**20)
+            log.memory_bytes[int(match[1])] = round(_number(match[2], where) * 2**20)
         elif match := _RANK.match(line):
             if timer is not None:
-                step.by_rank.setdefault(timer, {})[int(match[1])] = float(match[2]) / 1e3
+                step.by_rank.setdefault(timer, {})[int(match[1])] = _number(match[2], where) / 1e3
         elif match := _TIMER.match(line):
             timer = match[1]
         elif match := _RANGE.match(line):
             least, most = (match[2], match[3]) if match[2] else ("0", match[4])
-            step.over_ranks[match[1]] = (float(least) / 1e3, float(most) / 1e3)
+            step.over_ranks[match[1]] = (_number(least, where) / 1e3, _number(most, where) / 1e3)
         elif match := _ARGUMENT.match(line):
             log.arguments.setdefault(match[1], match[2].strip())
+
+
+def _number(text: str, where: str) -> float:
+    """Processes that print at once may mix their digits."""
+    try:
+        value = float(text)
+    except ValueError:
+        value = math.inf
+    if not value < 2**40:  # milliseconds of 34 years, or MB beyond any device's
+        raise InputError(f"{where}: {shown(text)} is no number of milliseconds or MB: mend the line or take it out")
+    return value
 
 
 class _Job:
@@ -264,9 +276,10 @@ class _Job:
             raise InputError(
                 f"{self._path}: the argument {name} is missing, which rank 0 prints before it trains: add its log"
             )
-        if not value.isdecimal() or int(value) < 1:
+        if not value.isdecimal() or len(value) > 18 or int(value) < 1:
             raise InputError(
-                f"{self._path}: the argument {name} must be a whole number of 1 or more, got {shown(value)}"
+                f"{self._path}: the argument {name} must be a whole number of 1 or more and 18 digits at most, got "
+                f"{shown(value)}"
             )
         return int(value)
 

@@ -116,6 +116,9 @@ def test_a_model_of_pictures_is_read_as_its_language_model(tmp_path: Path) -> No
         ),
         ("gpt-oss-20b", {"layer_types": ["full_attention"] * 3}, "layer_types must be a list of 24 words"),
         ("llama-4-scout", {"no_rope_layers": [1, "x"]}, "no_rope_layers must be a list of whole numbers"),
+        # Causes of bugs: an IndexError, a TypeError.
+        ("llama-4-scout", {"no_rope_layers": [1, 0]}, "no_rope_layers must have 48 numbers, one for each layer"),
+        ("gpt-oss-20b", {"layer_types": [["full_attention"]] * 24}, "layer_types[0] is ['full_attention'], which"),
         ("mixtral-8x7b", {"num_local_experts": ...}, "num_local_experts is missing"),
     ],
 )

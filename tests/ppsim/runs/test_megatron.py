@@ -7,7 +7,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from ppsim import StageCost, advise, build_schedule, costs_of, read_run, simulate
+from ppsim import InputError, StageCost, advise, build_schedule, costs_of, read_run, simulate
 from tests.support.commandline import refused, run
 
 TP, DP, PP, MICROBATCHES = 2, 2, 4, 8
@@ -159,6 +159,24 @@ def test_what_is_missing_is_named(tmp_path: Path, parts: tuple[str, ...], said: 
         read_run(path, format="megatron")
     assert said in str(caught.value)
     assert str(caught.value).startswith(str(path))
+
+
+@pytest.mark.parametrize(
+    ("parts", "said"),
+    [
+        ((_arguments(), _iteration(7), _timers(STAGES).replace("240.00", "2.4.0", 1)), "'2.4.0' is no number of"),
+        ((_arguments(), _iteration(7), _timers(STAGES).replace("240.00", "9" * 400, 1)), "9... is no number of"),
+        ((_arguments(), _iteration(7).replace("1530.5", "1.5.3"), _timers(STAGES)), "'1.5.3' is no number of"),
+        ((_arguments(), f"[Rank 0] (after 1 iterations) memory (MB) | max allocated: {'9' * 400}"), "is no number of"),
+        ((_arguments(world_size="9" * 5000), _iteration(7), _timers(STAGES)), "world_size must be a whole number"),
+    ],
+)
+def test_digits_that_are_no_number_are_named(tmp_path: Path, parts: tuple[str, ...], said: str) -> None:
+    """Cause of a bug: Python's own ValueError or OverflowError, a traceback on the command line."""
+    path = _log(tmp_path / "train.log", *parts)
+    with pytest.raises(InputError, match="train") as caught:
+        read_run(path, format="megatron")
+    assert said in str(caught.value)
 
 
 def test_another_text_is_no_such_log(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
