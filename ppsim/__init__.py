@@ -13,7 +13,8 @@ from ppsim.estimate.device import Device, device_names, named_device
 from ppsim.estimate.estimate import estimate_costs
 from ppsim.estimate.huggingface import read_huggingface_config
 from ppsim.estimate.layer_work import transformer_work
-from ppsim.estimate.machine import Machine, machine_names, named_machine
+from ppsim.estimate.machine import Machine
+from ppsim.estimate.named_machines import machine_names, named_machine
 from ppsim.estimate.transformer import Transformer
 from ppsim.estimate.work import Execution
 from ppsim.explain.attribution import Attribution, attribute, critical_path

@@ -12,7 +12,7 @@ import numpy as np
 import ppsim
 from ppsim import Execution, LayerCost, Transformer
 from ppsim.estimate.layer_work import transformer_work
-from ppsim.estimate.machine import named_machine
+from ppsim.estimate.named_machines import named_machine
 from ppsim.files import read_json
 from ppsim.planning.machine_fit import fit_machine
 from ppsim.planning.measured_steps import MeasuredStep

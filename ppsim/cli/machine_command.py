@@ -14,7 +14,8 @@ from ppsim.cli import command
 from ppsim.cli.command import OptionalFile, OptionalWhole
 from ppsim.errors import InputError
 from ppsim.essential import Essential
-from ppsim.estimate.machine import CONSTANTS, machine_names, named_machine
+from ppsim.estimate.machine import CONSTANTS
+from ppsim.estimate.named_machines import machine_names, named_machine
 from ppsim.export.text_table import text_table
 from ppsim.files import check_files
 from ppsim.planning.machine_fit import MachineFit, Numbers, error_summary, fit_machine, prediction_errors

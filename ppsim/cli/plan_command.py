@@ -14,7 +14,8 @@ from ppsim.cli.architecture_flags import ArchitectureFlags
 from ppsim.cli.command import OptionalFile, OptionalName, OptionalReal, OptionalWhole
 from ppsim.errors import InputError
 from ppsim.essential import Essential
-from ppsim.estimate.machine import Machine, machine_names, named_machine
+from ppsim.estimate.machine import Machine
+from ppsim.estimate.named_machines import machine_names, named_machine
 from ppsim.export.text_table import text_table
 from ppsim.files import check_files, write_text
 from ppsim.planning.candidates import Choices, Cluster

@@ -5,7 +5,7 @@ from __future__ import annotations
 import json
 import math
 from collections.abc import Mapping
-from dataclasses import asdict, dataclass, field, fields, replace
+from dataclasses import asdict, dataclass, field, fields
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -14,7 +14,6 @@ import numpy.typing as npt
 
 from ppsim.checks import check_fields, check_names, checked, shown
 from ppsim.errors import InputError
-from ppsim.estimate.device import named_device
 from ppsim.files import read_json, write_text
 
 Seconds = npt.NDArray[np.float64]
@@ -112,7 +111,8 @@ class Machine:
 
     Examples
     --------
-    >>> machine = named_machine("h100")
+    >>> import ppsim
+    >>> machine = ppsim.named_machine("h100")
     >>> machine.memory_bytes, machine.devices_per_node
     (80000000000, 8)
     """
@@ -278,91 +278,3 @@ class Machine:
 
     def _crosses(self, ranks: Any, stride: Any) -> npt.NDArray[np.bool_]:
         return np.asarray(np.asarray(ranks) * np.asarray(stride) > self.devices_per_node, np.bool_)
-
-
-def _gpu(name: str, gigabytes: int, multiprocessors: int, links: float, network: float) -> Machine:
-    """A machine of a device whose rates are known; `links`, `network`: GB/s one way of a device, and of a node."""
-    device = named_device(name)
-    return Machine(
-        name=name,
-        flops_per_s=device.flops_per_s,
-        bytes_per_s=device.bytes_per_s,
-        memory_bytes=gigabytes * 10**9,
-        multiprocessors=multiprocessors,
-        node_bytes_per_s=_LINK_SHARE * links * 1e9,
-        network_bytes_per_s=_NETWORK_SHARE * network * 1e9,
-        source=device.source,
-    )
-
-
-# Chosen: what collectives reach of the links' peak within a node, and of the eight adapters' across nodes.
-_LINK_SHARE, _NETWORK_SHARE = 0.55, 0.5
-# Memory, multiprocessors and links of the same datasheets. Adapters are the usual ones: 8 x 200 Gb/s beside A100 (DGX
-# A100), and 8 x 400 Gb/s beside the others (DGX H100).
-_KNOWN = {
-    each.name: each
-    for each in (
-        _gpu("a100-40gb", 40, 108, links=300, network=200),
-        _gpu("a100", 80, 108, links=300, network=200),
-        _gpu("h100", 80, 132, links=450, network=400),
-        _gpu("h200", 141, 132, links=450, network=400),
-        _gpu("b200", 180, 148, links=900, network=400),
-        _gpu("mi300x", 192, 304, links=448, network=400),
-    )
-}
-
-_FITTED_SOURCE = "constants fitted to 764 measured Megatron steps on A100 (VIA-Research/vTrain, data/, MIT)"
-_FITTED = {  # each constant and its spread
-    "a100": {
-        "product_efficiency": (0.788, 0.02),
-        "product_fill": (394.0, 0.152),
-        "unaligned_efficiency": (0.427, 0.039),
-        "bandwidth_efficiency": (0.868, 0.074),
-        "kernel_s": (7.58e-6, 0.232),
-        "launch_s": (9.1e-5, 0.007),
-        "host_spread": (0.0373, 0.062),
-        "node_latency_s": (3.0e-4, 0.046),
-        "node_bytes_per_s": (3.26e11, 0.125),
-        "network_latency_s": (1.04e-4, 0.885),
-        "network_bytes_per_s": (1.09e11, 0.108),
-    }
-}
-
-
-def machine_names() -> list[str]:
-    """The machines that are known here."""
-    return list(_KNOWN)
-
-
-@checked
-def named_machine(name: str, *, devices_per_node: int | None = None, fitted: bool = True) -> Machine:
-    """A machine with its vendor's peaks.
-
-    Parameters
-    ----------
-    name : str
-        One of `machine_names()`.
-    devices_per_node : int, optional
-        By default 8.
-    fitted : bool
-        Whether constants are as fitted, where somebody measured (A100). Otherwise, and for all others, they are chosen:
-        the defaults of `Machine`, with shares of links' and adapters' peaks.
-
-    Raises
-    ------
-    InputError
-        If no machine has this name.
-
-    Examples
-    --------
-    >>> named_machine("h200").memory_bytes
-    141000000000
-    """
-    if name not in _KNOWN:
-        raise InputError(f"unknown machine {name!r}: take {', '.join(_KNOWN)}, or fit one with ppsim fit-machine")
-    known = _KNOWN[name]
-    if fitted and name in _FITTED:
-        constants: dict[str, Any] = {constant: value for constant, (value, _) in _FITTED[name].items()}
-        spread = {constant: share for constant, (_, share) in _FITTED[name].items()}
-        known = replace(known, **constants, spread=spread, source=f"{known.source}; {_FITTED_SOURCE}")
-    return known if devices_per_node is None else replace(known, devices_per_node=devices_per_node)
