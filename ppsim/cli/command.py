@@ -25,7 +25,7 @@ from tyro.constructors import ConstructorRegistry, PrimitiveConstructorSpec, Pri
 
 from ppsim.checks import check_fields, check_path
 from ppsim.cli.colour import refuses_colour
-from ppsim.cli.grouped_flags import grouped
+from ppsim.cli.grouped_flags import grouped, of_flag
 from ppsim.errors import InputError, RunError
 
 T = TypeVar("T")
@@ -162,12 +162,14 @@ def parse(
     except SystemExit as stop:
         if not stop.code:
             raise
-        raise InputError(_without_frame(complaint.getvalue())) from None
+        said = _without_frame(complaint.getvalue())
+        if isinstance(command, Mapping) and words[:1] and words[0] in command:  # tyro does not always name it
+            said = said.replace(f"see {prog} --help", f"see {prog} {words[0]} --help")
+        raise InputError(said) from None
     try:
         check_fields(found)
     except InputError as error:
-        name, rest = str(error).split(" ", 1)
-        raise InputError(f"--{name.replace('_', '-')} {rest}") from None
+        raise of_flag(error, vars(found)) from None
     return found
 
 
@@ -221,9 +223,9 @@ def _without_frame(text: str) -> str:
     said = re.sub(r"^Error parsing \S+: ", "", said)  # a dataclass refused its fields; its name means nothing here
     said = re.sub(r" \(applied to [^)]*\)|\s*Arguments are applied to .*", "", said)
     rest = [line for section in sections[1:] for line in section]
-    meant = list(dict.fromkeys(word for line in rest if line.startswith("--") for word in line.split()[:1]))
+    meant = list(dict.fromkeys(line.split()[0].rstrip(",") for line in rest if line.startswith("--")))
     is_guess = any(line.startswith("Perhaps you meant") for line in rest)
-    known = [line for line in rest if line.startswith("Available subcommands")]
+    known = [" ".join(section) for section in sections[1:] if "".join(section[:1]).startswith("Available subcommands")]
     seek = re.search(r"(\S+(?: \w+)*) --help$", rest[-1]) if rest else None
     helped = re.sub(r"^For full helptext, (run|see) ", "", rest[-1]) if seek else ""
     parts = [said]

@@ -7,12 +7,13 @@ import inspect
 import itertools
 import re
 import textwrap
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Container, Sequence
 from dataclasses import MISSING, Field, field, fields, is_dataclass, make_dataclass
 from typing import Annotated, Any, get_args, get_type_hints
 
 import tyro
 
+from ppsim.errors import InputError
 from ppsim.essential import EssentialMark
 
 _SUFFIXES = re.compile(r"(Flags|Command|Config)$")
@@ -65,6 +66,14 @@ def grouped(command: type, *, only_essential: bool) -> Callable[..., Any]:
     make.__annotations__ = {each.name: each.annotation for each in parameters}
     make.__doc__ = command.__doc__
     return make
+
+
+def of_flag(error: InputError, names: Container[str]) -> InputError:
+    """The error as it is said of a flag, where it begins with the name of one of these fields."""
+    name, _, said = str(error).partition(" ")
+    if name.split("[")[0] not in names:
+        return error
+    return InputError(f"--{name.replace('_', '-')} {said}", error.details)
 
 
 def _members(command: type, kept: set[str]) -> dict[type, list[tuple[str, Any, Any]]]:

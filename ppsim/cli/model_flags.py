@@ -12,7 +12,9 @@ import tyro
 
 from ppsim.cli.command import HINT, OptionalWhole, Real, one_word
 from ppsim.cli.flags import numbers_by_name
+from ppsim.cli.grouped_flags import of_flag
 from ppsim.conditions import Conditions
+from ppsim.errors import InputError
 
 
 def _numbers(kind: type[int] | type[float], example: str) -> tuple[Any, ...]:
@@ -53,7 +55,10 @@ def _parameters() -> list[inspect.Parameter]:
 
 
 def _from_flags(**flags: Any) -> Conditions:
-    return Conditions(**flags)
+    try:
+        return Conditions(**flags)
+    except InputError as error:
+        raise of_flag(error, flags) from None
 
 
 # tyro reads flags, their types and their help off this function as if it had been written by hand.

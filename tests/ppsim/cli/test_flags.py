@@ -79,6 +79,27 @@ def test_bad_input_is_one_message(
     assert said in refused(capsys, words)
 
 
+@pytest.mark.parametrize(
+    ("words", "said"),
+    [
+        ("simulat", "plan, fit-machine, attribute, compare, import, explore, advise; see ppsim --help\n"),
+        (f"simulate {AFAB} --bogus", "Unrecognized options: --bogus; see ppsim simulate --help\n"),
+        ("simulate --rank 4", "--slow-rank or --stages-per-rank; see ppsim simulate --help\n"),
+        ("simulate --ranks x", "--ranks must be a whole number, got 'x'; see ppsim simulate --help\n"),
+        (
+            f"simulate {AFAB} --overlap -1",
+            " --overlap must be a finite number > 0, got -1.0; see ppsim simulate --help\n",
+        ),
+        (f"simulate {AFAB} --slow-ranks 1=2 --cores 0", " --cores must be a whole number of 1 or more, got 0"),
+    ],
+)
+def test_message_names_flag_command_and_all_that_is_known(
+    capsys: pytest.CaptureFixture[str], words: str, said: str
+) -> None:
+    """Causes of bugs: the box's width cut lists, its last line named no command, and options were named as fields."""
+    assert said in refused(capsys, words)
+
+
 _NUMBERS = ["forward-s", "backward-input-s", "backward-weight-s", "backward-s", "latency-s", "bytes-per-s", "overlap"]
 
 

@@ -284,7 +284,7 @@ def test_simulate_shows_the_columns_of_memory_that_are_known(capsys: pytest.Capt
 @pytest.mark.parametrize(
     ("flags", "message"),
     [
-        ("--receive-window 0", "receive_window must be a whole number of 1 or more, got 0"),
+        ("--receive-window 0", "--receive-window must be a whole number of 1 or more, got 0"),
         ("--optimizer lion", "'lion'"),
     ],
 )
