@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import replace
+from itertools import pairwise
 
 import numpy as np
 import numpy.typing as npt
@@ -147,9 +148,17 @@ def _check_receiving_order(messages: Messages, posts: PostTable, communication: 
     )
 
 
+def posts_of_table(tables: ProgramTables, table: PostTable) -> tuple[Posts, ...]:
+    """A table of a program's sends and receives as posts of each rank: what `written_posts` matches, made again."""
+    before = table.before - tables.rank_actions[table.rank]
+    columns = before, *tables.post_columns(table.message, table.sends)
+    bounds = np.searchsorted(table.rank, np.arange(tables.ranks + 1)).tolist()
+    return tuple(Posts(*(column[begin:end] for column in columns)) for begin, end in pairwise(bounds))
+
+
 def posts_when_sent(
     tables: ProgramTables, sharding: Sequence[Sharding] | None = None
-) -> tuple[PostTable, list[list[int]]]:
+) -> tuple[tuple[Posts, ...], tuple[Sharding, ...] | None]:
     """Each send after the action that makes it, and its receive posted at the same moment of one sequence of all ranks.
 
     The ranks take turns, and each runs its next action if it has what that needs; a sharding entry takes a turn too.
@@ -157,30 +166,31 @@ def posts_when_sent(
 
     Returns
     -------
-    posts : PostTable
+    communication : tuple of p Posts
         All sends and receives.
-    posted : list of p lists of int
-        Of each rank, how many of its posts stand before each of its sharding entries; empty without sharding.
+    sharding : tuple of p Sharding, or None
+        The sharding with its places among them.
     """
     row_action, consumer = tables.row_action.tolist(), tables.messages.destination.tolist()
     needs, message_in, message_out = tables.needs.tolist(), tables.message_in.tolist(), tables.message_out.tolist()
     at, ends = tables.rank_actions[:-1].tolist(), tables.rank_actions[1:].tolist()
     is_done, is_sent = bytearray(tables.actions), bytearray(len(tables.messages))
     posted: list[list[tuple[int, bool, int]]] = [[] for _ in at]  # of each rank: message, is it sent, before
-    entries = [(each.before + begin).tolist() for each, begin in zip(sharding or (), at, strict=False)] or [[]] * len(
-        at
-    )
-    placed: list[list[int]] = [[] for _ in at]
+    entries: list[list[int]] = [[] for _ in at]  # of each rank: before which action of all
+    if sharding is not None:
+        entries = [(each.before + begin).tolist() for each, begin in zip(sharding, at, strict=True)]
+    counts: list[list[int]] = [[] for _ in at]  # of each rank: how many posts stand before its entries
 
     def has_what_it_needs(row: int) -> bool:
         if message_in[row] >= 0:
             return bool(is_sent[message_in[row]])
         return needs[row] < 0 or bool(is_done[row_action[needs[row]]])
 
-    while at != ends or any(len(done) < len(all_) for done, all_ in zip(placed, entries, strict=True)):
+    while at != ends or any(len(some) < len(every) for some, every in zip(counts, entries, strict=True)):
         for rank, action in enumerate(at):
-            if len(placed[rank]) < len(entries[rank]) and entries[rank][len(placed[rank])] <= action:
-                placed[rank].append(len(posted[rank]))
+            met = len(counts[rank])
+            if met < len(entries[rank]) and entries[rank][met] <= action:
+                counts[rank].append(len(posted[rank]))
                 continue
             if action == ends[rank]:
                 continue
@@ -196,4 +206,8 @@ def posts_when_sent(
     every = np.array([(*post, rank) for rank, posts in enumerate(posted) for post in posts], np.int64).reshape(-1, 4)
     message, sends, before, of_rank = every.T
     table = PostTable(message=message.astype(np.int32), sends=sends == 1, before=before, rank=of_rank)
-    return table, placed
+    communication = posts_of_table(tables, table)
+    if sharding is None or not len(table):
+        return communication, sharding if sharding is None else tuple(sharding)
+    columns = zip(sharding, counts, strict=True)
+    return communication, tuple(Sharding(each.before, each.stage, each.kind, places) for each, places in columns)

@@ -39,16 +39,16 @@ class Placed:
     kind: npt.NDArray[np.int32]
 
     def __init__(self, **given: npt.ArrayLike) -> None:
-        name = self._noun.split()[-1]
+        name = type(self).__name__
         try:
             columns = np.broadcast_arrays(*(np.atleast_1d(np.asarray(column)) for column in given.values()))
         except (ValueError, TypeError, OverflowError) as error:
-            raise ScheduleError(f"the columns of {name}s must be lists of one length: {error}") from None
+            raise ScheduleError(f"the columns of {name} must be lists of one length: {error}") from None
         if columns[0].ndim != 1:
-            raise ScheduleError(f"the columns of {name}s must be lists of numbers, got shape {columns[0].shape}")
+            raise ScheduleError(f"the columns of {name} must be lists of numbers, got shape {columns[0].shape}")
         for column, values in zip(given, columns, strict=True):
             largest = int(max(self._kinds)) if column == "kind" else LARGEST_NUMBER
-            held = narrowed(f"{self._noun.removeprefix('a ')}'s {column}", values, largest).astype(np.int32)
+            held = narrowed(f"{self._noun}'s {column}", values, largest).astype(np.int32)
             held.flags.writeable = False
             setattr(self, column, held)
         if (self.kind < min(self._kinds)).any():
@@ -56,11 +56,17 @@ class Placed:
             raise ScheduleError(f"{self._noun} is {', '.join(most)} or {last}, got kind {Kind(int(self.kind.min()))}")
         if (np.diff(self.before) < 0).any():
             raise ScheduleError(
-                f"{name}s must stand in their sequence, so `before` never falls: got {shown(given['before'])}"
+                f"{name} must stand in their sequence, so `before` never falls: got {shown(given['before'])}"
             )
 
     def __len__(self) -> int:
         return len(self.before)
+
+    @property
+    def columns(self) -> dict[str, npt.NDArray[np.int32]]:
+        """The columns by name, in the sequence of the parameters, but for those that are None."""
+        found = {name: getattr(self, name) for name in self._columns}
+        return {name: column for name, column in found.items() if column is not None}
 
     def take(self, is_kept: npt.NDArray[np.bool_], actions_kept: npt.NDArray[np.bool_]) -> Self:
         """Some of the entries, among some of the actions.
@@ -78,16 +84,17 @@ class Placed:
             Each before the first action that stays of those that stood behind it.
         """
         place = np.concatenate([[0], np.cumsum(actions_kept)])
-        columns = {name: getattr(self, name)[is_kept] for name in self._columns}
+        columns = {name: column[is_kept] for name, column in self.columns.items()}
         return type(self)(**(columns | {"before": place[self.before][is_kept]}))
 
     def __eq__(self, other: object) -> bool:
         if not isinstance(other, type(self)):
             return NotImplemented
-        return all(np.array_equal(getattr(self, name), getattr(other, name)) for name in self._columns)
+        mine, its = self.columns, other.columns
+        return mine.keys() == its.keys() and all(np.array_equal(mine[name], its[name]) for name in mine)
 
     def __hash__(self) -> int:
-        return hash(tuple(getattr(self, name).tobytes() for name in self._columns))
+        return hash(tuple(column.tobytes() for column in self.columns.values()))
 
 
 class PlacedError(ScheduleError):

@@ -5,7 +5,6 @@ from __future__ import annotations
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, field, replace
 from functools import cached_property
-from itertools import pairwise
 from typing import TYPE_CHECKING, Literal
 
 import numpy as np
@@ -15,13 +14,12 @@ from ppsim.checks import check_fields, checked
 from ppsim.errors import InputError, ScheduleError
 from ppsim.schedule import csv_text
 from ppsim.schedule.action import Action, Kind, OverlappedPair
-from ppsim.schedule.communication import posts_when_sent
+from ppsim.schedule.communication import posts_of_table, posts_when_sent
 from ppsim.schedule.lowering import lower
 from ppsim.schedule.order import Order
 from ppsim.schedule.placed import PlacedError, check_lengths
 from ppsim.schedule.posts import Posts
 from ppsim.schedule.program import Program
-from ppsim.schedule.program_tables import PostTable
 from ppsim.schedule.sharding import (
     Sharding,
     check_sharding,
@@ -167,13 +165,6 @@ class Schedule:
         stated.program  # noqa: B018  (making it checks)
         return stated
 
-    def _posts_of(self, table: PostTable) -> tuple[Posts, ...]:
-        """A table of this schedule's program as posts of each rank."""
-        before = table.before - self.program.rank_actions[table.rank]
-        columns = before, *self.program.post_columns(table.message, table.sends)
-        bounds = np.searchsorted(table.rank, np.arange(self.ranks + 1)).tolist()
-        return tuple(Posts(*(column[begin:end] for column in columns)) for begin, end in pairwise(bounds))
-
     @checked
     def with_communication(self, place: Communication) -> Schedule:
         """The same computations, with each send after what makes it and receives placed by rule.
@@ -213,13 +204,10 @@ class Schedule:
         plain.check()
         program = plain.program
         if place == "late":
-            return plain._having(plain._posts_of(program.posts))
-        posts, posted = posts_when_sent(program, sharding)
-        placed = plain._having(plain._posts_of(posts))
-        if sharding is None or placed.communication is None:
-            return placed
-        columns = zip(sharding, posted, strict=True)
-        return replace(placed, sharding=tuple(Sharding(e.before, e.stage, e.kind, counts) for e, counts in columns))
+            return plain._having(posts_of_table(program, program.posts))
+        communication, sharding = posts_when_sent(program, sharding)
+        placed = plain._having(communication)
+        return placed if sharding is None else replace(placed, sharding=sharding)
 
     @checked
     def with_sharding(self, active_stages: int | None = 3) -> Schedule:

@@ -15,10 +15,10 @@ from itertools import pairwise
 import numpy as np
 import numpy.typing as npt
 
-from ppsim.checks import checked
+from ppsim.checks import checked, shown
 from ppsim.errors import ScheduleError
-from ppsim.schedule.action import LARGEST_NUMBER, Action, Kind, OverlappedPair, parse_action
-from ppsim.schedule.order import Order, narrowed
+from ppsim.schedule.action import Action, Kind, OverlappedPair, parse_action
+from ppsim.schedule.order import Order
 from ppsim.schedule.placed import Placed, PlacedError
 from ppsim.schedule.posts import MESSAGE_KINDS, SENDS, Posts
 
@@ -53,6 +53,7 @@ class Sharding(Placed):
 
     __slots__ = ("posted",)
 
+    _columns = ("before", "stage", "kind", "posted")
     _kinds = SHARDING_KINDS
     _noun = "an entry"
 
@@ -65,14 +66,13 @@ class Sharding(Placed):
         kind: npt.ArrayLike = (),
         posted: npt.ArrayLike | None = None,
     ) -> None:
-        super().__init__(before=before, stage=stage, kind=kind)
         self.posted = None
-        if posted is not None:
-            self.posted = narrowed("an entry's posted", np.atleast_1d(np.asarray(posted)), LARGEST_NUMBER).astype(
-                np.int32
+        places = {} if posted is None else {"posted": posted}
+        super().__init__(before=before, stage=stage, kind=kind, **places)
+        if self.posted is not None and (np.diff(self.posted) < 0).any():
+            raise ScheduleError(
+                f"posted must be a number for each of {len(self)} entries that never falls, got {shown(posted)}"
             )
-            if self.posted.shape != self.before.shape or (np.diff(self.posted) < 0).any():
-                raise ScheduleError(f"posted must be a number for each of {len(self)} entries that never falls")
 
     def __iter__(self) -> Iterator[tuple[int, Action]]:
         columns = (self.before.tolist(), self.stage.tolist(), self.kind.tolist())
@@ -94,20 +94,10 @@ class Sharding(Placed):
     ) -> Sharding:
         """Some of the entries, among some of the actions and posts; masks as of `Placed.take`."""
         left = self.take(is_kept, actions_kept)
-        if self.posted is None or posts_kept is None:
+        if left.posted is None or posts_kept is None:
             return left
         place = np.concatenate([[0], np.cumsum(posts_kept)])
-        return Sharding(left.before, left.stage, left.kind, place[self.posted][is_kept])
-
-    def __eq__(self, other: object) -> bool:
-        if not isinstance(other, Sharding):
-            return NotImplemented
-        if (self.posted is None) != (other.posted is None):
-            return False
-        is_same = self.posted is None or other.posted is None or np.array_equal(self.posted, other.posted)
-        return is_same and super().__eq__(other)
-
-    __hash__ = Placed.__hash__
+        return Sharding(left.before, left.stage, left.kind, place[left.posted])
 
     def __repr__(self) -> str:
         spelled = [f"{before}:{action}" for before, action in self]

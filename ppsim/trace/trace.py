@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import operator
 from collections.abc import Mapping, Sequence
 from dataclasses import MISSING, dataclass, field, fields
 from functools import cached_property
@@ -16,14 +15,12 @@ from ppsim.checks import checked
 from ppsim.conditions import Conditions
 from ppsim.errors import InputError
 from ppsim.schedule.action import Kind
-from ppsim.schedule.order import Order
-from ppsim.schedule.posts import Posts
 from ppsim.schedule.program import Program
 from ppsim.schedule.schedule import Schedule
-from ppsim.schedule.sharding import Sharding
 from ppsim.shown import shown_by
 from ppsim.trace import table
 from ppsim.trace.memory import Bytes, Memory, Seconds, levels_at_peak, peak_per_rank, sending_levels
+from ppsim.trace.stored_schedule import schedule_arrays, schedule_header, schedule_of_file
 from ppsim.trace.trace_file import read_file, write_file
 
 if TYPE_CHECKING:
@@ -343,20 +340,9 @@ class Trace:
             "clock": self.clock,
             "details": self.details,
             "conditions": self.conditions.to_dict(),
-            "name": self.schedule.name,
-            "microbatches": self.schedule.microbatches,
-            "placement": list(self.schedule.placement),
         }
         arrays = self._known(*_array_fields())
-        for rank, order in enumerate(self.schedule.orders):
-            columns = np.stack([order.stage, order.kind, order.microbatch, order.joined])
-            arrays[f"order_{rank}"] = columns.astype(np.int32)
-        for rank, posts in enumerate(self.schedule.communication or ()):
-            arrays[f"posts_{rank}"] = np.stack([posts.before, posts.stage, posts.kind, posts.microbatch])
-        for rank, entries in enumerate(self.schedule.sharding or ()):
-            places = () if entries.posted is None else (entries.posted,)
-            arrays[f"sharding_{rank}"] = np.stack([entries.before, entries.stage, entries.kind, *places])
-        write_file(path, header, arrays)
+        write_file(path, {**header, **schedule_header(self.schedule)}, {**arrays, **schedule_arrays(self.schedule)})
 
     @classmethod
     @checked
@@ -380,19 +366,7 @@ class Trace:
     @classmethod
     def _of_file(cls, header: Mapping[str, Any], arrays: Mapping[str, npt.NDArray[Any]]) -> Trace:
         """The trace of a file's header and arrays; any exception means that the file is damaged."""
-        count = sum(name.startswith("order_") for name in arrays)
-        schedule = Schedule(
-            orders=tuple(Order(*arrays[f"order_{rank}"]) for rank in range(count)),
-            placement=tuple(operator.index(rank) for rank in header["placement"]),
-            microbatches=operator.index(header["microbatches"]),
-            name=str(header["name"]),
-            communication=tuple(Posts(*arrays[f"posts_{rank}"]) for rank in range(count))
-            if "posts_0" in arrays
-            else None,
-            sharding=tuple(Sharding(*arrays[f"sharding_{rank}"]) for rank in range(count))
-            if "sharding_0" in arrays
-            else None,
-        )
+        schedule = schedule_of_file(header, arrays)
         columns: dict[str, Any] = {}
         for name, is_required in _array_fields().items():
             if is_required or name in arrays:  # older files lack some columns

@@ -144,5 +144,17 @@ def test_entries_that_do_not_fit_are_refused_where_they_are_given() -> None:
         Sharding([0], 0, Kind.F)
     with pytest.raises(ScheduleError, match="posted must be a number for each of 2 entries"):
         Sharding([0, 0], 0, [Kind.UNSHARD, Kind.RESHARD], [1, 0])
+    with pytest.raises(ScheduleError, match="the columns of Sharding must be lists of one length"):
+        Sharding([0, 0], 0, [Kind.UNSHARD, Kind.RESHARD], [[0], [0, 1]])  # a ragged list was a fault of ours
     with pytest.raises(InputError, match="active_stages must be 1 or more"):
         schedule.with_sharding(0)
+
+
+def test_places_among_posts_cannot_be_changed() -> None:
+    entries = Sharding([0, 0], 0, [Kind.UNSHARD, Kind.RESHARD], [0, 1])
+    assert entries.posted is not None
+    with pytest.raises(ValueError, match="read-only"):  # they alone of the columns could be written
+        entries.posted[0] = 1
+    assert entries != Sharding(entries.before, entries.stage, entries.kind)
+    assert entries != Sharding(entries.before, entries.stage, entries.kind, [0, 0])
+    assert entries == Sharding(entries.before, entries.stage, entries.kind, [0, 1])
