@@ -200,22 +200,42 @@ class RunConfig(MachineConfig, TrainingConfig, StepsConfig, ParallelConfig, Sche
     @property
     def is_sharded(self) -> bool:
         """Whether each replica holds a share of the parameters. A file's UNSHARD means nothing without replicas."""
-        gathers = bool((self.pipeline.program.collectives.kind == ppsim.Kind.UNSHARD).any())
-        return self.dp > 1 and self.compute == "real" and gathers
+        return (
+            self.dp > 1
+            and self.compute == "real"
+            and bool((self.pipeline.program.collectives.kind == ppsim.Kind.UNSHARD).any())
+        )
 
     def _check_sharding(self) -> None:
         """Refuse what does not go with sharded parameters."""
         if self.shard and self.dp == 1:
             raise InputError(f"shard {self.shard} is over data-parallel replicas: take dp 2 or more, or leave it out")
+        if self.shard and self.compute == "timed":
+            raise InputError(
+                f"shard {self.shard} is of parameters, and compute 'timed' has none: take compute 'real', or leave "
+                "shard out"
+            )
         if not self.is_sharded:
             return
-        for name, plain in (("tp", 1), ("backend", "gloo"), ("device", "cpu"), ("tied", False), ("accumulate", 1)):
+        for name, plain in (
+            ("tp", 1),
+            ("backend", "gloo"),
+            ("device", "cpu"),
+            ("tied", False),
+            ("accumulate", 1),
+            ("graphs", False),
+        ):
             if getattr(self, name) != plain:
-                given = f"{name} {getattr(self, name)}"
-                raise InputError(f"{given} does not go with sharded parameters: take {name} {plain}, or no shard")
-        reduced = [sum(entries.kind == ppsim.Kind.REDUCE_GRAD) for entries in self.pipeline.sharding or ()]
-        if not self.forward_only and sum(reduced) < self.pipeline.stages:
-            raise InputError("the schedule gathers parameters and lacks REDUCE_GRADs: add one for each stage")
+                raise InputError(
+                    f"{name} {getattr(self, name)} does not go with sharded parameters: take {name} {plain}, or leave "
+                    f"{f'shard {self.shard}' if self.shard else 'UNSHARD'} out"
+                )
+        missing = [] if self.forward_only else self.pipeline.program.collectives.unreduced(self.pipeline.stages)
+        if missing:
+            raise InputError(
+                f"the schedule gathers parameters, and {missing[0]}REDUCE_GRAD is missing: add it after the stage's "
+                "last backward, or take shard 1"
+            )
 
     def _check_posts(self) -> None:
         if self.is_local and self.pipeline.communication is not None:

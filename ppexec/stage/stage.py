@@ -387,10 +387,7 @@ def message_of(output: Tree) -> torch.Tensor:
 
 
 def gradients_of(outputs: Sequence[torch.Tensor], message: torch.Tensor | None) -> list[torch.Tensor]:
-    """The gradient of each differentiable output, from the message that came back.
-
-    Raises InputError without one.
-    """
+    """The gradient of each differentiable output, from the message that came back."""
     if not outputs:
         return []
     if message is None:

@@ -9,7 +9,8 @@ from typing import NamedTuple
 import numpy as np
 import numpy.typing as npt
 
-from ppsim.explain.step_graph import EdgeTimes, Wiring, replay
+from ppsim.explain.step_graph import EdgeTimes, replay
+from ppsim.explain.wiring import Wiring
 
 Seconds = npt.NDArray[np.float64]
 Shares = npt.NDArray[np.float64]

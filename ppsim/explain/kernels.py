@@ -15,8 +15,9 @@ from ppsim.kernel_cache import kernel, kernel_part
 
 if TYPE_CHECKING:
     from ppsim.explain.change import PathWeights
-    from ppsim.explain.step_graph import EdgeTimes, GraphTimes, Integers, Seconds, Wiring
+    from ppsim.explain.step_graph import EdgeTimes, GraphTimes, Seconds
     from ppsim.explain.waits import Waits
+    from ppsim.explain.wiring import Integers, Wiring
 
 _FIRST_ROOM = 8  # intervals of idle time that a rank has room for at first; doubled whenever it is full
 _COMPUTE, _QUEUE, _STREAM, _TRANSFER, _LATENCY, _DEVICE, _COLLECTIVE = range(7)  # as in `explain.waits.Cause`

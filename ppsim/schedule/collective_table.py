@@ -60,6 +60,11 @@ class CollectiveTable(NamedTuple):
         gather = _gathers(program, stage, kind, place + program.rank_actions[rank])
         return cls(stage.astype(np.int64), kind.astype(np.int64), rank, before, gather)
 
+    def unreduced(self, stages: int) -> list[int]:
+        """The stages without a REDUCE_GRAD, of so many, ascending."""
+        reduced = set(self.stage[self.kind == Kind.REDUCE_GRAD].tolist())
+        return [stage for stage in range(stages) if stage not in reduced]
+
 
 def _gathers(program: ProgramTables, stage: Integers, kind: Integers, place: Integers) -> Integers:
     """The last UNSHARD of each row's stage before the row's action; -1 for none. Places count all actions."""

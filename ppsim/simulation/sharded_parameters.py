@@ -48,8 +48,7 @@ def collective_seconds(
     costs = CostTable(stages, schedule.microbatches).of_stages
     if schedule.sharding is None:
         raise InputError("collectives are of sharded stages, and this schedule states none: take .with_sharding()")
-    reduced = set(table.stage[table.kind == Kind.REDUCE_GRAD].tolist())
-    missing = [stage for stage, cost in enumerate(costs) if stage not in reduced and cost.trained_bytes]
+    missing = [stage for stage in table.unreduced(schedule.stages) if costs[stage].trained_bytes]
     if missing and not schedule.is_forward_only:
         raise InputError(f"{missing[0]}REDUCE_GRAD is missing: add it, or take schedule.with_sharding()")
     for name in ("unshard_s", "reduce_s"):

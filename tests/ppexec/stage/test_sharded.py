@@ -75,12 +75,24 @@ def test_a_file_that_says_unshard_is_sharded_as_it_says(tmp_path) -> None:
         ({"dp": 1}, "shard 1 is over data-parallel replicas: take dp 2 or more"),
         ({"tp": 2}, "tp 2 does not go with sharded parameters: take tp 1"),
         ({"device": "threads"}, "device threads does not go with sharded parameters"),
+        # A recorded step ended in the workers, where UNSHARD cannot be recorded; timed stages ignored the flag.
+        ({"graphs": True}, "graphs True does not go with sharded parameters: take graphs False, or leave shard 1 out"),
+        ({"compute": "timed"}, "shard 1 is of parameters, and compute 'timed' has none"),
         ({"shard": -1}, "shard must be a whole number of 0 or more"),
     ],
 )
 def test_what_does_not_go_together_is_refused(options: dict[str, object], said: str) -> None:
     with pytest.raises(InputError, match=said):
         RunConfig(**({"shard": 1, "microbatches": 4} | SMALL | options))
+
+
+def test_a_file_that_gathers_and_does_not_reduce_is_refused_with_the_stage(tmp_path) -> None:
+    (tmp_path / "file.csv").write_text("0UNSHARD,0F0,0B0,0REDUCE_GRAD\n1UNSHARD,1F0,1B0\n")
+    config = SMALL | {"layers": 2, "from_csv": tmp_path / "file.csv"}
+    with pytest.raises(InputError, match="1REDUCE_GRAD is missing: add it after the stage's last backward"):
+        RunConfig(**config)
+    with pytest.raises(InputError, match="tp 2 does not go with sharded parameters: take tp 1, or leave UNSHARD out"):
+        RunConfig(**config, tp=2)
 
 
 def test_a_profile_predicts_no_sharded_step_yet() -> None:
