@@ -49,7 +49,7 @@ _SLOW = (
     "tests/ppsim/explorer/test_page.py",
     "tests/ppsim/runs/test_kineto.py",
     "tests/ppsim/search/test_search.py",
-    "tests/ppsim/search/test_step_graph.py",
+    "tests/ppsim/search/test_branch_and_bound.py",
     "tests/ppsim/sweep/",
     "tests/ppsim/test_conditions.py::test_every_option_is_drawn",
     "tests/ppsim/variation/test_jitter_fit.py",

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import numpy as np
 
+from ppsim.search.branch_and_bound import walk
 from ppsim.search.list_scheduler import schedule_greedily
 from ppsim.search.local_moves import improve, join_pairs
 from ppsim.search.lower_bound import lower_bound_s
@@ -11,7 +12,6 @@ from ppsim.search.plan import Plan
 from ppsim.search.policies import Policy, one_by_one, portfolio, take
 from ppsim.search.policy_tuning import run_policies, tune
 from ppsim.search.problem import Problem
-from ppsim.search.step_graph import walk
 from ppsim.search.v_rounds import v_round_plans
 
 # Effort is counted in actions scheduled, about 15 million a second, so that time does not grow with the problem. The

@@ -316,18 +316,10 @@ def _bound(clock: Clockwork, count: npt.NDArray[np.int16], time: Integers, desk:
         if bound >= goal:
             return int(bound)
     # 2. Every microbatch down and up again, each stage one at a time, as many as memory holds.
-    at = ranks + clock.links
+    _unpack(clock, time, count, desk.child_arrival)
     for s in range(stages):
         desk.forward_end[s] = time[clock.rank[s]]
         desk.backward_free[s] = time[clock.rank[s]]
-        if s > 0:
-            for b in range(count[0, s], count[0, s - 1]):
-                desk.child_arrival[0, s, b] = time[at]
-                at += 1
-        if s + 1 < stages:
-            for b in range(count[1, s], count[1, s + 1]):
-                desk.child_arrival[1, s, b] = time[at]
-                at += 1
     for b in range(first_b, m):
         chain = 0
         for s in range(stages):

@@ -5,10 +5,10 @@ from __future__ import annotations
 import time
 from typing import NamedTuple
 
+from ppsim.search.branch_and_bound import walk
 from ppsim.search.lower_bound import without_overlap
 from ppsim.search.plan import Plan
 from ppsim.search.problem import Problem
-from ppsim.search.step_graph import walk
 
 SAME = 1 + 1e-9  # objectives this close are equal
 # Effort is counted in microbatches of stages looked at, some ten million a second, so that time does not grow with the

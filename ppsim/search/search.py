@@ -30,7 +30,7 @@ class SearchResult:
     lower_bound_s : float
         No order under the limit has a smaller objective (to one part in 10^9). Where the result's is as small, the
         result is optimal. For the proofs see `ppsim.search.lower_bound.lower_bound_s` and
-        `ppsim.search.step_graph.walk`.
+        `ppsim.search.branch_and_bound.walk`.
     """
 
     schedule: Schedule

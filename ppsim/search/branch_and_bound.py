@@ -1,4 +1,4 @@
-"""Step graph: all partial steps, layer by layer, or only the most promising, for the best order of all."""
+"""Branch and bound: all partial steps, layer by layer, or a beam of the most promising, for the best order of all."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Step graph: the exact solver against all orders of tiny problems and published optima, and bounds against it."""
+"""Branch and bound against all orders of tiny problems and published optima, and its bounds against it."""
 
 from __future__ import annotations
 
@@ -8,10 +8,10 @@ import numpy as np
 import pytest
 
 from ppsim import Link, Network, StageCost
+from ppsim.search.branch_and_bound import walk
 from ppsim.search.lower_bound import lower_bound_s
 from ppsim.search.plan import Plan
 from ppsim.search.problem import Problem, make_problem
-from ppsim.search.step_graph import walk
 from tests.support.all_orders import OPTIMA, optimum_s
 from tests.support.random_stages import random_stages
 
