@@ -9,10 +9,16 @@ from ppsim.schedule.action import Kind
 
 # Okabe and Ito's colours, told apart under every common colour blindness: one for each kind, in every figure.
 KIND_COLOURS: Mapping[Kind, str] = MappingProxyType(
-    {Kind.F: "#0072b2", Kind.B: "#e69f00", Kind.I: "#cc79a7", Kind.W: "#009e73"}
+    {Kind.F: "#0072b2", Kind.B: "#e69f00", Kind.I: "#cc79a7", Kind.W: "#009e73", Kind.R: "#56b4e9"}
 )
 KIND_NAMES: Mapping[Kind, str] = MappingProxyType(
-    {Kind.F: "F forward", Kind.B: "B backward", Kind.I: "I backward for inputs", Kind.W: "W backward for weights"}
+    {
+        Kind.F: "F forward",
+        Kind.B: "B backward",
+        Kind.I: "I backward for inputs",
+        Kind.W: "W backward for weights",
+        Kind.R: "R recomputed forward",
+    }
 )
 # For whole traces: other colours than the kinds', so that nobody takes a trace for a kind. Readable on white and black.
 SERIES_COLOURS = ("#bb3d86", "#44aa99", "#ccaa33", "#6677cc", "#cc6644", "#66aa33", "#3399cc", "#999999")

@@ -112,6 +112,7 @@ class RunConfig(MachineConfig, TrainingConfig, StepsConfig, ParallelConfig, Sche
         if self.backend == "nccl" and self.devices != "shared":
             check_gpus(self.world_size)
         self._check_sharding()
+        self._check_recompute()
         self._check_posts()
         self._check_window()
         self.layer_costs, self.layer_sizes  # noqa: B018  (refuse a bad file or cut now, not in the workers)
@@ -235,6 +236,13 @@ class RunConfig(MachineConfig, TrainingConfig, StepsConfig, ParallelConfig, Sche
             raise InputError(
                 f"the schedule gathers parameters, and {missing[0]}REDUCE_GRAD is missing: add it after the stage's "
                 "last backward, or take shard 1"
+            )
+
+    def _check_recompute(self) -> None:
+        again = [str(action) for order in self.pipeline.orders for action in order.take(order.kind == ppsim.Kind.R)[:1]]
+        if again:
+            raise InputError(
+                f"the schedule recomputes by {again[0]}, which only a simulation does: take recompute True"
             )
 
     def _check_posts(self) -> None:

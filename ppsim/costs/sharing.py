@@ -7,7 +7,7 @@ from dataclasses import fields, replace
 
 from ppsim.costs.stage_cost import StageCost
 
-_PER_MESSAGE = ("output_bytes", "output_gradient_bytes")  # as large wherever the model is cut
+_PER_MESSAGE = ("output_bytes", "output_gradient_bytes", "recompute_bytes")  # as large wherever the model is cut
 
 
 def share_cost(cost: StageCost, placement: Sequence[int]) -> list[StageCost]:

@@ -63,6 +63,12 @@ class StageCost:
         reductions of tensor parallelism. They come on top of the seconds above, which are then compute alone.
     backward_communication_s : float, optional
         The same within B. By default that of I and W.
+    recompute_s : float, optional
+        Seconds of R, which computes F once more for a backward. By default those of F. It communicates as F does.
+    recompute_bytes : int, optional
+        Bytes held in place of `activation_bytes` from an F to its R: the stage's input, and its output, which may be
+        under way. By default two outputs, as large as that where all stages hand on the same, but at most
+        `activation_bytes`.
 
     Raises
     ------
@@ -95,6 +101,8 @@ class StageCost:
     backward_input_communication_s: float = 0.0
     backward_weight_communication_s: float = 0.0
     backward_communication_s: float | None = None
+    recompute_s: float | None = None
+    recompute_bytes: int | None = None
 
     def __post_init__(self) -> None:
         for field in fields(self):
@@ -117,6 +125,18 @@ class StageCost:
         return self.backward_input_s + self.backward_weight_s if self.backward_s is None else self.backward_s
 
     @property
+    def again_s(self) -> float:
+        """Seconds of R, without its communication."""
+        return self.forward_s if self.recompute_s is None else self.recompute_s
+
+    @property
+    def kept_bytes(self) -> int:
+        """Bytes held from an F to its R."""
+        if self.recompute_bytes is not None:
+            return self.recompute_bytes
+        return min(2 * self.output_bytes, self.activation_bytes)
+
+    @property
     def full_backward_communication_s(self) -> float:
         """Seconds that the device communicates within B."""
         if self.backward_communication_s is not None:
@@ -125,22 +145,24 @@ class StageCost:
 
     @property
     def communication_s(self) -> dict[str, float]:
-        """Seconds that the device communicates within F, B, I and W."""
+        """Seconds that the device communicates within F, B, I, W and R."""
         return {
             "F": self.forward_communication_s,
             "B": self.full_backward_communication_s,
             "I": self.backward_input_communication_s,
             "W": self.backward_weight_communication_s,
+            "R": self.forward_communication_s,
         }
 
     @property
     def alone_s(self) -> dict[str, float]:
-        """Seconds of F, B, I and W that run alone: their compute and their communication."""
+        """Seconds of F, B, I, W and R that run alone: their compute and their communication."""
         compute_s = {
             "F": self.forward_s,
             "B": self.full_backward_s,
             "I": self.backward_input_s,
             "W": self.backward_weight_s,
+            "R": self.again_s,
         }
         return {kind: compute_s[kind] + communication_s for kind, communication_s in self.communication_s.items()}
 
@@ -196,13 +218,16 @@ def stage_cost(layers: list[LayerCost] | tuple[LayerCost, ...], *, frees_output:
     -----
     Seconds and parameter bytes add up. So do activations, but a layer's output is the next one's input and counts once.
     That is an upper bound, since a tensor that no backward needs is not held. Exact bytes come from a profile of the
-    stage as cut. The stage's output is that of its last layer.
+    stage as cut. The stage's output is that of its last layer. What it holds until R is its first layer's input and its
+    output.
     """
     if not layers:
         raise CostError("a stage needs at least one layer, got none")
     fused = any(layer.backward_s is not None for layer in layers)
     fused_communication = any(layer.backward_communication_s is not None for layer in layers)
     knows_gradients = any(layer.gradient_bytes is not None for layer in layers)
+    recomputed = any(layer.recompute_s is not None for layer in layers)
+    input_bytes = None if layers[0].recompute_bytes is None else layers[0].recompute_bytes - layers[0].output_bytes
     shared = sum(layer.output_bytes for layer in (layers if frees_output else layers[:-1]))
     return StageCost(
         forward_s=total_s(layer.forward_s for layer in layers),
@@ -221,6 +246,8 @@ def stage_cost(layers: list[LayerCost] | tuple[LayerCost, ...], *, frees_output:
         output_gradient_bytes=layers[-1].output_gradient_bytes,
         parameter_bytes=sum(layer.parameter_bytes for layer in layers),
         gradient_bytes=sum(layer.trained_bytes for layer in layers) if knows_gradients else None,
+        recompute_s=total_s(layer.again_s for layer in layers) if recomputed else None,
+        recompute_bytes=None if input_bytes is None else max(input_bytes, 0) + layers[-1].output_bytes,
     )
 
 

@@ -11,11 +11,12 @@ import numpy.typing as npt
 from ppsim.costs.stage_cost import StageCost
 from ppsim.explain.attribution import PARTS, Attribution, attribute
 from ppsim.explain.idle_spans import idle_spans
-from ppsim.schedule.action import Kind
+from ppsim.schedule.action import COMPUTE_KINDS
 from ppsim.schedule.schedule import Schedule
 from ppsim.trace.trace import Trace
 
 Document = dict[str, Any]
+Column = npt.NDArray[Any]
 
 
 def picture_of(trace: Trace) -> Document:
@@ -87,8 +88,8 @@ def order_picture(schedule: Schedule, stages: Sequence[StageCost]) -> Document:
         np.concatenate([getattr(order, name) for order in schedule.orders]) for name in ("stage", "kind", "microbatch")
     )
     action = np.cumsum(np.concatenate([_begins(order.joined) for order in schedule.orders])) - 1
-    kinds = (Kind.F, Kind.B, Kind.I, Kind.W)  # in the sequence of their numbers
-    durations_s = np.array([[cost.alone_s[each.name] for cost in stages] for each in kinds])[kind, stage]
+    alone_s = np.array([[cost.alone_s[each.name] for cost in stages] for each in COMPUTE_KINDS])
+    durations_s = alone_s[np.searchsorted(COMPUTE_KINDS, kind), stage]
     end_s = np.cumsum(durations_s)
     before_s = np.concatenate([[0.0], end_s])[np.searchsorted(rank, rank)]  # by the ranks above
     end_s = end_s - before_s
@@ -108,7 +109,7 @@ def usual_seconds(trace: Trace) -> dict[str, list[float]]:
     """The median seconds of each kind that a step has, by stage: what its stages cost if nothing else is known."""
     program, lengths_s = trace.program, trace.end_s - trace.start_s
     found = {}
-    for kind in (Kind.F, Kind.B, Kind.I, Kind.W):
+    for kind in COMPUTE_KINDS:
         if (program.kind == kind).any():
             by_stage = [
                 lengths_s[(program.kind == kind) & (program.stage == stage)] for stage in range(trace.schedule.stages)
@@ -138,10 +139,10 @@ def _begins(joined: npt.NDArray[np.bool_]) -> npt.NDArray[np.bool_]:
     return ~np.concatenate([[False], joined[:-1]])[: len(joined)]
 
 
-def _row_columns(*columns: npt.NDArray[Any]) -> Document:
-    return dict(
-        zip(("stage", "kind", "microbatch", "rank", "action"), (column.tolist() for column in columns), strict=True)
-    )
+def _row_columns(stage: Column, kind: Column, microbatch: Column, rank: Column, action: Column) -> Document:
+    """Columns of rows as lists; kinds by their place among those that compute."""
+    columns = {"stage": stage, "kind": np.searchsorted(COMPUTE_KINDS, kind), "microbatch": microbatch}
+    return {name: column.tolist() for name, column in (columns | {"rank": rank, "action": action}).items()}
 
 
 def _idle_columns(found: Attribution) -> Document:

@@ -8,12 +8,11 @@ import numpy as np
 import numpy.typing as npt
 
 from ppsim.runs.run import Run
-from ppsim.schedule.action import Kind
+from ppsim.schedule.action import COMPUTE_KINDS, Kind
 from ppsim.schedule.program import Program
 
 Seconds = npt.NDArray[np.float64]
 
-_KINDS = tuple(kind for kind in Kind if kind.computes)
 _TO_STD = 1.4826  # of the median absolute deviation: a normal distribution's standard deviation
 _TELLS = 0.02  # of what an action usually takes: what a first or last one must exceed it by to have a cost of its own
 
@@ -50,11 +49,11 @@ class Durations:
         lengths_s = np.stack([trace.end_s - trace.start_s for trace in run.traces])
         is_alone = np.diff(program.action_start)[program.row_action] == 1
         stages = run.schedule.stages
-        usual_s, spread_s = np.full((2, stages, len(_KINDS)), np.nan)
+        usual_s, spread_s = np.full((2, stages, len(Kind)), np.nan)
         first, last = edge_rows(program)
         is_edge = np.isin(np.arange(len(program.stage)), [first, last])
         for stage in range(stages):
-            for kind in _KINDS:
+            for kind in COMPUTE_KINDS:
                 rows = (program.stage == stage) & (program.kind == kind)
                 chosen = next((each for each in (rows & is_alone & ~is_edge, rows & is_alone) if each.any()), rows)
                 if chosen.any():
@@ -98,6 +97,6 @@ def _excess_s(
 
 def _overlap(program: Program, lengths_s: Seconds, usual_s: Seconds, is_alone: npt.NDArray[np.bool_]) -> float:
     """Known where every stage and kind of a pair ran alone too."""
-    groups = program.stage * len(_KINDS) + program.kind
+    groups = program.stage * len(Kind) + program.kind
     known = ~is_alone & np.isin(groups, groups[is_alone])
     return float(np.median(lengths_s[:, known].sum(axis=1)) / usual_s[known].sum()) if known.any() else 1.0

@@ -17,7 +17,6 @@ from ppsim.trace.trace import Trace
 
 Seconds = npt.NDArray[np.float64]
 
-_KINDS = tuple(kind for kind in Kind if kind.computes)
 _FEWEST = 0.05  # of the gaps after a stage's actions of a kind: fewer that nobody waited in are chance
 
 
@@ -49,14 +48,14 @@ class Handover:
         travel_s = _travel(run)
         before = np.array([row for row, _ in _pairs(program)], np.int64)
         seen_s = np.stack([_gaps_s(program, trace, travel_s) for trace in run.traces])
-        group = program.stage[before] * len(_KINDS) + program.kind[before]
-        found = np.full(run.schedule.stages * len(_KINDS), np.nan)
+        group = program.stage[before] * len(Kind) + program.kind[before]
+        found = np.full(run.schedule.stages * len(Kind), np.nan)
         for each in np.unique(group).tolist():
             values = seen_s[:, group == each]
             known = values[~np.isnan(values)]
             if len(known) > _FEWEST * values.size:
                 found[each] = _usual(values, ~np.isnan(values))
-        after_s = _filled(program, np.maximum(found, 0.0).reshape(-1, len(_KINDS)))
+        after_s = _filled(program, np.maximum(found, 0.0).reshape(-1, len(Kind)))
         latency_s = {}
         messages = program.messages
         for number, link in enumerate(program.links()):

@@ -13,8 +13,9 @@ from ppsim.errors import ScheduleError
 class Kind(enum.IntEnum):
     """What an action does.
 
-    F is the forward, B the full backward. A split backward is I, for the input, and W, for the weights. These four
-    compute; the others are communication and sharded parameters, and occur in files and traces alone.
+    F is the forward, B the full backward. A split backward is I, for the input, and W, for the weights. R computes an F
+    once more, for its backward. These five compute; the others are communication and sharded parameters, and occur in
+    files and traces alone.
     """
 
     F = 0
@@ -28,14 +29,19 @@ class Kind(enum.IntEnum):
     REDUCE_GRAD = 8
     UNSHARD = 9
     RESHARD = 10
+    R = 11  # recompute; behind the others, so that numbers in older files keep their meaning
 
     @property
     def computes(self) -> bool:
-        """True for F, B, I and W: the kinds that take time on a rank."""
-        return self <= Kind.W
+        """True for F, B, I, W and R: the kinds that take time on a rank."""
+        return self in COMPUTE_KINDS
 
     def __str__(self) -> str:
         return self.name
+
+
+COMPUTE_KINDS = (Kind.F, Kind.B, Kind.I, Kind.W, Kind.R)
+"""The kinds that an order holds, ascending."""
 
 
 class Action(NamedTuple):

@@ -48,8 +48,8 @@ def lower(
     ------
     ScheduleError
         Unless every (stage, microbatch) has one F and either one B, or one I and one W (or nothing has a backward),
-        on the rank that holds the stage and after what it needs from that rank. PostError, which is one, for
-        communication that is not exactly what the computations need.
+        on the rank that holds the stage and after what it needs from that rank, and at most one R, between F and B or
+        I. PostError, which is one, for communication that is not exactly what the computations need.
 
     Notes
     -----
@@ -164,12 +164,12 @@ def next_stages(stages: int, microbatches: int) -> npt.NDArray[np.int32]:
 
 
 class _Rows:
-    """The rows of each (stage, microbatch): its F, its backward toward the input (B or I) and its W; -1 for none."""
+    """The rows of each (stage, microbatch): its F, its R, its backward toward the input (B or I), its W; -1: none."""
 
     def __init__(self, shape: tuple[int, int], table: _Table) -> None:
         self.table = table
         self.shape = shape  # (stages, microbatches)
-        self.of_kind = {kind: self._index(kind) for kind in (Kind.F, Kind.W, Kind.B, Kind.I)}
+        self.of_kind = {kind: self._index(kind) for kind in (Kind.F, Kind.W, Kind.B, Kind.I, Kind.R)}
         self.forward, self.weight, full = self.of_kind[Kind.F], self.of_kind[Kind.W], self.of_kind[Kind.B]
         self.backward = np.where(full >= 0, full, self.of_kind[Kind.I])
         self.is_forward_only = bool((table.kind == Kind.F).all())
@@ -195,6 +195,10 @@ class _Rows:
             return
         yield from self._incomplete()
         if not self.is_forward_only:
+            recompute = self.of_kind[Kind.R]
+            if (recompute >= 0).any():
+                yield from self._out_of_order(self.forward, recompute)
+                yield from self._out_of_order(recompute, self.backward)
             yield from self._out_of_order(self.forward, self.backward)
             yield from self._out_of_order(self.backward, self.weight)
 
@@ -233,7 +237,7 @@ class _Rows:
             yield Violation(message, tuple(row for row in found if row >= 0))
 
     def _out_of_order(self, before: Integers, after: Integers) -> Iterator[Violation]:
-        """A backward comes after its F, and W after its I, in a later action of the rank."""
+        """R and a backward come after their F, a backward after its R, W after its I, in a later action of the rank."""
         row_action = row_actions(self.table.action_start)
         # Also not in the same action: the F of a pair ends only with its B.
         wrong = (before >= 0) & (after >= 0) & (row_action[after] <= row_action[before])

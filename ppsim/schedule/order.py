@@ -13,9 +13,10 @@ import numpy.typing as npt
 
 from ppsim.checks import checked, shown
 from ppsim.errors import InputError, ScheduleError
-from ppsim.schedule.action import LARGEST_NUMBER, Action, Kind, OverlappedPair, parse_action
+from ppsim.schedule.action import COMPUTE_KINDS, LARGEST_NUMBER, Action, Kind, OverlappedPair, parse_action
 
 Integers = npt.NDArray[np.integer]
+_COMPUTING = f"{', '.join(kind.name for kind in COMPUTE_KINDS[:-1])} or {COMPUTE_KINDS[-1].name}"
 
 
 class Order(Sequence[Action | OverlappedPair]):
@@ -60,7 +61,10 @@ class Order(Sequence[Action | OverlappedPair]):
         if columns[0].ndim != 1:
             raise ScheduleError(f"stage, kind and microbatch must be lists of numbers, got shape {columns[0].shape}")
         self.stage = narrowed("an order's stage", columns[0], LARGEST_NUMBER).astype(np.int32)
-        self.kind = narrowed("an order's kind", columns[1], int(Kind.W)).astype(np.int8)
+        self.kind = narrowed("an order's kind", columns[1], int(Kind.R)).astype(np.int8)
+        if (communicates := (self.kind > Kind.W) & (self.kind < Kind.R)).any():
+            found = Kind(int(self.kind[np.argmax(communicates)]))
+            raise ScheduleError(f"an order's kind must be {_COMPUTING}, got {found}, which does not compute")
         self.microbatch = narrowed("an order's microbatch", columns[2], LARGEST_NUMBER).astype(np.int32)
         if columns[3].dtype.kind not in "biuf":
             raise ScheduleError(f"joined must be True or False for each part, got {shown(joined)}")
@@ -105,7 +109,7 @@ class Order(Sequence[Action | OverlappedPair]):
             for part in parts:
                 if not part.kind.computes or part.microbatch is None:
                     raise ScheduleError(
-                        f"{part} does not compute: an order holds F, B, I, W and overlapped pairs; messages follow "
+                        f"{part} does not compute: an order holds {_COMPUTING} and overlapped pairs; messages follow "
                         "from it and are added by lowering, or are given to `Schedule.of` together with it"
                     )
                 rows.append((part.stage, int(part.kind), part.microbatch, len(parts) == 2 and part is parts[0]))

@@ -87,6 +87,10 @@ class Placed:
         columns = {name: column[is_kept] for name, column in self.columns.items()}
         return type(self)(**(columns | {"before": place[self.before][is_kept]}))
 
+    def moved(self, place: npt.NDArray[np.integer]) -> Self:
+        """The same entries among other actions; place: where what stood before each, and at the end, goes."""
+        return type(self)(**(self.columns | {"before": place[self.before]}))
+
     def __eq__(self, other: object) -> bool:
         if not isinstance(other, type(self)):
             return NotImplemented

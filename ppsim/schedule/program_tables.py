@@ -137,6 +137,16 @@ class ProgramTables:
         """The action that each row belongs to, shape (rows,)."""
         return row_actions(self.action_start)
 
+    @cached_property
+    def is_recomputed(self) -> npt.NDArray[np.bool_]:
+        """Whether each row is of a (stage, microbatch) that has an R, shape (rows,)."""
+        again: npt.NDArray[np.bool_] = self.kind == Kind.R
+        if not again.any():
+            return again
+        cell = self.stage.astype(np.int64) * (int(self.microbatch.max()) + 1) + self.microbatch
+        found: npt.NDArray[np.bool_] = np.isin(cell, cell[again])
+        return found
+
     def action_of(self, row: int) -> Action:
         """The row as an Action (one part of a pair)."""
         return Action(int(self.stage[row]), Kind(int(self.kind[row])), int(self.microbatch[row]))

@@ -20,6 +20,7 @@ from ppsim.schedule.order import Order
 from ppsim.schedule.placed import PlacedError, check_lengths
 from ppsim.schedule.posts import Posts
 from ppsim.schedule.program import Program
+from ppsim.schedule.recomputation import spread_evenly, with_recomputation
 from ppsim.schedule.sharding import (
     Sharding,
     check_sharding,
@@ -242,6 +243,71 @@ class Schedule:
             self, sharding=tuple(placed_sharding(order, self.microbatches, active_stages) for order in self.orders)
         )
 
+    @checked
+    def with_recompute(
+        self,
+        stages: Sequence[int] | None = None,
+        *,
+        microbatches: Sequence[int] | None = None,
+        share: float = 1.0,
+    ) -> Schedule:
+        """The same computations, with some forwards computed once more (R) right before their backward.
+
+        Parameters
+        ----------
+        stages : sequence of int, optional
+            Whose forwards. By default those of all stages.
+        microbatches : sequence of int, optional
+            Of which microbatches. By default of all.
+        share : float
+            How many of these, from 0 to 1, rounded down and spread evenly.
+
+        Raises
+        ------
+        InputError
+            For a stage or microbatch that there is not, or another share.
+
+        Notes
+        -----
+        Between F and R a microbatch holds `StageCost.kept_bytes` instead of its activations. PyTorch's pipelining does
+        not know R. An R that is there already stays where it stands.
+
+        Examples
+        --------
+        >>> Schedule.of([["0F0", "0F1", "0B0", "0B1"]]).with_recompute(microbatches=[1]).to_csv()
+        '0F0,0F1,0B0,0R1,0B1\\n'
+        """
+        if not 0 <= share <= 1:
+            raise InputError(f"share must be from 0 to 1, got {share!r}")
+        chosen = np.zeros((self.stages, self.microbatches), bool)
+        of_stages = self._known("stage", stages, self.stages)
+        of_microbatches = np.unique(self._known("microbatch", microbatches, self.microbatches))
+        chosen[np.ix_(of_stages, of_microbatches[spread_evenly(len(of_microbatches), share)])] = True
+        for order in self.orders:
+            again = order.kind == Kind.R
+            chosen[order.stage[again], order.microbatch[again]] = False
+        made = [
+            with_recomputation(order, np.isin(order.kind, (Kind.B, Kind.I)) & chosen[order.stage, order.microbatch])
+            for order in self.orders
+        ]
+        places = [place for _, place in made]
+        return replace(
+            self,
+            orders=tuple(order for order, _ in made),
+            communication=self.communication
+            and tuple(posts.moved(place) for posts, place in zip(self.communication, places, strict=True)),
+            sharding=self.sharding
+            and tuple(entries.moved(place) for entries, place in zip(self.sharding, places, strict=True)),
+        )
+
+    def _known(self, what: str, given: Sequence[int] | None, count: int) -> npt.NDArray[np.int64]:
+        """Numbers of stages or microbatches, all by default. Raises InputError for one that there is not."""
+        numbers = np.arange(count) if given is None else np.asarray(list(given), np.int64)
+        if len(numbers) and not (numbers.min() >= 0 and numbers.max() < count):
+            wrong = numbers.min() if numbers.min() < 0 else numbers.max()
+            raise InputError(f"{what} {wrong} is not there: there are {count}, counted from 0")
+        return numbers
+
     @property
     def ranks(self) -> int:
         """Number of ranks, p."""
@@ -360,8 +426,8 @@ class Schedule:
         ------
         ScheduleError
             If some (stage, microbatch) has not one F and either one B, or one I and one W (forwards alone are an
-            evaluation and complete too); if an action comes before one of its own rank that it needs; or if an action
-            waits, through other ranks and communicators, for itself. The message shows the circle.
+            evaluation and complete too), or has two R; if an action comes before one of its own rank that it needs; or
+            if an action waits, through other ranks and communicators, for itself. The message shows the circle.
         InputError
             For other streams.
         """

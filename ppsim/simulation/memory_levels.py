@@ -39,7 +39,8 @@ def activation_levels(program: Program, stages: StageCosts) -> npt.NDArray[np.in
     Notes
     -----
     F takes the stage's `activation_bytes` at its start, and B releases them at its end. I leaves
-    `weight_activation_bytes` of them at its end, and W releases those. An overlapped pair takes the bytes of its F when
+    `weight_activation_bytes` of them at its end, and W releases those. The F of a microbatch that has an R takes
+    `kept_bytes` alone, and R the rest at its start. An overlapped pair takes the bytes of its F when
     it starts and releases those of its B when it ends: its first row has the level while both are under way, its second
     row the level after the pair.
     """
@@ -48,11 +49,18 @@ def activation_levels(program: Program, stages: StageCosts) -> npt.NDArray[np.in
     costs = CostTable(stages, program.schedule.microbatches)
     whole = costs.table(lambda cost: cost.activation_bytes, np.int64)
     kept = costs.table(lambda cost: cost.weight_activation_bytes, np.int64)
-    if program.schedule.microbatches // whole.shape[1] * sum(map(int, np.maximum(whole, kept).ravel())) >= 2**63:
+    until_again = costs.table(lambda cost: cost.kept_bytes, np.int64)
+    most = np.maximum(np.maximum(whole, kept), until_again)
+    if program.schedule.microbatches // whole.shape[1] * sum(map(int, most.ravel())) >= 2**63:
         raise CostError("the activations of all microbatches exceed 2**63 bytes: give smaller activation_bytes")
-    change = np.zeros((4, *whole.shape), np.int64)
+    change = np.zeros((len(Kind), *whole.shape), np.int64)
     change[Kind.F], change[Kind.B], change[Kind.I], change[Kind.W] = whole, -whole, kept - whole, -kept
-    return _after_rows(program, change[program.kind, program.stage, costs.column(program.microbatch)])
+    change[Kind.R] = whole - until_again
+    column = costs.column(program.microbatch)
+    of_rows = change[program.kind, program.stage, column]
+    spared = program.is_recomputed & (program.kind == Kind.F)
+    of_rows[spared] -= change[Kind.R, program.stage, column][spared]
+    return _after_rows(program, of_rows)
 
 
 def gradient_levels(program: Program, stages: StageCosts) -> npt.NDArray[np.int64]:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import operator
-from collections.abc import Sequence
+from collections.abc import Mapping
 from dataclasses import dataclass, field
 
 import numpy as np
@@ -197,19 +197,30 @@ def row_durations(program: Program, stages: StageCosts, *, overlap: float = 1.0,
         return durations_s * factors[program.stage, program.microbatch]
 
 
-# Fields of StageCost by kind: F, B, I, W, in the sequence of their numbers.
-_COMPUTE_S = ("forward_s", "full_backward_s", "backward_input_s", "backward_weight_s")
-_COMMUNICATION_S = (
-    "forward_communication_s",
-    "full_backward_communication_s",
-    "backward_input_communication_s",
-    "backward_weight_communication_s",
-)
+# Fields of StageCost by kind.
+_COMPUTE_S = {
+    Kind.F: "forward_s",
+    Kind.B: "full_backward_s",
+    Kind.I: "backward_input_s",
+    Kind.W: "backward_weight_s",
+    Kind.R: "again_s",
+}
+_COMMUNICATION_S = {
+    Kind.F: "forward_communication_s",
+    Kind.B: "full_backward_communication_s",
+    Kind.I: "backward_input_communication_s",
+    Kind.W: "backward_weight_communication_s",
+    Kind.R: "forward_communication_s",
+}
 
 
-def _by_kind(costs: CostTable, names: Sequence[str]) -> Seconds:
-    """Seconds of each kind, stage and microbatch, shape (4, stages, columns)."""
-    return np.stack([costs.table(operator.attrgetter(name), np.float64) for name in names])
+def _by_kind(costs: CostTable, names: Mapping[Kind, str]) -> Seconds:
+    """Seconds of each kind, stage and microbatch, shape (kinds, stages, columns)."""
+    found = {kind: costs.table(operator.attrgetter(name), np.float64) for kind, name in names.items()}
+    seconds = np.zeros((len(Kind), *found[Kind.F].shape))
+    for kind, of_kind in found.items():
+        seconds[kind] = of_kind
+    return seconds
 
 
 def pair_share(alone_s: Seconds, communication_s: Seconds) -> Seconds:

@@ -17,7 +17,7 @@ _KIND_NAMES = np.array([kind.name for kind in Kind])
 def computation_columns(
     program: Program, start_s: Column, end_s: Column, size_bytes: Column | None
 ) -> dict[str, Column]:
-    """Rows F, B, I and W in the program's sequence, from arrays of shape (rows,)."""
+    """Rows F, B, I, W and R in the program's sequence, from arrays of shape (rows,)."""
     return {
         "rank": program.rank,
         "stage": program.stage,

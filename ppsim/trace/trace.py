@@ -43,8 +43,8 @@ class Trace:
     start_s, end_s : arrays of shape (rows,)
         When each row of the program ran. The two rows of an overlapped pair share the pair's time between them.
     activation_bytes : array of shape (rows,), or None where not known
-        What the row's rank holds once the row has taken effect: from the start of F, from the end of B, I and W. In an
-        overlapped pair, the row of F has the level while both are under way and the row of B the level after the pair.
+        What the row's rank holds once the row has taken effect: from the start of F and R, from the end of B, I and W.
+        In an overlapped pair, the row of F has the level while both are under way and the row of B the level after it.
     message_bytes : array of shape (messages,), or None where not known
         The size of each message in the program's message table.
     message_start_s, message_left_s, message_arrival_s : arrays of shape (messages,), or None where not known
@@ -202,11 +202,11 @@ class Trace:
 
     @property
     def effect_s(self) -> Seconds:
-        """When each row's change of memory takes effect, shape (rows,): the start of F, the end of B, I and W.
+        """When each row's change of memory takes effect, shape (rows,): the start of F and R, the end of B, I and W.
 
         In the time of an overlapped pair the F stands first and the B last, so these are the pair's start and end.
         """
-        return np.where(self.program.kind == Kind.F, self.start_s, self.end_s)
+        return np.where(np.isin(self.program.kind, (Kind.F, Kind.R)), self.start_s, self.end_s)
 
     @cached_property
     def peak_activation_bytes(self) -> Bytes | None:
@@ -266,7 +266,7 @@ class Trace:
             Columns rank, stage, kind, microbatch, start_s, end_s, size_bytes. A size that is not known is missing
             (`pandas.NA`), and so are the rows of messages whose times are not known.
 
-            - F, B, I, W: computations; `size_bytes` is the activation bytes that their rank holds from then on.
+            - F, B, I, W, R: computations; `size_bytes` is the activation bytes that their rank holds from then on.
             - SEND_F, RECV_F, SEND_B, RECV_B: messages and their size. Both ends begin with the transfer; a send lasts
               until the message has left the link, a receive until it has arrived.
             - REDUCE_GRAD: a stage's gradients added up over replicas, and their size; the microbatch is -1.

@@ -61,11 +61,11 @@ def stuck_on_streams(posts: Posts, placement: Sequence[int], streams: str) -> li
 
     def can_run(cell: str) -> bool:
         for stage, kind, microbatch in parts(cell):
-            local = {"B": "F", "I": "F", "W": "I"}.get(kind)
+            local = {"B": "F", "I": "F", "W": "I", "R": "F"}.get(kind)
             if local and f"{stage}{local}{microbatch}" not in computed:
                 return False
             source = stage - 1 if kind == "F" else stage + 1
-            if kind == "W" or not 0 <= source < stages:
+            if kind in "WR" or not 0 <= source < stages:
                 continue
             if placement[source] != placement[stage]:
                 direction = "F" if kind == "F" else "B"
@@ -104,7 +104,7 @@ def stuck_on_streams(posts: Posts, placement: Sequence[int], streams: str) -> li
 
 def parts(text: str) -> tuple[Part, ...]:
     """The one or two computations in a spelled action."""
-    return tuple((int(stage), kind, int(mb)) for stage, kind, mb in re.findall(r"(\d+)([FBIW])(\d+)", text))
+    return tuple((int(stage), kind, int(mb)) for stage, kind, mb in re.findall(r"(\d+)([FBIWR])(\d+)", text))
 
 
 def source_of(part: Part, stages: int, kinds: dict[tuple[int, int], str]) -> Part | None:
@@ -210,12 +210,20 @@ def evaluate(
     def streams_of(part: Part) -> tuple[Fraction, Fraction]:
         """Seconds of compute and of communication."""
         cost, kind = costs[part[0]], part[1]
-        names = {"F": ["forward"], "I": ["backward_input"], "W": ["backward_weight"], "B": ["backward"]}[kind]
+        names = {
+            "F": ["forward"],
+            "I": ["backward_input"],
+            "W": ["backward_weight"],
+            "B": ["backward"],
+            "R": ["forward"],
+        }[kind]
         found = []
         for ending in ("_s", "_communication_s"):
             chosen = names
             if kind == "B" and getattr(cost, f"backward{ending}") is None:
                 chosen = ["backward_input", "backward_weight"]
+            if kind == "R" and ending == "_s" and cost.recompute_s is not None:
+                chosen = ["recompute"]
             given = sum((Fraction(getattr(cost, name + ending)) for name in chosen), Fraction(0))
             found.append(Fraction(factor(part[0], part[2])) * given)
         return found[0], found[1]
@@ -313,14 +321,23 @@ def evaluate(
             left += Fraction(size) / Fraction(model.bytes_per_s)
         return begun, left, left + Fraction(model.latency_s)
 
+    again = {(s, b) for order in orders for action in order for s, k, b in action if k == "R"}
+
+    def least(cost: Any) -> int:
+        """What a stage holds of a microbatch between F and R."""
+        return (
+            min(2 * cost.output_bytes, cost.activation_bytes) if cost.recompute_bytes is None else cost.recompute_bytes
+        )
+
     def level(rank: int, begun: int) -> int:
-        """What the rank holds with its first `begun` computations: F from its start, all others from their end."""
+        """What the rank holds with its first `begun` computations: F and R from their start, others from their end."""
         done = set([part for action in orders[rank] for part in action][:begun])
         total = 0
         for stage, kind, microbatch in done:
             ended = {(stage, "B", microbatch), (stage, "I", microbatch)} & done
             if kind == "F" and not ended:
-                total += costs[stage].activation_bytes
+                waits = (stage, microbatch) in again and (stage, "R", microbatch) not in done
+                total += least(costs[stage]) if waits else costs[stage].activation_bytes
             if kind == "I" and (stage, "W", microbatch) not in done:
                 total += costs[stage].weight_activation_bytes
         return total
@@ -361,7 +378,7 @@ def stuck_ranks(orders: Orders, placement: Sequence[int], window: int | None = N
         for part in orders[rank][position[rank]]:
             stage, kind, microbatch = part
             source = source_of(part, stages, kinds)
-            local = {"B": "F", "I": "F", "W": "I"}.get(kind)
+            local = {"B": "F", "I": "F", "W": "I", "R": "F"}.get(kind)
             if local and (stage, local, microbatch) not in done:
                 return False
             if source is None:

@@ -29,8 +29,13 @@ from ppsim import (
 from ppsim.schedule.deadlock import smallest_receive_window
 
 
-def _actions(stages: int, microbatches: int, split: set[tuple[int, int]]) -> dict[Action, set[Action]]:
-    """Every action of a complete step and what it needs; `split`: which (stage, microbatch) have I and W."""
+def _actions(
+    stages: int, microbatches: int, split: set[tuple[int, int]], again: set[tuple[int, int]]
+) -> dict[Action, set[Action]]:
+    """Every action of a complete step and what it needs.
+
+    split: which (stage, microbatch) have I and W. again: which have R.
+    """
 
     def toward_input(stage: int, mb: int) -> Action:
         return Action(stage, Kind.I if (stage, mb) in split else Kind.B, mb)
@@ -41,6 +46,9 @@ def _actions(stages: int, microbatches: int, split: set[tuple[int, int]]) -> dic
             forward, backward = Action(stage, Kind.F, mb), toward_input(stage, mb)
             needs[forward] = {Action(stage - 1, Kind.F, mb)} if stage else set()
             needs[backward] = {forward} | ({toward_input(stage + 1, mb)} if stage + 1 < stages else set())
+            if (stage, mb) in again:
+                needs[Action(stage, Kind.R, mb)] = {forward}
+                needs[backward].add(Action(stage, Kind.R, mb))
             if backward.kind == Kind.I:
                 needs[Action(stage, Kind.W, mb)] = {backward}
     return needs
@@ -55,11 +63,12 @@ def schedules(
     max_stages: int = 6,
     max_microbatches: int = 4,
     pairs: bool = True,
+    recompute: bool = True,
 ) -> Schedule:
     """A schedule that can end: a random sequence of all actions in which needs come first, dealt to the ranks.
 
-    Placement is random (any number of stages on a rank), some backwards are split, some pairs overlap. There are
-    `least` ranks, stages and microbatches or more.
+    Placement is random (any number of stages on a rank), some backwards are split, some pairs overlap, some
+    forwards are recomputed. There are `least` ranks, stages and microbatches or more.
     """
     ranks, stages = draw(st.integers(least, max_ranks)), draw(st.integers(least, max_stages))
     microbatches = draw(st.integers(least, max_microbatches))
@@ -68,7 +77,9 @@ def schedules(
     pairing = draw(st.sampled_from([0.0, 0.5, 1.0])) if pairs else 0.0
     dice = random.Random(draw(st.integers(0, 2**32)))
     split = {(s, b) for s in range(stages) for b in range(microbatches) if dice.random() < splitting}
-    needs = _actions(stages, microbatches, split)
+    recomputing = draw(st.sampled_from([0.0, 0.0, 0.5, 1.0])) if recompute else 0.0
+    again = {(s, b) for s in range(stages) for b in range(microbatches) if dice.random() < recomputing}
+    needs = _actions(stages, microbatches, split, again)
     orders: list[list[Action | OverlappedPair]] = [[] for _ in range(ranks)]
     done: set[Action] = set()
     while len(done) < len(needs):
@@ -161,15 +172,15 @@ def orders_that_may_hang(draw: st.DrawFn) -> list[list[Action | OverlappedPair]]
 
 
 def _is_in_order(order: list[Action | OverlappedPair]) -> bool:
-    """F before B or I, before W, of every stage and microbatch."""
+    """F before R, before B or I, before W, of every stage and microbatch."""
     places = {
         part: place
         for place, action in enumerate(order)
         for part in ([action] if isinstance(action, Action) else action)
     }
-    needs = {Kind.B: [Kind.F], Kind.I: [Kind.F], Kind.W: [Kind.I]}
+    needs = {Kind.R: [Kind.F], Kind.B: [Kind.F, Kind.R], Kind.I: [Kind.F, Kind.R], Kind.W: [Kind.I]}
     return all(
-        places[Action(part.stage, kind, part.microbatch)] < place
+        places.get(Action(part.stage, kind, part.microbatch), -1) < place
         for part, place in places.items()
         for kind in needs.get(part.kind, [])
     )
@@ -193,6 +204,8 @@ def stage_costs(stages: int) -> st.SearchStrategy[list[StageCost]]:
         weight_activation_bytes=amounts,
         output_bytes=amounts,
         output_gradient_bytes=st.none() | amounts,
+        recompute_s=st.none() | exact_seconds(),
+        recompute_bytes=st.none() | amounts,
     )
     return st.lists(cost, min_size=stages, max_size=stages)
 

@@ -5,6 +5,7 @@ import { bytesText, timeText } from "./units.js";
 
 const KIND_WORDS = {
   F: "forward", B: "full backward", I: "backward for the input", W: "backward for the weights",
+  R: "recomputed forward",
 };
 const PART_WORDS = {
   warm_up: ["warm-up", "the pipeline fills"],

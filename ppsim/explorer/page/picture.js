@@ -1,6 +1,6 @@
 // Picture: a step as the server sends it, with what is looked up in it again and again.
 
-const KINDS = "FBIW";
+const KINDS = "FBIWR";
 
 export class Picture {
   constructor(document) {
@@ -33,12 +33,12 @@ export class Picture {
     return `${this.rows.stage[row]}${KINDS[this.rows.kind[row]]}${this.rows.microbatch[row]}`;
   }
 
-  /** The rows whose results a row needs: of another stage, and of its own (B and I need F, W needs I). */
+  /** The rows whose results a row needs: of another stage, and of its own (B and I need R if there is one, else F; R needs F; W needs I). */
   needsOf(row) {
     const { stage, kind, microbatch, needs } = this.rows;
     const found = needs && needs[row] >= 0 ? [needs[row]] : [];
-    const own = { B: "F", I: "F", W: "I" }[KINDS[kind[row]]];
-    const before = own && this.rowAt.get(`${stage[row]}${own}${microbatch[row]}`);
+    const own = { B: "RF", I: "RF", W: "I", R: "F" }[KINDS[kind[row]]] ?? "";
+    const before = [...own].map((each) => this.rowAt.get(`${stage[row]}${each}${microbatch[row]}`)).find((at) => at !== undefined);
     if (before !== undefined) found.push(before);
     return found;
   }

@@ -27,6 +27,8 @@ _layers = st.lists(
         output_bytes=_bytes,
         parameter_bytes=_bytes,
         output_gradient_bytes=st.none() | _bytes,
+        recompute_s=st.none() | _seconds,
+        recompute_bytes=st.none() | _bytes,
     ),
     min_size=1,
     max_size=4,

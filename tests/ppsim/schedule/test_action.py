@@ -85,4 +85,4 @@ def test_text_is_an_action_or_a_schedule_error(text: str) -> None:
 
 
 def test_four_kinds_compute() -> None:
-    assert [kind for kind in Kind if kind.computes] == [Kind.F, Kind.B, Kind.I, Kind.W]
+    assert [kind for kind in Kind if kind.computes] == [Kind.F, Kind.B, Kind.I, Kind.W, Kind.R]

@@ -83,7 +83,7 @@ def test_messages_are_no_part_of_an_order() -> None:
         (([0], [0], [-1]), "microbatch must be 0 to 2147483647, got -1"),
         (([0.5], [0], [0]), "stage must be whole numbers"),
         # Cause of a bug: a kind that does not compute was left out of the completeness check.
-        (([0], [int(Kind.SEND_F)], [0]), "kind must be 0 to 3, got 4"),
+        (([0], [int(Kind.SEND_F)], [0]), "kind must be F, B, I, W or R, got SEND_F, which does not compute"),
         # Cause of a bug: a first half without a second was an IndexError later.
         (([0], [0], [0], [True]), "part 0 is joined to the next"),
         (([0, 0], [0, 0], [0, 1], [True, False]), "a pair is an F and then a B"),

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from dataclasses import replace
 
 import pytest
@@ -62,7 +63,7 @@ def test_sharding_stands_where_pytorchs_own_passes_put_it(name: str, ranks: int,
             assert Schedule.from_csv(ours).to_csv(messages=True) == ours
 
 
-@given(schedules(), st.integers(1, 4))
+@given(schedules(recompute=False), st.integers(1, 4))
 def test_orders_of_any_kind_are_sharded_as_pytorch_does(schedule: Schedule, active: int) -> None:
     theirs = pytest.importorskip("torch.distributed.pipelining.schedules")
     placed = cells(schedule.with_sharding(active).to_csv(sharding=True))
@@ -90,9 +91,7 @@ def test_what_is_written_is_read_and_kept(schedule: Schedule, active: int, place
 def test_an_evaluation_is_what_is_left_without_backwards(schedule: Schedule, active: int) -> None:
     text = schedule.with_sharding(active).to_csv(messages=True)
     placed = Schedule.from_csv(text).forward_only()
-    kept = [
-        [cell for cell in row if not any(name in cell for name in ("B", "I", "W", "REDUCE"))] for row in cells(text)
-    ]
+    kept = [[cell for cell in row if not re.search(r"B|I|W|REDUCE|R\d", cell)] for row in cells(text)]
     if "(" not in text:
         assert cells(placed.to_csv(messages=True)) == kept
     again = Schedule.from_csv(placed.to_csv(messages=True))
