@@ -106,7 +106,7 @@ def test_incomplete_or_disordered_schedules_are_refused(orders: list[list[str]],
     assert said in str(caught.value)
 
 
-@given(schedules(pairs=False))
+@given(schedules(pairs=False, recompute=False))
 def test_taking_any_action_away_is_noticed(schedule: Schedule) -> None:
     """By name, unless whole microbatches or stages are gone, where the rest may be complete."""
     for rank, order in enumerate(schedule.orders):
