@@ -13,7 +13,7 @@ import numpy.typing as npt
 
 from ppsim.checks import check_fields, checked
 from ppsim.errors import InputError
-from ppsim.schedule.action import Kind
+from ppsim.schedule.action import COMPUTE_KINDS, Kind
 from ppsim.trace.trace import Trace
 from ppsim.variation.jitter_fit import fit_jitter
 from ppsim.variation.log_normal import MOST_RELATIVE
@@ -23,7 +23,7 @@ _SPREADS = ("action", "rank", "step", "message")
 
 # What can vary by itself: fields, and kinds of measured factors.
 PARTS: dict[str, tuple[tuple[str, ...], tuple[str, ...]]] = {
-    "actions": (("action",), ("F", "B", "I", "W")),
+    "actions": (("action",), tuple(kind.name for kind in COMPUTE_KINDS)),
     "ranks": (("rank",), ()),
     "step": (("step",), ()),
     "messages": (("message",), ("message",)),
@@ -50,8 +50,8 @@ class Jitter:
         With this probability an action is prolonged by a pause of exponential length with this mean, in seconds.
         Hiccups add to the mean.
     factors : mapping from kind to array
-        Measured factors, each as likely as any other. Those of F, B, I and W take the place of `action`, and `action`
-        holds for kinds that are missing. "dispatch" is of what is spent before each action. "message" takes the place
+        Measured factors, each as likely as any other. Those of F, B, I, W and R take the place of `action`, which holds
+        for kinds that are missing. "dispatch" is of what is spent before each action. "message" takes the place
         of `message`. Best made with `from_samples` or `from_traces`.
     late_s : sequence of floats
         Measured seconds, one of which prolongs each action. They add to the mean.

@@ -16,7 +16,7 @@ from tests.support.traces import COST, measured, simulated
 def _gaps(trace: Trace, rank: int) -> list[tuple[float, float]]:
     """Stretches without a computation, from the table."""
     frame = trace.to_frame()
-    rows = frame[(frame["rank"] == rank) & frame["kind"].isin(["F", "B", "I", "W"])].sort_values("start_s")
+    rows = frame[(frame["rank"] == rank) & frame["kind"].isin(list("FBIWR"))].sort_values("start_s")
     zero_s = float(trace.start_s.min())
     at, found = 0.0, []
     for start, end in zip(rows["start_s"] - zero_s, rows["end_s"] - zero_s, strict=True):

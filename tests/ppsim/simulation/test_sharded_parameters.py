@@ -115,7 +115,7 @@ def test_both_engines_give_the_times_of_a_relaxation_to_the_bit(
 
 
 _LATENCY_S = 0.25
-_CELL = re.compile(r"(\d+)(F|B|I|W|UNSHARD|RESHARD|REDUCE_GRAD)(?![A-Z])(\d*)")
+_CELL = re.compile(r"(\d+)(F|B|I|W|R|UNSHARD|RESHARD|REDUCE_GRAD)(?![A-Z])(\d*)")
 
 
 def _check_by_relaxation(trace: Trace, collectives: Collectives) -> None:
@@ -140,7 +140,7 @@ def _check_by_relaxation(trace: Trace, collectives: Collectives) -> None:
                     continue
                 begin = now
                 for stage, kind, number in parts:
-                    near = stage + {"F": -1, "B": 1, "I": 1, "W": len(place)}[kind]
+                    near = stage + {"F": -1, "B": 1, "I": 1, "W": len(place), "R": len(place)}[kind]
                     found = [end[near, other, number] for other in "FBI" if (near, other, number) in end]
                     needed = found[:1] if kind == "F" else found[1:]
                     late = _LATENCY_S if 0 <= near < len(place) and place[near] != place[stage] else 0.0

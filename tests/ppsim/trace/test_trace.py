@@ -73,7 +73,7 @@ def test_the_frame_has_every_computation_and_both_ends_of_every_message(data: st
     for k in range(len(program.stage)):
         computed = (trace.start_s[k], trace.end_s[k], trace.activation_bytes[k])
         assert rows[str(program.action_of(k)), program.rank[k]] == computed
-    computes = frame[frame.kind.isin(list("FBIW"))]
+    computes = frame[frame.kind.isin(list("FBIWR"))]
     assert (computes.end_s.max() - computes.start_s.min()) == trace.makespan_s
     assert (frame.end_s >= frame.start_s).all()
 
