@@ -239,11 +239,14 @@ class RunConfig(MachineConfig, TrainingConfig, StepsConfig, ParallelConfig, Sche
             )
 
     def _check_recompute(self) -> None:
+        """Refuse what does not go with a schedule that says what is recomputed."""
         again = [str(action) for order in self.pipeline.orders for action in order.take(order.kind == ppsim.Kind.R)[:1]]
-        if again:
-            raise InputError(
-                f"the schedule recomputes by {again[0]}, which only a simulation does: take recompute True"
-            )
+        for name, why in (
+            ("recompute", "computes every layer once more by itself"),
+            ("graphs", "replays forwards that keep what their backward needs"),
+        ):
+            if again and getattr(self, name):
+                raise InputError(f"the schedule has {again[0]}, and {name} {why}: leave one of the two out")
 
     def _check_posts(self) -> None:
         if self.is_local and self.pipeline.communication is not None:

@@ -10,7 +10,13 @@ from typing import Any
 from ppexec.workers.worker import Worker
 from ppsim import Kind
 
-_METHODS = {Kind.F: "forward", Kind.B: "backward", Kind.I: "backward_input", Kind.W: "backward_weight"}
+_METHODS = {
+    Kind.F: "forward",
+    Kind.R: "recompute",
+    Kind.B: "backward",
+    Kind.I: "backward_input",
+    Kind.W: "backward_weight",
+}
 
 
 def _raise() -> None:

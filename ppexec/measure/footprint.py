@@ -29,6 +29,8 @@ class Footprint:
         Held from F to B, or to I.
     weight_activation_bytes : int
         Held from I to W.
+    recompute_bytes : int
+        Held from F to R.
     parameter_bytes : int
         All parameters.
     gradient_bytes : int
@@ -40,6 +42,7 @@ class Footprint:
 
     activation_bytes: int = 0
     weight_activation_bytes: int = 0
+    recompute_bytes: int = 0
     parameter_bytes: int = 0
     gradient_bytes: int = 0
     older: tuple[torch.UntypedStorage, ...] = field(default=(), repr=False, compare=False)
@@ -58,10 +61,10 @@ def measure_footprint(
     *,
     split: bool,
 ) -> Footprint:
-    """Count a stage's bytes by running one microbatch through it three times.
+    """Count a stage's bytes by running one microbatch through it four times.
 
-    The first pass finds the storages that outlive it. The second and third count, with B and with I and W. Afterwards
-    the stage's parameters have no gradients, and its layers are as before.
+    The first pass finds the storages that outlive it. The second and third count, with B and with I and W, and the last
+    what an F keeps for its R. Afterwards the stage's parameters have no gradients, and its layers are as before.
 
     Parameters
     ----------
@@ -89,9 +92,9 @@ def measure_footprint(
     alone = stage.part(0, len(stage.layers), copies_input=stage.copies_input)
     alone.clear()
 
-    def forward(ledger: Ledger, *, split: bool) -> int:
+    def forward(ledger: Ledger, *, split: bool, again: bool = False) -> int:
         alone.ledger = ledger
-        alone.forward(0, inputs(), target, split=split)
+        alone.forward(0, inputs(), target, split=split, again=again)
         return ledger.level_bytes
 
     ledger = Ledger(older, remembers=True)
@@ -109,10 +112,12 @@ def measure_footprint(
     alone.backward_input(0, gradient())
     kept = ledger.level_bytes
     alone.backward_weight(0)
+    until_again = forward(Ledger([*older, *survivors]), split=split, again=True)
     alone.close()
     return Footprint(
         activation_bytes=whole_split if split else whole,
         weight_activation_bytes=kept,
+        recompute_bytes=until_again,
         parameter_bytes=parameters,
         gradient_bytes=gradients,
         older=survivors,

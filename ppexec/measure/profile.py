@@ -21,7 +21,14 @@ from ppexec.stage.stage import Stage, act
 from ppsim import Kind, LayerCost, Program, StageCost, partition
 
 _TIMES = ("forward_s", "backward_s", "backward_input_s", "backward_weight_s")
-_FIELD = {Kind.F: "forward_s", Kind.B: "backward_s", Kind.I: "backward_input_s", Kind.W: "backward_weight_s"}
+_FIELD = {
+    Kind.F: "forward_s",
+    Kind.B: "backward_s",
+    Kind.I: "backward_input_s",
+    Kind.W: "backward_weight_s",
+    Kind.R: "recompute_s",
+}
+_OF_STAGES = tuple(_FIELD.values())
 
 
 @dataclass(kw_only=True)
@@ -43,7 +50,7 @@ class LayerSamples:
     """
 
     seconds: dict[str, dict[int, list[float]]] = field(default_factory=lambda: {name: {} for name in _TIMES})
-    stage_seconds: dict[str, dict[int, list[float]]] = field(default_factory=lambda: {name: {} for name in _TIMES})
+    stage_seconds: dict[str, dict[int, list[float]]] = field(default_factory=lambda: {name: {} for name in _OF_STAGES})
     sizes: dict[int, dict[str, int | None]] = field(default_factory=dict)
     stage_sizes: dict[int, dict[str, int]] = field(default_factory=dict)
     by_shape: dict[str, tuple[dict[str, dict[int, list[float]]], dict[int, dict[str, int | None]]]] = field(
@@ -95,6 +102,7 @@ class LayerProfiler:
             for row in program.rows_of(rank)
         ]
         self._split = {(stage, microbatch) for stage, kind, microbatch in self._rows if kind == Kind.W}
+        self._again = {(stage, microbatch) for stage, kind, microbatch in self._rows if kind == Kind.R}
         self._stages = stages
         self._layers = {
             index: [
@@ -114,7 +122,8 @@ class LayerProfiler:
     def work(self, batch: Batch, taken: _Taken, *, by_layer: bool) -> Iterator[Callable[[], None]]:
         """Yield the work of a round, to be submitted piece by piece.
 
-        A round runs the rank's order once on whole stages. If `by_layer`, it then runs the order once layer by layer.
+        A round runs the rank's order once on whole stages. If `by_layer`, it then runs the order once layer by layer,
+        without R.
         At last it runs the kind of backward that the order does not have, whole or split, for one microbatch.
 
         Parameters
@@ -133,7 +142,7 @@ class LayerProfiler:
             return
         for layer in (layer for layers in self._layers.values() for layer in layers):
             layer.begin(batch)
-        for stage, kind, microbatch in self._rows:
+        for stage, kind, microbatch in (row for row in self._rows if row[1] != Kind.R):
             yield partial(self._run, stage, kind, microbatch, batch, taken, split=(stage, microbatch) in self._split)
         if self._trains:
             measured = {kind for _, kind, _ in self._rows}
@@ -173,7 +182,7 @@ class LayerProfiler:
                 index: {**found.amounts(), **output_sizes(self._boundary_after(self._stages[index], first, batch))}
                 for index, found in self.footprints(batch, first).items()
             }
-            samples.by_shape[shape] = {name: {} for name in _TIMES}, sizes
+            samples.by_shape[shape] = {name: {} for name in _OF_STAGES}, sizes
         for (kind, index, microbatch, _, _), begin, end in zip(taken.stages, begin_ns, end_ns, strict=True):
             seconds, _ = samples.by_shape[batch.shapes[microbatch]]
             seconds[_FIELD[kind]].setdefault(index, []).append((end - begin) / 1e9)
@@ -184,7 +193,8 @@ class LayerProfiler:
         stage.begin(batch)
         value = self._given(stage, stage, kind, microbatch, batch)
         begin = self._mark()
-        act(stage, kind, microbatch, value, batch, split=(index, microbatch) in self._split)
+        cell = (index, microbatch)
+        act(stage, kind, microbatch, value, batch, split=cell in self._split, again=cell in self._again)
         taken.stages.append((kind, index, microbatch, begin, self._mark()))
 
     def _run(self, stage: int, kind: Kind, microbatch: int, batch: Batch, taken: _Taken, *, split: bool) -> None:
@@ -198,7 +208,7 @@ class LayerProfiler:
 
     def _given(self, first: Stage, last: Stage, kind: Kind, microbatch: int, batch: Batch) -> Tree | None:
         """An action's input: for F that of the `first` layer, for B or I the gradient of the `last` layer's output."""
-        if kind == Kind.W:
+        if kind in (Kind.W, Kind.R):
             return None
         return self._input(first, microbatch, batch) if kind == Kind.F else self._gradient(last, microbatch, batch)
 

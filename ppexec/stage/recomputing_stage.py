@@ -15,7 +15,7 @@ from torch.utils import _pytree as pytree
 from ppexec.models.model_error import reraise
 from ppexec.models.shapes import Tree, differentiable, pack, tensors_in
 from ppexec.stage.split_backward import Unit, summed_apart
-from ppexec.stage.stage import Stage, gradients_of, message_of
+from ppexec.stage.stage import Stage, gradients_of, message_of, versions
 from ppsim.errors import InputError
 
 
@@ -65,7 +65,7 @@ class RecomputingStage(Stage):
         self._anchor = torch.zeros((), requires_grad=True)
 
     def forward(
-        self, microbatch: int, inputs: Tree | None, target: Tree | None, *, split: bool = False
+        self, microbatch: int, inputs: Tree | None, target: Tree | None, *, split: bool = False, again: bool = False
     ) -> torch.Tensor:
         """Compute F as a Stage does. Raises InputError if a layer changes its input, which is needed once more."""
         if not self.trains or inputs is None:
@@ -76,9 +76,9 @@ class RecomputingStage(Stage):
         with torch.no_grad():
             for position, layer in enumerate(self.layers):
                 kept.inputs.append(value)
-                versions = _versions(value)
+                before = versions(value)
                 value = self._layer(position, value)
-                if _versions(kept.inputs[-1]) != versions:
+                if versions(kept.inputs[-1]) != before:
                     raise InputError(
                         f"layer {self.first_layer + position} ({type(layer).__name__}) changes its input in place, so "
                         "it cannot be recomputed: take it without inplace=True, or do not recompute"
@@ -200,7 +200,3 @@ class RecomputingStage(Stage):
         """Forget gradients, losses and all microbatches."""
         super().clear()
         self._kept.clear()
-
-
-def _versions(value: Tree) -> list[int]:
-    return [tensor._version for tensor in tensors_in(value)]

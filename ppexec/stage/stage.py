@@ -39,8 +39,16 @@ class _Held(NamedTuple):
     loss: torch.Tensor | None
 
 
+class _HeldUntilAgain(NamedTuple):
+    """What is kept of a microbatch from its F to its R; the input as it came, and its tensors and the output's."""
+
+    inputs: Tree
+    target: Tree | None
+    tensors: list[torch.Tensor]
+
+
 class Stage:
-    """Computes F, B, I and W of its layers, one microbatch at a time.
+    """Computes F, R, B, I and W of its layers, one microbatch at a time.
 
     Parameters
     ----------
@@ -113,6 +121,7 @@ class Stage:
         self.ledger: Ledger | None = None
         self._batch = Batch()
         self._held: dict[int, _Held] = {}
+        self._held_until_again: dict[int, _HeldUntilAgain] = {}
         self._units: dict[int, list[Unit]] = {}
         self._gradients: dict[tuple[Share, torch.Size, torch.dtype], torch.Tensor] = {}
         self.losses: dict[int, torch.Tensor] = {}
@@ -147,7 +156,7 @@ class Stage:
             self.draws.at(self._batch.step, self._batch.samples[microbatch])
 
     def forward(
-        self, microbatch: int, inputs: Tree | None, target: Tree | None, *, split: bool = False
+        self, microbatch: int, inputs: Tree | None, target: Tree | None, *, split: bool = False, again: bool = False
     ) -> torch.Tensor:
         """Compute F, and on the last stage the loss.
 
@@ -161,12 +170,21 @@ class Stage:
             On the last stage.
         split : bool
             Whether its backward will be I and W instead of B.
+        again : bool
+            Whether R will compute it once more. Then input and output alone are kept.
 
         Returns
         -------
         Tensor
             The message: the output, detached and contiguous, packed if it has several tensors.
+
+        Raises
+        ------
+        InputError
+            If a layer changes the stage's input, which R needs.
         """
+        if again and self.trains and inputs is not None:
+            return self._forward_without_graph(microbatch, inputs, target)
         value = self._entered(microbatch, inputs)
         self._announce(microbatch)
         if not self.trains:
@@ -195,6 +213,36 @@ class Stage:
             for tensor in (*held.inputs, *held.outputs):
                 self.ledger.hold(tensor)
         return message_of(output)
+
+    def _forward_without_graph(self, microbatch: int, inputs: Tree, target: Tree | None) -> torch.Tensor:
+        value = self._entered(microbatch, inputs)
+        before = versions(value)
+        self._announce(microbatch)
+        with torch.no_grad():
+            output = self._chain(value)
+            if self.loss is not None and target is not None:
+                self.losses[microbatch] = fitted(self._loss_of(microbatch, output, target))
+        if versions(value) != before:
+            raise InputError(
+                f"stage {self.index} changes its input in place, so {self.index}R{microbatch} cannot compute it once "
+                "more: take its layers without inplace=True, or leave R out"
+            )
+        tensors = [*tensors_in(value), *tensors_in(output)]
+        self._held_until_again[microbatch] = _HeldUntilAgain(inputs, target, tensors)
+        if self.ledger:
+            for tensor in tensors:
+                self.ledger.hold(tensor)
+        return message_of(output)
+
+    def recompute(self, microbatch: int, *, split: bool = False) -> None:
+        """Compute R: F once more, with what its backward needs. Nothing is sent, and the loss is the same."""
+        held = self._held_until_again.pop(microbatch)
+        if self.ledger:
+            for tensor in held.tensors:
+                self.ledger.drop(tensor)
+        inputs, target = held.inputs, held.target
+        del held  # the output of F goes before another is made
+        self.forward(microbatch, inputs, target, split=split)
 
     def _entered(self, microbatch: int, inputs: Tree | None) -> Tree:
         """What the first layer takes. Raises InputError if there is nothing."""
@@ -370,6 +418,7 @@ class Stage:
         if self.draws is not None:
             self.draws.off()
         self._held.clear()
+        self._held_until_again.clear()
         self._units.clear()
         self.losses.clear()
         self.terms.clear()
@@ -386,6 +435,11 @@ def message_of(output: Tree) -> torch.Tensor:
     return pack(tensors, tensors[0].device).contiguous()
 
 
+def versions(value: Tree) -> list[int]:
+    """How often each of a value's tensors was written, for telling whether one was changed in place."""
+    return [tensor._version for tensor in tensors_in(value)]
+
+
 def gradients_of(outputs: Sequence[torch.Tensor], message: torch.Tensor | None) -> list[torch.Tensor]:
     """The gradient of each differentiable output, from the message that came back."""
     if not outputs:
@@ -396,7 +450,14 @@ def gradients_of(outputs: Sequence[torch.Tensor], message: torch.Tensor | None) 
 
 
 def act(
-    stage: Stage | TimedStage, kind: Kind, microbatch: int, value: Tree | None, batch: Batch, *, split: bool
+    stage: Stage | TimedStage,
+    kind: Kind,
+    microbatch: int,
+    value: Tree | None,
+    batch: Batch,
+    *,
+    split: bool,
+    again: bool = False,
 ) -> torch.Tensor | None:
     """Compute one action of a stage.
 
@@ -405,7 +466,7 @@ def act(
     stage : Stage or TimedStage
         Whose action it is.
     kind : Kind
-        F, B, I or W.
+        F, R, B, I or W.
     microbatch : int
         Its number in the step.
     value : Tensor, pytree of tensors or None
@@ -414,6 +475,8 @@ def act(
         Has the targets.
     split : bool
         Whether the backward of an F will be I and W.
+    again : bool
+        Whether R will compute an F once more.
 
     Returns
     -------
@@ -422,7 +485,10 @@ def act(
     """
     if kind == Kind.F:
         target = batch.targets[microbatch] if stage.loss is not None else None
-        return stage.forward(microbatch, value, target, split=split)
+        return stage.forward(microbatch, value, target, split=split, again=again)
+    if kind == Kind.R:
+        stage.recompute(microbatch, split=split)
+        return None
     if kind == Kind.B:
         return stage.backward(microbatch, value)
     if kind == Kind.I:

@@ -66,7 +66,9 @@ class TimedStage:
         spend: Callable[[float], None],
         device: torch.device,
     ) -> None:
-        longest_s = max(cost.forward_s, cost.full_backward_s, cost.backward_input_s, cost.backward_weight_s)
+        longest_s = max(
+            cost.forward_s, cost.full_backward_s, cost.backward_input_s, cost.backward_weight_s, cost.again_s
+        )
         if longest_s > _MOST_S:
             raise InputError(
                 f"stage {index} has an action of {longest_s:g} s, which a timed run waits for: give costs of at most "
@@ -96,13 +98,25 @@ class TimedStage:
         """Do nothing: no data is needed."""
 
     def forward(
-        self, microbatch: int, inputs: torch.Tensor | None, target: torch.Tensor | None, *, split: bool = False
+        self,
+        microbatch: int,
+        inputs: torch.Tensor | None,
+        target: torch.Tensor | None,
+        *,
+        split: bool = False,
+        again: bool = False,
     ) -> torch.Tensor | None:
         """Wait for the time of F, and give a message of the output's size."""
         if self.ledger and self.trains:
-            self.ledger.add(self._cost.activation_bytes)
+            self.ledger.add(self._cost.kept_bytes if again else self._cost.activation_bytes)
         self._spend_s(self._cost.forward_s)
         return self._output
+
+    def recompute(self, microbatch: int, *, split: bool = False) -> None:
+        """Wait for the time of R."""
+        if self.ledger:
+            self.ledger.add(self._cost.activation_bytes - self._cost.kept_bytes)
+        self._spend_s(self._cost.again_s)
 
     def backward(self, microbatch: int, gradient: torch.Tensor | None) -> torch.Tensor | None:
         """Wait for the time of B, and give a message of the input's size."""

@@ -34,7 +34,8 @@ class _Row(NamedTuple):
     """One row of the program, as its rank needs it. Rows and messages are numbers; -1 stands for none.
 
     local_input: the row on this rank whose result this row takes. local_output: whether another row on this rank takes
-    this row's result. is_split: whether the microbatch's backward is split into I and W. reduces: whether this is the
+    this row's result. is_split: whether the microbatch's backward is split into I and W. is_recomputed: whether it
+    has an R. reduces: whether this is the
     stage's last backward, after which its gradients are added up over the replicas.
     """
 
@@ -47,6 +48,7 @@ class _Row(NamedTuple):
     message_out: int
     local_output: bool
     is_split: bool
+    is_recomputed: bool
     reduces: bool
 
 
@@ -303,7 +305,7 @@ class Runtime:
         """What a row's action gives."""
         if self._recording is not None and step.ledgers is None:
             return self._recording.replay(row.row, value, step.batch)
-        return act(row.stage, row.kind, row.microbatch, value, step.batch, split=row.is_split)
+        return act(row.stage, row.kind, row.microbatch, value, step.batch, split=row.is_split, again=row.is_recomputed)
 
     def act(self, action: int) -> None:
         """Submit one action, and the sends and receives that stand after it."""
@@ -480,6 +482,7 @@ def _actions(program: Program, rank: int, stages: Mapping[int, Stage | TimedStag
                 local_output=row in needed_here,
                 reduces=last_gradient.get(int(program.stage[row])) == row,
                 is_split=(int(program.stage[row]), int(program.microbatch[row])) in split,
+                is_recomputed=bool(program.is_recomputed[row]),
             )
             for row in range(int(program.action_start[action]), int(program.action_start[action + 1]))
         ]

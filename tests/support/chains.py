@@ -123,10 +123,10 @@ class Case:
 
 
 @st.composite
-def cases(draw: st.DrawFn, *, keep_inputs: bool = False, odd: bool = False) -> Case:
+def cases(draw: st.DrawFn, *, keep_inputs: bool = False, odd: bool = False, recompute: bool = True) -> Case:
     """The built-in model or a random chain, cut unevenly, under a schedule by name or any valid order."""
     by_name = draw(st.booleans())
-    schedule = draw(named_schedules()) if by_name else draw(schedules(max_microbatches=6))
+    schedule = draw(named_schedules()) if by_name else draw(schedules(max_microbatches=6, recompute=recompute))
     sizes = draw(st.lists(st.integers(1, 3), min_size=schedule.stages, max_size=schedule.stages))
     values: dict[str, Any] = {
         "layers": sum(sizes),

@@ -32,7 +32,7 @@ def named(draw: st.DrawFn) -> Schedule:
 @st.composite
 def valid_schedules(draw: st.DrawFn) -> Schedule:
     """By name or in a random valid order, with random placement; some are evaluations."""
-    schedule = draw(named() | schedules(max_ranks=5, recompute=False))
+    schedule = draw(named() | schedules(max_ranks=5))
     return schedule.forward_only() if draw(st.integers(0, 7)) == 0 else schedule
 
 

@@ -82,6 +82,7 @@ def test_an_evaluation_has_parameters_alone() -> None:
     assert footprint_of(stage, inputs).amounts() == {
         "activation_bytes": 0,
         "weight_activation_bytes": 0,
+        "recompute_bytes": 0,
         "parameter_bytes": 48,
         "gradient_bytes": 0,
     }

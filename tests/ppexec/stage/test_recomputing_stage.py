@@ -159,7 +159,7 @@ def works_in_place(case: Case) -> bool:
 
 
 @with_workers
-@given(case=cases())
+@given(case=cases(recompute=False))
 def test_every_run_is_bit_equal_to_one_process_that_computes_nothing_anew(
     case: Case, pool: WorkerPool, tmp_path: Path
 ) -> None:
