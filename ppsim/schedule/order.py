@@ -55,25 +55,46 @@ class Order(Sequence[Action | OverlappedPair]):
     ) -> None:
         try:
             given = [np.atleast_1d(np.asarray(column)) for column in (stage, kind, microbatch, joined)]
-            columns = np.broadcast_arrays(*given)
+            shape = np.broadcast_shapes(*(column.shape for column in given))
         except (ValueError, TypeError, OverflowError) as error:
             raise ScheduleError(f"stage, kind, microbatch and joined must be lists of one length: {error}") from None
-        if columns[0].ndim != 1:
-            raise ScheduleError(f"stage, kind and microbatch must be lists of numbers, got shape {columns[0].shape}")
-        self.stage = narrowed("an order's stage", columns[0], LARGEST_NUMBER).astype(np.int32)
-        self.kind = narrowed("an order's kind", columns[1], int(Kind.R)).astype(np.int8)
+        if len(shape) != 1:
+            raise ScheduleError(f"stage, kind and microbatch must be lists of numbers, got shape {shape}")
+        self.stage = np.full(shape, narrowed("an order's stage", given[0], LARGEST_NUMBER), np.int32)
+        self.kind = np.full(shape, narrowed("an order's kind", given[1], int(Kind.R)), np.int8)
         if (communicates := (self.kind > Kind.W) & (self.kind < Kind.R)).any():
             found = Kind(int(self.kind[np.argmax(communicates)]))
             raise ScheduleError(f"an order's kind must be {_COMPUTING}, got {found}, which does not compute")
-        self.microbatch = narrowed("an order's microbatch", columns[2], LARGEST_NUMBER).astype(np.int32)
-        if columns[3].dtype.kind not in "biuf":
+        self.microbatch = np.full(shape, narrowed("an order's microbatch", given[2], LARGEST_NUMBER), np.int32)
+        if given[3].dtype.kind not in "biuf":
             raise ScheduleError(f"joined must be True or False for each part, got {shown(joined)}")
-        self.joined = columns[3].astype(bool)
+        self.joined = np.full(shape, given[3], bool)
         if self.joined.any():
             self._check_pairs()
-        for name in ("stage", "kind", "microbatch", "joined"):
-            getattr(self, name).flags.writeable = False
+        self._freeze()
+
+    @classmethod
+    def _of_orders(
+        cls,
+        stage: npt.NDArray[np.int32],
+        kind: npt.NDArray[np.int8],
+        microbatch: npt.NDArray[np.int32],
+        joined: npt.NDArray[np.bool_],
+    ) -> Order:
+        """An order of columns that come from orders: checked already, which for small orders takes longest."""
+        order = cls.__new__(cls)
+        order.stage, order.kind, order.microbatch, order.joined = stage, kind, microbatch, joined
+        order._freeze()
+        return order
+
+    def _freeze(self) -> None:
+        for column in self._columns:
+            column.flags.writeable = False
         self._starts: Integers | None = None
+
+    @property
+    def _columns(self) -> tuple[npt.NDArray[Any], ...]:
+        return self.stage, self.kind, self.microbatch, self.joined
 
     def _check_pairs(self) -> None:
         """Every part that is joined to the next is an F, and the next is a B that is joined to nothing more."""
@@ -129,13 +150,14 @@ class Order(Sequence[Action | OverlappedPair]):
     @checked
     def take(self, parts: npt.ArrayLike) -> Order:
         """The parts at these indices, or where this mask is set; pairs become single actions."""
-        index = np.asarray(parts)
+        index = np.atleast_1d(np.asarray(parts))
         if not index.size:  # of an empty list or range NumPy makes floats
             index = index.astype(np.intp)
         if index.ndim > 1 or index.dtype.kind not in "bi" or (index.size and not self._has(index)):
             count = len(self.stage)
             raise ScheduleError(f"parts must be indices below {count}, or a mask of {count}, got {shown(parts)}")
-        return Order(self.stage[index], self.kind[index], self.microbatch[index], False)
+        stage = self.stage[index]
+        return Order._of_orders(stage, self.kind[index], self.microbatch[index], np.zeros(len(stage), bool))
 
     def _has(self, index: npt.NDArray[Any]) -> bool:
         if index.dtype.kind == "b":
@@ -178,10 +200,7 @@ class Order(Sequence[Action | OverlappedPair]):
 
     def __eq__(self, other: object) -> bool:
         if isinstance(other, Order):
-            return all(
-                np.array_equal(getattr(self, name), getattr(other, name))
-                for name in ("stage", "kind", "microbatch", "joined")
-            )
+            return all(map(np.array_equal, self._columns, other._columns))
         if isinstance(other, Sequence) and not isinstance(other, str):
             return list(self) == list(other)
         return NotImplemented
@@ -248,12 +267,8 @@ def concatenate(orders: Sequence[Order]) -> Order:
     """The given orders one after another."""
     if not orders:
         return Order([], [], [], [])
-    return Order(
-        *(
-            np.concatenate([getattr(order, name) for order in orders])
-            for name in ("stage", "kind", "microbatch", "joined")
-        )
-    )
+    columns = zip(*(order._columns for order in orders), strict=True)
+    return Order._of_orders(*(np.concatenate(column) for column in columns))
 
 
 def interleave(*orders: Order) -> Order:
@@ -265,12 +280,8 @@ def interleave(*orders: Order) -> Order:
     lengths = [len(order.stage) for order in orders]
     if len(set(lengths)) > 1:
         raise InputError(f"interleave needs orders of one length, got {' and '.join(map(str, lengths))} actions")
-    return Order(
-        *(
-            np.stack([getattr(order, name) for order in orders], axis=1).reshape(-1)
-            for name in ("stage", "kind", "microbatch", "joined")
-        )
-    )
+    columns = zip(*(order._columns for order in orders), strict=True)
+    return Order(*(np.stack(column, axis=1).reshape(-1) for column in columns))
 
 
 def overlap(forward: Order, backward: Order) -> Order:
