@@ -38,6 +38,17 @@ def test_a_row_that_is_off_ends_with_1(monkeypatch, capsys, tmp_path) -> None:
     assert capsys.readouterr().out.count("OFF") == 1
 
 
+def test_advised_schedules_run_on_pytorchs_runtime(monkeypatch, capsys) -> None:
+    words = "--ranks 2 --microbatches 4 --layer-s 0.004 --steps 2 --only zb-h1 --no-search --json"
+    code, out = run("advised", words, monkeypatch, capsys)
+    assert code == 0
+    found = json.loads(out)
+    assert [row["schedule"] for row in found["rows"]] == ["1f1b", "zb-h1"]
+    for row in found["rows"]:  # a rank computes 2 layers, F, I and W of 4 ms each, for each of 4 microbatches
+        assert row["measured_s"] > 2 * 3 * 4 * 0.004
+        assert row["predicted_s"] > 2 * 3 * 4 * 0.004
+
+
 def test_schedules_are_compared(monkeypatch, capsys, tmp_path) -> None:
     layer = LayerCost(forward_s=0.001, backward_input_s=0.001, backward_weight_s=0.001, activation_bytes=1000,
                       weight_activation_bytes=500, output_bytes=100)  # fmt: skip

@@ -4,47 +4,30 @@ from __future__ import annotations
 
 import gzip
 import json
-import os
 import re
-import subprocess
-import sys
 from collections.abc import Callable
 from pathlib import Path
 
 import numpy as np
 import pytest
 
+from ppexec.experiment.torch_job import profile_schedules
 from ppsim import InputError, Network, StageCost, advise, attribute, build_schedule, read_run, simulate
 from tests.support.kineto import write_kineto
 from tests.support.primus import apart
 
+pytestmark = pytest.mark.xdist_group("kineto")  # the profiled job runs once
 SLEEP_S = 0.02
 ROOT = Path(__file__).parents[3]
 COST = StageCost(forward_s=1.0, backward_input_s=1.25, backward_weight_s=0.75, activation_bytes=100, output_bytes=8)
-
-
-def profile_job(*words: object, ranks: int) -> None:
-    """Run `tests/support/profiled_job.py` on that many processes."""
-    command = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc-per-node", str(ranks)]
-    subprocess.run(
-        [*command, str(ROOT / "tests" / "support" / "profiled_job.py"), *map(str, words)],
-        env={**os.environ, "PYTHONPATH": str(ROOT)},
-        check=True,
-        capture_output=True,
-        timeout=200,
-    )
 
 
 @pytest.fixture(scope="module")
 def profiled(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """4 ranks: two steps of 1F1B in "1f1b", and two of interleaved 1F1B in "interleaved-1f1b"."""
     folder = tmp_path_factory.mktemp("profiled")
-    words: list[object] = []
-    for name, ranks in (("1f1b", 4), ("interleaved-1f1b", 4)):
-        path = folder / f"{name}.csv"
-        path.write_text(build_schedule(name, ranks=ranks, microbatches=8).to_csv())
-        words += [path, SLEEP_S, 2, folder / name]
-    profile_job(*words, ranks=4)
+    schedules = {name: build_schedule(name, ranks=4, microbatches=8) for name in ("1f1b", "interleaved-1f1b")}
+    profile_schedules(schedules, folder, layers=8, layer_s=SLEEP_S / 2, steps=2)
     return folder
 
 
@@ -192,10 +175,8 @@ def test_advice_on_a_profiled_job_loads_into_pytorchs_runtime(profiled: Path, tm
     """The runtime runs the schedule that was advised, split backwards and all, and its profile shows that order."""
     advice = advise(read_run(profiled / "1f1b"), with_search=False)
     chosen = next(each for each in advice.candidates if each.name == "zb-h1")
-    path = tmp_path / "schedule.csv"
-    path.write_text(chosen.schedule.to_csv())
-    profile_job(path, SLEEP_S, 1, tmp_path / "again", ranks=4)
-    assert read_run(tmp_path / "again").schedule.orders == chosen.schedule.orders
+    again = profile_schedules({"again": chosen.schedule}, tmp_path, layers=8, layer_s=SLEEP_S / 2, steps=1)
+    assert again["again"].schedule.orders == chosen.schedule.orders
 
 
 def _all_changed(path: Path, change: Callable[[int, dict], None]) -> None:
