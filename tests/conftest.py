@@ -1,13 +1,18 @@
-"""Hypothesis profiles: `default` is quick; `thorough` takes hundreds of examples of every property, `fast` few.
+"""Which tests run: Hypothesis profiles, the fast ones, and samples of tables whose every entry is a run.
 
-`pytest -m fast` takes `fast` by itself. Others are chosen with `pytest --hypothesis-profile thorough` or
-HYPOTHESIS_PROFILE=thorough. No deadlines: shared machines stall.
+Profile `default` is quick; `thorough` takes hundreds of examples of every property, `fast` few. `pytest -m fast` takes
+`fast` by itself. Others are chosen with `pytest --hypothesis-profile thorough` or HYPOTHESIS_PROFILE=thorough. No
+deadlines: shared machines stall.
+
+`@pytest.mark.one_in(n)` on a parametrized test keeps one of n entries. All run under `thorough`, and where tests are
+named on the command line.
 """
 
 from __future__ import annotations
 
 import os
 import sys
+import zlib
 from collections.abc import Iterator
 from pathlib import Path
 from typing import TYPE_CHECKING
@@ -31,29 +36,38 @@ settings.load_profile(os.environ.get("HYPOTHESIS_PROFILE", "default"))
 # Beginnings of the names of tests that start processes of their own or take seconds.
 _SLOW = (
     "tests/bad_input/test_flags.py",
+    "tests/fuzz/test_kept.py",
     "tests/ppexec/experiment/",
+    "tests/ppexec/measure/test_allocator.py",
     "tests/ppexec/models/test_gpt.py::test_the_command_line",
     "tests/ppexec/models/test_models.py::test_what_a_model_prints",
     "tests/ppexec/models/test_seeds.py::test_streams_are_the_same_in_every_process",
+    "tests/ppexec/stage/test_ledger.py",
+    "tests/ppexec/stage/test_sharded.py",
     "tests/ppexec/stage/test_tied.py::test_under_torchrun",
     "tests/ppexec/test_cli.py",
     "tests/ppexec/test_torchrun.py",
     "tests/ppexec/transport/test_nccl_rules.py",
+    "tests/ppexec/verify/test_precision.py",
     "tests/ppexec/verify/test_pytorch_runtime.py",
+    "tests/ppexec/verify/test_sizes.py",
     "tests/ppexec/workers/",
     "tests/ppsim/advice/",
     "tests/ppsim/cli/test_examples.py",
     "tests/ppsim/cli/test_explore_command.py",
+    "tests/ppsim/cli/test_main.py::test_a_network_file_is_the_network_that_flags_spell",
     "tests/ppsim/cli/test_flags.py::test_any_words_give_an_answer_or_one_message",
+    "tests/ppsim/estimate/test_estimate.py::test_costs_are_partitioned_simulated_and_searched",
     "tests/ppsim/explain/test_attribution_options.py",
     "tests/ppsim/explorer/test_page.py",
     "tests/ppsim/runs/test_kineto.py",
-    "tests/ppsim/search/test_search.py",
-    "tests/ppsim/search/test_branch_and_bound.py",
+    "tests/ppsim/search/",
     "tests/ppsim/sweep/",
     "tests/ppsim/test_conditions.py::test_every_option_is_drawn",
+    "tests/ppsim/test_kernel_cache.py",
     "tests/ppsim/variation/test_jitter_fit.py",
     "tests/studies/",
+    "tests/test_readme.py::test_commands_for_gpus",
     "tests/test_readme.py::test_commands_run",
     "tests/test_readme.py::test_the_executor",
 )
@@ -63,13 +77,28 @@ def pytest_configure(config: pytest.Config) -> None:
     """Take few examples where the fast tests alone are wanted and no profile is."""
     if config.getoption("markexpr") == "fast" and not config.getoption("--hypothesis-profile"):
         settings.load_profile("fast")
+    if config.getoption("dist", "no") == "load":
+        config.option.dist = "loadgroup"  # tests that share a costly fixture are marked as one group
 
 
-def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
-    """Mark as `fast` what neither uses the pool of workers nor is slow."""
+def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item]) -> None:
+    """Sample what is marked so; mark as `fast` what neither uses the pool of workers nor is slow."""
+    takes_all = settings().max_examples >= settings.get_profile("thorough").max_examples or any(
+        "::" in word for word in config.args
+    )
+    left_out = [] if takes_all else [item for item in items if not _is_sampled(item)]
+    if left_out:
+        config.hook.pytest_deselected(items=left_out)
+        items[:] = [item for item in items if _is_sampled(item)]
     for item in items:
         if "pool" not in getattr(item, "fixturenames", ()) and not item.nodeid.startswith(_SLOW):
             item.add_marker(pytest.mark.fast)
+
+
+def _is_sampled(item: pytest.Item) -> bool:
+    """Whether an entry is among those kept, by a number made from its name: the same on every machine."""
+    mark = item.get_closest_marker("one_in")
+    return mark is None or zlib.crc32(item.nodeid.encode()) % mark.args[0] == 0
 
 
 @pytest.fixture(scope="session")

@@ -26,6 +26,9 @@ _FLAGS = "--layers 4 --hidden 16 --seq 4 --micro-batch-size 1 --microbatches 5 -
 TINY = _FLAGS.split()
 
 
+pytestmark = pytest.mark.xdist_group("sim_vs_measured")  # the study runs once
+
+
 @pytest.fixture(scope="module")
 def study() -> ModuleType:
     return load("sim_vs_measured")

@@ -12,7 +12,8 @@ import pytest
 import ppsim
 from tests.support.studies import STUDIES, load
 
-pytestmark = pytest.mark.timeout(1500)  # a minute alone; a machine under load takes many
+# One group, so that one process runs it: a minute alone, many on a machine under load.
+pytestmark = [pytest.mark.timeout(1500), pytest.mark.xdist_group("tutorial")]
 
 
 @pytest.fixture(scope="module")

@@ -38,6 +38,7 @@ def check_all(config: RunConfig, pool: WorkerPool) -> None:
     assert [level for rank in counted for level in rank] == predicted.activation_bytes.tolist()
 
 
+@pytest.mark.one_in(2)
 @pytest.mark.parametrize("recompute", [False, True])
 @pytest.mark.parametrize("schedule", ppsim.schedule_names())
 def test_every_schedule_hands_on_several_tensors(pool: WorkerPool, schedule: str, recompute: bool) -> None:
@@ -45,6 +46,7 @@ def test_every_schedule_hands_on_several_tensors(pool: WorkerPool, schedule: str
     check_all(of_form(form, schedule=schedule, ranks=3, microbatches=6, recompute=recompute, **THREADS), pool)
 
 
+@pytest.mark.one_in(2)
 @pytest.mark.parametrize("form", FORMS)
 @pytest.mark.parametrize("transport", [SHARED_MEMORY, GLOO, {"device": "threads"}], ids=["memory", "gloo", "streams"])
 @pytest.mark.parametrize("schedule", ["1f1b", "zb-h1", "zb-v"])

@@ -80,6 +80,7 @@ def test_any_mesh_computes_what_one_process_computes(values: dict[str, Any], poo
 EIGHT = [(dp, pp, tp) for dp in (1, 2) for pp in (1, 2) for tp in (1, 2)]
 
 
+@pytest.mark.one_in(4)
 @pytest.mark.parametrize("schedule", ["1f1b", "zb-h1", "zb-v"])
 @pytest.mark.parametrize(("dp", "pp", "tp"), EIGHT)
 @pytest.mark.parametrize("model", ["mlp", "gpt"])

@@ -90,6 +90,7 @@ def uneven(config: RunConfig) -> Model:
     return Model(layers=layers, sample=sample, loss=nn.functional.mse_loss)
 
 
+@pytest.mark.one_in(3)
 @pytest.mark.parametrize("how", HOW)
 @pytest.mark.parametrize("schedule", SCHEDULES)
 @pytest.mark.parametrize("model", ["uneven", "by_targets", "by_loss"])

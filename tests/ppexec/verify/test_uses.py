@@ -33,6 +33,7 @@ def check(config: RunConfig, pool: WorkerPool) -> None:
         assert report.gradients_bit_equal, report.first_difference
 
 
+@pytest.mark.one_in(3)
 @pytest.mark.parametrize("recompute", [False, True], ids=["kept", "recomputed"])
 @pytest.mark.parametrize("schedule", ["1f1b", *SPLIT])
 @pytest.mark.parametrize("name", uses.NAMES)
@@ -46,6 +47,7 @@ def test_every_other_schedule_too(pool: WorkerPool, schedule: str) -> None:
         check(using(name, schedule=schedule), pool)
 
 
+@pytest.mark.one_in(2)
 @pytest.mark.parametrize("changes", [{"tp": 2}, {"dp": 2}, {"backend": "local", "device": "threads"}], ids=str)
 @pytest.mark.parametrize("name", uses.NAMES)
 def test_on_every_mesh(pool: WorkerPool, name: str, changes: dict[str, Any]) -> None:

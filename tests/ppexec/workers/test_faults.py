@@ -57,6 +57,7 @@ def action_name(config: RunConfig, rank: int, action: int) -> str:
     return str(program.action_of(int(program.action_start[program.rank_actions[rank] + action])))
 
 
+@pytest.mark.one_in(3)
 @pytest.mark.parametrize("transport", TRANSPORTS)
 @pytest.mark.parametrize(("schedule", "rank", "action"), ACTIONS)
 def test_a_rank_that_is_killed_at_any_action_is_named(
@@ -76,6 +77,7 @@ def test_a_rank_that_is_killed_at_any_action_is_named(
     assert sum(trace.end_ns[row] > 0 for row in program.rows_of(rank)) == action
 
 
+@pytest.mark.one_in(3)
 @pytest.mark.parametrize("fault", ["raises", "leaves", "memory"])
 @pytest.mark.parametrize("transport", TRANSPORTS)
 @pytest.mark.parametrize(("rank", "action"), [(rank, action) for rank in (0, 1) for action in range(4)])
@@ -93,6 +95,7 @@ def test_a_rank_that_fails_at_any_action_is_named(
     assert took_s < 10
 
 
+@pytest.mark.one_in(3)
 @pytest.mark.parametrize("transport", TRANSPORTS)
 @pytest.mark.parametrize(("rank", "action"), [(rank, action) for rank in (0, 1) for action in range(4)])
 def test_a_rank_that_is_stopped_at_any_action_is_named(

@@ -20,7 +20,7 @@ from ppsim.explorer.server import ExplorerServer
 from tests.support.browser import chromium
 from tests.support.explorer import serving
 
-pytestmark = pytest.mark.browser
+pytestmark = [pytest.mark.browser, pytest.mark.xdist_group("page")]  # one browser serves all
 Open = Callable[..., Any]
 
 

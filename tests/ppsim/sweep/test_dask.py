@@ -13,6 +13,8 @@ from dask.distributed import Client, LocalCluster
 from ppsim import load_sweep, sweep
 from tests.support.sweeping import calls, counted, odd_fails
 
+pytestmark = pytest.mark.xdist_group("dask")  # one cluster serves all
+
 
 @pytest.fixture(scope="module")
 def client() -> Iterator[Client]:
