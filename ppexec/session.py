@@ -6,6 +6,7 @@ import atexit
 import os
 import warnings
 from collections.abc import Callable, Sequence
+from dataclasses import replace
 from functools import cached_property
 from pathlib import Path
 from typing import Any, Protocol, TypeVar
@@ -38,6 +39,7 @@ from ppexec.workers.failure import Cause, Failure
 from ppexec.workers.pool import WorkerError, WorkerPool
 from ppexec.workers.worker import Worker
 from ppsim import Link, Network, Reduction, StageCost, Trace
+from ppsim.costs.by_microbatch import costs_of_copies
 from ppsim.errors import InputError
 from ppsim.files import check_directory
 
@@ -280,7 +282,10 @@ class Session:
 
     def summarise(self, rounds_by_rank: list[Any]) -> Profile:
         """Sum up rounds by rank, from one or more calls of `profile_rounds`."""
-        return summarise(rounds_by_rank, self.config.layer_names, self.environment(), self.config.layer_sizes)
+        config = self.config
+        return summarise(
+            rounds_by_rank, config.layer_names, self.environment(), config.layer_sizes, copies=config.pipeline.copies
+        )
 
     def probe_network(self) -> Network:
         """Measure each link of the program at the size of its messages.
@@ -291,18 +296,20 @@ class Session:
         return Network(links={(s.source, s.destination): Link(latency_s=s.one_way_s) for s in samples})
 
     def probe_reduction(self) -> Reduction | None:
-        """Measure what it takes to add up gradients over the replicas.
+        """Measure what it takes to add up gradients over the replicas, or over the copies of the model.
 
         Returns
         -------
         Reduction or None
             Fitted to the times of each stage's gradients, half of them and a quarter, each added up while nothing else
-            runs. None without replicas, in an evaluation, or if no stage has gradients.
+            runs. None without replicas and copies, in an evaluation, or if no stage has gradients.
         """
         samples = [sample for process in self._workers.call(tasks.probe_reductions) for sample in process]
         if not samples:
             return None
-        return Reduction.fitted(self.config.dp, [s.size_bytes for s in samples], [s.seconds for s in samples])
+        dp, copies = self.config.dp, self.config.pipeline.copies
+        fitted = Reduction.fitted(dp * copies, [s.size_bytes for s in samples], [s.seconds for s in samples])
+        return replace(fitted, replicas=dp)
 
     def probe_sizes(self, size_bytes: Sequence[int], *, rounds: int) -> list[PingSample]:
         """Measure messages of these sizes on every directed link between two ranks; sorted by size, then by link."""
@@ -384,7 +391,7 @@ class Session:
             If a loss or a gradient is not finite, unless the configuration skips such steps. The step updates nothing.
         """
         self._refuse_timed("train")
-        self._refuse_sharded()
+        self._refuse_shares_and_copies()
         if self.config.forward_only:
             raise InputError("a run with forward_only has no gradients to train with: leave forward_only out")
         return TrainReport.of(self.config, self._workers.call(train_steps, steps=steps)[0])
@@ -413,7 +420,7 @@ class Session:
             If it cannot be written; RunError where only the writing shows it.
         """
         self._refuse_timed("save")
-        self._refuse_sharded()
+        self._refuse_shares_and_copies()
         check_directory(directory)
         return self._workers.call(save_checkpoint, directory=directory.absolute())[0]
 
@@ -436,13 +443,18 @@ class Session:
             If there is no checkpoint, it is damaged, or of another model.
         """
         self._refuse_timed("load")
-        self._refuse_sharded()
+        self._refuse_shares_and_copies()
         checkpoint.newest(directory)
         return self._workers.call(load_checkpoint, directory=directory.absolute())[0]
 
-    def _refuse_sharded(self) -> None:
+    def _refuse_shares_and_copies(self) -> None:
         if self.config.is_sharded:
             raise InputError("the optimizer takes no sharded parameters yet: leave shard out to train")
+        if (copies := self.config.pipeline.copies) > 1:
+            raise InputError(
+                f"a training holds one copy of the model, and {self.config.pipeline.name} has {copies}: take a "
+                "schedule in one direction to train"
+            )
 
     def nudge(self) -> None:
         """Move every parameter by one rounding, to see how much rounding alone changes a training."""
@@ -471,10 +483,8 @@ def _stage_costs(config: RunConfig, costs: Sequence[StageCost] | None) -> Sequen
     if costs is None and config.compute == "timed":
         if config.layer_costs is None:
             raise InputError("timed compute needs costs: give a cost file, or profile the model first")
-        costs = ppsim.partition(config.layer_costs, stages=config.pipeline.stages, method=config.layer_sizes)
-    if costs is not None and len(costs) != config.pipeline.stages:
-        raise InputError(f"{len(costs)} stage costs for {config.pipeline.stages} stages: give one for each")
-    return costs
+        costs = ppsim.partition(config.layer_costs, stages=config.pipeline.model_stages, method=config.layer_sizes)
+    return None if costs is None else costs_of_copies(costs, config.pipeline.copies, config.pipeline.stages)
 
 
 def under_torchrun() -> bool:

@@ -63,7 +63,8 @@ class Conditions:
         With "fair", the speed of each rank when n ranks of its device are at work, as a share of its speed alone, at
         index n - 1. The last value holds for more ranks. Takes the place of `cores` and `sharing_efficiency`.
     reduction : Reduction or None
-        Adds up the gradients of each stage over data-parallel replicas.
+        Adds up the gradients of each stage over data-parallel replicas, and over the copies of a model that the ranks
+        hold (`Schedule.copies`). Without it adding up takes no time.
     collectives : Collectives or None
         Gathers parameters and reduces gradients where the schedule states its sharding (`Schedule.with_sharding`), in
         place of `reduction`. Without it sharding takes no time and no memory.

@@ -71,7 +71,7 @@ class Study(StudyCommand, RunConfig):
             for name, config in progress(configs.items()):
                 costs = None
                 if layers is not None:
-                    costs = ppsim.partition(layers, stages=config.pipeline.stages, method=config.layer_sizes)
+                    costs = ppsim.partition(layers, stages=config.pipeline.model_stages, method=config.layer_sizes)
                 outcomes[name] = predict_and_measure(config, pool=pool, costs=costs, verify=False)
                 equal = ppexec.verify(replace(config, compute="real"), pool=pool) if self.verify else None
                 entries.append(entry_of(name, outcomes[name], equal))

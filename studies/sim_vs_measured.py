@@ -171,7 +171,7 @@ def report(outcome: Outcome, traces: dict[str, ppsim.Trace]) -> Report:
         table=[
             {
                 "stage": stage,
-                "layers": config.layer_sizes[stage],
+                "layers": config.layer_sizes[stage % len(config.layer_sizes)],
                 "F (ms)": round(cost.forward_s * 1e3, 3),
                 "B (ms)": round(cost.full_backward_s * 1e3, 3),
                 "activations (MiB)": round(cost.activation_bytes / 2**20, 2),

@@ -169,7 +169,7 @@ def test_the_table_of_schedules_is_what_is_predicted() -> None:
     assert [row[0] for row in rows] == ppsim.schedule_names()
     for name, step_ms, percent, peak_mib in rows:
         schedule = ppsim.build_schedule(name, ranks=4, microbatches=8)
-        trace = ppsim.simulate(schedule, ppsim.partition(layers, stages=schedule.stages))
+        trace = ppsim.simulate(schedule, ppsim.partition(layers, stages=schedule.model_stages))
         assert trace.peak_activation_bytes is not None
         said = (
             f"{trace.makespan_s * 1e3:.0f}",

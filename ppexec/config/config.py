@@ -111,6 +111,7 @@ class RunConfig(MachineConfig, TrainingConfig, StepsConfig, ParallelConfig, Sche
         check_processes(dp=self.dp, ranks=self.ranks, tp=self.tp)
         if self.backend == "nccl" and self.devices != "shared":
             check_gpus(self.world_size)
+        self._check_copies()
         self._check_sharding()
         self._check_recompute()
         self._check_posts()
@@ -206,6 +207,27 @@ class RunConfig(MachineConfig, TrainingConfig, StepsConfig, ParallelConfig, Sche
             and self.compute == "real"
             and bool((self.pipeline.program.collectives.kind == ppsim.Kind.UNSHARD).any())
         )
+
+    def _check_copies(self) -> None:
+        """Refuse what does not go with several copies of the model."""
+        pipeline = self.pipeline
+        if pipeline.copies == 1:
+            return
+        if pipeline.copies > 2:
+            raise InputError(f"{pipeline.name} has {pipeline.copies} copies of the model: a run takes at most 2")
+        for name in ("dp", "tp"):
+            if getattr(self, name) > 1:
+                raise InputError(
+                    f"{name} {getattr(self, name)} does not go with {pipeline.name}, which holds {pipeline.copies} "
+                    f"copies of the model: take {name} 1, or a schedule in one direction"
+                )
+        for stage in range(pipeline.model_stages):
+            rank, other = pipeline.placement[stage], pipeline.placement[stage + pipeline.model_stages]
+            if rank == other:
+                raise InputError(
+                    f"rank {rank} holds both copies of stage {stage}, whose parameters would be one: place them on two "
+                    "ranks"
+                )
 
     def _check_sharding(self) -> None:
         """Refuse what does not go with sharded parameters."""
@@ -307,6 +329,8 @@ class RunConfig(MachineConfig, TrainingConfig, StepsConfig, ParallelConfig, Sche
     def pipeline(self) -> ppsim.Schedule:
         """The checked schedule, without its backwards if `forward_only`."""
         if self.from_csv is None:
+            if self.copies is not None:
+                raise InputError(f"copies {self.copies} says what a file holds: give from_csv too, or leave it out")
             schedule = ppsim.build_schedule(
                 self.schedule,
                 ranks=self.ranks or 2,
@@ -326,7 +350,8 @@ class RunConfig(MachineConfig, TrainingConfig, StepsConfig, ParallelConfig, Sche
 
     def _read_csv(self, path: Path) -> ppsim.Schedule:
         try:
-            schedule = ppsim.Schedule.from_csv(read_text(path), name=path.stem)
+            copies = 1 if self.copies is None else self.copies
+            schedule = ppsim.Schedule.from_csv(read_text(path), name=path.stem, copies=copies)
         except ppsim.ScheduleError as error:
             raise InputError(f"{path}: {error}") from None
         for name in ("ranks", "microbatches"):
@@ -375,8 +400,8 @@ class RunConfig(MachineConfig, TrainingConfig, StepsConfig, ParallelConfig, Sche
 
     @cached_property
     def layer_sizes(self) -> list[int]:
-        """The number of layers of each stage, a GPT's embedding and head among them."""
-        stages = self.pipeline.stages
+        """The number of layers of each stage of the model, a GPT's embedding and head among them."""
+        stages = self.pipeline.model_stages
         if self.layout is None:
             work_s = None if self.layer_costs is None else [layer.work_s for layer in self.layer_costs]
             return sizes_of_partition(self.partition, layers=self.layers, ends=self._ends, stages=stages, work_s=work_s)
@@ -388,7 +413,7 @@ class RunConfig(MachineConfig, TrainingConfig, StepsConfig, ParallelConfig, Sche
 
     @property
     def stage_of_layers(self) -> list[int]:
-        """The stage of each layer of the chain."""
+        """The stage of each layer of the chain, in the first copy of the model."""
         return [stage for stage, size in enumerate(self.layer_sizes) for _ in range(size)]
 
     def warnings(self) -> list[str]:

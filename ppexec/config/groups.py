@@ -70,6 +70,8 @@ class ScheduleConfig:
     """Built-in schedule, by name; `ppsim schedule --help` lists them."""
     from_csv: Essential[Path | None] = None
     """Schedule in PyTorch's CSV format, a row per rank and a cell per action such as 2F0; instead of --schedule."""
+    copies: int | None = None
+    """Copies of the model that the file's stages are of, where microbatches go in both directions; 1 unless given."""
     ranks: Essential[int] = 0
     """p, the number of pipeline ranks; 0 takes the file's, else 2."""
     stages_per_rank: Essential[int | None] = None

@@ -63,8 +63,8 @@ class Case:
         if self.group != "timed":
             return None
         rank_forward_s, size_bytes = _TIMED[self.size]
-        stages = self.config().pipeline.stages
-        part_s = rank_forward_s * self.ranks / stages
+        pipeline = self.config().pipeline
+        part_s = rank_forward_s * self.ranks / pipeline.model_stages
         cost = StageCost(
             forward_s=part_s,
             backward_input_s=part_s,
@@ -73,7 +73,7 @@ class Case:
             weight_activation_bytes=6 * size_bytes,
             output_bytes=size_bytes,
         )
-        return [cost] * stages
+        return [cost] * pipeline.model_stages
 
     @property
     def text(self) -> str:

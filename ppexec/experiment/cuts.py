@@ -217,19 +217,19 @@ def choose_cuts(
     pipeline = config.pipeline
 
     def step_s(sizes: Sequence[int]) -> float:
-        stages = ppsim.partition(layers, stages=pipeline.stages, method=sizes)
+        stages = ppsim.partition(layers, stages=pipeline.model_stages, method=sizes)
         return ppsim.simulate(pipeline, stages, engine="compiled", streams=config.streams).makespan_s
 
     work_s = [layer.work_s for layer in layers]
-    optimal = ppsim.partition_sizes(len(layers), stages=pipeline.stages, method="optimal", work_s=work_s)
+    optimal = ppsim.partition_sizes(len(layers), stages=pipeline.model_stages, method="optimal", work_s=work_s)
     found = [
         Cut(name=name, sizes=sizes, simulated_s=step_s(sizes))
         for name, sizes in ((config.partition, config.layer_sizes), ("optimal", optimal))
     ]
-    count = math.comb(len(layers) - 1, pipeline.stages - 1)
+    count = math.comb(len(layers) - 1, pipeline.model_stages - 1)
     if count > max_cuts:
         return found, None, None
-    steps_s = {sizes: step_s(sizes) for sizes in every_cut(len(layers), pipeline.stages)}
+    steps_s = {sizes: step_s(sizes) for sizes in every_cut(len(layers), pipeline.model_stages)}
     shortest = min(steps_s, key=steps_s.__getitem__)
     if steps_s[shortest] >= found[1].simulated_s:
         return found, count, found[1]
@@ -278,7 +278,7 @@ def _stages_of(layers: Sequence[LayerCost], sizes: Sequence[int], *, counted: Se
     summed = ppsim.partition(layers, stages=len(sizes), method=sizes)
     return [
         replace(stage, **{name: getattr(of, name) for name in _TIMES})
-        for stage, of in zip(counted, summed, strict=True)
+        for stage, of in zip(counted, summed * (len(counted) // len(sizes)), strict=True)
     ]
 
 

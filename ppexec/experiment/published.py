@@ -220,6 +220,16 @@ def _closed_forms(p: int, m: int) -> Iterator[tuple[str, str, float, float]]:
         theory.dualpipe_v_peak_activations(ranks=p),
         int(known(trace.peak_activation_bytes).max()),
     )
+    trace = _step("dualpipe", p, m, (1, 1, 1))
+    bubble_s = theory.dualpipe_bubble_s(ranks=p, pair_s=3, backward_s=2, backward_weight_s=1)
+    yield "dualpipe", "bubble", bubble_s, float(trace.bubble_s.max())
+    yield "dualpipe", "peak", theory.dualpipe_peak_activations(ranks=p), int(known(trace.peak_activation_bytes).max())
+    trace = _step("chimera", p, m, (2, 1, 1))
+    bubble_s = theory.chimera_bubble_s(ranks=p, microbatches=m, forward_s=2, backward_s=2)
+    yield "chimera", "bubble where F = B", bubble_s, float(trace.bubble_s.max())
+    for rank in (0, p // 2):
+        held_there = int(known(trace.peak_activation_bytes)[rank])
+        yield "chimera", f"peak of rank {rank}", theory.chimera_peak_activations(ranks=p, rank=rank), held_there
 
 
 def _step(

@@ -79,7 +79,7 @@ def _config(dice: random.Random) -> RunConfig:
     schedule = dice.choice(ppsim.schedule_names())
     microbatches = dice.randint(1, 8)
     pipeline = ppsim.build_schedule(schedule, ranks=ranks, microbatches=microbatches)
-    layers = pipeline.stages * dice.randint(1, 2)
+    layers = pipeline.model_stages * dice.randint(1, 2)
     return RunConfig(
         model=model,
         schedule=schedule,

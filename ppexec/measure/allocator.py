@@ -128,7 +128,7 @@ def allocator_peak(worker: Worker, allocator: AllocatorBytes | None = None) -> A
         peak_bytes=peak,
         transient_bytes=later,
         first_transient_bytes=first,
-        data_bytes=batch.inputs[0].nbytes if 0 in worker.stages else 0,
+        data_bytes=batch.inputs[0].nbytes if worker.has_first else 0,
         message_bytes=max((spec.size_bytes for spec in worker.message_specs), default=0),
     )
 

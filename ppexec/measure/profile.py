@@ -356,6 +356,8 @@ def summarise(
     names: Sequence[str],
     environment: dict[str, Any],
     layer_sizes: Sequence[int],
+    *,
+    copies: int = 1,
 ) -> Profile:
     """Compute costs from all ranks' rounds.
 
@@ -371,7 +373,9 @@ def summarise(
     environment : dict
         Where the rounds were measured.
     layer_sizes : sequence of int, shape (stages,)
-        Number of layers of each stage.
+        Number of layers of each stage of the model.
+    copies : int
+        Copies of the model that the ranks hold. Its stages are measured on each.
 
     Returns
     -------
@@ -396,7 +400,7 @@ def summarise(
         middle = {name: median(layers[layer]) if layers[layer] else 0.0 for name, layers in by_layer.items()}
         costs.append(LayerCost(name=names[layer], **middle, **sizes.get(layer, {})))  # type: ignore[arg-type]
         spread.append({name: _quartiles(layers[layer]) for name, layers in by_layer.items() if layers[layer]})
-    summed = partition(costs, stages=len(layer_sizes), method=list(layer_sizes))
+    summed = partition(costs, stages=len(layer_sizes), method=list(layer_sizes)) * copies
     stages = [
         replace(
             stage,

@@ -219,16 +219,18 @@ def probe_by_size(worker: Worker, *, size_bytes: Sequence[int], rounds: int) -> 
 
 
 def probe_reductions(worker: Worker) -> list[ReductionSample]:
-    """Measure how long it takes to add up each stage's gradients over the replicas; empty without replicas.
+    """Measure how long it takes to add up each stage's gradients over those who hold it; empty if none other does.
 
-    The ranks of a pipeline take turns, as at the end of a step. The ranks of tp measure at the same time.
+    The stages take turns, as at the end of a step. The ranks of tp measure at the same time.
     """
     samples: list[ReductionSample] = []
-    for rank in range(worker.config.ranks if worker.replicas is not None else 0):
+    pipeline, is_needed = worker.config.pipeline, worker.config.dp * worker.config.pipeline.copies > 1
+    for turn in range(pipeline.model_stages if is_needed else 0):
         meet(worker.mesh)
-        if rank == worker.rank and worker.replicas is not None:
-            for stage in worker.stages.values():
-                samples += probe_reduction(stage.blank_gradients(), worker.replicas, worker.device)
+        for stage in range(turn, pipeline.stages, pipeline.model_stages):
+            if stage in worker.holders:
+                blank = worker.stages[stage].blank_gradients()
+                samples += probe_reduction(blank, worker.holders[stage], worker.device)
     return samples
 
 

@@ -32,6 +32,7 @@ def build_stage(
     replicated: bool = False,
     mesh: DeviceMesh | None = None,
     shard_mesh: DeviceMesh | None = None,
+    is_first: bool | None = None,
 ) -> Stage:
     """Build a stage. Its own layers are made real (`build_layers`); the model's other layers stay as they are.
 
@@ -58,17 +59,20 @@ def build_stage(
     copies_input : bool
         Whether a layer works in place on the stage's input.
     replicated : bool
-        Whether other replicas have the same stage.
+        Whether others, in replicas or as copies of the model, have the same stage.
     mesh : DeviceMesh, optional
         Of the tp dimension, over which layers are sharded.
     shard_mesh : DeviceMesh, optional
         Of the dp dimension, if parameters are sharded over it.
+    is_first : bool, optional
+        Whether its input is data. By default that of stage 0 is.
     """
     modules = build_layers(model, layers, seed=seed, device=device, mesh=mesh)
     return (RecomputingStage if recompute else Stage)(
         index,
         modules if trains else [module.eval() for module in modules],
         first_layer=layers.start,
+        is_first=is_first,
         loss=model.loss if is_last else None,
         microbatches=microbatches,
         trains=trains,

@@ -74,10 +74,12 @@ class Stage:
     counts_terms : bool
         Whether the loss gives a sum and the number of its terms.
     replicated : bool
-        Whether other replicas have the same stage. Then every trained parameter has a gradient after the first
-        backward, of zeros if it takes no part in the loss, so that all replicas add up the same.
+        Whether others, in replicas or as copies of the model, have the same stage. Then every trained parameter has a
+        gradient after the first backward, of zeros if it takes no part in the loss, so that all add up the same.
     sharded : ShardedParameters, optional
         Its parameters, if each replica holds a share of them.
+    is_first : bool, optional
+        Whether its input is data instead of another stage's output. By default that of stage 0 is.
 
     Attributes
     ----------
@@ -104,8 +106,10 @@ class Stage:
         counts_terms: bool = False,
         replicated: bool = False,
         sharded: ShardedParameters | None = None,
+        is_first: bool | None = None,
     ) -> None:
         self.index = index
+        self.is_first = index == 0 if is_first is None else is_first
         self.copies_input = copies_input
         self.layers = list(layers)
         self.first_layer = first_layer
@@ -126,11 +130,6 @@ class Stage:
         self._gradients: dict[tuple[Share, torch.Size, torch.dtype], torch.Tensor] = {}
         self.losses: dict[int, torch.Tensor] = {}
         self.terms: dict[int, float | torch.Tensor] = {}
-
-    @property
-    def is_first(self) -> bool:
-        """Whether its input is data instead of another stage's output."""
-        return self.index == 0
 
     @property
     def parameters(self) -> list[nn.Parameter]:
@@ -400,6 +399,7 @@ class Stage:
             draws=self.draws,
             counts_terms=self.counts_terms,
             replicated=self.replicated,
+            is_first=self.is_first and begin == 0,
         )
         part.begin(self._batch)
         return part

@@ -46,6 +46,8 @@ class TimedStage:
 
     Attributes
     ----------
+    is_first : bool
+        Whether no other stage sends it inputs.
     ledger : Ledger or None
         Is told what the stage holds.
 
@@ -79,6 +81,7 @@ class TimedStage:
         self._spend_s = spend
         self._device = device
         self.index = index
+        self.is_first = before is None
         self.loss = None
         self.trains = trains
         self.ledger: Ledger | None = None
@@ -88,11 +91,6 @@ class TimedStage:
         self._gradient = (
             None if before is None else torch.zeros(before.backward_message_bytes, dtype=torch.uint8, device=device)
         )
-
-    @property
-    def is_first(self) -> bool:
-        """Whether no other stage sends it inputs."""
-        return self.index == 0
 
     def begin(self, batch: Batch) -> None:
         """Do nothing: no data is needed."""
@@ -154,7 +152,13 @@ class TimedStage:
 
 
 def timed_stages(
-    held: Sequence[int], costs: Sequence[StageCost], *, trains: bool, device: Device, busy: bool = False
+    held: Sequence[int],
+    costs: Sequence[StageCost],
+    *,
+    trains: bool,
+    device: Device,
+    busy: bool = False,
+    copies: int = 1,
 ) -> dict[int, TimedStage]:
     """The timed stages of one rank.
 
@@ -170,13 +174,16 @@ def timed_stages(
         Which waits.
     busy : bool
         Keep a core busy during each action, instead of waiting.
+    copies : int
+        Copies of the model that the stages are of.
     """
+    size = len(costs) // copies
     return {
         stage: TimedStage(
             stage,
             costs[stage],
-            before=costs[stage - 1] if stage else None,
-            is_last=stage == len(costs) - 1,
+            before=costs[stage - 1] if stage % size else None,
+            is_last=(stage + 1) % size == 0,
             trains=trains,
             spend=burn_s if busy else device.wait_s,
             device=device.torch_device,

@@ -117,7 +117,7 @@ def compare_precision(config: RunConfig, reference: Wider, device: torch.device)
     if unit_rounding(wider) >= rounding:
         raise InputError(f"reference {reference!r} is not wider than {config.dtype!r}: take float32 or float64")
     wide.batches = [_widened(batch, wider) for batch in narrow.batches]
-    order = range(config.microbatches)
+    order = (tuple(range(config.microbatches)),)
     narrow.run(order)
 
     def run_wide(number: int | None) -> tuple[list[torch.Tensor], list[list[torch.Tensor]]]:

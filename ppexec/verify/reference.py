@@ -62,13 +62,18 @@ class Comparison:
     largest: float
 
 
-def accumulation_orders(program: Program) -> list[tuple[int, ...]]:
-    """For each stage the microbatches in the order in which its gradients are added up: that of its B, or its W."""
+Accumulation = tuple[tuple[int, ...], ...]
+"""The microbatches whose gradients are added up one after another, of each copy of the model."""
+
+
+def accumulation_orders(program: Program) -> list[Accumulation]:
+    """For each stage of the model the order in which gradients are added up: that of its B, or its W, on each copy."""
     orders: list[list[int]] = [[] for _ in range(program.schedule.stages)]
     for row in range(len(program.stage)):
         if program.kind[row] in (Kind.B, Kind.W):
             orders[int(program.stage[row])].append(int(program.microbatch[row]))
-    return [tuple(order) for order in orders]
+    size = program.schedule.model_stages
+    return [tuple(map(tuple, orders[stage::size])) for stage in range(size)]
 
 
 class Reference:
@@ -137,13 +142,14 @@ class Reference:
         for batch, of_batch in zip(self.batches, numbers, strict=True):
             batch.shares.extend(shares_of(reduction, of_batch, whole, self._config.microbatches))
 
-    def run(self, order: Sequence[int]) -> None:
+    def run(self, order: Accumulation) -> None:
         """Compute a step: forward and backward of each microbatch, one replica after the other.
 
         Parameters
         ----------
-        order : sequence of int
-            Sequence of a replica's microbatches.
+        order : Accumulation
+            Sequence of a replica's microbatches, copy after copy. The gradients of each copy are added up apart, and
+            then the copies' sums.
 
         Notes
         -----
@@ -190,41 +196,57 @@ class Reference:
         bound = allowed(self._roundings, dtype, largest=largest, moved=moved)
         return torch.tensor([bound], dtype=torch.float64, device=output.device)
 
-    def _step(self, order: Sequence[int]) -> None:
-        config = self._config
+    def _step(self, order: Accumulation) -> None:
         for layer in self.layers:
             layer.zero_grad(set_to_none=True)
         self._magnitudes.clear()
         self._shared.clear()
         self.outputs = [{} for _ in self.batches]
         terms = 0.0
-        for batch, outputs, specs in zip(self.batches, self.outputs, self._output_specs, strict=True):
-            for microbatch in order:
-                with torch.set_grad_enabled(not config.forward_only):
-                    self._shared.renew()
-                    if self._model.randomness is not None and not config.forward_only:
-                        self._model.randomness.at(batch.step, batch.samples[microbatch])
-                    self._draws.at(batch.step, batch.samples[microbatch])
-                    value = _each(torch.clone, batch.inputs[microbatch])  # layers may work in place
-                    for first, last in bounds(config.layer_sizes):
-                        for index in range(first, last):
-                            value = self._draws.call(index, self.layers[index], value)
-                        # Kernels may differ by layout, and what crosses a cut is dense.
-                        value = _each(torch.Tensor.contiguous, value)
-                    loss = self._draws.call(LOSS, self._model.loss, value, batch.targets[microbatch])
-                    if self._model.reduction == "sum":
-                        loss, number = loss
-                        terms += float(number)
-                specs[microbatch] = BoundarySpec.of(value)
-                outputs[microbatch] = message_of(value).clone()
-                if loss.requires_grad:
-                    self._add_gradients(loss, Share(*batch.shares[microbatch]).gradient(loss))
-        if self._model.reduction == "sum" and not config.forward_only:
+        for replica in range(len(self.batches)):
+            for number, of_copy in enumerate(order):
+                aside = self._taken_gradients() if number else {}
+                for microbatch in of_copy:
+                    terms += self._compute(replica, microbatch)
+                for parameter, gradient in aside.items():
+                    parameter.grad = gradient if parameter.grad is None else gradient + parameter.grad
+        if self._model.reduction == "sum" and not self._config.forward_only:
             for parameter in nn.ModuleList(self.layers).parameters():
                 if parameter.grad is not None:
                     parameter.grad.div_(terms)
             for magnitude in self._magnitudes.values():
                 magnitude.div_(terms)
+
+    def _taken_gradients(self) -> dict[nn.Parameter, torch.Tensor]:
+        """The gradients so far, which the parameters no longer have."""
+        found = {p: p.grad for p in nn.ModuleList(self.layers).parameters() if p.grad is not None}
+        for parameter in found:
+            parameter.grad = None
+        return found
+
+    def _compute(self, replica: int, microbatch: int) -> float:
+        """Forward and backward of a microbatch; gives the number of terms that its loss counts."""
+        config, batch, terms = self._config, self.batches[replica], 0.0
+        with torch.set_grad_enabled(not config.forward_only):
+            self._shared.renew()
+            if self._model.randomness is not None and not config.forward_only:
+                self._model.randomness.at(batch.step, batch.samples[microbatch])
+            self._draws.at(batch.step, batch.samples[microbatch])
+            value = _each(torch.clone, batch.inputs[microbatch])  # layers may work in place
+            for first, last in bounds(config.layer_sizes):
+                for index in range(first, last):
+                    value = self._draws.call(index, self.layers[index], value)
+                # Kernels may differ by layout, and what crosses a cut is dense.
+                value = _each(torch.Tensor.contiguous, value)
+            loss = self._draws.call(LOSS, self._model.loss, value, batch.targets[microbatch])
+            if self._model.reduction == "sum":
+                loss, number = loss
+                terms = float(number)
+        self._output_specs[replica][microbatch] = BoundarySpec.of(value)
+        self.outputs[replica][microbatch] = message_of(value).clone()
+        if loss.requires_grad:
+            self._add_gradients(loss, Share(*batch.shares[microbatch]).gradient(loss))
+        return terms
 
     def _add_gradients(self, loss: torch.Tensor, gradient: torch.Tensor) -> None:
         if self._config.dp == 1:
@@ -323,7 +345,7 @@ def compare_with_reference(
     """
     config, schedule = worker.config, worker.config.pipeline
     every = tuple(range(config.microbatches))
-    orders = [every] * schedule.stages if config.forward_only else accumulation_orders(worker.program)
+    orders = [(every,)] * schedule.model_stages if config.forward_only else accumulation_orders(worker.program)
     reference = Reference(config, worker.device.torch_device) if worker.rank == 0 else None
     result: list[Comparison] = []
     for number, order in enumerate(dict.fromkeys(orders)):
@@ -332,8 +354,8 @@ def compare_with_reference(
             worker.ranks[0].compute.submit(partial(reference.run, order), "the reference")
             worker.device.synchronize()
         if number == 0:
-            holder = schedule.placement[-1]
-            for microbatch in every:
+            for microbatch, copy in enumerate(schedule.routes.tolist()):
+                holder = schedule.placement[(copy + 1) * schedule.model_stages - 1]
                 expected = None if reference is None else reference.outputs[worker.dp_rank][microbatch]
                 theirs = _bring(worker, holder, expected, outputs.get(microbatch))
                 bound = None
@@ -345,8 +367,8 @@ def compare_with_reference(
                     tensors = specs[microbatch].tensors
                     mine, other = unpack(outputs[microbatch], tensors), unpack(theirs, tensors)
                     result.append(_compare(mine, other, bound, what="output", layer=-1, name=str(microbatch)))
-        for stage, stage_order in enumerate(orders):
-            if stage_order == order and not config.forward_only:
+        for stage in range(0 if config.forward_only else schedule.stages):
+            if orders[stage % schedule.model_stages] == order:
                 result += _compare_gradients(worker, stage, reference)
     return result
 

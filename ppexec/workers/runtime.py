@@ -6,7 +6,7 @@ from collections import deque
 from collections.abc import Hashable, Mapping, Sequence
 from dataclasses import dataclass, field
 from functools import partial
-from typing import NamedTuple
+from typing import NamedTuple, Protocol
 
 import torch
 import torch.distributed as dist
@@ -18,7 +18,6 @@ from ppexec.stage.gradient_sum import Reduction
 from ppexec.stage.ledger import Ledger
 from ppexec.stage.recording import RecordedStep, Recording, key_of
 from ppexec.stage.stage import Stage, act
-from ppexec.stage.tied import TiedGradients
 from ppexec.stage.timed import TimedStage
 from ppexec.transport.transport import Transport
 from ppexec.workers.progress import RankProgress
@@ -30,13 +29,20 @@ RUN_AHEAD = 8
 This keeps the device busy and bounds the memory of actions that are submitted and not yet done."""
 
 
+class GradientSums(Protocol):
+    """Sums of gradients that are made at the end of a step."""
+
+    def add(self) -> None:
+        """Replace the gradients by their sums."""
+
+
 class _Row(NamedTuple):
     """One row of the program, as its rank needs it. Rows and messages are numbers; -1 stands for none.
 
     local_input: the row on this rank whose result this row takes. local_output: whether another row on this rank takes
     this row's result. is_split: whether the microbatch's backward is split into I and W. is_recomputed: whether it
-    has an R. reduces: whether this is the
-    stage's last backward, after which its gradients are added up over the replicas.
+    has an R. reduces: whether this is the stage's last backward, after which its gradients are added up over those who
+    hold it.
     """
 
     row: int
@@ -73,9 +79,9 @@ class StepRecord:
     outputs : dict
         Microbatch -> output of the last stage, if it was asked for.
     reduced_ns : dict
-        Stage -> begin and end of its REDUCE_GRAD; empty without replicas.
+        Stage -> begin and end of its REDUCE_GRAD; empty where no other process has the stage.
     reduced_bytes : dict
-        Stage -> bytes that this rank added up in it; empty without replicas.
+        Stage -> bytes that this rank added up in it; empty where no other process has the stage.
     unsharded : list of int, shape (rows,)
         The most bytes of parameters gathered from all replicas, from each row's end to the next row's.
     unsharded_ns : list of (int, int)
@@ -144,11 +150,13 @@ class Runtime:
         Stage number -> stage, for the stages of this rank.
     transport : Transport
         This rank's end of the links.
-    replicas : ProcessGroup or None
-        The ranks that hold the same stages in the data-parallel replicas. A stage's gradients are added up over them as
-        soon as its last backward has ended (REDUCE_GRAD). None without replicas.
-    tied : TiedGradients or None
-        Weights that stand in two places of the model. Their gradients are added up at the end of the step.
+    holders : mapping
+        Stage number -> the processes that hold the same stage: in the data-parallel replicas, or as copies of the
+        model. The stage's gradients are added up over them as soon as its last backward has ended (REDUCE_GRAD). Empty
+        where no other process has any.
+    at_end : GradientSums or None
+        What is added up at the end of the step: weights that stand in two places of the model, or copies of a stage
+        that are in one process.
     device : Device, optional
         Where the stages compute; the CPU if not given.
     compute : Stream, optional
@@ -167,8 +175,8 @@ class Runtime:
         stages: Mapping[int, Stage | TimedStage],
         transport: Transport,
         *,
-        replicas: dist.ProcessGroup | None = None,
-        tied: TiedGradients | None = None,
+        holders: Mapping[int, dist.ProcessGroup] | None = None,
+        at_end: GradientSums | None = None,
         device: Device | None = None,
         compute: Stream | None = None,
         progress: RankProgress | None = None,
@@ -176,13 +184,15 @@ class Runtime:
     ) -> None:
         self._device: Device = HostDevice() if device is None else device
         self._compute = self._device.compute_stream() if compute is None else compute
-        self._replicas = replicas
-        self._tied = tied
+        self._holders = holders or {}
+        self._at_end = at_end
         self._progress = progress
         self._rows = program.rows_of(rank)
         self.stages = stages
         self.transport = transport
-        self._last_stage = program.schedule.stages - 1
+        self._model_stages = program.schedule.model_stages
+        # Ranks that share two stages may end them in different orders, and a stream adds up one after the other.
+        self._reduces_at_end = self._device.is_asynchronous and program.schedule.copies > 1
         self.actions = _actions(program, rank, stages)
         self._posts = [
             [post for post in posts if post.is_send or transport.takes_posts] for posts in program.posts_of(rank)
@@ -324,13 +334,8 @@ class Runtime:
         self._post(action + 1)
         self._shard(action + 1)
         for row in rows:
-            if (
-                row.reduces
-                and row.stage.index not in self._sharded
-                and self._replicas is not None
-                and step.batch.completes_step
-            ):
-                self._reduce(row.stage, self._replicas, step)
+            if row.reduces and not self._reduces_at_end and step.batch.completes_step:
+                self._reduce(row.stage, step)
         if step.ledgers is not None:
             step.record.posted.extend([self.transport.posted_bytes] * len(rows))
         step.submitted += 1
@@ -361,7 +366,7 @@ class Runtime:
             if row.local_output and row.message_out < 0 and output.value is not None:
                 # A view would keep the whole tensor alive that it is a view of.
                 output.value = fitted(output.value)
-            is_last_output = row.kind == Kind.F and row.stage.index == self._last_stage
+            is_last_output = row.kind == Kind.F and (row.stage.index + 1) % self._model_stages == 0
             if step.keeps_outputs and is_last_output and output.value is not None:
                 step.record.outputs[row.microbatch] = output.value.clone()
         if step.ledgers is not None:
@@ -370,16 +375,19 @@ class Runtime:
             if self._sharded:
                 step.record.unsharded.extend([self._whole_bytes] * len(rows))
 
-    def _reduce(self, stage: Stage | TimedStage, replicas: dist.ProcessGroup, step: _Step) -> None:
-        """Start to add up a stage's gradients over the replicas, while the next actions compute."""
+    def _reduce(self, stage: Stage | TimedStage, step: _Step) -> None:
+        """Start to add up a stage's gradients over the processes that hold it, while the next actions compute."""
+        group = self._holders.get(stage.index)
+        if group is None or stage.index in self._sharded:
+            return
         if not self._device.is_asynchronous:
-            step.reductions[stage.index] = stage.reduce_gradients(replicas)
+            step.reductions[stage.index] = stage.reduce_gradients(group)
             return
         stream = self._device.stream("gradients")
 
         def add_up() -> None:
             begin = self._device.mark()
-            reduction = stage.reduce_gradients(replicas)
+            reduction = stage.reduce_gradients(group)
             reduction.wait()
             step.record.reduced_bytes[stage.index] = reduction.size_bytes
             step.record.reduced_ns[stage.index] = begin, self._device.mark()
@@ -388,17 +396,20 @@ class Runtime:
         stream.submit(add_up, f"adding up the gradients of stage {stage.index}")
 
     def end(self) -> None:
-        """Submit the end of the step: sends and gradient sums under way, then tied gradients."""
+        """Submit the end of the step: sends and gradient sums under way, then those that wait for the end."""
         step = self._under_way
+        if self._reduces_at_end and step.batch.completes_step:
+            for index in sorted(self._holders, key=lambda stage: stage % self._model_stages):
+                self._reduce(self.stages[index], step)
         self.transport.finish()
         self._end_sharding(step.record)
         for stage_index, reduction in step.reductions.items():
             step.record.reduced_ns[stage_index] = reduction.finish()
             step.record.reduced_bytes[stage_index] = reduction.size_bytes
-        if self._device.is_asynchronous and self._replicas is not None:
+        if self._device.is_asynchronous and self._holders:
             self._compute.wait(self._device.stream("gradients").record())
-        if self._tied is not None and step.batch.completes_step:
-            self._compute.submit(self._tied.add, "adding up tied gradients")
+        if self._at_end is not None and step.batch.completes_step:
+            self._compute.submit(self._at_end.add, "adding up gradients at the end of the step")
 
     def _end_sharding(self, record: StepRecord) -> None:
         """Let go what the schedule leaves whole, and note the gatherings in the sequence of the schedule."""

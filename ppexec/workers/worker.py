@@ -32,6 +32,7 @@ from ppexec.models.seeds import HELD_OUT
 from ppexec.models.shapes import Boundaries, BoundarySpec, TensorSpec, Tree, first_overwriting
 from ppexec.models.ties import places_by_stage
 from ppexec.stage.build import build_stage
+from ppexec.stage.copied import CopiedGradients, copy_groups
 from ppexec.stage.ledger import Ledger
 from ppexec.stage.stage import Stage, act
 from ppexec.stage.tensor_parallel import check_plan, local_gradient
@@ -41,7 +42,7 @@ from ppexec.transport.choice import TransportChoice
 from ppexec.transport.streams import StreamTransport
 from ppexec.transport.transport import Transport
 from ppexec.workers.progress import Board, RankProgress
-from ppexec.workers.runtime import Runtime, StepRecord
+from ppexec.workers.runtime import GradientSums, Runtime, StepRecord
 from ppsim import Kind, Program, StageCost
 from ppsim.costs.partition import bounds
 from ppsim.errors import InputError, RunError
@@ -110,7 +111,7 @@ class Worker:
         self.rank = 0 if self.mesh is None else self.mesh.get_local_rank("pp")
         self.dp_rank = 0 if self.mesh is None else self.mesh.get_local_rank("dp")
         self.program: Program = config.pipeline.program
-        self.layer_bounds = bounds(config.layer_sizes)
+        self.layer_bounds = bounds(config.layer_sizes) * config.pipeline.copies
         self._kept: dict[Any, Any] = {}
         self._terms = 0.0
         self._odd_losses: dict[tuple[int, int, int], float] = {}
@@ -119,7 +120,11 @@ class Worker:
             sharpen_sleep()
             stages_of: dict[int, Mapping[int, Stage | TimedStage]] = {
                 rank: timed_stages(
-                    config.pipeline.stages_of(rank), costs, trains=not config.forward_only, device=self.device
+                    config.pipeline.stages_of(rank),
+                    costs,
+                    trains=not config.forward_only,
+                    device=self.device,
+                    copies=config.pipeline.copies,
                 )
                 for rank in held
             }
@@ -152,8 +157,8 @@ class Worker:
             self.program,
             self.message_specs,
             stages_of,
-            replicas=self.replicas,
-            tied=self._tied(),
+            holders=self.holders,
+            at_end=self._at_end(),
             progress=None if board is None else self._progress(board, held),
             records=config.graphs and costs is None,
             streams=config.streams,
@@ -172,10 +177,10 @@ class Worker:
         On a GPU, libraries, kernels and communicators are set up at their first use, and setting up waits until the GPU
         is idle. In a step it would wait for ever, since receives that are posted ahead keep the GPU busy.
         """
-        if self.replicas is not None:
-            number = torch.ones(1, device=self.device.torch_device)
-            self.replicas.allreduce([number]).wait()
-            self.replicas.allreduce_coalesced([number]).wait()
+        number = torch.ones(1, device=self.device.torch_device)
+        for index in sorted(self.holders, key=lambda index: index % self.config.pipeline.model_stages):
+            self.holders[index].allreduce([number]).wait()
+            self.holders[index].allreduce_coalesced([number]).wait()
         batch = self.load(0)
         for rank in self.ranks:
             for stage in (stage for stage in rank.stages.values() if isinstance(stage, Stage)):
@@ -200,12 +205,30 @@ class Worker:
             )
         return self.group
 
+    @cached_property
+    def holders(self) -> dict[int, dist.ProcessGroup]:
+        """For each stage of this process those who add up its gradients; empty if none other does, or in an evaluation.
+
+        Collective, when it is first asked for.
+        """
+        if self.mesh is None or self.config.forward_only:
+            return {}
+        pipeline = self.config.pipeline
+        if pipeline.copies > 1:
+            return copy_groups(pipeline.placement, pipeline.copies, self.mesh)
+        if self.config.dp == 1:
+            return {}
+        return dict.fromkeys(pipeline.stages_of(self.rank), self.mesh.get_group("dp"))
+
     @property
-    def replicas(self) -> dist.ProcessGroup | None:
-        """The processes that add up gradients with this one; None without replicas or in an evaluation."""
-        if self.mesh is None or self.config.dp == 1 or self.config.forward_only:
-            return None
-        return self.mesh.get_group("dp")
+    def has_first(self) -> bool:
+        """Whether this process holds a first stage, whose input is data."""
+        return any(stage % self.config.pipeline.model_stages == 0 for stage in self.stages)
+
+    @property
+    def has_last(self) -> bool:
+        """Whether this process holds a last stage, which computes the loss."""
+        return any((stage + 1) % self.config.pipeline.model_stages == 0 for stage in self.stages)
 
     def _real_stages(self, rank: int) -> dict[int, Stage]:
         """One rank's stages. Ranks of one process have a model each: its dropout works on one microbatch at a time."""
@@ -214,14 +237,16 @@ class Worker:
 
     def _real_stage(self, stage: int, model: Model) -> Stage:
         config, (begin, end) = self.config, self.layer_bounds[stage]
+        pipeline = config.pipeline
         return build_stage(
             stage,
             model,
             range(begin, end),
             copies_input=self.overwriting[begin] < end,
-            is_last=stage == config.pipeline.stages - 1,
+            is_first=stage % pipeline.model_stages == 0,
+            is_last=(stage + 1) % pipeline.model_stages == 0,
             microbatches=config.microbatches * config.dp,
-            replicated=config.dp > 1,
+            replicated=config.dp * pipeline.copies > 1,
             trains=not config.forward_only,
             recompute=config.recompute,
             seed=config.seed,
@@ -236,9 +261,20 @@ class Worker:
         stage_of = self.config.stage_of_layers
         return {place for places in self.model.tied if len(places_by_stage(places, stage_of)) > 1 for place in places}
 
-    def _tied(self) -> TiedGradients | None:
-        """The model's tied weights; None without any, or in an evaluation."""
-        if self.costs is not None or self.config.forward_only or not self.tied_over_stages:
+    def _at_end(self) -> GradientSums | None:
+        """The model's tied weights, or its copies if one process holds all; None without any, or in an evaluation."""
+        copies = self.config.pipeline.copies
+        if self.costs is not None or self.config.forward_only:
+            return None
+        if copies > 1:
+            if self.tied_over_stages:
+                layer, name = min(self.tied_over_stages)
+                raise InputError(
+                    f"layer {layer} {name} is tied over stages, and the schedule has {copies} copies of the model: "
+                    "take a model without tied weights, or a schedule in one direction"
+                )
+            return CopiedGradients({s.index: s for s in self.real_stages}, copies) if self.mesh is None else None
+        if not self.tied_over_stages:
             return None
         return TiedGradients(
             self.model.tied,
@@ -264,8 +300,8 @@ class Worker:
         stages_of: Mapping[int, Mapping[int, Stage | TimedStage]],
         *,
         window: int | None = None,
-        replicas: dist.ProcessGroup | None = None,
-        tied: TiedGradients | None = None,
+        holders: Mapping[int, dist.ProcessGroup] | None = None,
+        at_end: GradientSums | None = None,
         progress: Mapping[int, RankProgress] | None = None,
         records: bool = False,
         streams: Streams = "link",
@@ -282,10 +318,10 @@ class Worker:
             Rank -> its stages by number, for the ranks of this process.
         window : int, optional
             Receives posted ahead on each link; the run's if not given.
-        replicas : ProcessGroup, optional
-            The processes to add up gradients with.
-        tied : TiedGradients, optional
-            Weights whose gradients are added up at the end of a step.
+        holders : mapping, optional
+            Stage -> the processes to add up its gradients with.
+        at_end : GradientSums, optional
+            Gradients that are added up at the end of a step.
         progress : mapping, optional
             Rank -> where it writes what it does.
         records : bool
@@ -307,8 +343,8 @@ class Worker:
                 rank,
                 stages,
                 found[rank],
-                replicas=replicas,
-                tied=tied if is_last else None,
+                holders=holders,
+                at_end=at_end if is_last else None,
                 device=self.device,
                 compute=computes[rank],
                 progress=None if progress is None else progress[rank],
@@ -396,8 +432,8 @@ class Worker:
             rounds=rounds,
             round_number=round_number,
             first_index=HELD_OUT if held_out and own is None else 0,
-            has_first=0 in self.stages,
-            has_last=self.config.pipeline.stages - 1 in self.stages,
+            has_first=self.has_first,
+            has_last=self.has_last,
             device=self.device.torch_device,
         )
         batch.boundaries.extend(self._boundaries.agree(lambda: batch.inputs, self.config.microbatches))

@@ -12,7 +12,7 @@ import numpy.typing as npt
 from ppsim.errors import InputError
 from ppsim.runs.run_costs import RunCosts
 from ppsim.schedule.action import Kind
-from ppsim.schedule.named.registry import build_schedule, schedule_names, takes_stages_per_rank
+from ppsim.schedule.named.registry import build_schedule, schedule_copies, schedule_names, takes_stages_per_rank
 from ppsim.schedule.schedule import Schedule, loop_placement, v_placement
 from ppsim.search.search import search
 from ppsim.trace.trace import Trace
@@ -142,6 +142,9 @@ def _named(costs: RunCosts, left_out: dict[str, str]) -> Iterator[tuple[str, Sch
     run = costs.run
     own = run.schedule.stages // run.ranks
     for name in schedule_names():
+        if schedule_copies(name) > 1:
+            left_out[name] = f"{name} holds {schedule_copies(name)} copies of the model, and the run holds one"
+            continue
         wanted = own if own > 1 and takes_stages_per_rank(name) else None
         try:
             yield (

@@ -40,6 +40,9 @@ class ScheduleFlags:
     """Microbatches of a round of an interleaved schedule; with --schedule (default: the ranks, or a few more)."""
     from_csv: Essential[OptionalFile] = None
     """Schedule in PyTorch's CSV format, a row per rank and a cell per action such as 2F0; instead of --schedule."""
+    copies: OptionalWhole = None
+    """Copies of the model that the file's stages are of, where microbatches go in both directions; with --from-csv
+    (default: 1)."""
     communication: Communication = "as-given"
     """Where receives are posted: as the file has them; early, when the message is sent, which hangs on no streams;
     late, at their use; or derived, as where a file has none."""
@@ -53,11 +56,15 @@ class ScheduleFlags:
         if self.from_csv is not None:
             text = read_text(self.from_csv)
             try:
-                schedule = Schedule.from_csv(text, name=printable(self.from_csv.name))
+                schedule = Schedule.from_csv(
+                    text, name=printable(self.from_csv.name), copies=1 if self.copies is None else self.copies
+                )
                 schedule.check()
             except ValueError as error:
                 raise InputError(f"{self.from_csv}: {error}") from None
             return schedule
+        if self.copies is not None:
+            raise InputError(f"{flag_of('copies')} says what a file holds: give --from-csv too, or leave it out")
         if self.schedule is None:
             raise InputError("no schedule: give --schedule, --ranks and --microbatches, or --from-csv FILE")
         if self.ranks is None or self.microbatches is None:

@@ -19,7 +19,8 @@ class ReductionFlags:
     """Data-parallel replicas, and what adding up gradients over them costs."""
 
     replicas: OptionalWhole = None
-    """Data-parallel replicas; each stage's gradients are added up over them, by a ring (default: 1)."""
+    """Data-parallel replicas; each stage's gradients are added up over them and over the schedule's copies of the
+    model, by a ring (default: nothing is added up)."""
     reduce_latency_s: OptionalReal = None
     """Seconds of each of the ring's rounds, whatever its bytes; with --replicas (default: 0)."""
     reduce_bytes_per_s: OptionalReal = None

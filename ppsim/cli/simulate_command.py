@@ -47,7 +47,7 @@ class SimulateCommand(ReductionFlags, JitterFlags, ModelFlags, NetworkFlags, Cos
             schedule = schedule.forward_only()
         sampling = self.load_jitter(schedule.program)
         kinds = {kind for order in schedule.orders for kind in np.unique(order.kind).tolist()}
-        stages, network = self.stage_costs(schedule.stages, kinds), self.load_network(schedule.ranks)
+        stages, network = self.stage_costs(schedule.model_stages, kinds), self.load_network(schedule.ranks)
         schedule, conditions = self.shard(schedule, self.conditions)
         engine = "simpy" if self.engine is None else self.engine
         trace = simulate(schedule, stages, network=network, engine=engine, conditions=conditions)

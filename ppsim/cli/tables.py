@@ -16,6 +16,7 @@ def about_of(schedule: Schedule) -> dict[str, Any]:
         "name": schedule.name,
         "ranks": schedule.ranks,
         "stages": schedule.stages,
+        "copies": schedule.copies,
         "microbatches": schedule.microbatches,
         "placement": schedule.placement,
     }

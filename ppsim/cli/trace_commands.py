@@ -38,7 +38,9 @@ class AttributeCommand:
         trace = load_trace(self.trace)
         costs = CostFlags(costs=self.costs, partition=self.partition, layout=self.layout)
         is_expected = any(each is not None for each in (self.costs, self.partition, self.layout))
-        found = attribute(trace, expected=costs.stage_costs(trace.schedule.stages, set()) if is_expected else None)
+        found = attribute(
+            trace, expected=costs.stage_costs(trace.schedule.model_stages, set()) if is_expected else None
+        )
         if self.json:
             command.print_json(found.to_dict())
         else:

@@ -3,16 +3,44 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
-from typing import Any
+from typing import Any, TypeVar
 
 import numpy as np
 import numpy.typing as npt
 
 from ppsim.costs.stage_cost import StageCost
-from ppsim.errors import CostError
+from ppsim.errors import CostError, InputError
 
 StageCosts = Sequence[StageCost | Sequence[StageCost]]
 """The cost of each stage: one for all microbatches, or a sequence with one for each."""
+_Cost = TypeVar("_Cost")
+
+
+def costs_of_copies(stages: Sequence[_Cost], copies: int, wanted: int, *, noun: str = "stage costs") -> Sequence[_Cost]:
+    """The costs of the stages of all copies of a model.
+
+    Parameters
+    ----------
+    stages : sequence of StageCost, or of sequences of StageCost
+        Those of one copy, or of all.
+    copies : int
+        How many copies there are.
+    wanted : int
+        How many stages all copies have together.
+    noun : str
+        What they are called in the message.
+
+    Raises
+    ------
+    InputError
+        If there are neither as many costs as stages of one copy nor as stages of all.
+    """
+    if len(stages) == wanted:
+        return stages
+    if len(stages) * copies == wanted:
+        return list(stages) * copies
+    several = f", or one for each of the {wanted // copies} of one copy of the model" if copies > 1 else ""
+    raise InputError(f"{len(stages)} {noun} for a schedule of {wanted} stages: give one for each{several}")
 
 
 class CostTable:

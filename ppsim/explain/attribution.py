@@ -12,7 +12,7 @@ import numpy as np
 import numpy.typing as npt
 
 from ppsim.checks import checked
-from ppsim.costs.by_microbatch import StageCosts
+from ppsim.costs.by_microbatch import StageCosts, costs_of_copies
 from ppsim.errors import InputError
 from ppsim.explain.bubble_parts import BubbleParts, split_bubbles
 from ppsim.explain.path_and_slack import CriticalPath, path_of, slack_of
@@ -259,10 +259,9 @@ def attribute(trace: Trace, *, expected: StageCosts | None = None) -> Attributio
     >>> found.warm_up_s.tolist(), found.drain_s.tolist(), trace.bubble_s.tolist()
     ([3.0, 1.0], [0.0, 2.0], [3.0, 3.0])
     """
-    if expected is not None and len(expected) != trace.schedule.stages:
-        raise InputError(
-            f"{len(expected)} expected costs for a schedule of {trace.schedule.stages} stages: give one for each"
-        )
+    if expected is not None:
+        schedule = trace.schedule
+        expected = costs_of_copies(expected, schedule.copies, schedule.stages, noun="expected costs")
     _check_times(trace)
     graph = StepGraph.of(trace)
     usual = usual_of_rows(trace, expected)

@@ -124,6 +124,7 @@ def _about(schedule: Schedule) -> Document:
         "name": schedule.name,
         "ranks": schedule.ranks,
         "stages": schedule.stages,
+        "copies": schedule.copies,
         "microbatches": schedule.microbatches,
         "placement": list(schedule.placement),
         "csv": schedule.to_csv(),

@@ -8,7 +8,7 @@ from dataclasses import dataclass, fields, replace
 from typing import Any
 
 from ppsim.checks import check_fields, check_names
-from ppsim.costs.sharing import share_cost
+from ppsim.costs.sharing import share_cost, stages_beside
 from ppsim.costs.stage_cost import StageCost
 from ppsim.errors import InputError
 from ppsim.network.network import Network
@@ -29,6 +29,8 @@ class Question:
         A built-in schedule; with `ranks`, `microbatches` and perhaps `stages_per_rank`.
     csv : str or None
         A schedule in PyTorch's format, instead of these.
+    copies : int
+        Copies of the model that it is of.
     forward_s, backward_input_s, backward_weight_s : sequences of floats
         Seconds that a microbatch takes on a rank, shared evenly by the rank's stages: one number for all ranks, or one
         for each. So schedules with one and with several stages per rank are of one model. Or one for each stage, as
@@ -52,6 +54,7 @@ class Question:
     microbatches: int | None = None
     stages_per_rank: int | None = None
     csv: str | None = None
+    copies: int = 1
     forward_s: Sequence[float] = (1.0,)
     backward_input_s: Sequence[float] = (1.0,)
     backward_weight_s: Sequence[float] = (1.0,)
@@ -80,7 +83,7 @@ class Question:
     def review(self) -> Review:
         """The schedule, and what is wrong with it if it is a text. Raises InputError if it cannot be built."""
         if self.csv is not None:
-            return _within_bounds(review_csv(self.csv, name="custom"))
+            return _within_bounds(review_csv(self.csv, name="custom", copies=self.copies))
         if self.schedule is None or self.ranks is None or self.microbatches is None:
             missing = "ranks" if self.ranks is None else "microbatches"
             raise InputError(f"{missing} is missing: give a whole number of 1 or more")
@@ -94,12 +97,12 @@ class Question:
 
     def costs(self, schedule: Schedule) -> list[StageCost]:
         """The cost of each stage. Raises InputError if there are not as many numbers as ranks or stages."""
-        held = [schedule.placement.count(rank) for rank in range(schedule.ranks)]
+        beside = stages_beside(schedule.placement, schedule.copies)
         full: Sequence[float | None] = [None] * schedule.stages
         if self.backward_s:
-            full = self._by_stage("backward_s", schedule, held)
+            full = self._by_stage("backward_s", schedule, beside)
         forward, backward_input, backward_weight = (
-            self._by_stage(name, schedule, held) for name in ("forward_s", "backward_input_s", "backward_weight_s")
+            self._by_stage(name, schedule, beside) for name in ("forward_s", "backward_input_s", "backward_weight_s")
         )
         whole = StageCost(
             forward_s=0,
@@ -117,15 +120,15 @@ class Question:
                 backward_weight_s=backward_weight[stage],
                 backward_s=full[stage],
             )
-            for stage, part in enumerate(share_cost(whole, schedule.placement))
+            for stage, part in enumerate(share_cost(whole, schedule.placement, schedule.copies))
         ]
 
-    def _by_stage(self, name: str, schedule: Schedule, held: Sequence[int]) -> list[float]:
+    def _by_stage(self, name: str, schedule: Schedule, beside: Sequence[int]) -> list[float]:
         given = list(getattr(self, name))
         if len(given) == 1:
             given *= schedule.ranks
         if len(given) == schedule.ranks:
-            return [given[rank] / held[rank] for rank in schedule.placement]
+            return [given[rank] / count for rank, count in zip(schedule.placement, beside, strict=True)]
         if len(given) == schedule.stages:
             return given
         wanted = f"1 number, or {schedule.ranks}, one for each rank"

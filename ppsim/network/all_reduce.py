@@ -17,10 +17,12 @@ from ppsim.network.ring import Ring
 class Reduction(Ring):
     """An all-reduce of the gradients of every stage over the replicas, by a ring.
 
+    Where a schedule has copies of the model, each replica has as many members in the ring.
+
     Parameters
     ----------
     replicas : int
-        Data-parallel replicas, d.
+        Data-parallel replicas, d. With 1 there is something to add up only where there are copies of the model.
     latency_s : float
         Seconds of each round, whatever its bytes.
     bytes_per_s : float

@@ -146,7 +146,7 @@ def compare_schedules(
         if isinstance(each, Trace):
             trace, name = each, each.schedule.name
         else:
-            stages = share_cost(cost, each.placement)
+            stages = share_cost(cost, each.placement, each.copies)
             trace, name = simulate(each, stages, network=network, **options), each.name
         traces[_free_name(name, traces)] = trace
     return ScheduleComparison(traces=traces)

@@ -14,7 +14,12 @@ from ppsim.estimate.machine import Machine
 from ppsim.estimate.transformer import Transformer
 from ppsim.estimate.work import Recompute
 from ppsim.planning.training_step import TrainingStep
-from ppsim.schedule.named.registry import natural_stages_per_rank, takes_stages_per_rank, unmet_requirement
+from ppsim.schedule.named.registry import (
+    natural_stages_per_rank,
+    schedule_copies,
+    takes_stages_per_rank,
+    unmet_requirement,
+)
 
 # Chosen: so that one candidate is simulated within about a second.
 _MOST_RANKS = 1024  # ranks of a pipeline; published runs have up to 64
@@ -99,7 +104,11 @@ class Choices:
                 if not isinstance(value, str) and value < 1:
                     raise InputError(f"{each.name}[{number}] must be a whole number of 1 or more, got {value!r}")
         for name in self.schedules:
-            natural_stages_per_rank(name)  # refuses an unknown one
+            if schedule_copies(name) > 1:  # it refuses an unknown one
+                raise InputError(
+                    f"{name} holds {schedule_copies(name)} copies of the model, which a plan does not count: take "
+                    "schedules in one direction"
+                )
 
 
 def candidates(

@@ -14,7 +14,7 @@ from ppsim.errors import InputError
 from ppsim.estimate.layer_work import block_work, embedding_work, head_work
 from ppsim.estimate.transformer import Transformer
 from ppsim.estimate.work import Attention, Execution, LayerWork, Recompute
-from ppsim.schedule.named.registry import schedule_placement, unmet_requirement
+from ppsim.schedule.named.registry import schedule_copies, schedule_placement, unmet_requirement
 
 Sharding = Literal["none", "optimizer"]
 _VOCABULARY_MULTIPLE = 128  # columns of a rank: Megatron-LM's --make-vocab-size-divisible-by
@@ -136,6 +136,11 @@ class TrainingStep:
                 f"{self.stage_ranks} ranks of a pipeline stage: take a divisor"
             )
         self.model.check_seq(self.seq)
+        if schedule_copies(self.schedule) > 1:
+            raise InputError(
+                f"{self.schedule} holds {schedule_copies(self.schedule)} copies of the model, which a training step "
+                "does not count: take a schedule in one direction"
+            )
         complaint = unmet_requirement(self.schedule, self.pp, self.microbatches, self.stages_per_rank)
         if complaint:
             raise InputError(complaint)

@@ -112,7 +112,7 @@ def _built_in_name(schedule: Schedule) -> str | None:
             )
         except InputError:
             continue
-        if built.orders == schedule.orders:
+        if built.orders == schedule.orders and built.copies == schedule.copies:
             return name
     return None
 

@@ -31,7 +31,7 @@ class Run:
     Raises
     ------
     InputError
-        If there is no step, or if two have other schedules.
+        If there is no step, if two have other schedules, or if a schedule has several copies of the model.
     """
 
     traces: Sequence[Trace]
@@ -46,6 +46,11 @@ class Run:
         if not self.traces or len(self.traces) != len(self.steps):
             raise InputError(
                 f"{len(self.traces)} traces for {len(self.steps)} steps: give one for each, and at least one"
+            )
+        if self.schedule.copies > 1:
+            raise InputError(
+                f"{self.schedule.name} has {self.schedule.copies} copies of the model: a run is of one, so look at its "
+                "traces one by one"
             )
         for step, trace in zip(self.steps, self.traces, strict=True):
             if trace.schedule.orders != self.schedule.orders:

@@ -118,6 +118,11 @@ class RunCosts(list[StageCost]):
                 f"the run has {self.run.ranks} ranks and the schedule {schedule.ranks}: what a rank's layers cost on "
                 "another number of ranks is not known; give a schedule of as many"
             )
+        if schedule.copies > 1:
+            raise InputError(
+                f"{schedule.name} has {schedule.copies} copies of the model and the run has one: give a schedule in "
+                "one direction"
+            )
         if schedule.placement == self.run.schedule.placement:
             return list(self)
         if self.run.schedule.stages != self.run.ranks or schedule.stages % schedule.ranks:

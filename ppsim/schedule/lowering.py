@@ -25,6 +25,7 @@ def lower(
     placement: Sequence[int],
     microbatches: int,
     communication: Sequence[Posts] | None = None,
+    copies: int = 1,
 ) -> ProgramTables:
     """Join the orders to one table, find what each computation needs, and derive the messages.
 
@@ -38,6 +39,8 @@ def lower(
         Number of microbatches, m.
     communication : sequence of p Posts, optional
         What each rank sends and receives, and where. Derived unless given.
+    copies : int
+        Copies of the model that the stages are of, one copy's after the other's. Each microbatch passes through one.
 
     Returns
     -------
@@ -47,16 +50,16 @@ def lower(
     Raises
     ------
     ScheduleError
-        Unless every (stage, microbatch) has one F and either one B, or one I and one W (or nothing has a backward),
-        on the rank that holds the stage and after what it needs from that rank, and at most one R, between F and B or
-        I. PostError, which is one, for communication that is not exactly what the computations need.
+        Unless every microbatch has, on every stage of one copy, one F and either one B, or one I and one W (or nothing
+        has a backward), on the rank that holds the stage and after what it needs from that rank, and at most one R,
+        between F and B or I. PostError, which is one, for communication that is not exactly what the computations need.
 
     Notes
     -----
     Whether the ranks may wait for each other for ever is another question: see `deadlock`.
     """
     table = _join(orders)
-    rows = _rows_of(table, placement, microbatches)
+    rows = _rows_of(table, placement, microbatches, copies)
     wrong = next(rows.violations(), None)
     if wrong is not None:
         raise ScheduleError(wrong.message)
@@ -95,12 +98,14 @@ class Violation(NamedTuple):
     rows: tuple[int, ...]
 
 
-def find_violations(orders: Sequence[Order], placement: Sequence[int], microbatches: int) -> list[Violation]:
+def find_violations(
+    orders: Sequence[Order], placement: Sequence[int], microbatches: int, copies: int = 1
+) -> list[Violation]:
     """Everything that keeps the orders from being lowered; `lower` complains about the first.
 
     Parameters
     ----------
-    orders, placement, microbatches
+    orders, placement, microbatches, copies
         As in `lower`.
 
     Returns
@@ -113,7 +118,7 @@ def find_violations(orders: Sequence[Order], placement: Sequence[int], microbatc
         If there is no action, or one of a stage or microbatch that does not exist, on a rank that does not hold it, or
         if there are fewer actions than (stage, microbatch) pairs.
     """
-    return list(_rows_of(_join(orders), placement, microbatches).violations())
+    return list(_rows_of(_join(orders), placement, microbatches, copies).violations())
 
 
 class _Table(NamedTuple):
@@ -125,6 +130,10 @@ class _Table(NamedTuple):
     rank: Integers
     action_start: Integers
     rank_actions: Integers
+
+    def action_of(self, row: int) -> Action:
+        """The row as an Action (one part of a pair)."""
+        return Action(int(self.stage[row]), Kind(int(self.kind[row])), int(self.microbatch[row]))
 
 
 def _join(orders: Sequence[Order]) -> _Table:
@@ -146,29 +155,24 @@ def _join(orders: Sequence[Order]) -> _Table:
     return _Table(stage, kind, microbatch, rank, action_start, rank_actions)
 
 
-def _rows_of(table: _Table, placement: Sequence[int], microbatches: int) -> _Rows:
+def _rows_of(table: _Table, placement: Sequence[int], microbatches: int, copies: int) -> _Rows:
     """The table by (stage, microbatch). Raises ScheduleError where such an index cannot be made."""
     _check_names(placement, microbatches, table.stage, table.microbatch, table.rank)
-    _check_enough(len(placement), microbatches, table.stage, table.kind, table.microbatch)
-    return _Rows((len(placement), microbatches), table)
-
-
-def next_stages(stages: int, microbatches: int) -> npt.NDArray[np.int32]:
-    """The stage that takes each stage's output, shape (stages, microbatches); -1 after the last.
-
-    Nothing else knows the route: a schedule in two directions would answer by microbatch here.
-    """
-    after = np.arange(1, stages + 1, dtype=np.int32)
-    after[-1] = -1
-    return np.broadcast_to(after[:, None], (stages, microbatches))
+    stages = len(placement) // copies
+    _check_enough(stages, microbatches, table)
+    return _Rows((stages, microbatches), table, copies)
 
 
 class _Rows:
-    """The rows of each (stage, microbatch): its F, its R, its backward toward the input (B or I), its W; -1: none."""
+    """The rows of each (stage, microbatch): its F, its R, its backward toward the input (B or I), its W; -1: none.
 
-    def __init__(self, shape: tuple[int, int], table: _Table) -> None:
-        self.table = table
-        self.shape = shape  # (stages, microbatches)
+    Stages count within a copy of the model here. A microbatch passes through one copy, so there is one row for each at
+    most.
+    """
+
+    def __init__(self, shape: tuple[int, int], table: _Table, copies: int) -> None:
+        self.table, self.copies = table, copies
+        self.shape = shape  # (stages of a copy, microbatches)
         self.of_kind = {kind: self._index(kind) for kind in (Kind.F, Kind.W, Kind.B, Kind.I, Kind.R)}
         self.forward, self.weight, full = self.of_kind[Kind.F], self.of_kind[Kind.W], self.of_kind[Kind.B]
         self.backward = np.where(full >= 0, full, self.of_kind[Kind.I])
@@ -178,7 +182,10 @@ class _Rows:
         """The rows with an action of this kind, and the number of the (stage, microbatch) of each."""
         rows = np.flatnonzero(self.table.kind == kind)
         # Fits 32 bits: there are no more cells than rows (`_check_enough`).
-        return rows, self.table.stage[rows] * np.int32(self.shape[1]) + self.table.microbatch[rows]
+        stage = self.table.stage[rows]
+        if self.copies > 1:
+            stage %= np.int32(self.shape[0])
+        return rows, stage * np.int32(self.shape[1]) + self.table.microbatch[rows]
 
     def _index(self, kind: Kind) -> Integers:
         """The row of each (stage, microbatch) with an action of this kind; of several the last."""
@@ -188,11 +195,12 @@ class _Rows:
         return index.reshape(self.shape)
 
     def violations(self) -> Iterator[Violation]:
-        """All that is doubled. Where nothing is: all that is missing, and all that is out of order."""
-        doubled = [violation for kind in self.of_kind for violation in self._doubled(kind)]
-        yield from doubled
-        if doubled:
-            return
+        """All that is astray, else all that is doubled. Where nothing is: all that is missing or out of order."""
+        for complaints in (self._astray(), (each for kind in self.of_kind for each in self._doubled(kind))):
+            found = list(complaints)
+            yield from found
+            if found:
+                return
         yield from self._incomplete()
         if not self.is_forward_only:
             recompute = self.of_kind[Kind.R]
@@ -202,15 +210,36 @@ class _Rows:
             yield from self._out_of_order(self.forward, self.backward)
             yield from self._out_of_order(self.backward, self.weight)
 
+    def _astray(self) -> Iterator[Violation]:
+        """Microbatches that two copies of the model compute, and copies that compute none."""
+        if self.copies == 1:
+            return
+        copy = self.table.stage // self.shape[0]
+        for idle in sorted(set(range(self.copies)) - set(copy.tolist())):
+            stages = range(idle * self.shape[0], (idle + 1) * self.shape[0])
+            yield Violation(
+                f"stages {stages[0]} to {stages[-1]}, a copy of the model, compute nothing: give each a microbatch",
+                (),
+            )
+        first = _first_rows(self.table.microbatch, self.shape[1])
+        elsewhere = np.flatnonzero(copy != copy[first[self.table.microbatch]])
+        for microbatch, at in zip(*np.unique(self.table.microbatch[elsewhere], return_index=True), strict=True):
+            rows = int(first[microbatch]), int(elsewhere[at])
+            here, there = map(self.table.action_of, rows)
+            message = (
+                f"microbatch {microbatch} is computed by two copies of the model, in {here} and {there}: let it pass "
+                f"through the {self.shape[0]} stages of one of them"
+            )
+            yield Violation(message, rows)
+
     def _doubled(self, kind: Kind) -> Iterator[Violation]:
         if np.count_nonzero(self.of_kind[kind] >= 0) == np.count_nonzero(self.table.kind == kind):
             return
         rows, cell = self._cells(kind)
         counts = np.bincount(cell, minlength=self.shape[0] * self.shape[1])
         for each in np.flatnonzero(counts > 1).tolist():
-            stage, microbatch = divmod(each, self.shape[1])
-            message = f"{Action(stage, kind, microbatch)} occurs {counts[each]} times: keep one"
-            yield Violation(message, tuple(rows[cell == each].tolist()))
+            found = rows[cell == each].tolist()
+            yield Violation(f"{self.table.action_of(found[0])} occurs {counts[each]} times: keep one", tuple(found))
 
     def _incomplete(self) -> Iterator[Violation]:
         """Every (stage, microbatch) has one F and one way back, or nothing has a backward."""
@@ -231,8 +260,10 @@ class _Rows:
     def _unless(self, holds: npt.NDArray[np.bool_], complaint: str) -> Iterator[Violation]:
         if holds.all():
             return
-        for stage, microbatch in np.argwhere(~holds).tolist():
-            found = [int(index[stage, microbatch]) for index in self.of_kind.values()]
+        copy = _copies_of(self.table, *self.shape)
+        for each, microbatch in np.argwhere(~holds).tolist():
+            found = [int(index[each, microbatch]) for index in self.of_kind.values()]
+            stage = each + int(copy[microbatch]) * self.shape[0]
             message = f"stage {stage}, microbatch {microbatch} {complaint.format(stage, microbatch)}"
             yield Violation(message, tuple(row for row in found if row >= 0))
 
@@ -245,10 +276,7 @@ class _Rows:
             return
         for cell in np.flatnonzero(wrong).tolist():
             first, second = int(before.reshape(-1)[cell]), int(after.reshape(-1)[cell])
-            late, early = (
-                Action(int(self.table.stage[row]), Kind(int(self.table.kind[row])), int(self.table.microbatch[row]))
-                for row in (first, second)
-            )
+            late, early = map(self.table.action_of, (first, second))
             message = (
                 f"on rank {self.table.rank[first]} {early} comes before {late}, which it needs: put {early} after "
                 f"{late}"
@@ -260,15 +288,13 @@ def _needs(rows: _Rows) -> Integers:
     """The row whose result each row takes from another stage, shape (rows,); -1 for none."""
     needs = np.full(len(rows.table.stage), -1, np.int32)
     stages, microbatches = rows.shape
-    after = next_stages(stages, microbatches)
     block = max(_CELLS_AT_ONCE // microbatches, 1)
-    for first in range(0, stages, block):
-        stage, microbatch = np.nonzero(after[first : first + block] >= 0)
-        stage += first
-        following = after[stage, microbatch]
-        needs[rows.forward[following, microbatch]] = rows.forward[stage, microbatch]
+    for first in range(0, stages - 1, block):
+        here = slice(first, min(first + block, stages - 1))
+        following = slice(here.start + 1, here.stop + 1)
+        needs[rows.forward[following]] = rows.forward[here]
         if not rows.is_forward_only:
-            needs[rows.backward[stage, microbatch]] = rows.backward[following, microbatch]
+            needs[rows.backward[here]] = rows.backward[following]
     return needs
 
 
@@ -334,16 +360,34 @@ def _check_names(
         )
 
 
-def _check_enough(stages: int, microbatches: int, stage: Integers, kind: Integers, microbatch: Integers) -> None:
-    """Name a missing F if there are fewer rows than (stage, microbatch) cells."""
+def _check_enough(stages: int, microbatches: int, table: _Table) -> None:
+    """Name a missing F if there are fewer rows than (stage, microbatch) cells of one copy."""
     # Before any table with an entry for each cell is made: one action with a mistyped microbatch, 0F2000000000, would
     # make it gigabytes.
-    if stages * microbatches <= len(stage):
+    if stages * microbatches <= len(table.stage):
         return
-    is_forward = kind == Kind.F
-    given = np.unique(np.stack([stage[is_forward], microbatch[is_forward]], axis=1), axis=0)
+    is_forward = table.kind == Kind.F
+    of_copy = table.stage % stages
+    given = np.unique(np.stack([of_copy[is_forward], table.microbatch[is_forward]], axis=1), axis=0)
     wanted = np.divmod(np.arange(len(given)), min(microbatches, 2**40))
     differs = (given[:, 0] != wanted[0]) | (given[:, 1] != wanted[1])
     missing = int(np.argmax(differs)) if differs.any() else len(given)
     s, b = divmod(missing, microbatches)
+    rows = np.flatnonzero(table.microbatch == b)
+    if len(rows):
+        s += int(table.stage[rows[0]]) // stages * stages
     raise ScheduleError(f"stage {s}, microbatch {b} has no F: add {s}F{b}")
+
+
+def _first_rows(microbatch: Integers, microbatches: int) -> Integers:
+    """The first row of each microbatch, shape (microbatches,); 0 for one without rows."""
+    first = np.zeros(microbatches, np.int64)
+    first[microbatch[::-1]] = np.arange(len(microbatch))[::-1]  # of several the last to be written stays
+    return first
+
+
+def _copies_of(table: _Table, stages: int, microbatches: int) -> Integers:
+    """The copy of the model that each microbatch passes through, shape (microbatches,); 0 for one without rows."""
+    copy = np.zeros(microbatches, np.int32)
+    copy[table.microbatch] = table.stage // np.int32(stages)
+    return copy

@@ -49,7 +49,7 @@ class Review:
 
 
 @checked
-def review_csv(text: str, *, name: str = "custom") -> Review:
+def review_csv(text: str, *, name: str = "custom", copies: int = 1) -> Review:
     """Read a schedule as `Schedule.from_csv` and `Schedule.check` do, and collect what they would complain about.
 
     Parameters
@@ -58,13 +58,15 @@ def review_csv(text: str, *, name: str = "custom") -> Review:
         A schedule in PyTorch's format.
     name : str
         For titles.
+    copies : int
+        Copies of the model; see `Schedule`.
 
     Returns
     -------
     Review
         All complaints of the first kind that occurs: of cells that hold no action, of stages on several ranks, of
-        actions that are doubled, of those that are missing or out of order on their rank, of communication, of waiting
-        in a circle.
+        microbatches in two copies of the model, of actions that are doubled, of those that are missing or out of order
+        on their rank, of communication, of waiting in a circle.
 
     Raises
     ------
@@ -80,13 +82,15 @@ def review_csv(text: str, *, name: str = "custom") -> Review:
     if problems:
         return Review(schedule=None, problems=problems)
     try:
-        schedule = Schedule.of(([cell.action for cell in cells if cell.computes] for cells in ranks), name=name)
+        schedule = Schedule.of(
+            ([cell.action for cell in cells if cell.computes] for cells in ranks), name=name, copies=copies
+        )
     except ScheduleError as error:
         return Review(schedule=None, problems=(Problem(message=str(error), places=_misplaced(ranks)),))
     problems = _violations(ranks, schedule)
     if not problems and any(not cell.computes for cells in ranks for cell in cells):
         try:
-            schedule = schedule_of_cells(ranks, name)
+            schedule = schedule_of_cells(ranks, name, copies)
         except ScheduleError as error:
             problems = (_problem(error),)
     return Review(schedule=schedule, problems=problems or _waiting(ranks, schedule))
@@ -129,7 +133,7 @@ def _misplaced(ranks: Sequence[Sequence[Cell]]) -> tuple[Place, ...]:
 def _violations(ranks: Sequence[Sequence[Cell]], schedule: Schedule) -> tuple[Problem, ...]:
     """What keeps the computations from being lowered."""
     try:
-        found = find_violations(schedule.orders, schedule.placement, schedule.microbatches)
+        found = find_violations(schedule.orders, schedule.placement, schedule.microbatches, schedule.copies)
     except ScheduleError as error:
         return (_problem(error),)
     return tuple(Problem(message=each.message, places=_places(ranks, each.rows)) for each in found)

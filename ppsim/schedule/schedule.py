@@ -55,6 +55,10 @@ class Schedule:
         Number of microbatches per data-parallel replica, m.
     name : str
         How the schedule was built; for titles alone.
+    copies : int
+        Copies of the model that the ranks hold: 1, or 2 where microbatches go in both directions. With S stages in each
+        copy, stage k of the model is stage k of the first copy and stage S + k of the second. Each microbatch passes
+        through one copy, the one whose stages compute it.
     communication : tuple of p Posts, or None
         What each rank sends and receives, and where in its order. None leaves it to be derived: each send stands after
         the action that makes it, each receive before the action that uses it. Where each link has a communicator of its
@@ -68,6 +72,9 @@ class Schedule:
     Schedules are equal if they compute the same in the same order. Communication and sharding change when, not what, so
     they do not count.
 
+    Copies of a stage add up their gradients at the end of a step. That is no action of the schedule: a trace times it
+    (`Conditions.reduction`), and a real run does it.
+
     Examples
     --------
     >>> schedule = Schedule.of([["0F0", "0B0"], ["1F0", "1B0"]])
@@ -79,20 +86,42 @@ class Schedule:
     placement: tuple[int, ...]
     microbatches: int
     name: str = "custom"
+    copies: int = 1
     communication: tuple[Posts, ...] | None = field(default=None, compare=False)
     sharding: tuple[Sharding, ...] | None = field(default=None, compare=False)
 
     def __post_init__(self) -> None:
         check_fields(self)
+        self._check_copies()
         if self.communication is not None:
             check_lengths("communication", self.orders, self.communication)
         if self.sharding is not None:
             check_lengths("sharding", self.orders, self.sharding)
             check_sharding(self.orders, self.placement, self.sharding, has_posts=self.communication is not None)
 
+    def _check_copies(self) -> None:
+        """Refuse copies that the stages do not divide into, and what copies do not go with."""
+        if isinstance(self.copies, bool) or self.copies < 1:
+            raise ScheduleError(f"copies must be a whole number of 1 or more, got {self.copies!r}")
+        if self.stages % self.copies:
+            raise ScheduleError(
+                f"{self.stages} stages are not {self.copies} copies of a model: give each as many, or take copies=1"
+            )
+        if self.copies > 1 and any(bool((entries.kind == Kind.UNSHARD).any()) for entries in self.sharding or ()):
+            raise ScheduleError(
+                f"the schedule has {self.copies} copies of the model and gathers parameters: sharding goes with one "
+                "copy; leave UNSHARD and RESHARD out"
+            )
+
     @classmethod
     @checked
-    def of(cls, orders: Iterable[Order | Iterable[Action | OverlappedPair | str]], *, name: str = "custom") -> Schedule:
+    def of(
+        cls,
+        orders: Iterable[Order | Iterable[Action | OverlappedPair | str]],
+        *,
+        name: str = "custom",
+        copies: int = 1,
+    ) -> Schedule:
         """A schedule from each rank's actions; placement and number of microbatches follow from them.
 
         Parameters
@@ -103,6 +132,8 @@ class Schedule:
             (0UNSHARD, 0RESHARD, 0REDUCE_GRAD).
         name : str
             For titles.
+        copies : int
+            Copies of the model; see `Schedule`.
 
         Raises
         ------
@@ -118,13 +149,13 @@ class Schedule:
         '0F0,0F1\\n1F0,1F1\\n'
         """
         split = [(order, Posts(), Sharding()) if isinstance(order, Order) else split_actions(order) for order in orders]
-        return cls._of_parts(split, name)
+        return cls._of_parts(split, name, copies)
 
     @classmethod
-    def _of_parts(cls, split: Sequence[tuple[Order, Posts, Sharding]], name: str) -> Schedule:
+    def _of_parts(cls, split: Sequence[tuple[Order, Posts, Sharding]], name: str, copies: int) -> Schedule:
         """From what each rank computes, posts and shards."""
         orders, communication, sharding = (tuple(column) for column in zip(*split, strict=True)) if split else ((),) * 3
-        found = cls._of_orders(orders, name)._having(communication)
+        found = cls._of_orders(orders, name, copies)._having(communication)
         if not any(len(entries) for entries in sharding):
             return found
         if found.communication is not None:  # a rank without posts has no places among them
@@ -132,7 +163,7 @@ class Schedule:
         return replace(found, sharding=sharding)
 
     @classmethod
-    def _of_orders(cls, ranks: tuple[Order, ...], name: str) -> Schedule:
+    def _of_orders(cls, ranks: tuple[Order, ...], name: str, copies: int) -> Schedule:
         if not any(len(order) for order in ranks):
             raise ScheduleError("the schedule holds no action: give each rank its actions, as in 0F0 0B0")
         placement: dict[int, int] = {}
@@ -156,6 +187,7 @@ class Schedule:
             placement=tuple(placement[stage] for stage in range(stages)),
             microbatches=microbatches,
             name=name,
+            copies=copies,
         )
 
     def _having(self, communication: tuple[Posts, ...]) -> Schedule:
@@ -224,6 +256,8 @@ class Schedule:
         ------
         InputError
             If `active_stages` is below 1.
+        ScheduleError
+            If the schedule has several copies of the model.
 
         Notes
         -----
@@ -315,8 +349,26 @@ class Schedule:
 
     @property
     def stages(self) -> int:
-        """Number of stages, p times v."""
+        """Number of stages, p times v, of all copies of the model."""
         return len(self.placement)
+
+    @property
+    def model_stages(self) -> int:
+        """Number of stages that one copy of the model has."""
+        return self.stages // self.copies
+
+    @cached_property
+    def routes(self) -> npt.NDArray[np.int32]:
+        """The copy of the model that each microbatch passes through, shape (m,).
+
+        Raises
+        ------
+        ScheduleError
+            If the schedule is incomplete, or out of order on some rank.
+        """
+        found = np.zeros(self.microbatches, np.int32)
+        found[self.program.microbatch] = self.program.stage // self.model_stages
+        return found
 
     @property
     def is_forward_only(self) -> bool:
@@ -409,7 +461,7 @@ class Schedule:
         ScheduleError
             If the schedule is incomplete, or out of order on some rank.
         """
-        tables = lower(self.orders, self.placement, self.microbatches, self.communication)
+        tables = lower(self.orders, self.placement, self.microbatches, self.communication, self.copies)
         return Program(schedule=self, **vars(tables))
 
     @checked
@@ -426,8 +478,9 @@ class Schedule:
         ------
         ScheduleError
             If some (stage, microbatch) has not one F and either one B, or one I and one W (forwards alone are an
-            evaluation and complete too), or has two R; if an action comes before one of its own rank that it needs; or
-            if an action waits, through other ranks and communicators, for itself. The message shows the circle.
+            evaluation and complete too), or has two R; if two copies of the model compute one microbatch; if an action
+            comes before one of its own rank that it needs; or if an action waits, through other ranks and
+            communicators, for itself. The message shows the circle.
         InputError
             For other streams.
         """
@@ -470,7 +523,7 @@ class Schedule:
 
     @classmethod
     @checked
-    def from_csv(cls, text: str, *, name: str = "custom") -> Schedule:
+    def from_csv(cls, text: str, *, name: str = "custom", copies: int = 1) -> Schedule:
         """Read a schedule in PyTorch's format; an empty cell is idle.
 
         Parameters
@@ -482,13 +535,15 @@ class Schedule:
             its gradients are reduced after its last backward.
         name : str
             For titles.
+        copies : int
+            Copies of the model, of which the format says nothing; see `Schedule`.
 
         Raises
         ------
         ScheduleError
             Names row, column and cell, counted from 1.
         """
-        return schedule_of_cells(csv_text.read_cells(text), name)
+        return schedule_of_cells(csv_text.read_cells(text), name, copies)
 
     @checked
     def plot(self, *, critical_path: bool = False) -> go.Figure:
@@ -515,10 +570,11 @@ class Schedule:
         return str(shown_by("schedule_html", self))
 
     def __str__(self) -> str:
-        return f"{self.name}: {self.ranks} ranks, {self.stages} stages, {self.microbatches} microbatches"
+        stages = f"{self.stages} stages" if self.copies == 1 else f"{self.copies} x {self.model_stages} stages"
+        return f"{self.name}: {self.ranks} ranks, {stages}, {self.microbatches} microbatches"
 
 
-def schedule_of_cells(ranks: Sequence[Sequence[csv_text.Cell]], name: str) -> Schedule:
+def schedule_of_cells(ranks: Sequence[Sequence[csv_text.Cell]], name: str, copies: int = 1) -> Schedule:
     """A schedule from the cells of its text.
 
     Parameters
@@ -527,6 +583,8 @@ def schedule_of_cells(ranks: Sequence[Sequence[csv_text.Cell]], name: str) -> Sc
         Those of each rank that hold something.
     name : str
         For titles.
+    copies : int
+        Copies of the model; see `Schedule`.
 
     Returns
     -------
@@ -538,7 +596,7 @@ def schedule_of_cells(ranks: Sequence[Sequence[csv_text.Cell]], name: str) -> Sc
         As `Schedule.from_csv`.
     """
     try:
-        return Schedule._of_parts([split_actions(cell.action for cell in cells) for cells in ranks], name)
+        return Schedule._of_parts([split_actions(cell.action for cell in cells) for cells in ranks], name, copies)
     except PlacedError as error:
         raise csv_text.located(error, ranks) from None
 

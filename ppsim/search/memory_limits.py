@@ -93,7 +93,7 @@ def _named(problem: Problem) -> list[tuple[Plan, str, Problem]]:
     found: list[tuple[Plan, str, Problem]] = []
     for name in schedule_names():
         schedule = _build(problem, name)
-        if schedule is None or schedule.placement != problem.placement:
+        if schedule is None or schedule.placement != problem.placement or schedule.copies > 1:
             continue
         plan = Plan.of(schedule, problem)
         peak = plan.peak_bytes(problem)

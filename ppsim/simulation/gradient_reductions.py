@@ -22,12 +22,14 @@ def gradient_rows(program: Program, reduction: Reduction | None) -> npt.NDArray[
     Returns
     -------
     array of shape (stages,)
-        Empty where nothing is reduced: without a `reduction`, with one replica, and in an evaluation (F only).
+        Empty where nothing is reduced: without a `reduction`, with one replica of one copy of the model, and in an
+        evaluation (F only).
     """
-    if reduction is None or reduction.replicas == 1 or program.schedule.is_forward_only:
+    schedule = program.schedule
+    if reduction is None or reduction.replicas * schedule.copies == 1 or schedule.is_forward_only:
         return np.zeros(0, np.int64)
     rows = np.flatnonzero((program.kind == Kind.B) | (program.kind == Kind.W))
-    last = np.zeros(program.schedule.stages, np.int64)
+    last = np.zeros(schedule.stages, np.int64)
     last[program.stage[rows]] = rows  # a stage is on one rank, whose rows ascend, so its last row stays
     return last
 
@@ -36,6 +38,8 @@ def reduction_times(
     program: Program, stages: StageCosts, reduction: Reduction, ready_s: Seconds
 ) -> tuple[Seconds, Seconds]:
     """Time each stage's reduction. It starts once the gradients are complete; those of a rank run one after another.
+
+    Copies of a stage are reduced together, over the ranks that hold them and their replicas.
 
     Parameters
     ----------
@@ -52,15 +56,25 @@ def reduction_times(
     -------
     start_s, end_s : arrays of shape (samples, stages)
     """
-    costs = CostTable(stages, program.schedule.microbatches).of_stages
-    taken_s = np.array([reduction.seconds(cost.trained_bytes) for cost in costs])
-    placement, samples = np.asarray(program.schedule.placement), np.arange(len(ready_s))
+    schedule = program.schedule
+    shape = schedule.copies, schedule.model_stages
+    holders = np.asarray(schedule.placement).reshape(shape)
+    costs = CostTable(stages, schedule.microbatches).of_stages[: schedule.model_stages]
+    taken_s = np.array(
+        [
+            replace(reduction, replicas=reduction.replicas * len(set(ranks))).seconds(cost.trained_bytes)
+            for cost, ranks in zip(costs, holders.T.tolist(), strict=True)
+        ]
+    )
+    samples = np.arange(len(ready_s))
+    ready_s = ready_s.reshape(-1, *shape).max(axis=1)
     start_s, end_s = np.empty_like(ready_s), np.empty_like(ready_s)
     free_s = np.full((len(ready_s), program.ranks), -np.inf)
     for stage in np.argsort(ready_s, axis=1, kind="stable").T:  # by sample: the stage that is ready next
-        rank = placement[stage]
-        start_s[samples, stage] = np.maximum(ready_s[samples, stage], free_s[samples, rank])
-        free_s[samples, rank] = end_s[samples, stage] = start_s[samples, stage] + taken_s[stage]
+        ranks = holders[:, stage]
+        start_s[samples, stage] = np.maximum(ready_s[samples, stage], free_s[samples, ranks].max(axis=0))
+        free_s[samples, ranks] = end_s[samples, stage] = start_s[samples, stage] + taken_s[stage]
+    start_s, end_s = (np.tile(each, schedule.copies) for each in (start_s, end_s))
     return start_s, end_s
 
 

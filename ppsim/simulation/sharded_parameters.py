@@ -46,6 +46,10 @@ def collective_seconds(
         return np.zeros(0)
     schedule, table = program.schedule, program.collectives
     costs = CostTable(stages, schedule.microbatches).of_stages
+    if schedule.copies > 1:
+        raise InputError(
+            f"collectives are of one copy of the model, and this schedule has {schedule.copies}: give a reduction"
+        )
     if schedule.sharding is None:
         raise InputError("collectives are of sharded stages, and this schedule states none: take .with_sharding()")
     missing = [stage for stage in table.unreduced(schedule.stages) if costs[stage].trained_bytes]

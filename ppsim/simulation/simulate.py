@@ -9,7 +9,7 @@ import numpy.typing as npt
 
 from ppsim.checks import checked
 from ppsim.conditions import Conditions
-from ppsim.costs.by_microbatch import StageCosts
+from ppsim.costs.by_microbatch import StageCosts, costs_of_copies
 from ppsim.errors import InputError
 from ppsim.network.network import Network
 from ppsim.schedule.schedule import Schedule
@@ -38,7 +38,8 @@ def simulate(
     schedule : Schedule
         What each rank does, in order.
     stages : sequence of StageCost, or of sequences of StageCost
-        The cost of each stage for one microbatch; or, where microbatches differ in size, for each microbatch.
+        The cost of each stage for one microbatch; or, where microbatches differ in size, for each microbatch. Where
+        the schedule has copies of the model, of the stages of one copy, or of all.
     network : Network, optional
         The links between ranks. Without it messages take no time.
     engine : "simpy" or "compiled"
@@ -57,7 +58,7 @@ def simulate(
         - `receive_window`: receives posted ahead on each link
         - `streams`: who has a communicator, "link", "pair" or "rank"
         - `cores`, `devices`, `sharing`, `sharing_efficiency`, `speeds`: what ranks share, and how
-        - `reduction`: gradients added up over data-parallel replicas
+        - `reduction`: gradients added up over data-parallel replicas, and over copies of the model
         - `collectives`: parameters gathered and gradients reduced where the schedule states its sharding
 
     Returns
@@ -94,6 +95,7 @@ def simulate(
     """
     network = Network() if network is None else network
     conditions = (conditions or Conditions()).having(options)
+    stages = costs_of_copies(stages, schedule.copies, schedule.stages)
     timed = TimedProgram.of(schedule.program, stages, network, conditions)
     details = {"engine": engine, **network_details(network)}
     return predicted(timed, stages, engine=engine, conditions=conditions, details=details)
@@ -109,7 +111,7 @@ def predicted(
     timed : TimedProgram
         What is run.
     stages : sequence of StageCost, or of sequences of StageCost
-        The cost of each stage for one microbatch; or, where microbatches differ in size, for each microbatch.
+        The cost of every stage for one microbatch; or, where microbatches differ in size, for each microbatch.
     engine : "simpy" or "compiled"
         What computes the times.
     conditions : Conditions

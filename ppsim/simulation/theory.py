@@ -206,3 +206,57 @@ def dualpipe_v_peak_activations(*, ranks: int) -> int:
     DeepSeek-AI, DualPipe, 2025, README: PP + 1, where its PP stages are two on each of p ranks.
     """
     return 2 * ranks + 1
+
+
+def dualpipe_bubble_s(*, ranks: int, pair_s: float, backward_s: float, backward_weight_s: float) -> float:
+    """DualPipe's longest bubble of a rank: (p / 2 - 1)(FB + B - 3W), times of one of p stages.
+
+    Notes
+    -----
+    pair_s is FB, the overlapped pair. DeepSeek-AI, DeepSeek-V3 Technical Report, 2024, table 2. Conditions as for
+    `dualpipe_v_bubble_s`: what two ranks of DualPipe do as mirror images, one rank of DualPipeV does.
+    """
+    return dualpipe_v_bubble_s(
+        ranks=ranks // 2, pair_s=pair_s, backward_s=backward_s, backward_weight_s=backward_weight_s
+    )
+
+
+def dualpipe_peak_activations(*, ranks: int) -> int:
+    """Activations of one stage held under DualPipe: p + 1, on every rank.
+
+    DeepSeek-AI, DeepSeek-V3 Technical Report, 2024, table 2. m >= 2p.
+    """
+    return dualpipe_v_peak_activations(ranks=ranks // 2)
+
+
+def chimera_bubble_s(*, ranks: int, microbatches: int, forward_s: float, backward_s: float) -> float:
+    """Chimera's bubble of every rank: (p - 2)(max(F, B) + (m / p - 1)|B - F|), for m a multiple of p.
+
+    Raises
+    ------
+    InputError
+        For other m.
+
+    Notes
+    -----
+    Li and Hoefler, Chimera, SC 2021. Where F = B it is (p - 2) F for any number of units, their ratio
+    (D - 2) / (2N + D - 2); one unit of p microbatches takes p forwards and 2p - 2 backwards, as in their figure 6. What
+    units after the first add was found by evaluation: with direct concatenation each leaves gaps where F and B differ.
+    """
+    if microbatches % ranks:
+        raise InputError(
+            f"Chimera's bubble has a closed form for m a multiple of p, got m={microbatches}, p={ranks}: take "
+            f"m={microbatches // ranks * ranks or ranks} or simulate"
+        )
+    uneven_s = (microbatches // ranks - 1) * abs(backward_s - forward_s)
+    return (ranks - 2) * (max(forward_s, backward_s) + uneven_s)
+
+
+def chimera_peak_activations(*, ranks: int, rank: int) -> int:
+    """Activations of one stage held on a rank, counted from 0, under Chimera: p / 2 + 1 + min(rank, p - 1 - rank).
+
+    Notes
+    -----
+    Li and Hoefler, Chimera, SC 2021, table 2: from D / 2 + 1 to D. m >= p.
+    """
+    return ranks // 2 + 1 + min(rank, ranks - 1 - rank)

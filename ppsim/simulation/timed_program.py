@@ -10,7 +10,7 @@ import numpy as np
 import numpy.typing as npt
 
 from ppsim.conditions import Conditions
-from ppsim.costs.by_microbatch import CostTable, StageCosts
+from ppsim.costs.by_microbatch import CostTable, StageCosts, costs_of_copies
 from ppsim.errors import InputError
 from ppsim.network.network import Network
 from ppsim.schedule.action import Kind
@@ -79,7 +79,8 @@ class TimedProgram:
         program : Program
             What is run.
         stages : sequence of StageCost, or of sequences of StageCost
-            The cost of each stage for one microbatch, or for each microbatch.
+            The cost of each stage for one microbatch, or for each microbatch; of the stages of one copy of the model,
+            or of all.
         network : Network
             The links between ranks.
         conditions : Conditions, optional
@@ -93,9 +94,7 @@ class TimedProgram:
             If the program hangs on the streams of the conditions.
         """
         conditions = conditions or Conditions()
-        count = program.schedule.stages
-        if len(stages) != count:
-            raise InputError(f"{len(stages)} stage costs for a schedule of {count} stages: give one for each")
+        stages = costs_of_copies(stages, program.schedule.copies, program.schedule.stages)
         sizes = message_bytes(program, stages)
         with np.errstate(over="ignore"):  # whoever runs this refuses infinite times
             occupied_s, latency_s = network.transfer_times(program, sizes)

@@ -21,6 +21,7 @@ def schedule_header(schedule: Schedule) -> dict[str, Any]:
         "name": schedule.name,
         "microbatches": schedule.microbatches,
         "placement": list(schedule.placement),
+        **({"copies": schedule.copies} if schedule.copies > 1 else {}),
     }
 
 
@@ -44,6 +45,7 @@ def schedule_of_file(header: Mapping[str, Any], arrays: Mapping[str, npt.NDArray
         placement=tuple(operator.index(rank) for rank in header["placement"]),
         microbatches=operator.index(header["microbatches"]),
         name=str(header["name"]),
+        copies=operator.index(header.get("copies", 1)),
         communication=tuple(Posts(*arrays[f"posts_{rank}"]) for rank in ranks) if "posts_0" in arrays else None,
         sharding=tuple(Sharding(*arrays[f"sharding_{rank}"]) for rank in ranks) if "sharding_0" in arrays else None,
     )

@@ -8,7 +8,7 @@ import numpy as np
 
 from ppsim.checks import check_memory, checked
 from ppsim.conditions import Conditions
-from ppsim.costs.by_microbatch import StageCosts
+from ppsim.costs.by_microbatch import StageCosts, costs_of_copies
 from ppsim.errors import InputError
 from ppsim.network.network import Network
 from ppsim.schedule.schedule import Schedule
@@ -42,7 +42,7 @@ def monte_carlo(
     schedule : Schedule
         What each rank does, in order.
     stages : sequence of StageCost
-        The mean cost of each stage for one microbatch.
+        The mean cost of each stage for one microbatch; of one copy of the model, or of all.
     jitter : Jitter
         How costs vary.
     samples : int
@@ -91,6 +91,7 @@ def monte_carlo(
     network = Network() if network is None else network
     conditions = (conditions or Conditions()).having(options)
     program = schedule.program
+    stages = costs_of_copies(stages, schedule.copies, schedule.stages)
     timed = TimedProgram.of(program, stages, network, conditions)
     if engine is None:
         engine = "compiled" if timed.devices is None else "simpy"

@@ -127,7 +127,7 @@ def cases(draw: st.DrawFn, *, keep_inputs: bool = False, odd: bool = False, reco
     """The built-in model or a random chain, cut unevenly, under a schedule by name or any valid order."""
     by_name = draw(st.booleans())
     schedule = draw(named_schedules()) if by_name else draw(schedules(max_microbatches=6, recompute=recompute))
-    sizes = draw(st.lists(st.integers(1, 3), min_size=schedule.stages, max_size=schedule.stages))
+    sizes = draw(st.lists(st.integers(1, 3), min_size=schedule.model_stages, max_size=schedule.model_stages))
     values: dict[str, Any] = {
         "layers": sum(sizes),
         "partition": ",".join(map(str, sizes)),

@@ -47,13 +47,13 @@ def other_end(post: str) -> str:
     return f"{int(stage) + towards}{'RECV' if verb == 'SEND' else 'SEND'}_{direction}{microbatch}"
 
 
-def stuck_on_streams(posts: Posts, placement: Sequence[int], streams: str) -> list[int]:
+def stuck_on_streams(posts: Posts, placement: Sequence[int], streams: str, copies: int = 1) -> list[int]:
     """The ranks that can never finish where communication runs as written, found by moving tokens.
 
     A rank posts without waiting. Of each of its queues only the first post runs, and only if the other end of the
     message is first in its queue too; then both are done. An action waits for the receives that bring its inputs.
     """
-    stages = len(placement)
+    stages = len(placement) // copies
     position, queues = [0] * len(posts), {}
     computed: set[str] = set()
     received: set[str] = set()
@@ -65,7 +65,7 @@ def stuck_on_streams(posts: Posts, placement: Sequence[int], streams: str) -> li
             if local and f"{stage}{local}{microbatch}" not in computed:
                 return False
             source = stage - 1 if kind == "F" else stage + 1
-            if kind in "WR" or not 0 <= source < stages:
+            if kind in "WR" or not 0 <= source < len(placement) or source // stages != stage // stages:
                 continue
             if placement[source] != placement[stage]:
                 direction = "F" if kind == "F" else "B"
@@ -108,11 +108,14 @@ def parts(text: str) -> tuple[Part, ...]:
 
 
 def source_of(part: Part, stages: int, kinds: dict[tuple[int, int], str]) -> Part | None:
-    """The computation on another stage whose result this one takes; kinds: B or I for each (stage, microbatch)."""
+    """The computation on another stage whose result this one takes; kinds: B or I for each (stage, microbatch).
+
+    stages: of one copy of the model, of which the next copy's stages follow.
+    """
     stage, kind, microbatch = part
-    if kind == "F" and stage > 0:
+    if kind == "F" and stage % stages > 0:
         return (stage - 1, "F", microbatch)
-    if kind in "BI" and stage < stages - 1:
+    if kind in "BI" and stage % stages < stages - 1:
         return (stage + 1, kinds[stage + 1, microbatch], microbatch)
     return None
 
@@ -122,9 +125,11 @@ def backward_kinds(orders: Orders) -> dict[tuple[int, int], str]:
     return {(s, b): k for order in orders for action in order for s, k, b in action if k in "BI"}
 
 
-def messages_of_links(orders: Orders, placement: Sequence[int]) -> dict[tuple[int, int], list[tuple[Part, Part]]]:
+def messages_of_links(
+    orders: Orders, placement: Sequence[int], copies: int = 1
+) -> dict[tuple[int, int], list[tuple[Part, Part]]]:
     """Per directed link its (producer, consumer), in the order in which the sender's program produces them."""
-    kinds, stages = backward_kinds(orders), len(placement)
+    kinds, stages = backward_kinds(orders), len(placement) // copies
     consumers = {
         source_of(part, stages, kinds): part
         for order in orders
@@ -194,6 +199,7 @@ def evaluate(
     window: int | None = None,
     posts: Posts | None = None,
     streams: str = "link",
+    copies: int = 1,
 ) -> Answer:
     """The step of `orders`. costs: objects with the fields of a stage's cost. network: `link(source, destination)`.
 
@@ -201,10 +207,10 @@ def evaluate(
     each action that sends, before its messages set off and its rank goes on. window: receives
     posted ahead on a link; the next is posted whenever one is used, and a transfer waits for its receive. posts: where
     sends and receives stand; a transfer then begins once both are posted and what stands before them in the queues of
-    their ranks (see `queue_of`) has left.
+    their ranks (see `queue_of`) has left. copies: of the model, whose stages follow each other.
     """
-    stages, kinds = len(placement), backward_kinds(orders)
-    links = messages_of_links(orders, placement)
+    stages, kinds = len(placement) // copies, backward_kinds(orders)
+    links = messages_of_links(orders, placement, copies)
     where = {part: (r, k) for r, order in enumerate(orders) for k, action in enumerate(order) for part in action}
 
     def streams_of(part: Part) -> tuple[Fraction, Fraction]:
@@ -357,13 +363,14 @@ def evaluate(
     )
 
 
-def stuck_ranks(orders: Orders, placement: Sequence[int], window: int | None = None) -> list[int]:
+def stuck_ranks(orders: Orders, placement: Sequence[int], window: int | None = None, copies: int = 1) -> list[int]:
     """The ranks that can never finish, found by moving tokens until nothing moves.
 
     window: how many receives of each link are posted and not yet used, in the link's order; None for all. A message
     is there once it was produced, its receive was posted, and all messages before it on the link are there.
     """
-    stages, kinds, links = len(placement), backward_kinds(orders), messages_of_links(orders, placement)
+    stages, kinds = len(placement) // copies, backward_kinds(orders)
+    links = messages_of_links(orders, placement, copies)
     position = [0] * len(orders)
     done: set[Part] = set()
 

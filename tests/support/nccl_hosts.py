@@ -289,8 +289,13 @@ def _write(
     """Let one rank's host run, as the worker does."""
     costs, compute = [_COST] * program.schedule.stages, device.compute_stream()
     stages = timed_stages(
-        program.schedule.stages_of(rank), costs, trains=not program.schedule.is_forward_only, device=device
+        program.schedule.stages_of(rank),
+        costs,
+        trains=not program.schedule.is_forward_only,
+        device=device,
+        copies=program.schedule.copies,
     )
+    holders = None if replicas is None else dict.fromkeys(stages, replicas)
     end = transport(
         program,
         message_specs(program, costs),
@@ -301,7 +306,7 @@ def _write(
         window=window,
         communicators=streams,
     )
-    runtime = Runtime(program, rank, stages, end, replicas=replicas, device=device, compute=compute)
+    runtime = Runtime(program, rank, stages, end, holders=holders, device=device, compute=compute)
     ranks = [Rank(number=rank, stages=stages, compute=compute, transport=end, runtime=runtime)]
     with suppress(NeverGoesOn):
         for _ in range(steps):

@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import math
 import random
+from collections.abc import Sequence
 from typing import Any
 
 from hypothesis import reject
@@ -30,22 +31,24 @@ from ppsim.schedule.deadlock import smallest_receive_window
 
 
 def _actions(
-    stages: int, microbatches: int, split: set[tuple[int, int]], again: set[tuple[int, int]]
+    stages: int, routes: Sequence[int], split: set[tuple[int, int]], again: set[tuple[int, int]]
 ) -> dict[Action, set[Action]]:
     """Every action of a complete step and what it needs.
 
-    split: which (stage, microbatch) have I and W. again: which have R.
+    stages: of one copy of the model. routes: the copy of each microbatch. split: which (stage, microbatch) have I and
+    W. again: which have R.
     """
 
     def toward_input(stage: int, mb: int) -> Action:
         return Action(stage, Kind.I if (stage, mb) in split else Kind.B, mb)
 
     needs: dict[Action, set[Action]] = {}
-    for stage in range(stages):
-        for mb in range(microbatches):
+    for mb, copy in enumerate(routes):
+        first, last = copy * stages, (copy + 1) * stages - 1
+        for stage in range(first, last + 1):
             forward, backward = Action(stage, Kind.F, mb), toward_input(stage, mb)
-            needs[forward] = {Action(stage - 1, Kind.F, mb)} if stage else set()
-            needs[backward] = {forward} | ({toward_input(stage + 1, mb)} if stage + 1 < stages else set())
+            needs[forward] = {Action(stage - 1, Kind.F, mb)} if stage > first else set()
+            needs[backward] = {forward} | ({toward_input(stage + 1, mb)} if stage < last else set())
             if (stage, mb) in again:
                 needs[Action(stage, Kind.R, mb)] = {forward}
                 needs[backward].add(Action(stage, Kind.R, mb))
@@ -64,22 +67,27 @@ def schedules(
     max_microbatches: int = 4,
     pairs: bool = True,
     recompute: bool = True,
+    copies: int = 1,
 ) -> Schedule:
     """A schedule that can end: a random sequence of all actions in which needs come first, dealt to the ranks.
 
     Placement is random (any number of stages on a rank), some backwards are split, some pairs overlap, some
-    forwards are recomputed. There are `least` ranks, stages and microbatches or more.
+    forwards are recomputed. There are `least` ranks, stages and microbatches or more. With several copies of the model
+    stages are those of each, and every copy has a microbatch.
     """
     ranks, stages = draw(st.integers(least, max_ranks)), draw(st.integers(least, max_stages))
-    microbatches = draw(st.integers(least, max_microbatches))
-    placement = draw(st.lists(st.integers(0, ranks - 1), min_size=stages, max_size=stages))
+    microbatches = draw(st.integers(max(least, copies), max_microbatches))
+    placement = draw(st.lists(st.integers(0, ranks - 1), min_size=copies * stages, max_size=copies * stages))
     splitting = draw(st.sampled_from([0.0, 0.5, 1.0]))
     pairing = draw(st.sampled_from([0.0, 0.5, 1.0])) if pairs else 0.0
     dice = random.Random(draw(st.integers(0, 2**32)))
-    split = {(s, b) for s in range(stages) for b in range(microbatches) if dice.random() < splitting}
+    routes = [*range(copies), *(dice.randrange(copies) for _ in range(microbatches - copies))]
+    dice.shuffle(routes)
+    cells = [(s, b) for s in range(copies * stages) for b in range(microbatches)]
+    split = {cell for cell in cells if dice.random() < splitting}
     recomputing = draw(st.sampled_from([0.0, 0.0, 0.5, 1.0])) if recompute else 0.0
-    again = {(s, b) for s in range(stages) for b in range(microbatches) if dice.random() < recomputing}
-    needs = _actions(stages, microbatches, split, again)
+    again = {cell for cell in cells if dice.random() < recomputing}
+    needs = _actions(stages, routes, split, again)
     orders: list[list[Action | OverlappedPair]] = [[] for _ in range(ranks)]
     done: set[Action] = set()
     while len(done) < len(needs):
@@ -94,7 +102,7 @@ def schedules(
         else:
             home.append(action)
             done.add(action)
-    return Schedule.of(orders, name="random")
+    return Schedule.of(orders, name="random", copies=copies)
 
 
 @st.composite
@@ -136,7 +144,7 @@ def communications(draw: st.DrawFn, schedule: Schedule) -> Schedule:
         ]
         for own, order in zip(posts, schedule.orders, strict=True)
     ]
-    return Schedule.of(cells, name=schedule.name)
+    return Schedule.of(cells, name=schedule.name, copies=schedule.copies)
 
 
 def assume_runs(schedule: Schedule, streams: str = "link") -> None:

@@ -2,6 +2,7 @@
 
 import { find, make } from "./elements.js";
 import { cellsOf } from "./orders.js";
+import { ownOrder } from "./state.js";
 
 export class Editor {
   constructor(page) {
@@ -14,7 +15,7 @@ export class Editor {
 
   read() {
     const text = this.area.value;
-    this.page.change({ csv: text.trim() ? text : "", at: "" }, { keep: true });
+    this.page.change({ ...ownOrder(text.trim() ? text : "", this.page.copies), at: "" }, { keep: true });
   }
 
   follow() {

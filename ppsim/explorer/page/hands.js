@@ -4,7 +4,7 @@ import { cardOf } from "./card.js";
 import { theme } from "./colours.js";
 import { find, make } from "./elements.js";
 import { moved, placeAt, placeOf } from "./orders.js";
-import { question } from "./state.js";
+import { ownOrder, question } from "./state.js";
 import { share, timeText } from "./units.js";
 
 const STILL = 4; // pixels that a press may move and still be a click
@@ -127,7 +127,7 @@ export class Hands {
     };
     if (place === from || place === from + 1) return say(make("p", { class: "quiet" }, "stays where it is"));
     const csv = moved(page.order, hit.rank, from, place);
-    const answer = await page.ask(question({ ...page.state, csv })).catch(() => null);
+    const answer = await page.ask(question({ ...page.state, ...ownOrder(csv, page.copies) })).catch(() => null);
     if (this.press !== press || press.place !== place || !answer) return undefined;
     if (answer.problems) {
       const shown = answer.problems.slice(0, 3).map((each) => make("p", { class: "bad" }, each.message));
@@ -172,7 +172,8 @@ export class Hands {
     actions.splice(from, 1);
     const before = actions.slice(0, target).reduce((sum, action) => sum + hit.picture.rowsOf[action].length, 0);
     const row = first + before + rows.indexOf(hit.row);
-    this.page.change({ csv: moved(this.page.order, hit.rank, from, place), at: `first:0:${row}` });
+    const csv = moved(this.page.order, hit.rank, from, place);
+    this.page.change({ ...ownOrder(csv, this.page.copies), at: `first:0:${row}` });
   }
 
   pin(hit) {

@@ -11,7 +11,7 @@ import { computes } from "./orders.js";
 import { CanvasPen } from "./pens.js";
 import { Picture } from "./picture.js";
 import { saveButtons } from "./save.js";
-import { DEFAULTS, FIELDS, fromAddress, limitBytes, question, toAddress } from "./state.js";
+import { DEFAULTS, FIELDS, fromAddress, limitBytes, ownOrder, question, toAddress } from "./state.js";
 import { timeText } from "./units.js";
 
 const TEXTS = ["schedule", "ranks", "microbatches", "stages", "second", "secondStages", "forward", "input", "weight", "full",
@@ -74,7 +74,8 @@ async function change(patch, { keep = false } = {}) {
     await change(own, { keep: true });
     return;
   }
-  Object.assign(page, { first, second, run, order: state.csv || (first.picture?.csv ?? "") });
+  const copies = state.csv ? Number(state.copies || 1) : (first.picture?.copies ?? 1);
+  Object.assign(page, { first, second, run, copies, order: state.csv || (first.picture?.csv ?? "") });
   page.hover = null;
   show();
   Object.assign(find("timeline").dataset, { took: Math.round(performance.now() - began) });
@@ -315,14 +316,14 @@ async function addFile(file) {
     find("timeline").ariaBusy = "false";
   } else {
     find("text").open = true;
-    await change({ csv: await file.text(), at: "" });
+    await change({ ...ownOrder(await file.text(), 1), at: "" });
   }
 }
 
 function takeRun() {
-  const { order, usual } = page.run;
+  const { order, usual, picture } = page.run;
   const text = (seconds) => seconds?.map((each) => String(Number((each * 1e3).toPrecision(6)))).join(", ");
-  const patch = { csv: order, at: "", forward: text(usual.F) };
+  const patch = { ...ownOrder(order, picture.copies), at: "", forward: text(usual.F) };
   if (usual.I && usual.W) Object.assign(patch, { input: text(usual.I), weight: text(usual.W) });
   if (usual.B) patch.full = text(usual.B);
   change(patch);
@@ -334,8 +335,8 @@ function listen() {
     if (control.tagName === "SELECT") {
       control.addEventListener("change", () => {
         if (id !== "schedule") return change({ [id]: control.value, ...(id === "second" ? { secondStages: "" } : {}) });
-        if (control.value !== "own") return change({ schedule: control.value, csv: "", stages: "", at: "", from: "", to: "" });
-        return change({ csv: page.order });
+        if (control.value !== "own") return change({ schedule: control.value, ...ownOrder("", 1), stages: "", at: "", from: "", to: "" });
+        return change(ownOrder(page.order, page.copies));
       });
     } else {
       control.addEventListener("input", () => change({ [id]: control.value }, { keep: true }));
@@ -350,7 +351,7 @@ function listen() {
   find("run-file").addEventListener("change", (event) => addFile(event.target.files[0]));
   find("run-use").addEventListener("click", takeRun);
   find("run-drop").addEventListener("click", () => change({ run: "" }));
-  find("own-drop").addEventListener("click", () => change({ csv: "", at: "" }));
+  find("own-drop").addEventListener("click", () => change({ ...ownOrder("", 1), at: "" }));
   window.addEventListener("popstate", async () => {
     address = location.hash || "#";
     page.state = await fromAddress(location.hash);

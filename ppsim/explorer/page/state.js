@@ -3,6 +3,7 @@
 export const DEFAULTS = Object.freeze({
   schedule: "1f1b", ranks: "4", microbatches: "8", stages: "",
   csv: "",                                            // an order of one's own, instead of these four
+  copies: "",                                         // of the model, if its stages are of several
   forward: "10", input: "10", weight: "10", full: "", // ms of a microbatch on a rank; full: B, else I + W
   activations: "64", kept: "32", message: "8",        // MiB
   latency: "10", bandwidth: "25",                     // µs, GB/s
@@ -84,7 +85,7 @@ export function question(state, second = false) {
         microbatches: whole(state.microbatches),
         stages_per_rank: whole(second ? state.secondStages : state.stages),
       }
-    : { csv: state.csv };
+    : { csv: state.csv, copies: whole(state.copies) ?? 1 };
   return {
     ...own,
     forward_s: seconds(state.forward),
@@ -100,6 +101,9 @@ export function question(state, second = false) {
   };
 }
 
+/** The part of a state that is an order of one's own, of so many copies of the model; no order if it is empty. */
+export const ownOrder = (csv, copies) => ({ csv, copies: csv && copies > 1 ? String(copies) : "" });
+
 /** The limit in bytes, or null. */
 export function limitBytes(state) {
   const limit = Number(state.limit);
@@ -111,5 +115,5 @@ export const FIELDS = {
   schedule: "schedule", ranks: "ranks", microbatches: "microbatches", stages_per_rank: "stages",
   forward_s: "forward", backward_input_s: "input", backward_weight_s: "weight", backward_s: "full",
   activation_bytes: "activations", weight_activation_bytes: "kept", output_bytes: "message",
-  latency_s: "latency", bytes_per_s: "bandwidth", csv: "csv", run: "run",
+  latency_s: "latency", bytes_per_s: "bandwidth", csv: "csv", copies: "csv", run: "run",
 };

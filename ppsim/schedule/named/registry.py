@@ -11,6 +11,7 @@ from typing import cast
 from ppsim.checks import check_memory, checked
 from ppsim.errors import InputError
 from ppsim.schedule.named.afab import afab, afab_eager
+from ppsim.schedule.named.both_ways import chimera, dualpipe
 from ppsim.schedule.named.controllable_memory import v_half, v_min
 from ppsim.schedule.named.interleaved import interleaved_1f1b, interleaved_overlap, interleaved_zb, looped_bfs
 from ppsim.schedule.named.one_f_one_b import eager_one_f_one_b, one_f_one_b
@@ -33,6 +34,7 @@ class _Entry:
     stages_per_rank: int
     chunked: bool
     grouped: bool
+    copies: int
     requirement: Callable[[int, int, int], str | None]
 
 
@@ -46,6 +48,24 @@ def _anything(ranks: int, microbatches: int, stages_per_rank: int) -> None:
     return
 
 
+def _both_ways(ranks: int, microbatches: int, stages_per_rank: int) -> str | None:
+    """Ranks in two equal halves, and a microbatch for each direction."""
+    if ranks % 2:
+        near = f"{ranks - 1} or {ranks + 1}" if ranks > 1 else "2"
+        return f"needs an even number of ranks, half of them nearer to each end, got {ranks}: take {near}"
+    if microbatches < 2:
+        return f"needs a microbatch for each of its two directions, got {microbatches}: take 2 or more"
+    return None
+
+
+def _in_equal_halves(ranks: int, microbatches: int, stages_per_rank: int) -> str | None:
+    """As `_both_ways`, with as many microbatches from each end."""
+    if microbatches % 2:
+        near = f"{microbatches - 1} or {microbatches + 1}" if microbatches > 1 else "2"
+        return f"needs as many microbatches from each end, got {microbatches}: take {near}"
+    return _both_ways(ranks, microbatches, stages_per_rank)
+
+
 def register(
     name: str,
     order: OrderOfRank | OrdersOfAll,
@@ -56,6 +76,7 @@ def register(
     stages_per_rank: int = 1,
     chunked: bool = False,
     grouped: bool = False,
+    copies: int = 1,
     requirement: Callable[[int, int, int], str | None] = _anything,
 ) -> None:
     """Make a schedule known by name.
@@ -79,6 +100,8 @@ def register(
     grouped : bool
         Whether microbatches pass through a rank's stages in rounds of a size that may be chosen; then `order` is called
         with that size, or None, as the last argument.
+    copies : int
+        Copies of the model that the ranks hold; see `Schedule`.
     requirement : callable
         (ranks, microbatches, stages_per_rank) -> None, or what is wrong and the remedy.
     """
@@ -89,6 +112,7 @@ def register(
         stages_per_rank=stages_per_rank,
         chunked=chunked,
         grouped=grouped,
+        copies=copies,
         requirement=requirement,
     )
     if also:
@@ -127,6 +151,11 @@ def natural_stages_per_rank(name: str) -> int:
 def takes_stages_per_rank(name: str) -> bool:
     """Whether a schedule leaves the number of stages per rank free. Raises InputError as `build_schedule` does."""
     return _entry(name).chunked
+
+
+def schedule_copies(name: str) -> int:
+    """How many copies of the model the ranks of a schedule hold. Raises InputError as `build_schedule` does."""
+    return _entry(name).copies
 
 
 def schedule_placement(name: str, ranks: int, stages_per_rank: int) -> tuple[int, ...]:
@@ -201,7 +230,7 @@ def build_schedule(
         raise InputError(complaint)
     if microbatch_group is not None:
         _check_group(entry, ranks, microbatches, microbatch_group)
-    actions = 2 * ranks * v * microbatches
+    actions = 2 * ranks * v * microbatches // entry.copies
     check_memory(
         f"{ranks} ranks with {v} stage(s) each and {microbatches} microbatches",
         _ACTION_BYTES * actions,
@@ -213,6 +242,7 @@ def build_schedule(
         placement=entry.placement(ranks, v),
         microbatches=microbatches,
         name=entry.name,
+        copies=entry.copies,
     )
 
 
@@ -248,3 +278,6 @@ register("zb-v", zb_v, stages_per_rank=2, placement=v_placement)
 register("v-half", v_half, stages_per_rank=2, placement=v_placement, all_ranks=True)
 register("v-min", v_min, stages_per_rank=2, placement=v_placement, all_ranks=True)
 register("dualpipe-v", dualpipe_v, stages_per_rank=2, placement=v_placement)
+# The other copy's stages go back over the ranks, so that they stand as on the way up of a V.
+register("dualpipe", dualpipe, stages_per_rank=2, placement=v_placement, copies=2, requirement=_in_equal_halves)
+register("chimera", chimera, stages_per_rank=2, placement=v_placement, copies=2, requirement=_both_ways)

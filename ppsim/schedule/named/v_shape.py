@@ -66,14 +66,21 @@ def dualpipe_v(rank: int, ranks: int, microbatches: int) -> Order:
     rank 0  0F0 0F1 0F2 3F0 3I0 3W0 3F1 0F3 3B1 3B1   . 3F2 0B0 0B0 3B2 3B2   . 3F3 0B1 0B1 3B3 3B3 0I2 0W2 0I3 0W3
     rank 1      1F0 2F0 1F1 2F1 1F2 2B0 2B0 2F2 1B0 1B0 1F3 2B1 2B1 2F3 1B1 1B1 2B2 2B2 1B2 1B2   . 2I3 1I3 2W3 1W3
     ```
-    The comments number the eight steps as the authors do. The last p backwards of a rank are split, so that gradients
+    The last p backwards of a rank are split, so that gradients
     for the input go on at once. At its peak every rank holds 2p + 1 activations of one stage: the authors' PP + 1, with
     PP stages on p ranks. The order is that of PyTorch's DualPipeV. With fewer than 2p microbatches, which the authors
     and PyTorch refuse, it is the order of 2p without those that are missing.
     """
+    return dualpipe_steps(rank, ranks, microbatches, down=rank, up=2 * ranks - 1 - rank)
+
+
+def dualpipe_steps(rank: int, ranks: int, microbatches: int, *, down: int, up: int) -> Order:
+    """The eight steps of DualPipe and DualPipeV on one rank, whose stages are `down` and `up`; see `dualpipe_v`.
+
+    The comments number the steps as the authors do. Microbatches count from 0 on both stages.
+    """
     p, r = ranks, rank
     m = max(microbatches, 2 * p)
-    down, up = r, 2 * p - 1 - r
     after = p - 1 - r  # ranks from here to the turn of the V, this one not included
     n = m - 2 * p + r + 1  # rounds of the main step
     alone = 1 if after == 0 else 0  # at the turn the first pair is not overlapped: its backward is urgent

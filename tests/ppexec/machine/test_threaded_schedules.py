@@ -16,6 +16,7 @@ import ppsim
 from ppexec import Model, RunConfig, Session, WorkerError, WorkerPool
 from ppsim import Trace
 from tests.support.causality import check_causality
+from tests.support.named import allowed
 from tests.support.remote import tiny
 
 pytestmark = pytest.mark.filterwarnings("ignore:.*fewer than 2 x ranks")
@@ -39,7 +40,8 @@ def local(**changes: Any) -> RunConfig:
 
 @pytest.mark.parametrize("schedule", ppsim.schedule_names())
 def test_every_schedule_is_bit_equal_and_in_order_and_holds_what_is_predicted(pool: WorkerPool, schedule: str) -> None:
-    config = local(schedule=schedule, ranks=3, layers=6, microbatches=6)
+    ranks, microbatches = allowed(schedule, 3, 6)
+    config = local(schedule=schedule, ranks=ranks, layers=2 * ranks, microbatches=microbatches)
     with Session(config, pool=pool) as session:
         report = session.verify()
         (trace,) = session.measure(1)

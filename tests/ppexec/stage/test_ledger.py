@@ -23,6 +23,7 @@ from ppexec.stage.ledger import Ledger, optimizer_bytes, tensors_of
 from ppsim.schedule.deadlock import smallest_receive_window
 from ppsim.simulation.memory_levels import activation_levels, optimizer_state_bytes
 from tests.support.chains import Case, cases
+from tests.support.named import built
 from tests.support.remote import tiny
 from tests.support.settings import with_workers
 
@@ -152,8 +153,9 @@ def levels(config: RunConfig, pool: WorkerPool) -> tuple[list[list[int]], list[l
 def test_the_mlp_holds_what_is_predicted_after_every_action(
     schedule: str, ranks: int, microbatches: int, pool: WorkerPool
 ) -> None:
-    natural = ppsim.build_schedule(schedule, ranks=ranks, microbatches=microbatches)
-    sizes = [1 + stage % 3 for stage in range(natural.stages)]
+    natural = built(schedule, ranks=ranks, microbatches=microbatches)
+    ranks = natural.ranks
+    sizes = [1 + stage % 3 for stage in range(natural.model_stages)]
     config = tiny(
         schedule=schedule,
         ranks=ranks,

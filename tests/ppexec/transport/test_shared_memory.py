@@ -26,6 +26,7 @@ from ppexec.models.shapes import TensorSpec
 from ppexec.transport.shared_memory import SharedTransport, fits, open_memory, size_of
 from ppexec.transport.transport import Transport
 from ppsim import Schedule
+from tests.support.named import built
 from tests.support.remote import on_every_rank
 from tests.support.settings import with_workers
 
@@ -44,8 +45,10 @@ def got(transport: Transport, message: int) -> torch.Tensor:
     return value
 
 
-def opened(csv: str, sizes: list[int], timeout_s: float = 60) -> tuple[Schedule, list[TensorSpec], SharedTransport]:
-    schedule = Schedule.from_csv(csv)
+def opened(
+    csv: str, sizes: list[int], timeout_s: float = 60, copies: int = 1
+) -> tuple[Schedule, list[TensorSpec], SharedTransport]:
+    schedule = Schedule.from_csv(csv, copies=copies)
     count = len(schedule.program.messages)
     specs = [TensorSpec(shape=(sizes[m % len(sizes)],), dtype=torch.float32) for m in range(count)]
     group = dist.group.WORLD
@@ -59,9 +62,9 @@ def content(message: int, step: int, spec: TensorSpec) -> torch.Tensor:
     return torch.full(spec.shape, float(message + 1000 * step), dtype=spec.dtype)
 
 
-def exchange(csv: str, sizes: list[int], steps: int) -> dict[str, Any]:
+def exchange(csv: str, sizes: list[int], steps: int, copies: int = 1) -> dict[str, Any]:
     """All of a rank's messages, step after step, with contents that tell message and step apart."""
-    schedule, specs, transport = opened(csv, sizes)
+    schedule, specs, transport = opened(csv, sizes, copies=copies)
     right = received = 0
     kept = []
     for step in range(steps):
@@ -87,8 +90,9 @@ def exchange(csv: str, sizes: list[int], steps: int) -> dict[str, Any]:
 def test_every_message_of_every_schedule_arrives_unchanged_and_is_the_receivers_own(
     name: str, ranks: int, sizes: list[int], pool: WorkerPool
 ) -> None:
-    schedule = ppsim.build_schedule(name, ranks=ranks, microbatches=2 * ranks)
-    found = on_every_rank(pool, ranks, exchange, csv=schedule.to_csv(), sizes=sizes, steps=3)
+    schedule = built(name, ranks=ranks, microbatches=2 * ranks)
+    ranks = schedule.ranks
+    found = on_every_rank(pool, ranks, exchange, csv=schedule.to_csv(), copies=schedule.copies, sizes=sizes, steps=3)
     assert sum(rank["received"] for rank in found) == 3 * len(schedule.program.messages)
     assert all(rank["right"] == rank["received"] for rank in found)
 

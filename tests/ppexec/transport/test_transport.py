@@ -21,6 +21,7 @@ from ppexec.transport.gloo import GlooTransport
 from ppexec.transport.transport import Transport
 from ppsim import Schedule, StageCost
 from ppsim.schedule.deadlock import smallest_receive_window
+from tests.support.named import built
 from tests.support.remote import on_every_rank, tiny
 from tests.support.settings import with_workers
 
@@ -43,9 +44,9 @@ def content(message: int, spec: TensorSpec) -> torch.Tensor:
     return torch.full(spec.shape, float(message + 1), dtype=spec.dtype)
 
 
-def exchange(csv: str, sizes: list[int], window: int, steps: int) -> dict[str, Any]:
+def exchange(csv: str, sizes: list[int], window: int, steps: int, copies: int = 1) -> dict[str, Any]:
     """All of a rank's messages, in the order of its program, with contents that tell them apart."""
-    program = Schedule.from_csv(csv).program
+    program = Schedule.from_csv(csv, copies=copies).program
     rank = dist.get_rank()
     specs = [TensorSpec(shape=(sizes[m % len(sizes)],), dtype=torch.float32) for m in range(len(program.messages))]
     transport = GlooTransport(program, specs, group=dist.group.WORLD, window=window)
@@ -89,9 +90,11 @@ def test_messages_may_be_used_in_another_order_than_the_link_carries_them(pool: 
 def test_every_message_of_every_schedule_arrives_unchanged(
     name: str, ranks: int, sizes: list[int], extra: int, pool: WorkerPool
 ) -> None:
-    schedule = ppsim.build_schedule(name, ranks=ranks, microbatches=2 * ranks)
+    schedule = built(name, ranks=ranks, microbatches=2 * ranks)
+    ranks = schedule.ranks
     window = smallest_receive_window(schedule.program) + extra
-    found = on_every_rank(pool, ranks, exchange, csv=schedule.to_csv(), sizes=sizes, window=window, steps=1)
+    text, copies = schedule.to_csv(), schedule.copies
+    found = on_every_rank(pool, ranks, exchange, csv=text, copies=copies, sizes=sizes, window=window, steps=1)
     assert sum(rank["received"] for rank in found) == len(schedule.program.messages)
     assert all(rank["right"] == rank["received"] for rank in found)
 

@@ -99,7 +99,7 @@ def test_both_models_are_equal_on_all_eight_meshes(
 
 def gradients(config: RunConfig, order: list[int]) -> Reference:
     reference = Reference(config, torch.device("cpu"))
-    reference.run(order)
+    reference.run((tuple(order),))
     return reference
 
 

@@ -50,11 +50,11 @@ def test_the_bound_of_rounding_is_exceeded_by_a_lost_microbatch() -> None:
     """The tolerance is small enough to find what it is there to find."""
     config = RunConfig(dp=2, ranks=1, microbatches=2, **TINY)
     reference = Reference(config, torch.device("cpu"))
-    reference.run([0, 1])
+    reference.run(((0, 1),))
     whole = reference.gradient(0, "fc1.weight").clone()
     allowed = reference.rounding(0, "fc1.weight")
     assert (allowed > 0).any()
-    reference.run([0])
+    reference.run(((0,),))
     assert ((whole - reference.gradient(0, "fc1.weight")).abs().double() > allowed).any()
 
 

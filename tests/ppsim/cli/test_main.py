@@ -38,6 +38,7 @@ def test_schedule_json(capsys: pytest.CaptureFixture[str]) -> None:
         "name": "afab",
         "ranks": 3,
         "stages": 3,
+        "copies": 1,
         "microbatches": 4,
         "placement": [0, 1, 2],
         "is_forward_only": False,

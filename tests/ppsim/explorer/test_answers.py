@@ -48,7 +48,7 @@ def _saved(trace: ppsim.Trace) -> bytes:
 def test_the_step_is_what_simulate_predicts(name: str) -> None:
     picture = _step(schedule=name)["picture"]
     schedule = build_schedule(name, ranks=4, microbatches=8)
-    v = schedule.stages // 4
+    v = schedule.model_stages // 4
     cost = StageCost(
         forward_s=0.01 / v,
         backward_input_s=0.012 / v,
@@ -70,7 +70,7 @@ def test_the_step_is_what_simulate_predicts(name: str) -> None:
     idle = picture["idle"]
     lengths = np.array(idle["end"]) - np.array(idle["begin"])
     assert np.bincount(idle["rank"], lengths, 4) == pytest.approx(trace.bubble_s)
-    assert ppsim.Schedule.from_csv(picture["csv"]).orders == schedule.orders
+    assert ppsim.Schedule.from_csv(picture["csv"], copies=schedule.copies).orders == schedule.orders
 
 
 def test_the_same_model_on_one_and_on_two_stages_per_rank_computes_as_long() -> None:

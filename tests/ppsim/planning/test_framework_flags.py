@@ -16,9 +16,10 @@ from torch.distributed.pipelining.schedules import (
     get_schedule_class,
 )
 
-from ppsim import TrainingStep, Transformer, build_schedule, schedule_names
+from ppsim import TrainingStep, Transformer, build_schedule
 from ppsim.planning.framework_flags import torchtitan_flags
 from ppsim.schedule.schedule import loop_placement, v_placement
+from tests.support.named import ONE_WAY
 
 LLAMA = Transformer(
     layers=26, hidden=64, intermediate=128, heads=4, kv_heads=4, head_dim=16, vocabulary=512, gated=True, norm="rmsnorm"
@@ -103,7 +104,7 @@ def test_without_a_pipeline_the_local_batch_is_one_microbatch() -> None:
     assert job.parallelism.module_fqns_per_model_part is None
 
 
-@pytest.mark.parametrize("name", schedule_names())
+@pytest.mark.parametrize("name", ONE_WAY)
 def test_a_pipeline_comes_back(name: str) -> None:
     """Causes of bugs: the cut and stages_per_rank went unsaid, and PyTorch knows no schedule of its runtime's name."""
     chunks = build_schedule(name, ranks=4, microbatches=8).stages // 4

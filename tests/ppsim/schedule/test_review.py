@@ -14,9 +14,9 @@ from ppsim.schedule.review import review_csv
 from tests.support.strategies import communications, schedules
 
 
-def _first_complaint(text: str) -> str | None:
+def _first_complaint(text: str, copies: int = 1) -> str | None:
     try:
-        Schedule.from_csv(text).check()
+        Schedule.from_csv(text, copies=copies).check()
     except ScheduleError as error:
         return str(error)
     return None
@@ -25,7 +25,8 @@ def _first_complaint(text: str) -> str | None:
 @given(st.sampled_from(schedule_names()), st.integers(0, 2**32), st.integers(0, 4), st.booleans())
 def test_the_first_problem_is_what_the_reader_raises(name: str, seed: int, changes: int, messages: bool) -> None:
     draw = random.Random(seed)
-    rows = [row.split(",") for row in build_schedule(name, ranks=2, microbatches=6).to_csv(messages=messages).split()]
+    schedule = build_schedule(name, ranks=2, microbatches=6)
+    rows = [row.split(",") for row in schedule.to_csv(messages=messages).split()]
     for _ in range(changes):
         row = draw.choice(rows)
         here, there = draw.randrange(len(row)), draw.randrange(len(row))
@@ -42,8 +43,8 @@ def test_the_first_problem_is_what_the_reader_raises(name: str, seed: int, chang
             draw.choice(rows).append(row[here])
             row[here] = ""
     text = "\n".join(",".join(row) for row in rows)
-    found = review_csv(text)
-    assert (found.problems[0].message if found.problems else None) == _first_complaint(text)
+    found = review_csv(text, copies=schedule.copies)
+    assert (found.problems[0].message if found.problems else None) == _first_complaint(text, schedule.copies)
     for problem in found.problems:
         for row, column in problem.places:
             assert rows[row - 1][column - 1]

@@ -18,14 +18,14 @@ from ppsim import (
     StageCost,
     Trace,
     build_schedule,
-    schedule_names,
     simulate,
 )
 from ppsim.schedule.review import review_csv
+from tests.support.named import ONE_WAY
 from tests.support.strategies import communications, schedules
 
 UNIT = StageCost(forward_s=1, backward_input_s=1, backward_weight_s=1)
-GRID = [(name, ranks, v) for name in schedule_names() for ranks in (2, 3) for v in (None, 5)]
+GRID = [(name, ranks, v) for name in ONE_WAY for ranks in (2, 3) for v in (None, 5)]
 
 
 def cells(text: str) -> list[list[str]]:

@@ -9,10 +9,11 @@ import pytest
 from hypothesis import event, given
 from hypothesis import strategies as st
 
-from ppsim import InputError, Schedule, ScheduleError, build_schedule, schedule_names
+from ppsim import InputError, Schedule, ScheduleError, build_schedule
 from ppsim.schedule.action import Kind
 from ppsim.schedule.posts import Posts
 from tests.support.evaluator import cells, stuck_on_streams
+from tests.support.named import ONE_WAY
 from tests.support.strategies import communications, schedules
 
 STREAMS = ("link", "pair", "rank")
@@ -76,7 +77,7 @@ def test_receives_placed_early_hang_on_no_streams(schedule: Schedule, place: str
 
 
 @pytest.mark.parametrize("ranks", [2, 3, 4])
-@pytest.mark.parametrize("name", schedule_names())
+@pytest.mark.parametrize("name", ONE_WAY)  # their pass knows one copy of the model
 def test_early_receives_stand_where_pytorchs_own_pass_puts_them(name: str, ranks: int) -> None:
     torch_schedules = pytest.importorskip("torch.distributed.pipelining.schedules")
     for microbatches in (1, ranks, 2 * ranks + 1):

@@ -214,3 +214,82 @@ def test_dualpipe_v_s_formula_does_not_hold_elsewhere(ranks, stage_times, overla
     trace, formula = dualpipe_v(ranks, 4 * ranks, stage_times, overlap)
     assert (trace.bubble_s.max() > formula + 0.1) == is_longer
     assert (trace.bubble_s.max() < formula - 0.1) != is_longer
+
+
+def dualpipe(ranks, microbatches, stage_times, overlap):
+    """A trace of DualPipe and what its authors' table says; stage_times: F, I, W of one stage."""
+    f, i, w = stage_times
+    trace = step("dualpipe", ranks, microbatches, (2 * f, 2 * i, 2 * w), overlap=overlap)
+    wanted = theory.dualpipe_bubble_s(ranks=ranks, pair_s=overlap * (f + i + w), backward_s=i + w, backward_weight_s=w)
+    return trace, wanted
+
+
+@pytest.mark.parametrize("ranks", [2, 4, 6, 8, 16])
+@pytest.mark.parametrize(
+    ("stage_times", "overlap"), [((1, 1, 1), 1.0), ((2, 2, 1), 1.0), ((1, 1, 0.5), 0.9), ((4, 4, 3), 0.875)]
+)
+def test_dualpipe(ranks, stage_times, overlap):
+    """DeepSeek-V3's table 2: (PP/2 - 1)(F&B + B - 3W), parameters twice, PP + 1 activations."""
+    for microbatches in (2 * ranks, 3 * ranks, 5 * ranks + 2):
+        trace, wanted = dualpipe(ranks, microbatches, stage_times, overlap)
+        assert trace.bubble_s.max() == close(wanted)
+        if overlap == 1:
+            assert trace.bubble_s.tolist() == close([wanted] * ranks)
+        assert trace.peak_activation_bytes.tolist() == [theory.dualpipe_peak_activations(ranks=ranks)] * ranks
+
+
+@pytest.mark.parametrize("ranks", [2, 4, 8])
+def test_dualpipe_holds_the_parameters_twice(ranks):
+    cost = StageCost(forward_s=1, backward_input_s=1, backward_weight_s=1, parameter_bytes=7)
+    both = simulate(build_schedule("dualpipe", ranks=ranks, microbatches=2 * ranks), [cost] * ranks)
+    one = simulate(build_schedule("1f1b", ranks=ranks, microbatches=2 * ranks), [cost] * ranks)
+    assert both.parameter_bytes.tolist() == (2 * one.parameter_bytes).tolist() == [14] * ranks
+
+
+def test_dualpipe_s_bubble_is_smaller_than_those_beside_it_in_the_table():
+    """Of 8 ranks and 20 microbatches, as in their figure: 1F1B (PP - 1)(F + B), ZB1P (PP - 1)(F + B - 2W)."""
+    f, i, w = 1, 1, 1
+    idle = {}
+    for name in ("1f1b", "zb-h1", "dualpipe"):
+        schedule = build_schedule(name, ranks=8, microbatches=20)
+        cost = StageCost(forward_s=f, backward_input_s=i, backward_weight_s=w)
+        idle[name] = float(simulate(schedule, [cost] * 8).bubble_s.max())
+    assert idle == {"1f1b": 7 * 3, "zb-h1": 7 * 1, "dualpipe": 3 * (3 + 2 - 3)}
+
+
+@pytest.mark.parametrize("ranks", [2, 4, 6, 8, 16])
+@pytest.mark.parametrize(("forward_s", "backward_s"), [(1, 1), (1, 2), (1, 1.5), (1, 3), (1, 5), (2, 1), (3, 2)])
+def test_chimera(ranks, forward_s, backward_s):
+    """Also where forwards take longer than backwards, with whole units."""
+    for units in (1, 2, 3, 6):
+        times = (2 * forward_s, backward_s, backward_s)  # of a rank, whose stages take half
+        trace = step("chimera", ranks, units * ranks, times)
+        wanted = theory.chimera_bubble_s(
+            ranks=ranks, microbatches=units * ranks, forward_s=forward_s, backward_s=backward_s
+        )
+        assert trace.bubble_s.tolist() == pytest.approx([wanted] * ranks, abs=1e-9)
+        assert trace.peak_activation_bytes.tolist() == [
+            theory.chimera_peak_activations(ranks=ranks, rank=rank) for rank in range(ranks)
+        ]
+
+
+@pytest.mark.parametrize("depth", [2, 4, 8, 16, 32])
+def test_chimera_s_published_table(depth):
+    """Bubble ratio (D - 2)/(2N + D - 2) with F = B, and activations from D/2 + 1 to D (table 2)."""
+    for units in (1, 2, 4):
+        trace = step("chimera", depth, units * depth, (2, 1, 1))
+        assert trace.bubble_fraction == close((depth - 2) / (2 * units * depth + depth - 2))
+        assert trace.peak_activation_bytes.min() == depth // 2 + 1
+        assert trace.peak_activation_bytes.max() == depth
+
+
+def test_chimera_s_critical_path_of_six_ranks():
+    """Their figure 6: D = N = 6 takes 6 forwards and 10 backwards."""
+    for forward_s, backward_s in ((1, 1), (1, 2), (3, 4)):
+        trace = step("chimera", 6, 6, (2 * forward_s, backward_s, backward_s))
+        assert trace.makespan_s == close(6 * forward_s + 10 * backward_s)
+
+
+def test_chimera_s_bubble_has_no_closed_form_for_other_numbers():
+    with pytest.raises(ValueError, match="m a multiple of p, got m=7, p=4: take m=4 or simulate"):
+        theory.chimera_bubble_s(ranks=4, microbatches=7, forward_s=1, backward_s=2)
