@@ -18,6 +18,7 @@ from ppexec.workers.pool import WorkerError
 from ppsim.cli import command
 from ppsim.errors import InputError
 from ppsim.essential import Essential
+from ppsim.export.figure_file import check_figure_path
 from ppsim.export.html_report import Report
 from ppsim.files import check_directory, write_text
 
@@ -55,26 +56,43 @@ class StudyCommand:
     """Directory for report.html and summary.json; nothing is written without one."""
     json: Essential[bool] = False
     """Print summary.json's object and nothing else on standard output."""
+    svg: bool = False
+    """Write the report's figures as .svg beside it, where kaleido and Chromium are installed."""
+    png: bool = False
+    """Write them as .png."""
 
     def findings(self, directory: Path | None) -> Findings:
         """Do the study. The directory is that of --out, and exists."""
         raise NotImplementedError(f"{type(self).__name__} has no findings")
 
+    def _pictures(self) -> list[str]:
+        """The endings of pictures that are asked for. Raises InputError, before the work, if none can be made."""
+        endings = [ending for ending, is_wanted in ((".svg", self.svg), (".png", self.png)) if is_wanted]
+        if endings and self.out is None:
+            raise InputError("pictures of a report are written beside it: give --out DIR too")
+        for ending in endings:
+            check_figure_path(Path(f"figure{ending}"))
+        return endings
+
     def execute(self) -> None:
         """Do the study, write its files and print its text. Raises SystemExit(1) if the findings do not hold."""
         directory = self.out
+        pictures = self._pictures()
         with _made(directory):
             found = self.findings(directory)
         if directory is not None:
             text = json.dumps(found.summary, indent=1)
             write_text(directory / "summary.json", f"{text}\n")
             found.page.save(directory / "report.html")
+            pictures = [name for ending in pictures for name in found.page.save_figures(directory, ending)]
         if self.json:
             command.print_json(found.summary)
         else:
             print(f"{found.page.lead}\n\n{found.text}")
             if directory is not None:
-                print(f"\nwritten to {directory}: {', '.join(['report.html', 'summary.json', *found.files])}")
+                print(
+                    f"\nwritten to {directory}: {', '.join(['report.html', 'summary.json', *found.files, *pictures])}"
+                )
         if not found.holds:
             raise SystemExit(1)
 

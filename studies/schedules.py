@@ -38,6 +38,7 @@ from ppexec.study import Findings, StudyCommand, progress, study_main, without_a
 from ppsim.errors import InputError
 from ppsim.export.html_report import Report
 from ppsim.export.text_table import text_table
+from ppsim.plots.small_multiples_figure import small_multiples
 from ppsim.plots.timeline_figure import timeline
 from ppsim.plots.trade_off_figure import memory_against_bubble
 
@@ -149,6 +150,11 @@ def report(study: Study, entries: Sequence[dict[str, Any]], outcomes: dict[str, 
         "Memory against bubble",
         text="Outlines are predicted, filled marks measured; lower left is better.",
         figure=memory_against_bubble(entries),
+    )
+    page.add(
+        "At a glance",
+        text="Predicted steps on one scale of time.",
+        figure=small_multiples({name: o.predicted for name, o in outcomes.items()}),
     )
     page.add("Predicted timelines", figure=timeline({name: o.predicted for name, o in outcomes.items()}))
     page.add(

@@ -14,6 +14,7 @@ from ppsim.cli.command import OptionalFile, OptionalReal
 from ppsim.cli.estimate_command import EstimateCommand
 from ppsim.cli.examples import EXAMPLES
 from ppsim.cli.explore_command import ExploreCommand
+from ppsim.cli.figure_flag import FigureFlag
 from ppsim.cli.flags import MOST_ACTIONS, CostFlags, NetworkFlags, ScheduleFlags
 from ppsim.cli.machine_command import FitMachineCommand
 from ppsim.cli.plan_command import PlanCommand
@@ -38,7 +39,7 @@ _MOST_DRAWN = (64, 400)  # ranks, units of time
 
 
 @dataclass(frozen=True, kw_only=True)
-class ScheduleCommand(ScheduleFlags):
+class ScheduleCommand(FigureFlag, ScheduleFlags):
     """Build or read a schedule, check it, and draw it with unit costs (F = I = W = 1, B = 2, free messages)."""
 
     csv: OptionalFile = None
@@ -53,8 +54,10 @@ class ScheduleCommand(ScheduleFlags):
     def run(self) -> None:
         """Check the schedule, then print or write what the flags ask for."""
         check_files(self.csv)
+        self.check_figure()
         schedule = self.load_schedule()
         schedule.check(self.streams)
+        self.draw(schedule.plot)
         if self.csv is not None:
             write_text(self.csv, schedule.to_csv(messages=self.messages))
         about = {
@@ -78,7 +81,7 @@ class ScheduleCommand(ScheduleFlags):
 
 
 @dataclass(frozen=True, kw_only=True)
-class SearchCommand(NetworkFlags, CostFlags):
+class SearchCommand(FigureFlag, NetworkFlags, CostFlags):
     """Find the order with the shortest step (or rank time) under an activation limit, and what no order can beat."""
 
     ranks: int
@@ -107,6 +110,7 @@ class SearchCommand(NetworkFlags, CostFlags):
     def run(self) -> None:
         """Search, then print or write what the flags ask for."""
         check_files(self.csv, self.out)
+        self.check_figure()
         for name in ("ranks", "microbatches", "stages_per_rank"):
             if getattr(self, name) < 1:
                 raise InputError(f"--{name.replace('_', '-')} must be 1 or more, got {getattr(self, name)}")
@@ -133,6 +137,7 @@ class SearchCommand(NetworkFlags, CostFlags):
         if self.out is not None:
             write_trace(found.trace, self.out)
         trace = found.trace
+        self.draw(trace.plot)
         reached_s = trace.makespan_s if self.objective == "makespan" else float(trace.rank_time_s.max())
         if self.json:
             results = {"objective": self.objective, "objective_s": reached_s, "lower_bound_s": found.lower_bound_s}

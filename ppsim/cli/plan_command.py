@@ -5,13 +5,14 @@ from __future__ import annotations
 import math
 from collections import Counter
 from dataclasses import asdict, dataclass, replace
-from typing import Annotated, Any
+from typing import TYPE_CHECKING, Annotated, Any
 
 import tyro
 
 from ppsim.cli import command
 from ppsim.cli.architecture_flags import ArchitectureFlags
 from ppsim.cli.command import OptionalFile, OptionalName, OptionalReal, OptionalWhole
+from ppsim.cli.figure_flag import FigureFlag
 from ppsim.errors import InputError
 from ppsim.essential import Essential
 from ppsim.estimate.machine import Machine
@@ -22,6 +23,9 @@ from ppsim.planning.candidates import Choices, Cluster
 from ppsim.planning.planner import plan
 from ppsim.planning.plans import Plan, Plans
 
+if TYPE_CHECKING:
+    import plotly.graph_objects as go
+
 _DEVICE_HELP = tyro.conf.arg(help=f"The device: {', '.join(machine_names())}.")
 _SHOWN = 10  # plans in the printed table
 _SHOWN_LOSERS = 5
@@ -29,7 +33,7 @@ _CSV = "schedule.csv"  # what the flags name where --csv writes none
 
 
 @dataclass(frozen=True, kw_only=True)
-class PlanCommand(ArchitectureFlags):
+class PlanCommand(FigureFlag, ArchitectureFlags):
     """Rank the ways to train a model on a number of devices: tp, pp, dp, micro batch, schedule, cut, recomputation."""
 
     devices: int
@@ -53,14 +57,13 @@ class PlanCommand(ArchitectureFlags):
     """Write the best plan's schedule in PyTorch's CSV format; torchtitan's flags name the file."""
     table: OptionalFile = None
     """Write all plans, .csv."""
-    figure: OptionalFile = None
-    """Draw time against memory, .html."""
     json: Essential[bool] = False
     """Print one JSON object instead of text."""
 
     def run(self) -> None:
         """Plan, write what the flags ask for, and print."""
-        check_files(self.csv, self.table, self.figure)
+        check_files(self.csv, self.table)
+        self.check_figure()
         choices = Choices()
         if self.schedules is not None:
             choices = replace(choices, schedules=tuple(self.schedules.split(",")))
@@ -80,10 +83,7 @@ class PlanCommand(ArchitectureFlags):
             write_text(self.csv, plans.best.schedule.to_csv())
         if self.table is not None:
             write_text(self.table, plans.to_frame().to_csv(index=False))
-        if self.figure is not None:
-            from ppsim.plots.plans_figure import time_against_memory
-
-            write_text(self.figure, time_against_memory(plans).to_html(include_plotlyjs=True, div_id="plans"))
+        self.draw(lambda: _figure(plans))
         if self.json:
             command.print_json(_document(plans, self._csv_name))
         else:
@@ -102,6 +102,13 @@ class PlanCommand(ArchitectureFlags):
         if self.devices_per_node is None:
             return machine
         return replace(machine, devices_per_node=self.devices_per_node)
+
+
+def _figure(plans: Plans) -> go.Figure:
+    """Time against memory."""
+    from ppsim.plots.plans_figure import time_against_memory
+
+    return time_against_memory(plans)
 
 
 def _document(plans: Plans, csv: str) -> dict[str, Any]:

@@ -3,11 +3,13 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
+from typing import TYPE_CHECKING
 
 import numpy as np
 
 from ppsim.cli import command
 from ppsim.cli.command import OptionalFile, OptionalName
+from ppsim.cli.figure_flag import FigureFlag
 from ppsim.cli.flags import CostFlags, NetworkFlags, ScheduleFlags
 from ppsim.cli.jitter_flags import JitterFlags
 from ppsim.cli.model_flags import ModelFlags
@@ -17,12 +19,16 @@ from ppsim.export.trace_files import write_trace
 from ppsim.files import check_files
 from ppsim.simulation.memory_columns import with_columns
 from ppsim.simulation.simulate import simulate
+from ppsim.trace.trace import Trace
 from ppsim.variation.ensemble import Ensemble
 from ppsim.variation.monte_carlo import monte_carlo
 
+if TYPE_CHECKING:
+    import plotly.graph_objects as go
+
 
 @dataclass(frozen=True, kw_only=True)
-class SimulateCommand(ReductionFlags, JitterFlags, ModelFlags, NetworkFlags, CostFlags, ScheduleFlags):
+class SimulateCommand(FigureFlag, ReductionFlags, JitterFlags, ModelFlags, NetworkFlags, CostFlags, ScheduleFlags):
     """Predict one step. Costs are of one microbatch: one set for all stages, or a file of layers to be partitioned.
 
     With --jitter and the like, the distribution of the step time as well, from samples. All else is of the mean costs.
@@ -42,6 +48,7 @@ class SimulateCommand(ReductionFlags, JitterFlags, ModelFlags, NetworkFlags, Cos
     def run(self) -> None:
         """Predict, sample, write and print what the flags ask for."""
         check_files(self.out)
+        self.check_figure()
         schedule = self.load_schedule()
         if self.forward_only:
             schedule = schedule.forward_only()
@@ -67,6 +74,7 @@ class SimulateCommand(ReductionFlags, JitterFlags, ModelFlags, NetworkFlags, Cos
             )
         if self.out is not None:
             write_trace(trace, self.out)
+        self.draw(lambda: _figure(trace, ensemble))
         if self.json:
             sampled = {} if ensemble is None else ensemble.to_dict()
             about = {name: value for name, value in sampled.items() if name not in ("engine", "conditions", "details")}
@@ -75,6 +83,14 @@ class SimulateCommand(ReductionFlags, JitterFlags, ModelFlags, NetworkFlags, Cos
             print(table_of(trace))
             if ensemble is not None:
                 print(f"\n{_distribution(ensemble)}")
+
+
+def _figure(trace: Trace, ensemble: Ensemble | None) -> go.Figure:
+    """The step's timeline, with the range of each start where there are samples."""
+    from ppsim.plots.timeline_figure import timeline
+
+    name = trace.schedule.name
+    return timeline({name: trace}, spreads=None if ensemble is None else {name: ensemble})
 
 
 def _distribution(ensemble: Ensemble) -> str:

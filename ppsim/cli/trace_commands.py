@@ -4,22 +4,27 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 import tyro
 
 from ppsim.cli import command
 from ppsim.cli.command import OptionalFile, OptionalName
+from ppsim.cli.figure_flag import FigureFlag
 from ppsim.cli.flags import CostFlags
 from ppsim.errors import InputError
 from ppsim.explain.attribution import attribute
 from ppsim.explain.comparison import compare
 from ppsim.trace.trace import Trace
 
+if TYPE_CHECKING:
+    import plotly.graph_objects as go
+
 _SAVED = "as `ppsim simulate --out` and `ppexec run --out` write it to a name without .json or .csv"
 
 
 @dataclass(frozen=True, kw_only=True)
-class AttributeCommand:
+class AttributeCommand(FigureFlag):
     """Say what each rank waited for in a step, and what its critical path is. Reads a saved trace."""
 
     trace: tyro.conf.Positional[Path]
@@ -34,13 +39,15 @@ class AttributeCommand:
     """Print one JSON object instead of text."""
 
     def run(self) -> None:
-        """Attribute the trace and print the result."""
+        """Attribute the trace, draw its parts, and print the result."""
+        self.check_figure()
         trace = load_trace(self.trace)
         costs = CostFlags(costs=self.costs, partition=self.partition, layout=self.layout)
         is_expected = any(each is not None for each in (self.costs, self.partition, self.layout))
         found = attribute(
             trace, expected=costs.stage_costs(trace.schedule.model_stages, set()) if is_expected else None
         )
+        self.draw(lambda: _bars({trace.schedule.name: trace}))
         if self.json:
             command.print_json(found.to_dict())
         else:
@@ -48,7 +55,7 @@ class AttributeCommand:
 
 
 @dataclass(frozen=True, kw_only=True)
-class CompareCommand:
+class CompareCommand(FigureFlag):
     """Say which actions, links and devices make one step longer than another of the same program; from saved traces."""
 
     predicted: tyro.conf.Positional[Path]
@@ -59,12 +66,27 @@ class CompareCommand:
     """Print one JSON object instead of text."""
 
     def run(self) -> None:
-        """Compare the traces and print the result."""
-        found = compare(load_trace(self.predicted), load_trace(self.measured))
+        """Compare the traces, draw one above the other, and print the result."""
+        self.check_figure()
+        predicted, measured = load_trace(self.predicted), load_trace(self.measured)
+        found = compare(predicted, measured)
+        self.draw(lambda: _above_each_other({str(self.predicted): predicted, str(self.measured): measured}))
         if self.json:
             command.print_json(found.to_dict())
         else:
             print(found)
+
+
+def _bars(traces: dict[str, Trace]) -> go.Figure:
+    from ppsim.plots.attribution_figure import attribution
+
+    return attribution(traces)
+
+
+def _above_each_other(traces: dict[str, Trace]) -> go.Figure:
+    from ppsim.plots.timeline_figure import timeline
+
+    return timeline(traces)
 
 
 def load_trace(path: Path) -> Trace:

@@ -16,6 +16,7 @@ import plotly.graph_objects as go
 from markupsafe import Markup
 from plotly.offline import get_plotlyjs
 
+from ppsim.export.figure_file import save_figure
 from ppsim.export.table_cells import Table, cell_text, columns_of
 from ppsim.files import write_text
 
@@ -108,6 +109,36 @@ class Report:
     def save(self, path: str | Path) -> None:
         """Write the report to one self-contained HTML file; the same report gives the same bytes."""
         write_text(path, self.to_html())
+
+    def save_figures(self, directory: Path, ending: str) -> list[str]:
+        """Write each figure as a picture by itself.
+
+        Parameters
+        ----------
+        directory : Path
+            Where.
+        ending : str
+            ".svg", ".png" or ".pdf".
+
+        Returns
+        -------
+        list of str
+            The files' names: the number of the figure in the report, and its heading.
+
+        Raises
+        ------
+        InputError
+            As `ppsim.export.figure_file.save_figure`.
+        """
+        names: list[str] = []
+        heading = ""
+        for section in self.sections:
+            heading = section.heading or heading
+            if section.figure is not None:
+                words = re.sub(r"[^a-z0-9]+", "_", heading.lower()).strip("_")[:60]
+                names.append(f"figure_{len(names) + 1}_{words}{ending}")
+                save_figure(section.figure, directory / names[-1])
+        return names
 
     def to_html(self) -> str:
         """The whole file as text. plotly.js is in it once, and only if there is a figure."""

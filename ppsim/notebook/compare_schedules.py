@@ -38,6 +38,12 @@ class ScheduleComparison:
 
         return timeline(self.traces, critical_path=critical_path)
 
+    def plot_small(self, *, columns: int = 3) -> go.Figure:
+        """Each step in a small panel, `columns` side by side, on one scale of time."""
+        from ppsim.plots.small_multiples_figure import small_multiples
+
+        return small_multiples(self.traces, columns=columns)
+
     def plot_memory(self) -> go.Figure:
         """The activation bytes of each rank over time. Raises InputError if a trace does not know them."""
         from ppsim.plots.memory_figure import memory
