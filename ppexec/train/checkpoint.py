@@ -37,13 +37,16 @@ def state_of(
     parameters : mapping
         By `parameter_key`.
     updated : mapping
-        By the same keys what the optimizer updates: the parameters, or copies of them in float32.
+        By the same keys what the optimizer updates: the parameters, or copies of them in float32. Those that another
+        replica updates are left out.
     optimizer : Optimizer
         Has the state of each.
     """
     state: dict[str, Any] = {}
     for key, parameter in parameters.items():
         state[f"model.{key}"] = parameter.detach()
+        if key not in updated:
+            continue
         if updated[key] is not parameter:
             state[f"{_MASTER}{key}"] = updated[key]
         for name, value in optimizer.state[updated[key]].items():

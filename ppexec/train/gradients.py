@@ -128,7 +128,8 @@ def gather(
     worker : Worker
         This process.
     parameters : mapping
-        The trained parameters that it holds, or what is updated in their place, with gradients, by place.
+        The trained parameters that it tells of, or what is updated in their place, with gradients, by place. One
+        replica tells of each.
     losses : StepLosses
         Those that it has.
 
@@ -140,10 +141,10 @@ def gather(
     one rank and is added to zeros, which changes no bit.
     """
     places = trained_places(worker.model)
-    is_first = [worker.mesh is None or worker.mesh.get_local_rank(name) == 0 for name in ("dp", "tp")]
+    is_first_of_tp = worker.mesh is None or worker.mesh.get_local_rank("tp") == 0
     sizes, squares = torch.zeros(2, len(places), dtype=torch.float64)
     held = [(at, parameters[place]) for at, place in enumerate(places) if place in parameters]
-    held = [(at, p) for at, p in held if is_first[0] and (is_first[1] or is_sharded(p))]
+    held = [(at, p) for at, p in held if is_first_of_tp or is_sharded(p)]
     if held:
         gradients = [_gradient(parameter) for _, parameter in held]
         norms = torch.stack([torch.linalg.vector_norm(gradient).double() for gradient in gradients]).tolist()

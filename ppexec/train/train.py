@@ -17,6 +17,7 @@ from ppexec.train import checkpoint
 from ppexec.train.evaluation import Evaluation
 from ppexec.train.gradients import StepLosses, clip, gather
 from ppexec.train.learning_rate import learning_rate
+from ppexec.train.shared_update import hand_out, owners
 from ppexec.verify.rounding import nudged
 from ppexec.workers.worker import OPTIMIZER, Worker
 from ppsim.errors import RunError
@@ -51,8 +52,9 @@ class TrainStep:
 
 
 class Trainer:
-    """A worker's part of a training: AdamW (Loshchilov and Hutter, 2019) on the parameters that it holds.
+    """A worker's part of a training: AdamW (Loshchilov and Hutter, 2019) on the parameters that it holds, or owns.
 
+    Where replicas share the optimizer, each owns some of them, and gets the others from their owners after an update.
     With master weights it updates copies in float32 (Micikevicius et al., 2018, "Mixed Precision Training"), and
     parameters are these copies rounded. Gradients add up in the parameters' type, and are clipped in float32.
 
@@ -75,8 +77,10 @@ class Trainer:
         }
         config = worker.config
         self._each = list({id(parameter): parameter for parameter in self._parameters.values()}.values())
-        masters = [parameter.detach().float() if self._has_master(parameter) else parameter for parameter in self._each]
-        self._updated = dict(zip(self._each, masters, strict=True))
+        self._owner = owners(self._each, config.dp) if config.share_optimizer else [worker.dp_rank] * len(self._each)
+        own = [parameter for parameter, owner in zip(self._each, self._owner, strict=True) if owner == worker.dp_rank]
+        masters = [parameter.detach().float() if self._has_master(parameter) else parameter for parameter in own]
+        self._updated = dict(zip(own, masters, strict=True))
         # Not foreach, which does not take plain and sharded parameters together.
         self._optimizer = worker.keep(
             OPTIMIZER,
@@ -104,6 +108,10 @@ class Trainer:
         """Each parameter that has a copy in float32, and the copy."""
         return [(parameter, master) for parameter, master in self._updated.items() if master is not parameter]
 
+    def _tells_of(self, parameter: nn.Parameter) -> bool:
+        """Whether this replica tells others of the parameter's gradient: its owner does, or the first of all."""
+        return parameter in self._updated and (self._worker.config.share_optimizer or self._worker.dp_rank == 0)
+
     def steps(self, count: int) -> list[TrainStep]:
         """Go on by `count` steps, or fewer if one has a fault and is not to be skipped."""
         done: list[TrainStep] = []
@@ -127,7 +135,8 @@ class Trainer:
                 parameter.grad = torch.zeros_like(parameter)
         for parameter, master in self._masters():
             master.grad = None if parameter.grad is None else parameter.grad.float()
-        found = gather(worker, {place: self._updated[p] for place, p in self._parameters.items()}, losses)
+        told = {place: self._updated[p] for place, p in self._parameters.items() if self._tells_of(p)}
+        found = gather(worker, told, losses)
         first_index = self.next_step * len(found.losses.values)
         fault = found.fault(first_index=first_index, stage_of=config.stage_of_layers)
         if fault is None:
@@ -139,6 +148,8 @@ class Trainer:
         for parameter, master in self._masters():
             local(parameter).detach().copy_(local(master))
             master.grad = None
+        if config.share_optimizer and worker.mesh is not None:
+            hand_out(self._each, self._owner, worker.mesh.get_group("dp"))
         is_due = (self.next_step + 1) % max(config.evaluate_every, 1) == 0 and (fault is None or config.skip_nonfinite)
         return TrainStep(
             step=self.next_step,
@@ -162,7 +173,7 @@ class Trainer:
     def _state(self) -> dict[str, Any]:
         """What a checkpoint holds, in the memory of this training."""
         named = {checkpoint.parameter_key(*place): parameter for place, parameter in self._parameters.items()}
-        updated = {key: self._updated[parameter] for key, parameter in named.items()}
+        updated = {key: self._updated[parameter] for key, parameter in named.items() if parameter in self._updated}
         return checkpoint.state_of(named, updated, self._optimizer)
 
     def nudge(self) -> None:
