@@ -154,9 +154,9 @@ class Runtime:
         Stage number -> the processes that hold the same stage: in the data-parallel replicas, or as copies of the
         model. The stage's gradients are added up over them as soon as its last backward has ended (REDUCE_GRAD). Empty
         where no other process has any.
-    at_end : GradientSums or None
-        What is added up at the end of the step: weights that stand in two places of the model, or copies of a stage
-        that are in one process.
+    at_end : sequence of GradientSums
+        What is added up at the end of the step, one after the other: copies of a stage that are in one process, and
+        weights that stand in two places of the model.
     device : Device, optional
         Where the stages compute; the CPU if not given.
     compute : Stream, optional
@@ -176,7 +176,7 @@ class Runtime:
         transport: Transport,
         *,
         holders: Mapping[int, dist.ProcessGroup] | None = None,
-        at_end: GradientSums | None = None,
+        at_end: Sequence[GradientSums] = (),
         device: Device | None = None,
         compute: Stream | None = None,
         progress: RankProgress | None = None,
@@ -408,8 +408,8 @@ class Runtime:
             step.record.reduced_bytes[stage_index] = reduction.size_bytes
         if self._device.is_asynchronous and self._holders:
             self._compute.wait(self._device.stream("gradients").record())
-        if self._at_end is not None and step.batch.completes_step:
-            self._compute.submit(self._at_end.add, "adding up gradients at the end of the step")
+        for sums in self._at_end if step.batch.completes_step else ():
+            self._compute.submit(sums.add, "adding up gradients at the end of the step")
 
     def _end_sharding(self, record: StepRecord) -> None:
         """Let go what the schedule leaves whole, and note the gatherings in the sequence of the schedule."""

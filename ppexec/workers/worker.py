@@ -261,30 +261,27 @@ class Worker:
         stage_of = self.config.stage_of_layers
         return {place for places in self.model.tied if len(places_by_stage(places, stage_of)) > 1 for place in places}
 
-    def _at_end(self) -> GradientSums | None:
-        """The model's tied weights, or its copies if one process holds all; None without any, or in an evaluation."""
-        copies = self.config.pipeline.copies
+    def _at_end(self) -> list[GradientSums]:
+        """Sums of copies, if this process holds all, and then of each copy's tied weights; none in an evaluation."""
+        pipeline = self.config.pipeline
         if self.costs is not None or self.config.forward_only:
-            return None
-        if copies > 1:
-            if self.tied_over_stages:
-                layer, name = min(self.tied_over_stages)
-                raise InputError(
-                    f"layer {layer} {name} is tied over stages, and the schedule has {copies} copies of the model: "
-                    "take a model without tied weights, or a schedule in one direction"
+            return []
+        found: list[GradientSums] = []
+        if pipeline.copies > 1 and self.mesh is None:
+            found.append(CopiedGradients({stage.index: stage for stage in self.real_stages}, pipeline.copies))
+        for first in range(0, pipeline.stages if self.tied_over_stages else 0, pipeline.model_stages):
+            end = first + pipeline.model_stages
+            held = [stage for stage in self.real_stages if first <= stage.index < end]
+            found.append(
+                TiedGradients(
+                    self.model.tied,
+                    stage_of=self.config.stage_of_layers,
+                    placement=pipeline.placement[first:end],
+                    modules={stage.first_layer + at: layer for stage in held for at, layer in enumerate(stage.layers)},
+                    mesh=self.mesh,
                 )
-            return CopiedGradients({s.index: s for s in self.real_stages}, copies) if self.mesh is None else None
-        if not self.tied_over_stages:
-            return None
-        return TiedGradients(
-            self.model.tied,
-            stage_of=self.config.stage_of_layers,
-            placement=self.config.pipeline.placement,
-            modules={
-                stage.first_layer + at: layer for stage in self.real_stages for at, layer in enumerate(stage.layers)
-            },
-            mesh=self.mesh,
-        )
+            )
+        return found
 
     def _progress(self, address: str, held: Sequence[int]) -> dict[int, RankProgress]:
         """Where each rank of this process writes what it does."""
@@ -301,7 +298,7 @@ class Worker:
         *,
         window: int | None = None,
         holders: Mapping[int, dist.ProcessGroup] | None = None,
-        at_end: GradientSums | None = None,
+        at_end: Sequence[GradientSums] = (),
         progress: Mapping[int, RankProgress] | None = None,
         records: bool = False,
         streams: Streams = "link",
@@ -320,8 +317,8 @@ class Worker:
             Receives posted ahead on each link; the run's if not given.
         holders : mapping, optional
             Stage -> the processes to add up its gradients with.
-        at_end : GradientSums, optional
-            Gradients that are added up at the end of a step.
+        at_end : sequence of GradientSums
+            Gradients that are added up at the end of a step, one after the other.
         progress : mapping, optional
             Rank -> where it writes what it does.
         records : bool
@@ -344,7 +341,7 @@ class Worker:
                 stages,
                 found[rank],
                 holders=holders,
-                at_end=at_end if is_last else None,
+                at_end=at_end if is_last else (),
                 device=self.device,
                 compute=computes[rank],
                 progress=None if progress is None else progress[rank],

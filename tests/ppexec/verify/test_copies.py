@@ -123,6 +123,18 @@ def test_the_gradients_are_those_of_both_copies(pool: WorkerPool) -> None:
     assert reports[0].compared - 4 == 2 * (reports[1].compared - 4)
 
 
+@pytest.mark.parametrize("where", [{}, {"backend": "local"}, {"device": "threads"}], ids=str)
+@pytest.mark.parametrize("name", BOTH_WAYS)
+def test_tied_weights_are_added_up_over_places_and_copies(pool: WorkerPool, name: str, where: dict[str, Any]) -> None:
+    """All terms in another order than one process has them: as equal as tied weights of one copy are."""
+    for dtype in ("float32", "float64"):
+        config = tiny(schedule=name, ranks=2, model="gpt", tied=True, layers=2, dtype=dtype, **where)
+        report = ppexec.verify(config, pool=pool)
+        assert report.outputs_bit_equal
+        assert report.passed, report.first_difference
+        assert 0 < report.tolerance < (1e-12 if dtype == "float64" else 1e-3)
+
+
 # The sum over two ranks in the trace
 
 
@@ -182,13 +194,6 @@ def test_a_training_is_refused(pool: WorkerPool, name: str, tmp_path: Path) -> N
         ):
             with pytest.raises(InputError, match=said):
                 task()
-
-
-def test_weights_tied_over_stages_are_refused(pool: WorkerPool) -> None:
-    """They would be added up over places and over copies; nobody does both."""
-    config = tiny(schedule="dualpipe", ranks=2, model="gpt", tied=True, layers=2)
-    with pytest.raises(InputError, match="is tied over stages, and the schedule has 2 copies of the model"):
-        ppexec.verify(config, pool=pool)
 
 
 def test_a_rank_with_both_copies_of_a_stage_is_refused(tmp_path: Path) -> None:
