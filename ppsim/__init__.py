@@ -22,6 +22,7 @@ from ppsim.explain.comparison import Comparison, compare
 from ppsim.explain.path_and_slack import CriticalPath
 from ppsim.network.all_reduce import Reduction
 from ppsim.network.collectives import Collectives
+from ppsim.network.copies import Copies
 from ppsim.network.link import Link, LinkPiece
 from ppsim.network.network import Network
 from ppsim.notebook.compare_schedules import ScheduleComparison, compare_schedules
@@ -39,6 +40,7 @@ from ppsim.runs.run import Run
 from ppsim.runs.run_costs import RunCosts, costs_of
 from ppsim.schedule.action import Action, Kind, OverlappedPair, parse_action
 from ppsim.schedule.named.registry import build_schedule, schedule_names
+from ppsim.schedule.offload import Offload
 from ppsim.schedule.order import Order
 from ppsim.schedule.posts import Posts
 from ppsim.schedule.program import Program
@@ -64,6 +66,7 @@ __all__ = [
     "Collectives",
     "Comparison",
     "Conditions",
+    "Copies",
     "CostError",
     "CriticalPath",
     "Device",
@@ -82,6 +85,7 @@ __all__ = [
     "MachineFit",
     "MeasuredStep",
     "Network",
+    "Offload",
     "Order",
     "OverlappedPair",
     "Plan",

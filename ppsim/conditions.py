@@ -15,6 +15,7 @@ from ppsim.checks import check_fields, check_names, checked, shown
 from ppsim.errors import InputError
 from ppsim.network.all_reduce import Reduction
 from ppsim.network.collectives import Collectives
+from ppsim.network.copies import Copies
 from ppsim.network.ring import Ring
 from ppsim.schedule.streams import Streams
 
@@ -68,6 +69,9 @@ class Conditions:
     collectives : Collectives or None
         Gathers parameters and reduces gradients where the schedule states its sharding (`Schedule.with_sharding`), in
         place of `reduction`. Without it sharding takes no time and no memory.
+    copies : Copies or None
+        How long moving activations to host memory and back takes, where the schedule states it
+        (`Schedule.with_offload`). Without it copies take no time.
 
     Raises
     ------
@@ -101,6 +105,7 @@ class Conditions:
     speeds: Sequence[float] | None = None
     reduction: Reduction | None = None
     collectives: Collectives | None = None
+    copies: Copies | None = None
 
     def __post_init__(self) -> None:
         check_fields(self)
@@ -193,6 +198,8 @@ class Conditions:
             read["reduction"] = Reduction.from_dict(read["reduction"])
         if read.get("collectives") is not None:
             read["collectives"] = Collectives.from_dict(read["collectives"])
+        if read.get("copies") is not None:
+            read["copies"] = Copies.from_dict(read["copies"])
         return cls().having(read)
 
     def having(self, options: Mapping[str, Any]) -> Conditions:
@@ -221,7 +228,7 @@ def _by_rank(given: Any) -> dict[int, float]:
 
 
 def _plain(value: Any) -> Any:
-    if isinstance(value, Ring):
+    if isinstance(value, Ring | Copies):
         return value.to_dict()
     if isinstance(value, Mapping):
         return {str(rank): factor for rank, factor in value.items()}

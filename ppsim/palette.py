@@ -32,6 +32,7 @@ PART_COLOURS: Mapping[str, str] = MappingProxyType(
         "messages": "#44aa88",
         "streams": "#aa7733",
         "collectives": "#9977cc",
+        "copies": "#bb6699",
         "device": "#999999",
         "straggler": "#cc4455",
     }
@@ -39,4 +40,5 @@ PART_COLOURS: Mapping[str, str] = MappingProxyType(
 
 CRITICAL = "#d62728"  # readable on white and black, and on every kind's colour
 GATHERING = "#5b7f3a"  # of sharded parameters; likewise
+OFFLOADING, LOADING = "#8c564b", "#c49c94"  # of activations, to host memory and back
 REDUCTION = "#7a4f9e"  # of gradients over replicas; no kind's, no part's and no series' colour

@@ -213,6 +213,11 @@ def predict_and_measure(
     prediction is the median of many samples: where ranks wait for one another, variation costs more than its mean.
     Where microbatches differ in size, every measured step reads those of step 0, whose order is predicted.
     """
+    if config.pipeline.offload is not None:
+        raise InputError(
+            "steps of offloaded activations are measured and verified, and not predicted from a profile yet: leave O "
+            "and L out, or take ppsim.simulate(..., copies=...)"
+        )
     if config.is_sharded:
         raise InputError(
             "steps of sharded parameters are measured and verified, and not predicted from a profile yet: leave shard "

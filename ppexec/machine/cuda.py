@@ -133,6 +133,10 @@ class CudaDevice:
         """One whose CUDA graphs share their memory."""
         return _GraphRecorder()
 
+    def host_buffer(self, size_bytes: int) -> torch.Tensor:
+        """Pinned memory, without which a copy would wait for the GPU."""
+        return torch.empty(size_bytes, dtype=torch.uint8, pin_memory=True)
+
     def begin(self) -> None:
         """Wait for the GPU, and read both clocks: an event that an idle GPU passes lies between two looks at ours.
 

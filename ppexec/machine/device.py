@@ -96,6 +96,9 @@ class Device(Protocol):
     def recorder(self, stream: Stream) -> Recorder:
         """A recorder of work on a stream. What is recorded may share memory: replay it in order."""
 
+    def host_buffer(self, size_bytes: int) -> torch.Tensor:
+        """So many bytes in the host's memory, which its streams copy to and from beside their work."""
+
     def begin(self) -> None:
         """Begin a step: wait for earlier work, then read the clocks of host and device together."""
 
@@ -166,6 +169,10 @@ class HostDevice:
     def recorder(self, stream: Stream) -> Recorder:
         """One that notes operations."""
         return OperationRecorder()
+
+    def host_buffer(self, size_bytes: int) -> torch.Tensor:
+        """Other memory: the CPU's own is the host's."""
+        return torch.empty(size_bytes, dtype=torch.uint8)
 
     def begin(self) -> None:
         """Nothing to wait for."""

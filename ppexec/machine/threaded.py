@@ -119,6 +119,10 @@ class ThreadedDevice:
         """One that notes operations."""
         return OperationRecorder()
 
+    def host_buffer(self, size_bytes: int) -> torch.Tensor:
+        """Other memory: the CPU's own is the host's."""
+        return torch.empty(size_bytes, dtype=torch.uint8)
+
     def begin(self) -> None:
         """Wait for earlier work."""
         self.synchronize()

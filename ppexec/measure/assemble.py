@@ -60,6 +60,9 @@ def assemble_trace(
     ) / 1e9
     gathered_bytes = np.array([size for record in records for size in record.unsharded_bytes], np.int64)
     is_sharded = len(gathered_s) > 0
+    copied_s = (np.array([s for record in records for s in record.copied_ns], np.int64).reshape(-1, 2) - zero) / 1e9
+    copied_bytes = np.array([size for record in records for size in record.copied_bytes], np.int64)
+    has_copies = len(copied_s) > 0
     count = len(program.messages)
     sent_s = (np.array([sent[message] for message in range(count)], np.int64) - zero) / 1e9
     received_s = (np.array([received[message] for message in range(count)], np.int64) - zero) / 1e9
@@ -80,6 +83,9 @@ def assemble_trace(
         unshard_start_s=gathered_s[:, 0] if is_sharded else None,
         unshard_end_s=gathered_s[:, 1] if is_sharded else None,
         unshard_bytes=gathered_bytes if is_sharded else None,
+        copy_start_s=copied_s[:, 0] if has_copies else None,
+        copy_end_s=copied_s[:, 1] if has_copies else None,
+        copy_bytes=copied_bytes if has_copies else None,
     )
 
 
@@ -103,6 +109,8 @@ class RankMemory:
         Optimizer state, the same throughout the step.
     unsharded_bytes : list of int, shape (rows,)
         Parameters gathered from all replicas, beside the rank's share; None unless parameters are sharded.
+    host_bytes : list of int, shape (rows,)
+        Activations in host memory; None unless the schedule offloads some.
     """
 
     activation_bytes: list[int]
@@ -111,15 +119,18 @@ class RankMemory:
     parameter_bytes: int | None
     optimizer_bytes: int | None = None
     unsharded_bytes: list[int] | None = None
+    host_bytes: list[int] | None = None
 
 
 def with_memory(trace: Trace, by_rank: Sequence[RankMemory]) -> Trace:
     """The trace with the bytes that each rank counted in an untimed step of the same program."""
     gradients = [rank.gradient_bytes for rank in by_rank if rank.gradient_bytes is not None]
     whole = [rank.unsharded_bytes for rank in by_rank if rank.unsharded_bytes is not None]
+    on_host = [rank.host_bytes for rank in by_rank if rank.host_bytes is not None]
     return replace(
         trace,
         unsharded_bytes=_joined(whole) if len(whole) == len(by_rank) else None,
+        host_bytes=_joined(on_host) if len(on_host) == len(by_rank) else None,
         activation_bytes=_joined([rank.activation_bytes for rank in by_rank]),
         receive_buffer_bytes=_joined([rank.buffer_bytes for rank in by_rank]),
         gradient_bytes=_joined(gradients) if len(gradients) == len(by_rank) else None,

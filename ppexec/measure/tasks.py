@@ -87,6 +87,7 @@ def count_memory(worker: Worker) -> list[RankMemory]:
             parameter_bytes=None if is_timed else parameter_bytes(layer for s in _real(rank) for layer in s.layers),
             optimizer_bytes=None if optimizer is None else optimizer_bytes(optimizer, trained),
             unsharded_bytes=record.unsharded or None,
+            host_bytes=None if worker.program.schedule.offload is None else record.host,
         )
         for rank, record in zip(worker.ranks, records, strict=True)
     ]

@@ -46,9 +46,13 @@ class Ledger:
         """A context in which what autograd saves is counted until autograd releases it."""
         return torch.autograd.graph.saved_tensors_hooks(self._pack, _unpack)
 
+    def is_older(self, tensor: torch.Tensor) -> bool:
+        """Whether a tensor's storage is not counted."""
+        return _key(tensor) in self._older
+
     def _pack(self, tensor: torch.Tensor) -> torch.Tensor | _Saved:
         # Detached, since a node that saves its own output would keep its graph alive.
-        return tensor if _key(tensor) in self._older else _Saved(self, tensor.detach())
+        return tensor if self.is_older(tensor) else _Saved(self, tensor.detach())
 
     def hold(self, tensor: torch.Tensor) -> None:
         """Count a tensor's storage until `drop`."""

@@ -65,7 +65,14 @@ class RecomputingStage(Stage):
         self._anchor = torch.zeros((), requires_grad=True)
 
     def forward(
-        self, microbatch: int, inputs: Tree | None, target: Tree | None, *, split: bool = False, again: bool = False
+        self,
+        microbatch: int,
+        inputs: Tree | None,
+        target: Tree | None,
+        *,
+        split: bool = False,
+        again: bool = False,
+        moves: bool = False,
     ) -> torch.Tensor:
         """Compute F as a Stage does. Raises InputError if a layer changes its input, which is needed once more."""
         if not self.trains or inputs is None:

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from contextlib import AbstractContextManager, nullcontext
 from functools import cached_property
 from typing import NamedTuple
@@ -20,7 +20,8 @@ from ppexec.models.reduction import Share
 from ppexec.models.shapes import TensorSpec, Tree, differentiable, pack, tensors_in, unpack
 from ppexec.stage.draws import LOSS, Draws
 from ppexec.stage.gradient_sum import Reduction
-from ppexec.stage.ledger import Ledger, gradient_bytes
+from ppexec.stage.ledger import Ledger, gradient_bytes, tensors_of
+from ppexec.stage.moving import HostBuffer, Movable
 from ppexec.stage.sharded import ShardedParameters
 from ppexec.stage.split_backward import SplitBackward, Unit, add_weight_gradients
 from ppexec.stage.tensor_parallel import local, local_gradient
@@ -126,6 +127,7 @@ class Stage:
         self._batch = Batch()
         self._held: dict[int, _Held] = {}
         self._held_until_again: dict[int, _HeldUntilAgain] = {}
+        self._movable: dict[int, Movable] = {}
         self._units: dict[int, list[Unit]] = {}
         self._gradients: dict[tuple[Share, torch.Size, torch.dtype], torch.Tensor] = {}
         self.losses: dict[int, torch.Tensor] = {}
@@ -155,7 +157,14 @@ class Stage:
             self.draws.at(self._batch.step, self._batch.samples[microbatch])
 
     def forward(
-        self, microbatch: int, inputs: Tree | None, target: Tree | None, *, split: bool = False, again: bool = False
+        self,
+        microbatch: int,
+        inputs: Tree | None,
+        target: Tree | None,
+        *,
+        split: bool = False,
+        again: bool = False,
+        moves: bool = False,
     ) -> torch.Tensor:
         """Compute F, and on the last stage the loss.
 
@@ -171,6 +180,8 @@ class Stage:
             Whether its backward will be I and W instead of B.
         again : bool
             Whether R will compute it once more. Then input and output alone are kept.
+        moves : bool
+            Whether O will move what is kept to host memory.
 
         Returns
         -------
@@ -182,6 +193,10 @@ class Stage:
         InputError
             If a layer changes the stage's input, which R needs.
         """
+        movable = None
+        if moves:
+            older = [*tensors_of(self.layers), *tensors_in(target)]
+            self._movable[microbatch] = movable = Movable(older, self.ledger)
         if again and self.trains and inputs is not None:
             return self._forward_without_graph(microbatch, inputs, target)
         value = self._entered(microbatch, inputs)
@@ -198,7 +213,8 @@ class Stage:
                 tensor.requires_grad_()
         cutting: AbstractContextManager[list[Unit]] = self._split.recording(self.ledger) if split else nullcontext([])
         loss = None
-        with self.ledger.saving() if self.ledger else nullcontext(), cutting as units:
+        saving = movable or self.ledger
+        with saving.saving() if saving else nullcontext(), cutting as units:
             output = self._chain(value)
             if self.loss is not None and target is not None:
                 loss = self._loss_of(microbatch, output, target)
@@ -242,6 +258,23 @@ class Stage:
         inputs, target = held.inputs, held.target
         del held  # the output of F goes before another is made
         self.forward(microbatch, inputs, target, split=split)
+
+    def offload(self, microbatch: int, host_buffer: HostBuffer, uses: Callable[[torch.Tensor], None]) -> int:
+        """Compute O: what the microbatch keeps goes to host memory. Gives the bytes; see `Movable.leave`."""
+        movable = self._movable[microbatch]
+        if microbatch in self._held_until_again:
+            waiting = self._held_until_again[microbatch]
+            movable.keep(waiting.tensors, tensors_in(waiting.inputs))
+        else:
+            held = self._held[microbatch]
+            # Units of a split backward have the inputs of their layers as tensors of their own.
+            inner = [tensor for unit in self._units[microbatch] for tensor in unit.inner_inputs]
+            movable.keep([*held.inputs, *held.outputs], inner)
+        return movable.leave(host_buffer, uses)
+
+    def load(self, microbatch: int, uses: Callable[[torch.Tensor], None]) -> int:
+        """Compute L: it comes back. Gives the bytes; see `Movable.come_back`."""
+        return self._movable.pop(microbatch).come_back(uses)
 
     def _entered(self, microbatch: int, inputs: Tree | None) -> Tree:
         """What the first layer takes. Raises InputError if there is nothing."""
@@ -419,6 +452,7 @@ class Stage:
             self.draws.off()
         self._held.clear()
         self._held_until_again.clear()
+        self._movable.clear()
         self._units.clear()
         self.losses.clear()
         self.terms.clear()
@@ -458,6 +492,7 @@ def act(
     *,
     split: bool,
     again: bool = False,
+    moves: bool = False,
 ) -> torch.Tensor | None:
     """Compute one action of a stage.
 
@@ -477,6 +512,8 @@ def act(
         Whether the backward of an F will be I and W.
     again : bool
         Whether R will compute an F once more.
+    moves : bool
+        Whether O will move what an F keeps to host memory.
 
     Returns
     -------
@@ -485,7 +522,7 @@ def act(
     """
     if kind == Kind.F:
         target = batch.targets[microbatch] if stage.loss is not None else None
-        return stage.forward(microbatch, value, target, split=split, again=again)
+        return stage.forward(microbatch, value, target, split=split, again=again, moves=moves)
     if kind == Kind.R:
         stage.recompute(microbatch, split=split)
         return None

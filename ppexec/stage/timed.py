@@ -13,6 +13,7 @@ from ppexec.models.batch import Batch
 from ppexec.models.shapes import TensorSpec
 from ppexec.stage.gradient_sum import Reduction
 from ppexec.stage.ledger import Ledger
+from ppexec.stage.moving import HostBuffer
 from ppsim import Program, StageCost
 from ppsim.checks import check_memory
 from ppsim.errors import InputError
@@ -86,6 +87,7 @@ class TimedStage:
         self.trains = trains
         self.ledger: Ledger | None = None
         self._cost = cost
+        self._moved_bytes: dict[int, int] = {}
         self._output = None if is_last else torch.zeros(cost.output_bytes, dtype=torch.uint8, device=device)
         self._gradients: list[torch.Tensor] | None = None  # of the parameters, made when they are first added up
         self._gradient = (
@@ -103,8 +105,10 @@ class TimedStage:
         *,
         split: bool = False,
         again: bool = False,
+        moves: bool = False,
     ) -> torch.Tensor | None:
         """Wait for the time of F, and give a message of the output's size."""
+        self._moved_bytes[microbatch] = self._cost.kept_bytes if again else self._cost.moved_bytes
         if self.ledger and self.trains:
             self.ledger.add(self._cost.kept_bytes if again else self._cost.activation_bytes)
         self._spend_s(self._cost.forward_s)
@@ -115,6 +119,18 @@ class TimedStage:
         if self.ledger:
             self.ledger.add(self._cost.activation_bytes - self._cost.kept_bytes)
         self._spend_s(self._cost.again_s)
+
+    def offload(self, microbatch: int, host_buffer: HostBuffer, uses: Callable[[torch.Tensor], None]) -> int:
+        """Let the bytes of O go. It takes no time."""
+        if self.ledger:
+            self.ledger.add(-self._moved_bytes[microbatch])
+        return self._moved_bytes[microbatch]
+
+    def load(self, microbatch: int, uses: Callable[[torch.Tensor], None]) -> int:
+        """Take the bytes of L. It takes no time."""
+        if self.ledger:
+            self.ledger.add(self._moved_bytes[microbatch])
+        return self._moved_bytes[microbatch]
 
     def backward(self, microbatch: int, gradient: torch.Tensor | None) -> torch.Tensor | None:
         """Wait for the time of B, and give a message of the input's size."""

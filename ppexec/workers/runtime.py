@@ -36,13 +36,16 @@ class GradientSums(Protocol):
         """Replace the gradients by their sums."""
 
 
+_Cell = tuple[int, int]  # a stage and a microbatch
+
+
 class _Row(NamedTuple):
     """One row of the program, as its rank needs it. Rows and messages are numbers; -1 stands for none.
 
     local_input: the row on this rank whose result this row takes. local_output: whether another row on this rank takes
     this row's result. is_split: whether the microbatch's backward is split into I and W. is_recomputed: whether it
-    has an R. reduces: whether this is the stage's last backward, after which its gradients are added up over those who
-    hold it.
+    has an R. is_moved: whether it goes to host memory. reduces: whether this is the stage's last backward, after which
+    its gradients are added up over those who hold it.
     """
 
     row: int
@@ -55,6 +58,7 @@ class _Row(NamedTuple):
     local_output: bool
     is_split: bool
     is_recomputed: bool
+    is_moved: bool
     reduces: bool
 
 
@@ -88,6 +92,12 @@ class StepRecord:
         Begin and end of each UNSHARD of the rank, in sequence; empty unless parameters are sharded.
     unsharded_bytes : list of int
         Size of what each gathers.
+    host : list of int, shape (rows,)
+        The most bytes of activations in host memory, from each row's end to the next row's.
+    copied_ns : list of (int, int)
+        Begin and end of each O and L of the rank, in sequence.
+    copied_bytes : list of int
+        Size of what each moves.
     message_bytes : list of int or None, shape (messages,)
         Size of every message of the program, where microbatches differ in size.
     """
@@ -105,6 +115,9 @@ class StepRecord:
     unsharded: list[int] = field(default_factory=list)
     unsharded_ns: list[tuple[int, int]] = field(default_factory=list)
     unsharded_bytes: list[int] = field(default_factory=list)
+    host: list[int] = field(default_factory=list)
+    copied_ns: list[tuple[int, int]] = field(default_factory=list)
+    copied_bytes: list[int] = field(default_factory=list)
     message_bytes: list[int] | None = None
 
     def shift(self, offset_ns: int) -> None:
@@ -117,6 +130,7 @@ class StepRecord:
             stage: (start + offset_ns, end + offset_ns) for stage, (start, end) in self.reduced_ns.items()
         }
         self.unsharded_ns = [(start + offset_ns, end + offset_ns) for start, end in self.unsharded_ns]
+        self.copied_ns = [(start + offset_ns, end + offset_ns) for start, end in self.copied_ns]
 
 
 @dataclass(kw_only=True)
@@ -134,6 +148,10 @@ class _Step:
     results: dict[int, Pending] = field(default_factory=dict)
     unsent: dict[int, Pending] = field(default_factory=dict)
     reductions: dict[int, Reduction] = field(default_factory=dict)
+    copied: dict[int, tuple[Mark, Mark, int]] = field(default_factory=dict)  # of this rank's copies, by number
+    gone: dict[_Cell, Event] = field(default_factory=dict)
+    loaded: dict[_Cell, Event] = field(default_factory=dict)
+    host_bytes: int = 0
     ahead: deque[Event] = field(default_factory=deque)
 
 
@@ -203,6 +221,8 @@ class Runtime:
             if isinstance(stage, Stage) and stage.sharded is not None
         }
         self._sharding = _sharding_of(program, rank) if self._sharded else {}
+        self._rank = rank
+        self._copies = _copies_of(program, rank)
         self._labels = [f"rank {rank}, action {_spelled(rows)}" for rows in self.actions]
         self._under_way = _Step(batch=Batch(), ledgers=None, keeps_outputs=False)
         self._records = records
@@ -268,7 +288,7 @@ class Runtime:
             self._compute.submit(partial(self._record, batch), "recording the actions")
         self.transport.start()
         self._post(0)
-        self._shard(0)
+        self._shard(0)  # nothing is there yet to be copied
 
     def _post(self, place: int) -> None:
         """Post the sends and receives that stand at a place: 0 before the first action, k after k actions."""
@@ -295,6 +315,41 @@ class Runtime:
                 rows = len(self.actions[place - 1])
                 record.unsharded[-rows:] = [max(record.unsharded[-1], self._whole_bytes)] * rows
 
+    def _copy(self, place: int) -> None:
+        """Start the copies that stand at a place, as `_post`, each on the stream of its direction.
+
+        Where bytes are counted they run on the stream of the computations, so that every level is that of its place.
+        """
+        step, compute, is_counted = self._under_way, self._compute, self._under_way.ledgers is not None
+        for number, kind, index, microbatch in self._copies.get(place, ()):
+            direction = "offload" if kind == Kind.O else "load"
+            stream = compute if is_counted else self._device.stream(f"{direction} of rank {self._rank}")
+            stream.wait(compute.record())
+            if kind == Kind.L:
+                stream.wait(step.gone.pop((index, microbatch)))
+            work = partial(self._move, number, kind, self.stages[index], microbatch, stream, step)
+            stream.submit(work, f"{direction} of {index}F{microbatch}")
+            (step.gone if kind == Kind.O else step.loaded)[index, microbatch] = stream.record()
+
+    def _move(
+        self, number: int, kind: Kind, stage: Stage | TimedStage, microbatch: int, stream: Stream, step: _Step
+    ) -> None:
+        """Do one copy; runs on its stream."""
+        mark = self._device.mark if step.is_timed else _no_mark
+        begin = mark()
+        if kind == Kind.O:
+            size_bytes = stage.offload(microbatch, self._device.host_buffer, stream.uses)
+            step.host_bytes += size_bytes
+        else:
+            size_bytes = stage.load(microbatch, self._compute.uses)
+        step.copied[number] = begin, mark(), size_bytes
+        if step.ledgers is not None:
+            levels, host = step.record.levels, step.record.host
+            levels[-1] = max(levels[-1], sum(ledger.level_bytes for ledger in step.ledgers.values()))
+            host[-1] = max(host[-1], step.host_bytes)
+        if kind == Kind.L:
+            step.host_bytes -= size_bytes
+
     @property
     def _whole_bytes(self) -> int:
         return sum(parameters.whole_bytes for parameters in self._sharded.values())
@@ -315,7 +370,8 @@ class Runtime:
         """What a row's action gives."""
         if self._recording is not None and step.ledgers is None:
             return self._recording.replay(row.row, value, step.batch)
-        return act(row.stage, row.kind, row.microbatch, value, step.batch, split=row.is_split, again=row.is_recomputed)
+        how = {"split": row.is_split, "again": row.is_recomputed, "moves": row.is_moved}
+        return act(row.stage, row.kind, row.microbatch, value, step.batch, **how)
 
     def act(self, action: int) -> None:
         """Submit one action, and the sends and receives that stand after it."""
@@ -325,6 +381,9 @@ class Runtime:
                 self._sharded[row.stage.index].wait()
         inputs = [self._input(row, step) for row in rows]
         outputs = [Pending() for _ in rows]
+        for row in rows:
+            if row.kind != Kind.F and (row.stage.index, row.microbatch) in step.loaded:
+                compute.wait(step.loaded.pop((row.stage.index, row.microbatch)))
         compute.submit(partial(self._run, rows, inputs, outputs, step), self._labels[action])
         for row, output in zip(rows, outputs, strict=True):
             if row.message_out >= 0:
@@ -333,6 +392,7 @@ class Runtime:
                 step.results[row.row] = output
         self._post(action + 1)
         self._shard(action + 1)
+        self._copy(action + 1)
         for row in rows:
             if row.reduces and not self._reduces_at_end and step.batch.completes_step:
                 self._reduce(row.stage, step)
@@ -362,6 +422,7 @@ class Runtime:
             if step.ledgers is not None:
                 # Row by row: after its F an overlapped pair holds both its microbatches, after its B one of them.
                 step.record.levels.append(sum(ledger.level_bytes for ledger in step.ledgers.values()))
+                step.record.host.append(step.host_bytes)
         for row, output in zip(rows, outputs, strict=True):
             if row.local_output and row.message_out < 0 and output.value is not None:
                 # A view would keep the whole tensor alive that it is a view of.
@@ -430,6 +491,11 @@ class Runtime:
         if not step.is_timed:
             return record
         record.start_ns, record.end_ns = times_ns(step.start), times_ns(step.end)
+        for number in sorted(step.copied):
+            begin, end, size_bytes = step.copied[number]
+            begin_ns, end_ns = times_ns([begin, end])
+            record.copied_ns.append((begin_ns, end_ns))
+            record.copied_bytes.append(size_bytes)
         for found, marks in ((record.sent_ns, self.transport.sent), (record.received_ns, self.transport.received)):
             found.update(zip(marks, times_ns(list(marks.values())), strict=True))
         if not step.reductions:
@@ -461,6 +527,15 @@ def _sharding_of(program: Program, rank: int) -> dict[int, list[tuple[Kind, int]
     return found
 
 
+def _copies_of(program: Program, rank: int) -> dict[int, list[tuple[int, Kind, int, int]]]:
+    """What a rank copies to host memory and back, by place as above: number, kind, stage and microbatch."""
+    found: dict[int, list[tuple[int, Kind, int, int]]] = {}
+    if program.schedule.offload is not None:
+        for number, (place, action) in enumerate(program.schedule.offload[rank]):
+            found.setdefault(place, []).append((number, action.kind, action.stage, action.microbatch or 0))
+    return found
+
+
 def _no_mark() -> None:
     """The mark of a step that is not timed."""
 
@@ -480,6 +555,7 @@ def _actions(program: Program, rank: int, stages: Mapping[int, Stage | TimedStag
         int(program.stage[row]): row for row in program.rows_of(rank) if program.kind[row] in (Kind.B, Kind.W)
     }
     split = {(int(program.stage[row]), int(program.microbatch[row])) for row in weight_rows}
+    moved = set(zip(program.offload.stage.tolist(), program.offload.microbatch.tolist(), strict=True))
     return [
         [
             _Row(
@@ -494,6 +570,7 @@ def _actions(program: Program, rank: int, stages: Mapping[int, Stage | TimedStag
                 reduces=last_gradient.get(int(program.stage[row])) == row,
                 is_split=(int(program.stage[row]), int(program.microbatch[row])) in split,
                 is_recomputed=bool(program.is_recomputed[row]),
+                is_moved=(int(program.stage[row]), int(program.microbatch[row])) in moved,
             )
             for row in range(int(program.action_start[action]), int(program.action_start[action + 1]))
         ]

@@ -29,6 +29,7 @@ _MEANING = {
     "messages": "messages are under way",
     "streams": "messages wait for others on their communicators, or for their receives",
     "collectives": "parameters are being gathered",
+    "copies": "activations come back from host memory",
     "device": "the rank's own time between actions",
     "straggler": "actions took longer than usual",
 }

@@ -17,6 +17,7 @@ from ppsim.cli.explore_command import ExploreCommand
 from ppsim.cli.figure_flag import FigureFlag
 from ppsim.cli.flags import MOST_ACTIONS, CostFlags, NetworkFlags, ScheduleFlags
 from ppsim.cli.machine_command import FitMachineCommand
+from ppsim.cli.offload_flags import CopyFlags
 from ppsim.cli.plan_command import PlanCommand
 from ppsim.cli.run_commands import ImportCommand
 from ppsim.cli.simulate_command import SimulateCommand
@@ -81,7 +82,7 @@ class ScheduleCommand(FigureFlag, ScheduleFlags):
 
 
 @dataclass(frozen=True, kw_only=True)
-class SearchCommand(FigureFlag, NetworkFlags, CostFlags):
+class SearchCommand(FigureFlag, CopyFlags, NetworkFlags, CostFlags):
     """Find the order with the shortest step (or rank time) under an activation limit, and what no order can beat."""
 
     ranks: int
@@ -100,6 +101,9 @@ class SearchCommand(FigureFlag, NetworkFlags, CostFlags):
     """Go on through all orders that may still be better: the result is the best of all, if the time suffices."""
     time_limit_s: float = 60.0
     """The most seconds that --prove may add."""
+    recompute: bool = False
+    """Allow forwards to be computed once more where memory is short. With a rate of copies, activations may also go to
+    host memory."""
     csv: OptionalFile = None
     """Write the schedule found in PyTorch's CSV format."""
     out: OptionalFile = None
@@ -131,9 +135,11 @@ class SearchCommand(FigureFlag, NetworkFlags, CostFlags):
             objective=self.objective,
             prove=self.prove,
             time_limit_s=self.time_limit_s,
+            recompute=self.recompute,
+            offload=self.copy_rate,
         )
         if self.csv is not None:
-            write_text(self.csv, found.schedule.to_csv())
+            write_text(self.csv, found.schedule.to_csv(offload=True))
         if self.out is not None:
             write_trace(found.trace, self.out)
         trace = found.trace

@@ -13,6 +13,7 @@ from ppsim.cli.figure_flag import FigureFlag
 from ppsim.cli.flags import CostFlags, NetworkFlags, ScheduleFlags
 from ppsim.cli.jitter_flags import JitterFlags
 from ppsim.cli.model_flags import ModelFlags
+from ppsim.cli.offload_flags import OffloadFlags
 from ppsim.cli.reduction_flags import ReductionFlags
 from ppsim.cli.tables import about_of, results_of, table_of
 from ppsim.export.trace_files import write_trace
@@ -28,7 +29,9 @@ if TYPE_CHECKING:
 
 
 @dataclass(frozen=True, kw_only=True)
-class SimulateCommand(FigureFlag, ReductionFlags, JitterFlags, ModelFlags, NetworkFlags, CostFlags, ScheduleFlags):
+class SimulateCommand(
+    FigureFlag, OffloadFlags, ReductionFlags, JitterFlags, ModelFlags, NetworkFlags, CostFlags, ScheduleFlags
+):
     """Predict one step. Costs are of one microbatch: one set for all stages, or a file of layers to be partitioned.
 
     With --jitter and the like, the distribution of the step time as well, from samples. All else is of the mean costs.
@@ -55,7 +58,7 @@ class SimulateCommand(FigureFlag, ReductionFlags, JitterFlags, ModelFlags, Netwo
         sampling = self.load_jitter(schedule.program)
         kinds = {kind for order in schedule.orders for kind in np.unique(order.kind).tolist()}
         stages, network = self.stage_costs(schedule.model_stages, kinds), self.load_network(schedule.ranks)
-        schedule, conditions = self.shard(schedule, self.conditions)
+        schedule, conditions = self.offload(*self.shard(schedule, self.conditions))
         engine = "simpy" if self.engine is None else self.engine
         trace = simulate(schedule, stages, network=network, engine=engine, conditions=conditions)
         trace = with_columns(trace, receive_window=conditions.receive_window, optimizer=self.optimizer)

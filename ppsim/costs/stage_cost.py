@@ -69,6 +69,8 @@ class StageCost:
         Bytes held in place of `activation_bytes` from an F to its R: the stage's input, and its output, which may be
         under way. By default two outputs, as large as that where all stages hand on the same, but at most
         `activation_bytes`.
+    offload_bytes : int, optional
+        Bytes of the activations that O moves to host memory and L back. By default, and at most, all.
 
     Raises
     ------
@@ -103,6 +105,7 @@ class StageCost:
     backward_communication_s: float | None = None
     recompute_s: float | None = None
     recompute_bytes: int | None = None
+    offload_bytes: int | None = None
 
     def __post_init__(self) -> None:
         for field in fields(self):
@@ -135,6 +138,11 @@ class StageCost:
         if self.recompute_bytes is not None:
             return self.recompute_bytes
         return min(2 * self.output_bytes, self.activation_bytes)
+
+    @property
+    def moved_bytes(self) -> int:
+        """Bytes of the activations that O moves to host memory."""
+        return self.activation_bytes if self.offload_bytes is None else min(self.offload_bytes, self.activation_bytes)
 
     @property
     def full_backward_communication_s(self) -> float:
@@ -227,6 +235,7 @@ def stage_cost(layers: list[LayerCost] | tuple[LayerCost, ...], *, frees_output:
     fused_communication = any(layer.backward_communication_s is not None for layer in layers)
     knows_gradients = any(layer.gradient_bytes is not None for layer in layers)
     recomputed = any(layer.recompute_s is not None for layer in layers)
+    moves_some = any(layer.offload_bytes is not None for layer in layers)
     input_bytes = None if layers[0].recompute_bytes is None else layers[0].recompute_bytes - layers[0].output_bytes
     shared = sum(layer.output_bytes for layer in (layers if frees_output else layers[:-1]))
     return StageCost(
@@ -248,6 +257,7 @@ def stage_cost(layers: list[LayerCost] | tuple[LayerCost, ...], *, frees_output:
         gradient_bytes=sum(layer.trained_bytes for layer in layers) if knows_gradients else None,
         recompute_s=total_s(layer.again_s for layer in layers) if recomputed else None,
         recompute_bytes=None if input_bytes is None else max(input_bytes, 0) + layers[-1].output_bytes,
+        offload_bytes=sum(layer.moved_bytes for layer in layers) if moves_some else None,
     )
 
 

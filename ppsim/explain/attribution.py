@@ -25,12 +25,12 @@ if TYPE_CHECKING:
 
 Seconds = npt.NDArray[np.float64]
 
-PARTS = ("warm_up", "drain", "imbalance", "messages", "streams", "collectives", "device", "straggler")
+PARTS = ("warm_up", "drain", "imbalance", "messages", "streams", "collectives", "copies", "device", "straggler")
 
 
 @dataclass(frozen=True, kw_only=True, eq=False)
 class Attribution:
-    """The bubble of each rank in eight parts, each an array of seconds of shape (p,), none negative.
+    """The bubble of each rank in nine parts, each an array of seconds of shape (p,), none negative.
 
         rank 0  F0 F1 F2 F3 w  w  w  w  w  w  B0 B1 B2 B3          w  warm-up: waiting for the first backward
         rank 1  w  F0 F1 F2 F3 w  w     B0 B1 B2 B3  d             w  warm-up: before the first action
@@ -59,6 +59,9 @@ class Attribution:
     collectives_s : array of shape (p,)
         Waiting until a stage's parameters are gathered, when all else is there, and the waiting for computation that
         such waits elsewhere made late (`collectives_knock_on_s`). It is 0 unless parameters are sharded.
+    copies_s : array of shape (p,)
+        Waiting until activations are back from host memory, when all else is there, and the waiting for computation
+        that such waits elsewhere made late (`copies_knock_on_s`). It is 0 unless activations are offloaded.
     device_s : array of shape (p,)
         Waiting though inputs are there and the rank is free, and the waiting for computation that such waits elsewhere
         made late (`device_knock_on_s`). In a simulation a shared device is busy, or dispatching takes its stated time.
@@ -66,12 +69,12 @@ class Attribution:
     straggler_s : array of shape (p,)
         Waiting for computation that is late because actions took longer than usual, here or further up the pipeline.
     warm_up_of_s, drain_of_s : mapping of str to array of shape (p,)
-        These two parts by cause: "compute", "messages", "streams", "collectives", "device", "straggler". No faster link
-        or device shortens "compute".
+        These two parts by cause: "compute", "messages", "streams", "collectives", "copies", "device", "straggler". No
+        faster link or device shortens "compute".
     queueing_s, transfer_s, latency_s, messages_knock_on_s : arrays of shape (p,)
         What `messages_s` is made of. A measured message is all transfer.
-    streams_knock_on_s, collectives_knock_on_s, device_knock_on_s : arrays of shape (p,)
-        Parts of `streams_s`, `collectives_s` and `device_s`.
+    streams_knock_on_s, collectives_knock_on_s, copies_knock_on_s, device_knock_on_s : arrays of shape (p,)
+        Parts of `streams_s`, `collectives_s`, `copies_s` and `device_s`.
     usual_s : array of shape (rows,)
         What each row usually takes.
     stretched_s : array of shape (p,), or None
@@ -97,6 +100,7 @@ class Attribution:
     messages_s: Seconds
     streams_s: Seconds
     collectives_s: Seconds
+    copies_s: Seconds
     device_s: Seconds
     straggler_s: Seconds
     warm_up_of_s: Mapping[str, Seconds] = field(repr=False)
@@ -107,6 +111,7 @@ class Attribution:
     messages_knock_on_s: Seconds = field(repr=False)
     streams_knock_on_s: Seconds = field(repr=False)
     collectives_knock_on_s: Seconds = field(repr=False)
+    copies_knock_on_s: Seconds = field(repr=False)
     device_knock_on_s: Seconds = field(repr=False)
     usual_s: Seconds = field(repr=False)
     stretched_s: Seconds | None = field(repr=False)
@@ -114,7 +119,7 @@ class Attribution:
 
     @property
     def parts_s(self) -> dict[str, Seconds]:
-        """The eight parts by name, each of shape (p,); their sum is `bubble_s`."""
+        """The nine parts by name, each of shape (p,); their sum is `bubble_s`."""
         return {name: getattr(self, f"{name}_s") for name in PARTS}
 
     @property
@@ -149,12 +154,13 @@ class Attribution:
         }
 
     def to_frame(self) -> pandas.DataFrame:
-        """A row per rank: rank, bubble_s, the eight parts, what some are made of, stretched_s if there is one."""
+        """A row per rank: rank, bubble_s, the nine parts, what some are made of, stretched_s if there is one."""
         import pandas
 
         inside = {f"messages_{name}_s": seconds for name, seconds in self._messages_of_s.items()}
         inside |= {
-            f"{name}_knock_on_s": getattr(self, f"{name}_knock_on_s") for name in ("streams", "collectives", "device")
+            f"{name}_knock_on_s": getattr(self, f"{name}_knock_on_s")
+            for name in ("streams", "collectives", "copies", "device")
         }
         for part, causes in (("warm_up", self.warm_up_of_s), ("drain", self.drain_of_s)):
             inside |= {f"{part}_{cause}_s": seconds for cause, seconds in causes.items()}
@@ -175,6 +181,7 @@ class Attribution:
             "messages_of_s": {name: seconds.tolist() for name, seconds in self._messages_of_s.items()},
             "streams_knock_on_s": self.streams_knock_on_s.tolist(),
             "collectives_knock_on_s": self.collectives_knock_on_s.tolist(),
+            "copies_knock_on_s": self.copies_knock_on_s.tolist(),
             "device_knock_on_s": self.device_knock_on_s.tolist(),
             "warm_up_of_s": {name: seconds.tolist() for name, seconds in self.warm_up_of_s.items()},
             "drain_of_s": {name: seconds.tolist() for name, seconds in self.drain_of_s.items()},
@@ -233,15 +240,17 @@ def attribute(trace: Trace, *, expected: StageCosts | None = None) -> Attributio
 
     Notes
     -----
-    The times show, moment by moment, whether a rank waits for computation, a message, a stream, parameters or a device
-    (see `explain.waits`). To find out why computation was late, the step is replayed without one cause after another:
+    The times show, moment by moment, whether a rank waits for computation, a message, a stream, parameters, activations
+    or a device (see `explain.waits`). To find out why computation was late, the step is replayed without one cause
+    after another:
 
     1. Actions take no longer than usual. What this saves is the straggler's.
     2. Every message sets off as it is made, on a link of its own.
     3. Messages cost nothing.
     4. No action waits for parameters.
-    5. No action waits for a device.
-    6. All stages take equally long. What this saves is imbalance, what is left is the pipeline's filling and emptying.
+    5. No action waits for activations.
+    6. No action waits for a device.
+    7. All stages take equally long. What this saves is imbalance, what is left is the pipeline's filling and emptying.
 
     Each is counted before a rank's first backward, after its last forward, and between, and is no more than the rank's
     waiting for computation there. Where clocks disagree (a message arrives before it was sent) the part that would be
@@ -334,6 +343,7 @@ def _assembled(graph: StepGraph, parts: BubbleParts, usual: Seconds) -> Attribut
         messages_knock_on_s=of["messages"]["knock_on"],
         streams_knock_on_s=of["streams"]["knock_on"],
         collectives_knock_on_s=of["collectives"]["knock_on"],
+        copies_knock_on_s=of["copies"]["knock_on"],
         device_knock_on_s=of["device"]["knock_on"],
         usual_s=usual,
         stretched_s=None,

@@ -18,6 +18,7 @@ from ppsim.explain.usual_durations import (
     cut_to_usual,
     equal_stages,
     without_collectives,
+    without_copies,
     without_device_waits,
     without_messages,
 )
@@ -48,15 +49,16 @@ class Replays(NamedTuple):
     without_streams: GraphTimes  # every message sets off as it is made, on a link of its own
     without_messages: GraphTimes
     without_collectives: GraphTimes
+    without_copies: GraphTimes
     without_device_waits: GraphTimes
 
 
 class Roots(NamedTuple):
     """Seconds of idle time by what it comes from, all arrays of one shape; the sum of all is the idle time.
 
-    queueing, stream, transfer, latency, collective, device: what is waited for at the moment. All else is waiting for
-    computation, by what made that late: an action longer than usual (straggler), streams, messages, collectives or
-    devices elsewhere (late_streams, late_messages, late_collectives, late_device), or nothing of these (compute).
+    queueing, stream, transfer, latency, collective, copy, device: what is waited for at the moment. All else is waiting
+    for computation, by what made that late: an action longer than usual (straggler), streams, messages, collectives,
+    copies or devices elsewhere (late_streams, late_messages, ...), or nothing of these (compute).
     """
 
     queueing: Seconds
@@ -64,11 +66,13 @@ class Roots(NamedTuple):
     transfer: Seconds
     latency: Seconds
     collective: Seconds
+    copy: Seconds
     device: Seconds
     straggler: Seconds
     late_streams: Seconds
     late_messages: Seconds
     late_collectives: Seconds
+    late_copies: Seconds
     late_device: Seconds
     compute: Seconds
 
@@ -86,6 +90,11 @@ class Roots(NamedTuple):
     def collectives(self) -> Seconds:
         """All that gathering parameters causes."""
         return self.collective + self.late_collectives
+
+    @property
+    def copies(self) -> Seconds:
+        """All that loading activations causes."""
+        return self.copy + self.late_copies
 
 
 def split_bubbles(graph: StepGraph, usual_s: Seconds) -> BubbleParts:
@@ -136,12 +145,14 @@ def split_bubbles(graph: StepGraph, usual_s: Seconds) -> BubbleParts:
         ("warm_up", "messages"): before.messages[:, START],
         ("warm_up", "streams"): before.streams[:, START],
         ("warm_up", "collectives"): before.collectives[:, START],
+        ("warm_up", "copies"): before.copies[:, START],
         ("warm_up", "device"): (before.device + before.late_device)[:, START],
         ("warm_up", "straggler"): before.straggler[:, START],
         ("drain", "compute"): after.compute + inherent[:, EMPTYING],
         ("drain", "messages"): after.messages,
         ("drain", "streams"): after.streams,
         ("drain", "collectives"): after.collectives,
+        ("drain", "copies"): after.copies,
         ("drain", "device"): after.device + after.late_device,
         ("drain", "straggler"): after.straggler,
         ("imbalance", ""): (before.compute - inherent).sum(axis=1),
@@ -153,6 +164,8 @@ def split_bubbles(graph: StepGraph, usual_s: Seconds) -> BubbleParts:
         ("streams", "knock_on"): before.late_streams[:, _AFTER_START].sum(axis=1),
         ("collectives", ""): before.collective[:, _AFTER_START].sum(axis=1),
         ("collectives", "knock_on"): before.late_collectives[:, _AFTER_START].sum(axis=1),
+        ("copies", ""): before.copy[:, _AFTER_START].sum(axis=1),
+        ("copies", "knock_on"): before.late_copies[:, _AFTER_START].sum(axis=1),
         ("device", ""): before.device[:, _AFTER_START].sum(axis=1) + in_pairs,
         ("device", "knock_on"): before.late_device[:, _AFTER_START].sum(axis=1),
         ("straggler", ""): before.straggler[:, _AFTER_START].sum(axis=1),
@@ -175,12 +188,15 @@ def replays_of(graph: StepGraph, usual_s: Seconds) -> Replays:
     edge_times = without_messages(edge_times)
     free_messages = replay(wiring, edge_times)
     edge_times = without_collectives(graph, edge_times)
+    gathered = replay(wiring, edge_times) if graph.gathered_s.any() else free_messages
+    edge_times = without_copies(graph, edge_times)
     return Replays(
         recorded=graph.times,
         without_excess=without_excess,
         without_streams=without_streams,
         without_messages=free_messages,
-        without_collectives=replay(wiring, edge_times) if graph.gathered_s.any() else free_messages,
+        without_collectives=gathered,
+        without_copies=replay(wiring, edge_times) if graph.loaded_s.any() else gathered,
         without_device_waits=replay(wiring, without_device_waits(edge_times)),
     )
 
@@ -200,8 +216,9 @@ def roots_of(waits: list[Seconds], idle: list[Seconds], rounding_s: float) -> Ro
     rounding_s : float
         What is shorter is rounding.
     """
-    compute, queueing, stream, transfer, latency, device, collective = waits
-    recorded, without_excess, without_streams, without_messages, without_collectives, without_device_waits = idle
+    compute, queueing, stream, transfer, latency, device, collective, copy = waits
+    recorded, without_excess, without_streams, without_messages, without_collectives, *last = idle
+    without_copies, without_device_waits = last
     straggler = _share(recorded - without_excess, compute, rounding_s)
     compute = compute - straggler
     late_streams = _share(without_excess - without_streams - stream, compute, rounding_s)
@@ -210,18 +227,22 @@ def roots_of(waits: list[Seconds], idle: list[Seconds], rounding_s: float) -> Ro
     compute = compute - late_messages
     late_collectives = _share(without_messages - without_collectives - collective, compute, rounding_s)
     compute = compute - late_collectives
-    late_device = _share(without_collectives - without_device_waits - device, compute, rounding_s)
+    late_copies = _share(without_collectives - without_copies - copy, compute, rounding_s)
+    compute = compute - late_copies
+    late_device = _share(without_copies - without_device_waits - device, compute, rounding_s)
     return Roots(
         queueing=queueing,
         stream=stream,
         transfer=transfer,
         latency=latency,
         collective=collective,
+        copy=copy,
         device=device,
         straggler=straggler,
         late_streams=late_streams,
         late_messages=late_messages,
         late_collectives=late_collectives,
+        late_copies=late_copies,
         late_device=late_device,
         compute=compute - late_device,
     )

@@ -110,6 +110,7 @@ def _before_actions(roots: Roots, inherent: Seconds, phase: Integers) -> Seconds
         "messages": roots.messages,
         "streams": roots.streams,
         "collectives": roots.collectives,
+        "copies": roots.copies,
         "device": roots.device + roots.late_device,
         "straggler": roots.straggler,
     }
@@ -126,7 +127,7 @@ def _device_alone(seconds: Seconds) -> Seconds:
 def _total(roots: Roots) -> Seconds:
     """All idle time of some roots."""
     with_messages = roots.compute + roots.messages + roots.streams
-    return with_messages + roots.collectives + (roots.device + roots.late_device) + roots.straggler
+    return with_messages + roots.collectives + roots.copies + (roots.device + roots.late_device) + roots.straggler
 
 
 def _after_the_last(roots: Roots) -> Seconds:

@@ -20,7 +20,7 @@ if TYPE_CHECKING:
     from ppsim.explain.wiring import Integers, Wiring
 
 _FIRST_ROOM = 8  # intervals of idle time that a rank has room for at first; doubled whenever it is full
-_COMPUTE, _QUEUE, _STREAM, _TRANSFER, _LATENCY, _DEVICE, _COLLECTIVE = range(7)  # as in `explain.waits.Cause`
+_COMPUTE, _QUEUE, _STREAM, _TRANSFER, _LATENCY, _DEVICE, _COLLECTIVE, _COPY = range(8)  # as in `explain.waits.Cause`
 
 
 @kernel
@@ -169,6 +169,7 @@ def split_waits(
     link_free_s: Seconds,
     shown_left_s: Seconds,
     gathered_s: Seconds,
+    loaded_s: Seconds,
     step_end_s: float,
     waits: Waits,
 ) -> None:
@@ -219,6 +220,9 @@ def split_waits(
                 at = until
             until = min(max(gathered_s[action], at), now)
             idle = _add(idle, place, rank, at, until, _COLLECTIVE, sums)
+            at = until
+            until = min(max(loaded_s[action], at), now)
+            idle = _add(idle, place, rank, at, until, _COPY, sums)
             at = until
             idle = _add(idle, place, rank, at, now, _DEVICE, sums)
         free_s[rank] = max(free, times.end_s[action])

@@ -93,6 +93,8 @@ class StepGraph:
     gathered_s : array of shape (actions,)
         When the parameters that an action needs are whole; 0 where they need not be gathered. An action that waits for
         them does so within its `edge_times.device_s`: a replay keeps this wait as it was.
+    loaded_s : array of shape (actions,)
+        When the activations that an action needs are back from host memory; likewise.
     """
 
     trace: Trace = field(repr=False)
@@ -102,11 +104,19 @@ class StepGraph:
     inner_s: Seconds
     shown_left_s: Seconds = field(repr=False)
     gathered_s: Seconds = field(repr=False)
+    loaded_s: Seconds = field(repr=False)
 
     @property
     def collective_s(self) -> Seconds:
         """How long each action waits for parameters when all else that it needs is there, shape (actions,)."""
         return np.maximum(np.minimum(self.gathered_s, self.times.start_s) - self.times.ready_s, 0.0)
+
+    @property
+    def copy_s(self) -> Seconds:
+        """How long each action waits for activations when all else, parameters too, is there, shape (actions,)."""
+        there_s = np.maximum(self.times.ready_s, self.gathered_s)
+        waited_s: Seconds = np.maximum(np.minimum(self.loaded_s, self.times.start_s) - there_s, 0.0)
+        return waited_s
 
     @property
     def program(self) -> Program:
@@ -194,6 +204,7 @@ class StepGraph:
             inner_s=(end - start) - lengths,
             shown_left_s=shown_left,
             gathered_s=_gathered(trace),
+            loaded_s=_loaded(trace),
         )
 
 
@@ -207,6 +218,15 @@ def _gathered(trace: Trace) -> Seconds:
     end_s = np.zeros(len(table.kind) + 1)  # the last stands for -1, "none"
     end_s[:-1][table.kind == Kind.UNSHARD] = trace.unshard_end_s - trace.start_s.min()
     np.maximum.at(found, program.row_action, end_s[table.gather])
+    return found
+
+
+def _loaded(trace: Trace) -> Seconds:
+    """When the activations that each action needs are back, shape (actions,); 0 where they were never away."""
+    found = np.zeros(trace.program.actions)
+    if trace.copy_end_s is not None:
+        end_s = np.append(trace.copy_end_s - trace.start_s.min(), 0.0)  # the last stands for -1, "none"
+        np.maximum.at(found, trace.program.row_action, end_s[trace.program.offload.load])
     return found
 
 

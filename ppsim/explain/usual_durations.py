@@ -76,6 +76,11 @@ def without_collectives(graph: StepGraph, edge_times: EdgeTimes) -> EdgeTimes:
     return edge_times._replace(device_s=edge_times.device_s - graph.collective_s)
 
 
+def without_copies(graph: StepGraph, edge_times: EdgeTimes) -> EdgeTimes:
+    """The edge times if no action waited for activations from host memory either."""
+    return edge_times._replace(device_s=edge_times.device_s - graph.copy_s)
+
+
 def without_device_waits(edge_times: EdgeTimes) -> EdgeTimes:
     """The edge times if every action started as soon as its rank is free and its inputs are there."""
     return edge_times._replace(device_s=np.zeros_like(edge_times.device_s))

@@ -23,6 +23,7 @@ class Cause(enum.IntEnum):
     LATENCY = 4
     DEVICE = 5  # everything is there and the rank is free, yet the action does not start
     COLLECTIVE = 6  # the stage's parameters are still being gathered
+    COPY = 7  # the activations are still coming back from host memory
 
 
 class Waits(NamedTuple):
@@ -64,6 +65,13 @@ def follow_waits(graph: StepGraph) -> Waits:
         before_s=np.zeros((graph.program.actions, len(Cause))), after_s=np.zeros((graph.program.ranks, len(Cause)))
     )
     kernels.split_waits(
-        graph.wiring, graph.times, graph.link_free_s(), graph.shown_left_s, graph.gathered_s, graph.end_s, found
+        graph.wiring,
+        graph.times,
+        graph.link_free_s(),
+        graph.shown_left_s,
+        graph.gathered_s,
+        graph.loaded_s,
+        graph.end_s,
+        found,
     )
     return found

@@ -28,7 +28,7 @@ import numpy.typing as npt
 
 from ppsim.errors import InputError
 from ppsim.files import write_bytes
-from ppsim.schedule.action import Kind
+from ppsim.schedule.action import Action, Kind
 from ppsim.trace.trace import Trace, known
 
 Event = dict[str, Any]
@@ -113,6 +113,7 @@ class _TraceEvents:
         for rank in range(self.trace.ranks):
             yield from self.reductions(rank, len(links) + 1)
             yield from self.gatherings(rank, len(links) + 2)
+            yield from self.offloading(rank, len(links) + 3)
         yield from self.flows()
 
     def label(self, what: str, rank: int, track: int, **values: Any) -> Event:
@@ -206,7 +207,8 @@ class _TraceEvents:
             return
         held = np.array(trace.schedule.stages_of(rank), np.int64)
         columns = trace.reduce_start_s[held], trace.reduce_end_s[held], trace.reduce_bytes[held]
-        yield from self.collectives(rank, position, "reduce gradients", "reduction", Kind.REDUCE_GRAD, held, *columns)
+        actions = [Action(stage, Kind.REDUCE_GRAD, None) for stage in held.tolist()]
+        yield from self.beside(rank, position, "reduce gradients", "reduction", actions, *columns)
 
     def gatherings(self, rank: int, position: int) -> Iterator[Event]:
         """UNSHARD of the rank's stages; no track where parameters are not sharded."""
@@ -216,23 +218,34 @@ class _TraceEvents:
         is_gather = table.kind == Kind.UNSHARD
         own = np.flatnonzero(table.rank[is_gather] == rank)
         columns = trace.unshard_start_s[own], trace.unshard_end_s[own], trace.unshard_bytes[own]
-        stages = table.stage[is_gather][own]
-        yield from self.collectives(rank, position, "gather parameters", "gathering", Kind.UNSHARD, stages, *columns)
+        actions = [Action(stage, Kind.UNSHARD, None) for stage in table.stage[is_gather][own].tolist()]
+        yield from self.beside(rank, position, "gather parameters", "gathering", actions, *columns)
 
-    def collectives(
+    def offloading(self, rank: int, position: int) -> Iterator[Event]:
+        """O and L of the rank, a track for each direction; none where nothing is offloaded."""
+        trace, table = self.trace, self.program.offload
+        if trace.copy_start_s is None or trace.copy_end_s is None or trace.copy_bytes is None:
+            return
+        for number, (kind, title) in enumerate(((Kind.O, "offload activations"), (Kind.L, "load activations"))):
+            own = np.flatnonzero((table.rank == rank) & (table.kind == kind))
+            cells = zip(table.stage[own].tolist(), table.microbatch[own].tolist(), strict=True)
+            actions = [Action(stage, kind, microbatch) for stage, microbatch in cells]
+            columns = trace.copy_start_s[own], trace.copy_end_s[own], trace.copy_bytes[own]
+            yield from self.beside(rank, position + number, title, "copy", actions, *columns)
+
+    def beside(
         self,
         rank: int,
         position: int,
         title: str,
         category: str,
-        kind: Kind,
-        stages: npt.NDArray[np.int64],
+        actions: list[Action],
         start_s: npt.NDArray[np.float64],
         end_s: npt.NDArray[np.float64],
         size_bytes: npt.NDArray[np.int64],
     ) -> Iterator[Event]:
-        """Tracks of what concerns a rank's stages as a whole; none of nothing."""
-        if not len(stages):
+        """Tracks of what a rank does beside its computations; none of nothing."""
+        if not actions:
             return
         begin = self.nanoseconds(start_s)
         end = np.maximum(begin, self.nanoseconds(end_s))
@@ -241,10 +254,12 @@ class _TraceEvents:
         for lane, track in enumerate(tracks):
             yield self.label("thread_name", rank, track, name=title if lane == 0 else f"{title} ({lane + 1})")
             yield self.label("thread_sort_index", rank, track, sort_index=position)
-        for index, stage in enumerate(stages.tolist()):
-            args = {"stage": stage, "kind": kind.name, "bytes": int(size_bytes[index])}
-            name, track = f"{stage}{kind.name}", tracks[lanes[index]]
-            yield self.slice(rank, track, name, category, int(begin[index]), int(end[index]), args)
+        for index, action in enumerate(actions):
+            args: Event = {"stage": action.stage, "kind": action.kind.name, "bytes": int(size_bytes[index])}
+            if action.microbatch is not None:
+                args["microbatch"] = action.microbatch
+            track = tracks[lanes[index]]
+            yield self.slice(rank, track, str(action), category, int(begin[index]), int(end[index]), args)
 
     def flows(self) -> Iterator[Event]:
         """An arrow per message. It starts in its producer's last nanosecond: at the very end the slice has closed."""

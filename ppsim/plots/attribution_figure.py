@@ -20,6 +20,7 @@ _NAMES = {
     "messages": "messages",
     "streams": "streams",
     "collectives": "gathering parameters",
+    "copies": "loading activations",
     "device": "device or dispatch",
     "straggler": "straggler",
 }

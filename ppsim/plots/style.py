@@ -12,6 +12,8 @@ from ppsim.palette import CRITICAL as CRITICAL
 from ppsim.palette import GATHERING as GATHERING
 from ppsim.palette import KIND_COLOURS as KIND_COLOURS
 from ppsim.palette import KIND_NAMES as KIND_NAMES
+from ppsim.palette import LOADING as LOADING
+from ppsim.palette import OFFLOADING as OFFLOADING
 from ppsim.palette import PART_COLOURS as PART_COLOURS
 from ppsim.palette import REDUCTION as REDUCTION
 from ppsim.palette import SERIES_COLOURS as SERIES_COLOURS

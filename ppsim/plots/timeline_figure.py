@@ -90,7 +90,7 @@ def timeline(
     figure = go.Figure(layout=style.layout(height=height, title=title))
     figure.add_trace(_bubbles(blocks, unit))
     figure.add_traces(_bars(blocks, unit, longest_s))
-    figure.add_traces(_reductions(blocks, unit) + _gatherings(blocks, unit))
+    figure.add_traces(_reductions(blocks, unit) + _gatherings(blocks, unit) + _copies(blocks, unit))
     if messages:
         figure.add_trace(_messages(blocks, unit))
     if critical_path:
@@ -249,7 +249,8 @@ def _reductions(blocks: list[_Block], unit: Unit) -> list[go.Bar]:
             continue
         ranks, times_s = np.asarray(trace.schedule.placement), (trace.reduce_start_s, trace.reduce_end_s)
         did = [f"adds up {bytes_text(int(each))} of gradients over the replicas" for each in trace.reduce_bytes]
-        strips.append(_Strips(block, Kind.REDUCE_GRAD, np.arange(len(ranks)), ranks, *times_s, did))
+        names = [f"{stage}{Kind.REDUCE_GRAD}" for stage in range(len(ranks))]
+        strips.append(_Strips(block, names, ranks, *times_s, did))
     return _strip_bar("reduction over replicas", style.REDUCTION, (_BAR - _STRIP) / 2, strips, unit)
 
 
@@ -262,17 +263,38 @@ def _gatherings(blocks: list[_Block], unit: Unit) -> list[go.Bar]:
             continue
         is_gather = table.kind == Kind.UNSHARD
         did = [f"gathers {bytes_text(int(each))} of parameters from the replicas" for each in trace.unshard_bytes]
-        stage, rank = table.stage[is_gather], table.rank[is_gather]
-        strips.append(_Strips(block, Kind.UNSHARD, stage, rank, trace.unshard_start_s, trace.unshard_end_s, did))
+        names, rank = [f"{stage}{Kind.UNSHARD}" for stage in table.stage[is_gather]], table.rank[is_gather]
+        strips.append(_Strips(block, names, rank, trace.unshard_start_s, trace.unshard_end_s, did))
     return _strip_bar("gathering of parameters", style.GATHERING, (_STRIP - _BAR) / 2, strips, unit)
 
 
+def _copies(blocks: list[_Block], unit: Unit) -> list[go.Bar]:
+    """Every O and L, in the middle of the lane; no bar at all where nothing is offloaded."""
+    bars = []
+    for kind, title, colour, verb in (
+        (Kind.O, "offloading", style.OFFLOADING, "to host memory"),
+        (Kind.L, "loading", style.LOADING, "from host memory"),
+    ):
+        strips = []
+        for block in blocks:
+            trace, table = block.trace, block.trace.program.offload
+            if trace.copy_start_s is None or trace.copy_end_s is None or trace.copy_bytes is None:
+                continue
+            own = table.kind == kind
+            columns = table.stage[own].tolist(), table.microbatch[own].tolist()
+            names = [f"{stage}{kind}{microbatch}" for stage, microbatch in zip(*columns, strict=True)]
+            did = [f"moves {bytes_text(int(each))} of activations {verb}" for each in trace.copy_bytes[own]]
+            times_s = trace.copy_start_s[own], trace.copy_end_s[own]
+            strips.append(_Strips(block, names, table.rank[own], *times_s, did))
+        bars += _strip_bar(title, colour, -_STRIP / 2 if kind == Kind.O else _STRIP / 2, strips, unit)
+    return bars
+
+
 class _Strips(NamedTuple):
-    """What runs on the collective streams of a trace: of which stages, on which ranks, when, and what it does."""
+    """What runs beside the computations of a trace: what it is called, on which ranks, when, and what it does."""
 
     block: _Block
-    kind: Kind
-    stage: npt.NDArray[np.int64]
+    names: list[str]
     rank: npt.NDArray[np.int64]
     start_s: npt.NDArray[np.float64]
     end_s: npt.NDArray[np.float64]
@@ -282,12 +304,12 @@ class _Strips(NamedTuple):
 def _strip_bar(name: str, colour: str, offset: float, strips: list[_Strips], unit: Unit) -> list[go.Bar]:
     """Thin bars on the lanes of ranks, off their middle by `offset`."""
     y, base, x, hover = [], [], [], []
-    for block, kind, stages, ranks, start_s, end_s, did in strips:
+    for block, names, ranks, start_s, end_s, did in strips:
         y.append(block.top + ranks + offset)
         base.append((start_s - block.origin_s) * unit.scale)
         x.append((end_s - start_s) * unit.scale)
         hover += [
-            f"<b>{stages[at]}{kind}</b> on rank {ranks[at]}<br>"
+            f"<b>{names[at]}</b> on rank {ranks[at]}<br>"
             f"starts {unit.text(float(start_s[at]) - block.origin_s)}, "
             f"takes {unit.text(float(end_s[at] - start_s[at]))}<br>{each}"
             for at, each in enumerate(did)

@@ -280,7 +280,7 @@ def costs_of(run: Run) -> RunCosts:
     durations, memory = Durations.of(run), MemoryFit.of(run)
     held = _activations(run, memory)
     stages = []
-    for stage, (usual, (whole, kept)) in enumerate(zip(durations.usual_s, held, strict=True)):
+    for stage, (usual, (whole, kept, until_again)) in enumerate(zip(durations.usual_s, held, strict=True)):
         seconds = {Kind(kind): float(each) for kind, each in enumerate(usual) if np.isfinite(each)}
         backward_s = seconds.get(Kind.B)
         input_s, weight_s = seconds.get(Kind.I), seconds.get(Kind.W)
@@ -295,29 +295,43 @@ def costs_of(run: Run) -> RunCosts:
                 activation_bytes=whole,
                 weight_activation_bytes=kept,
                 output_bytes=_output_bytes(run, stage),
+                recompute_s=seconds.get(Kind.R),
+                recompute_bytes=until_again,
             )
         )
     return RunCosts(stages, run=run, durations=durations, handover=Handover.of(run), memory=memory)
 
 
-def _activations(run: Run, memory: MemoryFit | None) -> list[tuple[int, int]]:
-    """What a microbatch holds on each stage from F on, and from I on: all of it, the most it can be, if no W ran."""
+def _activations(run: Run, memory: MemoryFit | None) -> list[tuple[int, int, int | None]]:
+    """What a microbatch holds on each stage from F on, from I on, and from F to R, which is None if no R ran.
+
+    From I on it is all of it, the most it can be, if no W ran.
+    """
     program, stages = run.schedule.program, run.schedule.stages
     levels = run.traces[0].activation_bytes
-    if levels is not None:
+    if levels is not None and run.schedule.offload is None:
         change = np.diff(levels, prepend=0)
         first = program.action_start[program.rank_actions[:-1][np.diff(program.rank_actions) > 0]]
         change[first] = levels[first]  # the row before is another rank's
         found = []
         for stage in range(stages):
-            taken = change[(program.stage == stage) & (program.kind == Kind.F)]
+            forward = (program.stage == stage) & (program.kind == Kind.F)
+            taken, until_again = change[forward & ~program.is_recomputed], change[forward & program.is_recomputed]
+            if not len(taken):  # what R adds to what was kept
+                taken = until_again + change[(program.stage == stage) & (program.kind == Kind.R)]
             given = -change[(program.stage == stage) & (program.kind == Kind.W)]
-            whole = max(int(np.median(taken)), 0) if len(taken) else 0
-            found.append((whole, max(int(np.median(given)), 0) if len(given) else whole))
+            whole = _typical(taken, 0)
+            least = _typical(until_again, 0) if len(until_again) else None
+            found.append((whole, _typical(given, whole), least))
         return found
     per_microbatch = memory.activation_bytes if memory is not None else None
     per_stage = round((per_microbatch or 0) * run.ranks / stages)
-    return [(per_stage, per_stage)] * stages
+    return [(per_stage, per_stage, None)] * stages
+
+
+def _typical(sizes: npt.NDArray[np.int64], otherwise: int) -> int:
+    """The median size, at least 0; another number where there is none."""
+    return max(int(np.median(sizes)), 0) if len(sizes) else otherwise
 
 
 def _output_bytes(run: Run, stage: int) -> int:

@@ -14,8 +14,8 @@ class Kind(enum.IntEnum):
     """What an action does.
 
     F is the forward, B the full backward. A split backward is I, for the input, and W, for the weights. R computes an F
-    once more, for its backward. These five compute; the others are communication and sharded parameters, and occur in
-    files and traces alone.
+    once more, for its backward. These five compute; the others are communication, sharded parameters, and
+    activations that go to host memory (O) and come back (L).
     """
 
     F = 0
@@ -30,6 +30,8 @@ class Kind(enum.IntEnum):
     UNSHARD = 9
     RESHARD = 10
     R = 11  # recompute; behind the others, so that numbers in older files keep their meaning
+    O = 12  # noqa: E741  (offload)
+    L = 13  # load
 
     @property
     def computes(self) -> bool:

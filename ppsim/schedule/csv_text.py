@@ -10,6 +10,7 @@ from dataclasses import dataclass
 
 from ppsim.errors import ScheduleError
 from ppsim.schedule.action import Action, Kind, OverlappedPair, parse_action
+from ppsim.schedule.offload import COPY_KINDS, OffloadError
 from ppsim.schedule.placed import PlacedError
 from ppsim.schedule.posts import MESSAGE_KINDS, SENDS
 from ppsim.schedule.sharding import ShardingError
@@ -47,6 +48,11 @@ class Cell:
     def is_post(self) -> bool:
         """Whether the cell is a send or a receive."""
         return any(part.kind in MESSAGE_KINDS for part in self.parts)
+
+    @property
+    def is_copy(self) -> bool:
+        """Whether the cell moves activations to host memory or back: O or L."""
+        return any(part.kind in COPY_KINDS for part in self.parts)
 
     @property
     def is_of_stage(self) -> bool:
@@ -149,9 +155,9 @@ def read_cell(row: int, column: int, text: str) -> Cell:
 
 
 def located(error: PlacedError, ranks: Sequence[Sequence[Cell]]) -> ScheduleError:
-    """The error about a rank's communication or sharding, with the cell where it stands in place of the rank."""
+    """The error about what stands among a rank's computations, with its cell in place of the rank."""
     if error.index is None:
         return ScheduleError(f"row {error.rank + 1}: {error.what}")
-    is_of_stage = isinstance(error, ShardingError)
-    cell = [cell for cell in ranks[error.rank] if (cell.is_of_stage if is_of_stage else cell.is_post)][error.index]
+    is_meant = {ShardingError: "is_of_stage", OffloadError: "is_copy"}.get(type(error), "is_post")
+    cell = [cell for cell in ranks[error.rank] if getattr(cell, is_meant)][error.index]
     return ScheduleError(f"row {cell.row}, column {cell.column}: {error.what}", place=(cell.row, cell.column))

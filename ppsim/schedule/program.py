@@ -7,9 +7,9 @@ from functools import cached_property
 from typing import TYPE_CHECKING
 
 from ppsim.checks import checked
-from ppsim.schedule.collective_table import CollectiveTable
 from ppsim.schedule.deadlock import Circle, execution_order, find_circle
 from ppsim.schedule.program_tables import Integers, ProgramTables
+from ppsim.schedule.side_table import SideTable
 from ppsim.schedule.streams import MessageGraph, Streams, circle_of_posts
 
 if TYPE_CHECKING:
@@ -79,10 +79,24 @@ class Program(ProgramTables):
         return self._graphs[streams]
 
     @cached_property
-    def collectives(self) -> CollectiveTable:
+    def collectives(self) -> SideTable:
         """What runs on the collective streams; nothing where the schedule states no sharding."""
         sharding = self.schedule.sharding
-        return CollectiveTable.none() if sharding is None else CollectiveTable.of(self, sharding)
+        return SideTable.none() if sharding is None else SideTable.of(self, sharding, None)
+
+    @cached_property
+    def offload(self) -> SideTable:
+        """What runs on the streams of copies; nothing where the schedule states no offloading."""
+        offload = self.schedule.offload
+        return SideTable.none() if offload is None else SideTable.of(self, None, offload)
+
+    def beside(self, *, sharded: bool) -> SideTable:
+        """All that runs beside computations: copies, and collectives if parameters are `sharded`."""
+        if not sharded:
+            return self.offload
+        if not len(self.offload.stage):
+            return self.collectives
+        return SideTable.of(self, self.schedule.sharding, self.schedule.offload)
 
     @cached_property
     def _graphs(self) -> dict[Streams, MessageGraph]:

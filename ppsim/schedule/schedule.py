@@ -16,6 +16,7 @@ from ppsim.schedule import csv_text
 from ppsim.schedule.action import Action, Kind, OverlappedPair
 from ppsim.schedule.communication import posts_of_table, posts_when_sent
 from ppsim.schedule.lowering import lower
+from ppsim.schedule.offload import Offload, check_offload, placed_offload
 from ppsim.schedule.order import Order
 from ppsim.schedule.placed import PlacedError, check_lengths
 from ppsim.schedule.posts import Posts
@@ -26,7 +27,7 @@ from ppsim.schedule.sharding import (
     check_sharding,
     placed_sharding,
     split_actions,
-    with_sharding_between,
+    with_entries_between,
 )
 from ppsim.schedule.streams import Streams
 from ppsim.shown import shown_by
@@ -66,11 +67,13 @@ class Schedule:
     sharding : tuple of p Sharding, or None
         When each rank gathers the parameters of its stages, lets them go, and reduces gradients (UNSHARD, RESHARD,
         REDUCE_GRAD). None: parameters stay whole, and gradients are reduced after the last one.
+    offload : tuple of p Offload, or None
+        When each rank moves activations to host memory and back (O, L). None: they stay.
 
     Notes
     -----
-    Schedules are equal if they compute the same in the same order. Communication and sharding change when, not what, so
-    they do not count.
+    Schedules are equal if they compute the same in the same order. Communication, sharding and offloading change when,
+    not what, so they do not count.
 
     Copies of a stage add up their gradients at the end of a step. That is no action of the schedule: a trace times it
     (`Conditions.reduction`), and a real run does it.
@@ -89,6 +92,7 @@ class Schedule:
     copies: int = 1
     communication: tuple[Posts, ...] | None = field(default=None, compare=False)
     sharding: tuple[Sharding, ...] | None = field(default=None, compare=False)
+    offload: tuple[Offload, ...] | None = field(default=None, compare=False)
 
     def __post_init__(self) -> None:
         check_fields(self)
@@ -98,6 +102,9 @@ class Schedule:
         if self.sharding is not None:
             check_lengths("sharding", self.orders, self.sharding)
             check_sharding(self.orders, self.placement, self.sharding, has_posts=self.communication is not None)
+        if self.offload is not None:
+            check_lengths("offload", self.orders, self.offload)
+            check_offload(self.orders, self.offload)
 
     def _check_copies(self) -> None:
         """Refuse copies that the stages do not divide into, and what copies do not go with."""
@@ -128,8 +135,8 @@ class Schedule:
         ----------
         orders : iterable of p orders
             Each an Order, or actions, or their spellings such as "0F0". Sends and receives (0SEND_F0) may stand among
-            the actions, either all that the computations need or none, and are kept where they stand. So is sharding
-            (0UNSHARD, 0RESHARD, 0REDUCE_GRAD).
+            the actions, either all that the computations need or none, and are kept where they stand. So are
+            sharding (0UNSHARD, 0RESHARD, 0REDUCE_GRAD) and offloading (0O0, 0L0).
         name : str
             For titles.
         copies : int
@@ -141,21 +148,28 @@ class Schedule:
             If there is no action, a stage computes on two ranks, a stage between 0 and the last has no action, or
             the sends and receives are not those that the computations need, each on its side of what it serves; or if
             a stage is gathered twice, let go while it is not whole, or computed with then, or if its gradients are
-            reduced twice or before the last one.
+            reduced twice or before the last one; or if activations are moved twice, not brought back, or missing where
+            they are needed.
 
         Examples
         --------
         >>> Schedule.of([["0F0", "0F1", "0SEND_F0", "0SEND_F1"], ["1RECV_F0", "1F0", "1RECV_F1", "1F1"]]).to_csv()
         '0F0,0F1\\n1F0,1F1\\n'
         """
-        split = [(order, Posts(), Sharding()) if isinstance(order, Order) else split_actions(order) for order in orders]
+        split = [
+            (order, Posts(), Sharding(), Offload()) if isinstance(order, Order) else split_actions(order)
+            for order in orders
+        ]
         return cls._of_parts(split, name, copies)
 
     @classmethod
-    def _of_parts(cls, split: Sequence[tuple[Order, Posts, Sharding]], name: str, copies: int) -> Schedule:
-        """From what each rank computes, posts and shards."""
-        orders, communication, sharding = (tuple(column) for column in zip(*split, strict=True)) if split else ((),) * 3
+    def _of_parts(cls, split: Sequence[tuple[Order, Posts, Sharding, Offload]], name: str, copies: int) -> Schedule:
+        """From what each rank computes, posts, shards and offloads."""
+        columns = (tuple(column) for column in zip(*split, strict=True)) if split else ((),) * 4
+        orders, communication, sharding, offload = columns
         found = cls._of_orders(orders, name, copies)._having(communication)
+        if any(len(moves) for moves in offload):
+            found = replace(found, offload=offload)
         if not any(len(entries) for entries in sharding):
             return found
         if found.communication is not None:  # a rank without posts has no places among them
@@ -311,12 +325,7 @@ class Schedule:
         >>> Schedule.of([["0F0", "0F1", "0B0", "0B1"]]).with_recompute(microbatches=[1]).to_csv()
         '0F0,0F1,0B0,0R1,0B1\\n'
         """
-        if not 0 <= share <= 1:
-            raise InputError(f"share must be from 0 to 1, got {share!r}")
-        chosen = np.zeros((self.stages, self.microbatches), bool)
-        of_stages = self._known("stage", stages, self.stages)
-        of_microbatches = np.unique(self._known("microbatch", microbatches, self.microbatches))
-        chosen[np.ix_(of_stages, of_microbatches[spread_evenly(len(of_microbatches), share)])] = True
+        chosen = self._chosen(stages, microbatches, share)
         for order in self.orders:
             again = order.kind == Kind.R
             chosen[order.stage[again], order.microbatch[again]] = False
@@ -332,7 +341,68 @@ class Schedule:
             and tuple(posts.moved(place) for posts, place in zip(self.communication, places, strict=True)),
             sharding=self.sharding
             and tuple(entries.moved(place) for entries, place in zip(self.sharding, places, strict=True)),
+            offload=self.offload
+            and tuple(moves.moved(place) for moves, place in zip(self.offload, places, strict=True)),
         )
+
+    @checked
+    def with_offload(
+        self,
+        stages: Sequence[int] | None = None,
+        *,
+        microbatches: Sequence[int] | None = None,
+        share: float = 1.0,
+        ahead: int = 1,
+    ) -> Schedule:
+        """The same computations, with some activations moved to host memory after their F (O), and back in time (L).
+
+        Parameters
+        ----------
+        stages, microbatches, share
+            Whose activations, as in `with_recompute`. A share of 0: nobody's.
+        ahead : int
+            How many actions before the B or I (or R) that needs them activations start to come back.
+
+        Raises
+        ------
+        InputError
+            For a stage or microbatch that there is not, another share, or `ahead` below 1.
+
+        Notes
+        -----
+        What is needed so soon that no action lies between both copies stays where it is. How fast copies are is said by
+        `Conditions.copies`. PyTorch's pipelining does not know O and L. Those that the schedule states are replaced.
+
+        Examples
+        --------
+        Half of the activations, offloaded at no cost in time, where a copy takes no longer than the computation that it
+        runs under (Wan et al., 2025, "PipeOffload"):
+
+        >>> from ppsim import Copies, StageCost, build_schedule, simulate
+        >>> cost = StageCost(forward_s=1, backward_input_s=1, backward_weight_s=1, activation_bytes=8)
+        >>> plain = build_schedule("interleaved-1f1b", ranks=4, microbatches=8)
+        >>> moved = plain.with_offload(share=0.5)
+        >>> before, after = (simulate(s, [cost] * 8, copies=Copies(bytes_per_s=8.0)) for s in (plain, moved))
+        >>> before.makespan_s == after.makespan_s
+        True
+        >>> before.peak_activation_bytes.tolist(), after.peak_activation_bytes.tolist()
+        ([88, 72, 56, 40], [56, 48, 40, 32])
+        """
+        if ahead < 1:
+            raise InputError(f"ahead must be 1 or more, got {ahead}")
+        chosen = self._chosen(stages, microbatches, share)
+        offload = tuple(placed_offload(order, chosen, ahead) for order in self.orders)
+        return replace(self, offload=offload if any(len(moves) for moves in offload) else None)
+
+    def _chosen(self, stages: Sequence[int] | None, microbatches: Sequence[int] | None, share: float) -> Mask:
+        """Stages and microbatches that a rule is for, shape (stages, microbatches)."""
+        if not 0 <= share <= 1:
+            raise InputError(f"share must be from 0 to 1, got {share!r}")
+        chosen = np.zeros((self.stages, self.microbatches), bool)
+        of_stages = self._known("stage", stages, self.stages)
+        of_microbatches = np.unique(self._known("microbatch", microbatches, self.microbatches))
+        chosen[np.ix_(of_stages, of_microbatches[spread_evenly(len(of_microbatches), share)])] = True
+        return chosen
 
     def _known(self, what: str, given: Sequence[int] | None, count: int) -> npt.NDArray[np.int64]:
         """Numbers of stages or microbatches, all by default. Raises InputError for one that there is not."""
@@ -379,7 +449,7 @@ class Schedule:
         """The same schedule without its backwards, as an evaluation runs it."""
         forwards = tuple(order.take(order.kind == Kind.F) for order in self.orders)
         forward_posts = [np.isin(posts.kind, (Kind.SEND_F, Kind.RECV_F)) for posts in self.communication or ()]
-        communication, sharding = self._left(
+        communication, sharding, _ = self._left(
             actions=[order.kind[order.starts] == Kind.F for order in self.orders],
             posts=forward_posts,
             sharding=[entries.kind != Kind.REDUCE_GRAD for entries in self.sharding or ()],
@@ -389,14 +459,15 @@ class Schedule:
             orders=forwards,
             communication=communication,
             sharding=sharding,
+            offload=None,
             name=f"{self.name} (forward only)",
         )
 
     def _left(
         self, *, actions: Sequence[Mask], posts: Sequence[Mask], sharding: Sequence[Mask]
-    ) -> tuple[tuple[Posts, ...] | None, tuple[Sharding, ...] | None]:
-        """Communication and sharding where masks say what stays, rank by rank."""
-        communication = entries = None
+    ) -> tuple[tuple[Posts, ...] | None, tuple[Sharding, ...] | None, tuple[Offload, ...] | None]:
+        """Communication and sharding where masks say what stays, rank by rank, and all O and L."""
+        communication = entries = moves = None
         if self.communication is not None:
             columns = zip(self.communication, posts, actions, strict=True)
             communication = tuple(each.take(is_kept, kept) for each, is_kept, kept in columns)
@@ -404,7 +475,11 @@ class Schedule:
             among = posts if self.communication is not None else [None] * self.ranks
             rows = zip(self.sharding, sharding, actions, among, strict=True)
             entries = tuple(each.kept_among(is_kept, kept, left) for each, is_kept, kept, left in rows)
-        return communication, entries
+        if self.offload is not None:
+            moves = tuple(
+                each.take(np.ones(len(each), bool), kept) for each, kept in zip(self.offload, actions, strict=True)
+            )
+        return communication, entries, moves
 
     @checked
     def stages_of(self, rank: int) -> tuple[int, ...]:
@@ -439,7 +514,7 @@ class Schedule:
             kind = np.where(is_frozen & (order.kind == Kind.I), Kind.B, order.kind)
             kept = ~(is_frozen & (order.kind == Kind.W))
             orders.append(Order(order.stage[kept], kind[kept], order.microbatch[kept], order.joined[kept]))
-        communication, sharding = self._left(
+        communication, sharding, offload = self._left(
             actions=[
                 ~(np.isin(order.stage[order.starts], stages) & (order.kind[order.starts] == Kind.W))
                 for order in self.orders
@@ -450,7 +525,7 @@ class Schedule:
                 for entries in self.sharding or ()
             ],
         )
-        return replace(self, orders=tuple(orders), communication=communication, sharding=sharding)
+        return replace(self, orders=tuple(orders), communication=communication, sharding=sharding, offload=offload)
 
     @cached_property
     def program(self) -> Program:
@@ -490,7 +565,7 @@ class Schedule:
             self.program.message_graph(streams)
 
     @checked
-    def to_csv(self, *, messages: bool = False, sharding: bool = False) -> str:
+    def to_csv(self, *, messages: bool = False, sharding: bool = False, offload: bool = False) -> str:
         """The schedule as CSV in PyTorch's format, a row per rank and a cell per action.
 
         Parameters
@@ -501,25 +576,26 @@ class Schedule:
             states, else REDUCE_GRAD after the last backward of each stage.
         sharding : bool
             Add the sharding that the schedule states.
+        offload : bool
+            Add what the schedule moves to host memory and back. PyTorch does not read that, nor R.
 
         Raises
         ------
         ScheduleError
             With `messages`, for a schedule that is incomplete or out of order.
         """
-        if not messages:
-            return csv_text.write_rows(
-                with_sharding_between(list(order), self.sharding[rank].without_places_among_posts())
-                if sharding and self.sharding is not None
-                else order
-                for rank, order in enumerate(self.orders)
-            )
-        return csv_text.write_rows(
-            csv_text.with_reductions(actions)
-            if self.sharding is None
-            else with_sharding_between(actions, self.sharding[rank])
-            for rank, actions in enumerate(map(self.program.order_with_messages, range(self.ranks)))
-        )
+        rows: list[list[Action | OverlappedPair]] = []
+        for rank, order in enumerate(self.orders):
+            actions = self.program.order_with_messages(rank) if messages else list(order)
+            if self.sharding is not None and (messages or sharding):
+                entries = self.sharding[rank] if messages else self.sharding[rank].without_places_among_posts()
+                actions = with_entries_between(actions, entries)
+            elif messages:
+                actions = csv_text.with_reductions(actions)
+            if offload and self.offload is not None:
+                actions = with_entries_between(actions, self.offload[rank])
+            rows.append(actions)
+        return csv_text.write_rows(rows)
 
     @classmethod
     @checked
@@ -532,7 +608,7 @@ class Schedule:
             A row per rank, a cell per action. A text that holds any send or receive must hold all of them, each send
             after what it sends, each receive before what it serves, and keeps them where they stand. So it does with
             UNSHARD, RESHARD and REDUCE_GRAD: a stage that is gathered anywhere must be whole wherever it computes, and
-            its gradients are reduced after its last backward.
+            its gradients are reduced after its last backward. O and L keep their places among computations.
         name : str
             For titles.
         copies : int

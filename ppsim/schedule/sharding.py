@@ -18,6 +18,7 @@ import numpy.typing as npt
 from ppsim.checks import checked, shown
 from ppsim.errors import ScheduleError
 from ppsim.schedule.action import Action, Kind, OverlappedPair, parse_action
+from ppsim.schedule.offload import COPY_KINDS, Offload
 from ppsim.schedule.order import Order
 from ppsim.schedule.placed import Placed, PlacedError
 from ppsim.schedule.posts import MESSAGE_KINDS, SENDS, Posts
@@ -109,8 +110,8 @@ class ShardingError(PlacedError):
 
 
 @checked
-def split_actions(actions: Iterable[Action | OverlappedPair | str]) -> tuple[Order, Posts, Sharding]:
-    """Part a rank's actions into what it computes, what it sends and receives between, and its sharding.
+def split_actions(actions: Iterable[Action | OverlappedPair | str]) -> tuple[Order, Posts, Sharding, Offload]:
+    """Part a rank's actions into what it computes, what it sends and receives between, its sharding, and its copies.
 
     Parameters
     ----------
@@ -119,7 +120,7 @@ def split_actions(actions: Iterable[Action | OverlappedPair | str]) -> tuple[Ord
 
     Returns
     -------
-    Order, Posts, Sharding
+    Order, Posts, Sharding, Offload
         The computations, and the others with their places among them.
 
     Raises
@@ -130,17 +131,20 @@ def split_actions(actions: Iterable[Action | OverlappedPair | str]) -> tuple[Ord
     Examples
     --------
     >>> split_actions(["0UNSHARD", "0F0", "0SEND_F0", "0RECV_B0", "0B0"])
-    (Order(0F0 0B0), Posts(1:0SEND_F0 1:0RECV_B0), Sharding(0:0UNSHARD))
+    (Order(0F0 0B0), Posts(1:0SEND_F0 1:0RECV_B0), Sharding(0:0UNSHARD), Offload())
     """
     computed: list[Cell] = []
     posted: list[tuple[int, int, int, int]] = []
     sharded: list[tuple[int, int, int, int]] = []
+    copied: list[tuple[int, int, int, int]] = []
     for entry in actions:
         action = parse_action(entry) if isinstance(entry, str) else entry
         if isinstance(action, Action) and action.kind in MESSAGE_KINDS and action.microbatch is not None:
             posted.append((len(computed), action.stage, int(action.kind), action.microbatch))
         elif isinstance(action, Action) and action.kind in SHARDING_KINDS:
             sharded.append((len(computed), action.stage, int(action.kind), len(posted)))
+        elif isinstance(action, Action) and action.kind in COPY_KINDS and action.microbatch is not None:
+            copied.append((len(computed), action.stage, int(action.kind), action.microbatch))
         else:
             computed.append(action)
     before, stage, kind, places = zip(*sharded, strict=True) if sharded else ((), (), (), ())
@@ -148,13 +152,15 @@ def split_actions(actions: Iterable[Action | OverlappedPair | str]) -> tuple[Ord
         Order.of(computed),
         Posts(*zip(*posted, strict=True)),
         Sharding(before, stage, kind, places if posted else None),
+        Offload(*zip(*copied, strict=True)),
     )
 
 
-def with_sharding_between(actions: Sequence[Cell], sharding: Sharding) -> list[Cell]:
-    """A rank's actions, sends and receives with its sharding where it stands."""
-    entries = list(sharding)
-    places = None if sharding.posted is None else sharding.posted.tolist()
+def with_entries_between(actions: Sequence[Cell], placed: Sharding | Offload) -> list[Cell]:
+    """A rank's actions, and what stands among them already, with its sharding or its copies where they stand."""
+    entries = list(placed)
+    posted_before = placed.posted if isinstance(placed, Sharding) else None
+    places = None if posted_before is None else posted_before.tolist()
     result: list[Cell] = []
     at = computed = posted = 0
     for action in [*actions, None]:
@@ -168,7 +174,7 @@ def with_sharding_between(actions: Sequence[Cell], sharding: Sharding) -> list[C
         if action is not None:
             result.append(action)
             posted += kind in MESSAGE_KINDS
-            computed += kind not in MESSAGE_KINDS
+            computed += kind is None or kind.computes
     return result
 
 

@@ -34,7 +34,7 @@ def best_plan(problem: Problem) -> tuple[Plan, str]:
     """
     margin = 1 / SAME if problem.actions <= _SMALL else SAME
     best, best_s, name = None, math.inf, "search"
-    named = _named(problem)
+    named = named_plans(problem)
     for plan, plan_name, _ in named:
         found_s = plan.objective_s(problem)
         if found_s < best_s:
@@ -88,7 +88,7 @@ def _finer_limits(problem: Problem) -> list[Integers]:
     return [np.full(problem.ranks, level, np.int64) for level in levels]
 
 
-def _named(problem: Problem) -> list[tuple[Plan, str, Problem]]:
+def named_plans(problem: Problem) -> list[tuple[Plan, str, Problem]]:
     """The named schedules that fit: plan, name, and the problem under the limit that the plan itself needs."""
     found: list[tuple[Plan, str, Problem]] = []
     for name in schedule_names():

@@ -5,13 +5,16 @@ from __future__ import annotations
 from collections.abc import Sequence
 from dataclasses import dataclass
 
+import numpy as np
+
 from ppsim.checks import checked
 from ppsim.costs.stage_cost import StageCost
 from ppsim.errors import InputError
+from ppsim.network.copies import Copies
 from ppsim.network.network import Network
 from ppsim.schedule.schedule import Schedule
 from ppsim.search.lower_bound import lower_bound_s
-from ppsim.search.problem import make_problem
+from ppsim.search.problem import UNLIMITED_BYTES, make_problem
 from ppsim.shown import shown_by
 from ppsim.simulation.simulate import simulate
 from ppsim.trace.trace import Trace
@@ -54,6 +57,8 @@ def search(
     objective: str = "makespan",
     prove: bool = False,
     time_limit_s: float = 60.0,
+    recompute: bool = False,
+    offload: Copies | None = None,
 ) -> SearchResult:
     """Find an order of F, B, I and W that is fast for these costs and links, under a limit on activation memory.
 
@@ -82,6 +87,10 @@ def search(
         stages that communicate only the bound gets better.
     time_limit_s : float
         The most seconds that `prove` may add. A result that it cuts short may differ from one machine to another.
+    recompute : bool
+        Whether forwards may be computed once more (R) where that lets a faster order fit the limit.
+    offload : Copies, optional
+        How long activations take to host memory and back. With it they may go there (O and L) for the same purpose.
 
     Returns
     -------
@@ -90,7 +99,8 @@ def search(
     Raises
     ------
     InputError
-        For a limit under which no order exists, naming the smallest that suffices, and for numbers that do not match.
+        For a limit under which no order exists, naming the smallest that suffices, and for numbers that do not match;
+        for `prove` with recomputation or offloading, which it does not go through.
 
     Notes
     -----
@@ -103,6 +113,9 @@ def search(
     ICLR 2024: fill the warm-up with forwards as memory allows, alternate, and put W into gaps and where memory is
     needed. Many policies are tried. The best are tuned rank by rank. The orders that result, and those of the named
     schedules, are improved by moving actions on the critical path.
+
+    With `recompute` or `offload` the result is never worse than without. Orders found under looser limits are made to
+    fit, see `ppsim.search.lighter.best_lighter_step`; `lower_bound_s` is then that of a search without a limit.
 
     Examples
     --------
@@ -120,7 +133,25 @@ def search(
     >>> found = ppsim.search([cost] * 4, ranks=4, microbatches=6, memory_limit_bytes=2, prove=True)
     >>> found.trace.makespan_s == found.lower_bound_s
     True
+
+    With a host's memory room for half of the activations is no limit at all, where a copy fits under a forward (Wan et
+    al., 2025, "PipeOffload"):
+
+    >>> cost = ppsim.StageCost(forward_s=1, backward_input_s=1, backward_weight_s=1, activation_bytes=8)
+    >>> few, many = (
+    ...     ppsim.search([cost] * 6, ranks=6, microbatches=12, memory_limit_bytes=limit) for limit in (24, None)
+    ... )
+    >>> moved = ppsim.search(
+    ...     [cost] * 6, ranks=6, microbatches=12, memory_limit_bytes=24, offload=ppsim.Copies(bytes_per_s=8.0)
+    ... )
+    >>> moved.trace.makespan_s == many.trace.makespan_s < few.trace.makespan_s
+    True
     """
+    is_lighter = recompute or offload is not None
+    if prove and is_lighter:
+        raise InputError(
+            "prove goes through orders that keep their activations: leave prove, or recompute and offload, out"
+        )
     if not time_limit_s > 0:
         raise InputError(f"time_limit_s must be seconds above 0, got {time_limit_s!r}")
     problem = make_problem(
@@ -151,4 +182,14 @@ def search(
     expected = plan.objective_s(problem)
     if abs(reached - expected) > 1e-9 * max(reached, expected):
         raise RuntimeError(f"the search's own clock says {expected} s and the simulator {reached} s: please report")
+    if is_lighter and (problem.limit_bytes < UNLIMITED_BYTES).any():
+        from ppsim.search.lighter import best_lighter_step
+
+        bound = lower_bound_s(problem.with_limit(np.full(ranks, UNLIMITED_BYTES, np.int64)))
+        lighter = None
+        if reached > bound * SAME:
+            lighter = best_lighter_step(problem, recompute=recompute, copies=offload, below_s=reached)
+        if lighter is not None:
+            schedule, trace = lighter
+            reached = float(trace.rank_time_s.max()) if problem.by_rank_time else trace.makespan_s
     return SearchResult(schedule=schedule, trace=trace, lower_bound_s=reached if reached <= bound * SAME else bound)

@@ -137,19 +137,20 @@ def sharded_memory(trace: Trace, stages: StageCosts, collectives: Collectives | 
     shares = np.zeros(program.ranks, np.int64)
     np.add.at(shares, np.asarray(trace.schedule.placement), [collectives.share_bytes(c.parameter_bytes) for c in costs])
     is_gather = table.kind == Kind.UNSHARD
+    begun_s, ended_s = times.of_side(copies=False)
     changes = {
         "parameter_bytes": shares,
         "unsharded_bytes": unsharded_levels(program, stages),
-        "unshard_start_s": times.collective_start_s[is_gather],
-        "unshard_end_s": times.collective_end_s[is_gather],
+        "unshard_start_s": begun_s[is_gather],
+        "unshard_end_s": ended_s[is_gather],
         "unshard_bytes": np.array([costs[stage].parameter_bytes for stage in table.stage[is_gather]], np.int64),
     }
     if not program.schedule.is_forward_only and trace.gradient_bytes is not None:
         start_s, end_s = np.zeros((2, trace.schedule.stages))
         np.maximum.at(end_s, program.stage, trace.end_s)  # of stages that reduce nothing
         start_s[:] = end_s
-        start_s[table.stage[~is_gather]] = times.collective_start_s[~is_gather]
-        end_s[table.stage[~is_gather]] = times.collective_end_s[~is_gather]
+        start_s[table.stage[~is_gather]] = begun_s[~is_gather]
+        end_s[table.stage[~is_gather]] = ended_s[~is_gather]
         trained = np.array([cost.trained_bytes for cost in costs], np.int64)
         spared = trained - np.array([collectives.share_bytes(int(each)) for each in trained])
         gradients = trace.gradient_bytes.copy()

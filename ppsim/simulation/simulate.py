@@ -16,6 +16,7 @@ from ppsim.schedule.schedule import Schedule
 from ppsim.simulation.engines.by_name import run_engine
 from ppsim.simulation.gradient_reductions import with_reductions
 from ppsim.simulation.memory_levels import activation_levels, gradient_levels, parameters_per_rank
+from ppsim.simulation.offloaded_activations import offloaded_memory
 from ppsim.simulation.sharded_parameters import sharded_memory
 from ppsim.simulation.timed_program import TimedProgram
 from ppsim.trace.trace import Trace
@@ -60,6 +61,7 @@ def simulate(
         - `cores`, `devices`, `sharing`, `sharing_efficiency`, `speeds`: what ranks share, and how
         - `reduction`: gradients added up over data-parallel replicas, and over copies of the model
         - `collectives`: parameters gathered and gradients reduced where the schedule states its sharding
+        - `copies`: how long activations take to host memory and back where the schedule states that
 
     Returns
     -------
@@ -131,7 +133,7 @@ def predicted(
     program = timed.program
     with np.errstate(over="ignore"):  # refused below
         times = run_engine(engine, timed)
-    check_finite(times.end_s, times.message_arrival_s, times.collective_end_s)
+    check_finite(times.end_s, times.message_arrival_s, times.side_end_s)
     trace = Trace(
         program=program,
         clock="simulated",
@@ -147,6 +149,7 @@ def predicted(
         conditions=conditions,
         details=details,
     )
+    trace = offloaded_memory(trace, stages, times)
     trace = sharded_memory(trace, stages, conditions.collectives, times)
     return with_reductions(trace, stages, conditions.reduction)
 

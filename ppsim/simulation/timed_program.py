@@ -14,10 +14,11 @@ from ppsim.costs.by_microbatch import CostTable, StageCosts, costs_of_copies
 from ppsim.errors import InputError
 from ppsim.network.network import Network
 from ppsim.schedule.action import Kind
-from ppsim.schedule.collective_table import CollectiveTable
 from ppsim.schedule.deadlock import smallest_receive_window
 from ppsim.schedule.program import Program
+from ppsim.schedule.side_table import SideTable
 from ppsim.schedule.streams import MessageGraph, Streams
+from ppsim.simulation.offloaded_activations import copy_seconds
 from ppsim.simulation.sharded_parameters import collective_seconds
 from ppsim.simulation.sharing import Devices
 
@@ -48,9 +49,9 @@ class TimedProgram:
         Who has a communicator.
     graph : MessageGraph or None
         What messages wait for on their communicators. None: they leave as they are made, each link by itself.
-    collectives : CollectiveTable
-        What runs on the collective streams; nothing without `Conditions.collectives`.
-    collective_s : array of shape (collectives,)
+    side : SideTable
+        What runs beside computations: copies, and with `Conditions.collectives` collectives.
+    side_s : array of shape (entries,)
         Seconds of each.
     """
 
@@ -65,8 +66,8 @@ class TimedProgram:
     devices: Devices | None = None
     streams: Streams = "link"
     graph: MessageGraph | None = None
-    collectives: CollectiveTable = field(default_factory=CollectiveTable.none)
-    collective_s: Seconds = field(default_factory=lambda: np.zeros(0))
+    side: SideTable = field(default_factory=SideTable.none)
+    side_s: Seconds = field(default_factory=lambda: np.zeros(0))
 
     @classmethod
     def of(
@@ -99,6 +100,13 @@ class TimedProgram:
         with np.errstate(over="ignore"):  # whoever runs this refuses infinite times
             occupied_s, latency_s = network.transfer_times(program, sizes)
         sharded = conditions.collectives is not None
+        side = program.beside(sharded=sharded)
+        has_copies = len(program.offload.stage) > 0
+        if has_copies:
+            _refuse_beside_copies(conditions)
+        side_s = np.zeros(len(side.stage))
+        side_s[~side.is_copy] = collective_seconds(program, stages, conditions.collectives)
+        side_s[side.is_copy] = copy_seconds(program, stages, conditions.copies)
         return cls(
             program=program,
             message_bytes=sizes,
@@ -113,10 +121,10 @@ class TimedProgram:
             devices=Devices.of(conditions, program.ranks),
             streams=conditions.streams,
             graph=program.message_graph(conditions.streams)
-            if program.is_posted(conditions.streams) or sharded
+            if program.is_posted(conditions.streams) or sharded or has_copies
             else None,
-            collectives=program.collectives if sharded else CollectiveTable.none(),
-            collective_s=collective_seconds(program, stages, conditions.collectives),
+            side=side,
+            side_s=side_s,
         )
 
     def posts(self) -> npt.NDArray[np.int32]:
@@ -293,6 +301,16 @@ def _durations(program: Program, stages: StageCosts, conditions: Conditions) -> 
         return durations_s
     with np.errstate(over="ignore"):  # as above
         return durations_s * factors[program.rank]
+
+
+def _refuse_beside_copies(conditions: Conditions) -> None:
+    """Raise InputError for what no engine does where activations are offloaded."""
+    for name in ("receive_window", "cores", "devices"):
+        if getattr(conditions, name) is not None:
+            raise InputError(
+                f"{name} cannot be given for a schedule that offloads activations: leave it out, or take "
+                "schedule.with_offload(share=0)"
+            )
 
 
 def _by_action(program: Program, name: str, given_s: npt.ArrayLike) -> Seconds:

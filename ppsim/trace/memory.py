@@ -42,6 +42,8 @@ class Memory:
         Parameters gathered from all replicas, beside the rank's share of them, which is in `parameter_bytes`.
     other_bytes
         What a rank holds all the time besides, not told apart.
+    host_bytes
+        Activations in the host's memory, which is no part of the total.
     total_bytes
         The largest sum of all known kinds at one time. It may be less than the sum of their peaks. Where only the most
         in all was measured, that; None where nothing is known.
@@ -60,6 +62,7 @@ class Memory:
     unsharded_bytes: Bytes | None
     other_bytes: Bytes | None
     total_bytes: Bytes | None
+    host_bytes: Bytes | None
 
     @classmethod
     def of(
@@ -68,6 +71,8 @@ class Memory:
         levels: Mapping[str, Bytes],
         constant: Mapping[str, Bytes],
         measured_total: Bytes | None = None,
+        *,
+        host_bytes: Bytes | None = None,
     ) -> Memory:
         """The peaks of what changes during a step and of what does not.
 
@@ -81,11 +86,15 @@ class Memory:
             What each rank holds all the time, of each known kind.
         measured_total : array of shape (p,), optional
             The most in all, where it was measured as such.
+        host_bytes : array of shape (rows,), optional
+            What its activations take in host memory.
         """
         total = measured_total
         if total is None and (levels or constant):
             total = peak_per_rank(program, _sum(program, levels)) + sum(constant.values())
         peaks = {name: peak_per_rank(program, level) for name, level in levels.items()}
+        if host_bytes is not None:
+            peaks["host_bytes"] = peak_per_rank(program, host_bytes)
         unknown = {field.name: None for field in fields(cls)}
         return cls(**(unknown | peaks | dict(constant) | {"total_bytes": total}))
 

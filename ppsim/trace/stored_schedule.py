@@ -9,6 +9,7 @@ from typing import Any
 import numpy as np
 import numpy.typing as npt
 
+from ppsim.schedule.offload import Offload
 from ppsim.schedule.order import Order
 from ppsim.schedule.posts import Posts
 from ppsim.schedule.schedule import Schedule
@@ -26,12 +27,16 @@ def schedule_header(schedule: Schedule) -> dict[str, Any]:
 
 
 def schedule_arrays(schedule: Schedule) -> dict[str, npt.NDArray[np.int32]]:
-    """The orders, communication and sharding of each rank, as arrays of shape (columns, entries)."""
+    """The orders, communication, sharding and copies of each rank, as arrays of shape (columns, entries)."""
     arrays = {}
     for rank, order in enumerate(schedule.orders):
         columns = np.stack([order.stage, order.kind, order.microbatch, order.joined])
         arrays[f"order_{rank}"] = columns.astype(np.int32)
-    for name, placed in (("posts", schedule.communication), ("sharding", schedule.sharding)):
+    for name, placed in (
+        ("posts", schedule.communication),
+        ("sharding", schedule.sharding),
+        ("offload", schedule.offload),
+    ):
         for rank, entries in enumerate(placed or ()):
             arrays[f"{name}_{rank}"] = np.stack(list(entries.columns.values()))
     return arrays
@@ -48,4 +53,5 @@ def schedule_of_file(header: Mapping[str, Any], arrays: Mapping[str, npt.NDArray
         copies=operator.index(header.get("copies", 1)),
         communication=tuple(Posts(*arrays[f"posts_{rank}"]) for rank in ranks) if "posts_0" in arrays else None,
         sharding=tuple(Sharding(*arrays[f"sharding_{rank}"]) for rank in ranks) if "sharding_0" in arrays else None,
+        offload=tuple(Offload(*arrays[f"offload_{rank}"]) for rank in ranks) if "offload_0" in arrays else None,
     )

@@ -81,6 +81,20 @@ def unshard_columns(program: Program, start_s: Column, end_s: Column, size_bytes
     }
 
 
+def copy_columns(program: Program, start_s: Column, end_s: Column, size_bytes: Column) -> dict[str, Column]:
+    """Rows O and L, from arrays of shape (copies,)."""
+    table = program.offload
+    return {
+        "rank": table.rank,
+        "stage": table.stage,
+        "kind": _KIND_NAMES[table.kind],
+        "microbatch": table.microbatch,
+        "start_s": start_s,
+        "end_s": end_s,
+        "size_bytes": size_bytes,
+    }
+
+
 def joined(parts: Sequence[Mapping[str, Column]]) -> dict[str, Column]:
     """Tables with the same columns, one below the other."""
     return {name: np.concatenate([part[name] for part in parts]) for name in parts[0]}

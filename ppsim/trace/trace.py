@@ -45,6 +45,7 @@ class Trace:
     activation_bytes : array of shape (rows,), or None where not known
         What the row's rank holds once the row has taken effect: from the start of F and R, from the end of B, I and W.
         In an overlapped pair, the row of F has the level while both are under way and the row of B the level after it.
+        Where activations are offloaded, the most that is held until the next row takes effect.
     message_bytes : array of shape (messages,), or None where not known
         The size of each message in the program's message table.
     message_start_s, message_left_s, message_arrival_s : arrays of shape (messages,), or None where not known
@@ -66,6 +67,10 @@ class Trace:
         next one does; beside its share, which is in `parameter_bytes`.
     unshard_start_s, unshard_end_s, unshard_bytes : arrays of shape (unshards,), or None
         When each UNSHARD of the program's collectives began and ended, and the size of what it gathers.
+    host_bytes : array of shape (rows,), or None where nothing is offloaded
+        The most that the rank's activations take in host memory from when the row takes effect until the next one does.
+    copy_start_s, copy_end_s, copy_bytes : arrays of shape (copies,), or None
+        When each O and L of the program's copies began and ended, and the size of what it moves.
     conditions : Conditions
         How a simulated step was run.
 
@@ -114,6 +119,10 @@ class Trace:
     unshard_start_s: Seconds | None = None
     unshard_end_s: Seconds | None = None
     unshard_bytes: Bytes | None = None
+    host_bytes: Bytes | None = None
+    copy_start_s: Seconds | None = None
+    copy_end_s: Seconds | None = None
+    copy_bytes: Bytes | None = None
 
     def __post_init__(self) -> None:
         if len({each is None for each in (self.message_start_s, self.message_left_s, self.message_arrival_s)}) > 1:
@@ -233,7 +242,9 @@ class Trace:
     @cached_property
     def memory(self) -> Memory:
         """The most that each rank holds, kind by kind and in all."""
-        return Memory.of(self.program, self._levels(), self._constant(), self.total_peak_bytes)
+        return Memory.of(
+            self.program, self._levels(), self._constant(), self.total_peak_bytes, host_bytes=self.host_bytes
+        )
 
     def held_at_peak(self) -> dict[str, Bytes]:
         """Each known kind of memory when a rank first holds the most in all, shape (p,) each. They add up to that.
@@ -271,6 +282,7 @@ class Trace:
               until the message has left the link, a receive until it has arrived.
             - REDUCE_GRAD: a stage's gradients added up over replicas, and their size; the microbatch is -1.
             - UNSHARD: a stage's parameters gathered from all replicas, and their size; the microbatch is -1.
+            - O, L: activations moved to host memory and back, and their size.
 
         Examples
         --------
@@ -293,6 +305,8 @@ class Trace:
         if self.unshard_start_s is not None and self.unshard_end_s is not None and self.unshard_bytes is not None:
             times = self.unshard_start_s, self.unshard_end_s, self.unshard_bytes
             parts.append(table.unshard_columns(self.program, *times))
+        if self.copy_start_s is not None and self.copy_end_s is not None and self.copy_bytes is not None:
+            parts.append(table.copy_columns(self.program, self.copy_start_s, self.copy_end_s, self.copy_bytes))
         frame = pandas.DataFrame(table.joined(parts))
         if frame["size_bytes"].dtype.kind == "f":  # some are not known
             frame["size_bytes"] = frame["size_bytes"].astype("Int64")
@@ -416,6 +430,8 @@ def _length(column: str, program: Program) -> int:
         return program.ranks
     if column.startswith("unshard_"):
         return int((program.collectives.kind == Kind.UNSHARD).sum())
+    if column.startswith("copy_"):
+        return len(program.offload.stage)
     return program.schedule.stages if column.startswith("reduce_") else len(program.stage)
 
 

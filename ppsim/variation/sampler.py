@@ -98,7 +98,7 @@ class Sampler:
             compute_s[index] = np.bincount(program.rank, times.end_s - times.start_s, program.ranks)
             watched_ends_s.append(times.end_s[watched])
             starts_s.append(times.start_s)
-            reduced_s.append(times.reduced_s(timed.collectives))
+            reduced_s.append(times.reduced_s)
         return BatchTimes(
             first_start_s=first_start_s,
             last_end_s=last_end_s,

@@ -17,6 +17,7 @@ from ppsim import (
     Action,
     Collectives,
     Conditions,
+    Copies,
     Kind,
     Link,
     LinkPiece,
@@ -147,6 +148,39 @@ def communications(draw: st.DrawFn, schedule: Schedule) -> Schedule:
     return Schedule.of(cells, name=schedule.name, copies=schedule.copies)
 
 
+@st.composite
+def offloads(draw: st.DrawFn, schedule: Schedule) -> Schedule:
+    """The schedule with some activations moved to host memory and back, anywhere that these copies may stand."""
+    moving = draw(st.sampled_from([0.25, 0.5, 1.0]))
+    dice = random.Random(draw(st.integers(0, 2**32)))
+    copies: list[list[tuple[int, float, Action]]] = [[] for _ in schedule.orders]
+    for rank, order in enumerate(schedule.orders):
+        places = {
+            part: place
+            for place, action in enumerate(order)
+            for part in ([action] if isinstance(action, Action) else action)
+        }
+        for part, made in places.items():
+            needing = [places.get(Action(part.stage, kind, part.microbatch)) for kind in (Kind.R, Kind.B, Kind.I)]
+            needed = min((place for place in needing if place is not None), default=None)
+            if part.kind != Kind.F or needed is None or dice.random() >= moving:
+                continue
+            out, back = sorted(dice.randint(made + 1, needed) for _ in range(2))
+            ties = sorted(dice.random() for _ in range(2))
+            copies[rank].append((out, ties[0], Action(part.stage, Kind.O, part.microbatch)))
+            copies[rank].append((back, ties[1], Action(part.stage, Kind.L, part.microbatch)))
+    cells = [
+        [
+            cell
+            for at, action in enumerate([*order, None])
+            for cell in [*(copy for place, _, copy in sorted(own) if place == at), action]
+            if cell is not None
+        ]
+        for own, order in zip(copies, schedule.orders, strict=True)
+    ]
+    return Schedule.of(cells, name=schedule.name)
+
+
 def assume_runs(schedule: Schedule, streams: str = "link") -> None:
     """Leave an example out whose schedule hangs."""
     if not _runs(schedule, streams):
@@ -214,6 +248,7 @@ def stage_costs(stages: int) -> st.SearchStrategy[list[StageCost]]:
         output_gradient_bytes=st.none() | amounts,
         recompute_s=st.none() | exact_seconds(),
         recompute_bytes=st.none() | amounts,
+        offload_bytes=st.none() | amounts,
     )
     return st.lists(cost, min_size=stages, max_size=stages)
 
@@ -266,9 +301,13 @@ def conditions(draw: st.DrawFn, schedule: Schedule, *, sharing: tuple[str | None
         "slow_ranks": draw(st.none() | slow),
         "dispatch_s": draw(_each(program.actions)),
         "send_s": draw(_each(program.actions)),
-        "receive_window": draw(st.none() | st.integers(needed, needed + 2)) if schedule.communication is None else None,
+        "receive_window": draw(st.none() | st.integers(needed, needed + 2))
+        if schedule.communication is None and schedule.offload is None
+        else None,
         "reduction": draw(st.none() | st.just(Reduction(replicas=2, latency_s=0.5, bytes_per_s=4.0))),
     }
+    if draw(st.booleans()):
+        given["copies"] = draw(st.builds(Copies, bytes_per_s=st.sampled_from([1.0, 8.0]), latency_s=exact_seconds(8)))
     if given["receive_window"] is None:
         given["streams"] = draw(st.sampled_from([s for s in ("link", "pair", "rank") if _runs(schedule, s)]))
     if draw(st.booleans()):
@@ -280,7 +319,7 @@ def conditions(draw: st.DrawFn, schedule: Schedule, *, sharing: tuple[str | None
         given |= {"receive_window": None, "reduction": None}
         given["collectives"] = draw(st.builds(Collectives, replicas=st.integers(1, 3), latency_s=exact_seconds(8)))
         return Conditions(**given)
-    chosen = draw(st.sampled_from(sharing))
+    chosen = draw(st.sampled_from(sharing)) if schedule.offload is None else None
     if chosen is not None:
         devices = st.lists(st.integers(0, 1), min_size=ranks, max_size=ranks)
         given |= {"sharing": chosen, "devices": draw(st.none() | devices)}

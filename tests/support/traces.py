@@ -92,7 +92,8 @@ def cause_at(trace: Trace, rank: int, moment: float) -> Cause | None:
         default=None,
     )
     if message is None or moment >= trace.message_arrival_s[message]:
-        return Cause.DEVICE
+        loads = [int(load) for load in program.offload.load[list(parts)] if load >= 0] if trace.schedule.offload else []
+        return Cause.COPY if any(moment < trace.copy_end_s[load] for load in loads) else Cause.DEVICE
     producer = program.row_action[messages.producer[message]]
     produced_s = trace.end_s[program.action_start[producer + 1] - 1]
     if moment < produced_s:
@@ -108,6 +109,7 @@ def cause_at(trace: Trace, rank: int, moment: float) -> Cause | None:
 def check_waits(trace: Trace) -> None:
     """Against `cause_at` asked between any two moments at which something happens."""
     times = [trace.start_s, trace.end_s, trace.message_start_s, trace.message_left_s, trace.message_arrival_s]
+    times += [] if trace.copy_end_s is None else [trace.copy_end_s]
     begin_s, end_s = trace.start_s.min(), trace.end_s.max()
     moments = np.unique(np.concatenate([each[(begin_s <= each) & (each <= end_s)] for each in times]))
     seen = np.zeros((trace.ranks, len(Cause)))

@@ -14,6 +14,7 @@ const PART_WORDS = {
   messages: ["messages", "one is queued or under way, or made its sender late"],
   streams: ["streams", "a message waits for others on its communicator, or for its receive to be posted"],
   collectives: ["gathering parameters", "the stage's parameters are not whole yet, here or further up"],
+  copies: ["loading activations", "they are still coming back from host memory, here or further up"],
   device: ["device or dispatch", "inputs are there, yet the action does not start, here or further up"],
   straggler: ["straggler", "an action took longer than usual, here or further up"],
 };

@@ -6,8 +6,8 @@ import numpy as np
 
 from ppsim.kernel_cache import kernel
 from ppsim.schedule.action import Kind
-from ppsim.schedule.collective_table import CollectiveTable
 from ppsim.schedule.program_tables import Integers
+from ppsim.schedule.side_table import SideTable
 from ppsim.schedule.streams import MessageGraph
 from ppsim.simulation.engines.compiled_engine import execution_order, refuse_devices, run_step
 from ppsim.simulation.engines.times import BatchTimes, Seconds
@@ -70,8 +70,8 @@ def run_batched(
     _run_samples(
         execution_order(timed),
         timed.graph or MessageGraph.none(),
-        timed.collectives,
-        timed.collective_s,
+        timed.side,
+        timed.side_s,
         program.action_start,
         program.rank,
         program.message_in,
@@ -100,8 +100,8 @@ def run_batched(
 def _run_samples(
     order: Integers,
     graph: MessageGraph,
-    collectives: CollectiveTable,
-    collective: Seconds,
+    side: SideTable,
+    side_taken: Seconds,
     action_start: Integers,
     rank_of: Integers,
     message_in: Integers,
@@ -130,7 +130,7 @@ def _run_samples(
     receives = np.empty(len(posted))
     start = np.empty(len(rank_of))
     journeys = np.empty((len(link_of), 2))
-    collective_start = np.zeros(len(collective))
+    side_start = np.zeros(len(side_taken))
     for k in range(len(durations)):
         duration = durations[k]
         free[:] = 0.0
@@ -139,9 +139,9 @@ def _run_samples(
         run_step(
             order,
             graph,
-            collectives,
-            collective,
-            collective_start,
+            side,
+            side_taken,
+            side_start,
             action_start,
             rank_of,
             message_in,
@@ -179,6 +179,6 @@ def _run_samples(
             watched_end[k, index] = start[watched[index]] + duration[watched[index]]
         if len(starts):
             starts[k] = start
-        for entry in range(len(collective)):
-            if collectives.kind[entry] == _REDUCE_GRAD:
-                reduced[k] = max(reduced[k], collective_start[entry] + collective[entry])
+        for entry in range(len(side_taken)):
+            if side.kind[entry] == _REDUCE_GRAD:
+                reduced[k] = max(reduced[k], side_start[entry] + side_taken[entry])

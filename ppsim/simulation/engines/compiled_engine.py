@@ -8,8 +8,8 @@ import numpy as np
 
 from ppsim.errors import InputError
 from ppsim.kernel_cache import kernel, kernel_part
-from ppsim.schedule.collective_table import CollectiveTable
 from ppsim.schedule.program_tables import Integers
+from ppsim.schedule.side_table import STREAMS, SideTable
 from ppsim.schedule.streams import MessageGraph
 from ppsim.simulation.engines.times import Seconds, StepTimes
 from ppsim.simulation.timed_program import TimedProgram
@@ -37,13 +37,13 @@ def run_compiled(timed: TimedProgram) -> StepTimes:
     program, messages = timed.program, timed.program.messages
     start_s = np.empty(len(timed.duration_s))
     journeys_s = np.empty((len(messages), 2))
-    collective_start_s = np.zeros(len(timed.collective_s))
+    side_start_s = np.zeros(len(timed.side_s))
     run_step(
         execution_order(timed),
         timed.graph or MessageGraph.none(),
-        timed.collectives,
-        timed.collective_s,
-        collective_start_s,
+        timed.side,
+        timed.side_s,
+        side_start_s,
         program.action_start,
         program.rank,
         program.message_in,
@@ -67,7 +67,7 @@ def run_compiled(timed: TimedProgram) -> StepTimes:
         message_start_s=message_start_s,
         message_left_s=message_start_s + timed.occupied_s,
         message_arrival_s=np.ascontiguousarray(journeys_s[:, 1]),
-        **StepTimes.of_collectives(timed, collective_start_s),
+        **StepTimes.beside(timed, side_start_s),
     )
 
 
@@ -86,9 +86,9 @@ def refuse_devices(timed: TimedProgram) -> None:
 def run_step(
     order: Integers,
     graph: MessageGraph,
-    collectives: CollectiveTable,
-    collective: Seconds,
-    collective_start: Seconds,
+    side: SideTable,
+    side_taken: Seconds,
+    side_start: Seconds,
     action_start: Integers,
     rank_of: Integers,
     message_in: Integers,
@@ -113,11 +113,11 @@ def run_step(
     order : (actions,)
         The actions, each after all that it needs; empty where the graph says.
     graph
-        What messages wait for; of no messages where they leave as they are made. Needed where there are collectives.
-    collectives, collective : , (collectives,)
-        What runs on the collective streams, and its seconds.
-    collective_start : (collectives,)
-        Filled in: when each collective starts.
+        What messages wait for; of no messages where they leave as they are made. Needed where something runs beside.
+    side, side_taken : , (entries,)
+        What runs beside computations, and its seconds.
+    side_start : (entries,)
+        Filled in: when each entry starts.
     action_start, rank_of, message_in, message_out, link_of
         As `action_start`, `rank`, `message_in`, `message_out` of `Program` and `link` of its messages.
     duration, dispatch, send, occupied, latency
@@ -139,9 +139,9 @@ def run_step(
     if len(graph.order):
         _run_graph(
             graph,
-            collectives,
-            collective,
-            collective_start,
+            side,
+            side_taken,
+            side_start,
             action_start,
             rank_of,
             message_in,
@@ -196,9 +196,9 @@ def run_step(
 @kernel
 def _run_graph(
     graph: MessageGraph,
-    collectives: CollectiveTable,
-    collective: Seconds,
-    collective_start: Seconds,
+    side: SideTable,
+    side_taken: Seconds,
+    side_start: Seconds,
     action_start: Integers,
     rank_of: Integers,
     message_in: Integers,
@@ -215,22 +215,23 @@ def _run_graph(
     actions = len(action_start) - 1
     done = np.zeros(actions + 1)  # when each action's rank goes on; the last stands for -1, before the step
     left = np.zeros(len(occupied) + 1)  # when each message has left; likewise
-    is_sharded = len(collective) > 0
-    stream_free = np.zeros(len(free))
+    has_side = len(side_taken) > 0
+    stream_free = np.zeros(STREAMS * len(free))
     for node in graph.order:
         if node < actions:
             first, last = action_start[node], action_start[node + 1]
             rank = rank_of[first]
             now = free[rank]
-            if is_sharded:
-                _collect(collectives, collective, collective_start, stream_free, rank, node, now)
+            if has_side:
+                _start_beside(side, side_taken, side_start, stream_free, node, now)
             for row in range(first, last):
                 message = message_in[row]
                 if message >= 0 and journeys[message, 1] > now:
                     now = journeys[message, 1]
-                if is_sharded and collectives.gather[row] >= 0:
-                    gather = collectives.gather[row]
-                    now = max(now, collective_start[gather] + collective[gather])
+                if has_side:
+                    for entry in (side.gather[row], side.load[row]):
+                        if entry >= 0:
+                            now = max(now, side_start[entry] + side_taken[entry])
             now = now + dispatch[node]
             for row in range(first, last):
                 start[row] = now
@@ -244,26 +245,28 @@ def _run_graph(
         journeys[message, 0] = now
         left[message] = now + occupied[message]
         journeys[message, 1] = left[message] + latency[message]
-    if is_sharded:
+    if has_side:
         for rank in range(len(free)):
-            _collect(collectives, collective, collective_start, stream_free, rank, actions + rank, free[rank])
+            _start_beside(side, side_taken, side_start, stream_free, actions + rank, free[rank])
 
 
 @kernel_part
-def _collect(
-    collectives: CollectiveTable,
-    collective: Seconds,
-    collective_start: Seconds,
+def _start_beside(
+    side: SideTable,
+    side_taken: Seconds,
+    side_start: Seconds,
     stream_free: Seconds,
-    rank: int,
     place: int,
     now: float,
 ) -> None:
-    """Put what stands at a place of a rank's order on its collective stream."""
-    for entry in range(collectives.before[place, 0], collectives.before[place, 1]):
-        begun = max(now, stream_free[rank])
-        collective_start[entry] = begun
-        stream_free[rank] = begun + collective[entry]
+    """Put what stands at a place of a rank's order on the streams that run beside its computations."""
+    for entry in range(side.before[place, 0], side.before[place, 1]):
+        stream, out = side.stream[entry], side.after[entry]
+        begun = max(now, stream_free[stream])
+        if out >= 0:
+            begun = max(begun, side_start[out] + side_taken[out])
+        side_start[entry] = begun
+        stream_free[stream] = begun + side_taken[entry]
 
 
 @partial(kernel, inline="always")

@@ -10,6 +10,7 @@ import numpy as np
 import simpy
 
 from ppsim.schedule.program_tables import Post
+from ppsim.schedule.side_table import STREAMS
 from ppsim.simulation.engines.communicators import Communicators, succeed
 from ppsim.simulation.engines.times import StepTimes
 from ppsim.simulation.timed_program import TimedProgram
@@ -37,7 +38,7 @@ def run_posting(timed: TimedProgram) -> StepTimes:
         action_start_s=np.array(run.start),
         message_start_s=np.array(run.message_start),
         message_arrival_s=np.array(run.arrival),
-        collective_start_s=np.array(run.collective_start),
+        side_start_s=np.array(run.side_start),
     )
 
 
@@ -51,9 +52,9 @@ class _Run:
         self.start = [0.0] * timed.program.actions
         self.message_start, self.arrival = [0.0] * messages, [0.0] * messages
         self.arrived = [self.environment.event() for _ in range(messages)]
-        self.collective_start = [0.0] * len(timed.collectives.stage)
-        self.collective_end = [0.0] * len(timed.collectives.stage) + [0.0]  # the last stands for -1, "none"
-        self.stream_free = [0.0] * timed.program.ranks
+        self.side_start = [0.0] * len(timed.side.stage)
+        self.side_end = [0.0] * len(timed.side.stage) + [0.0]  # the last stands for -1, "none"
+        self.stream_free = [0.0] * (STREAMS * timed.program.ranks)
         # On links of their own, receives that nobody states are posted ahead of the step.
         self.is_posted_ahead = not timed.program.is_posted(timed.streams)
         if self.is_posted_ahead:
@@ -68,14 +69,15 @@ class _Run:
         *before_each, last = program.posts_of(rank)
         for action, posts in enumerate(before_each, first):
             self.post_all(posts, now)
-            self.collect(rank, action, now)
+            self.start_beside(action, now)
             rows = range(int(program.action_start[action]), int(program.action_start[action + 1]))
             for message in (int(program.message_in[row]) for row in rows):
                 if message >= 0:
                     yield self.arrived[message]
                     now = max(now, self.arrival[message])
-            for gather in timed.collectives.gather[rows.start : rows.stop].tolist():
-                now = max(now, self.collective_end[gather])
+            if len(timed.side_s):
+                for awaited in (timed.side.gather, timed.side.load):
+                    now = max(now, *(self.side_end[entry] for entry in awaited[rows.start : rows.stop].tolist()))
             now += float(timed.dispatch_s[action])
             self.start[action] = now
             for row in rows:
@@ -83,16 +85,17 @@ class _Run:
             now += float(timed.send_s[action])
             yield self._until(now)
         self.post_all(last, now)
-        self.collect(rank, program.actions + rank, now)
+        self.start_beside(program.actions + rank, now)
 
-    def collect(self, rank: int, place: int, now: float) -> None:
-        """Put what stands at a place of a rank's order on its collective stream."""
-        table, taken_s = self.timed.collectives, self.timed.collective_s
+    def start_beside(self, place: int, now: float) -> None:
+        """Put what stands at a place of a rank's order on the streams that run beside its computations."""
+        table, taken_s = self.timed.side, self.timed.side_s
         if not len(taken_s):
             return
         for entry in range(int(table.before[place, 0]), int(table.before[place, 1])):
-            self.collective_start[entry] = begin = max(now, self.stream_free[rank])
-            self.collective_end[entry] = self.stream_free[rank] = begin + float(taken_s[entry])
+            stream = int(table.stream[entry])
+            self.side_start[entry] = begin = max(now, self.stream_free[stream], self.side_end[int(table.after[entry])])
+            self.side_end[entry] = self.stream_free[stream] = begin + float(taken_s[entry])
 
     def post_all(self, posts: Iterable[Post], now: float) -> None:
         """Post what stands at a place of a rank's order."""

@@ -201,7 +201,7 @@ class _Run:
             self.start[row] = at
             at = self.end[row] = at + duration_s * stretch
         if work_s == dispatch_s + sum(durations_s):
-            self.end[rows[-1]] = now  # free of rounding
+            self.end[rows[-1]] = max(now, self.start[rows[-1]])  # free of rounding, but where the row takes no time
 
     def transfer(self, message: int) -> None:
         """Put a message on its link once it is produced and its receive is posted."""

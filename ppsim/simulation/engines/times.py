@@ -3,12 +3,13 @@
 from __future__ import annotations
 
 from dataclasses import dataclass, field
+from typing import Any
 
 import numpy as np
 import numpy.typing as npt
 
 from ppsim.schedule.action import Kind
-from ppsim.schedule.collective_table import CollectiveTable
+from ppsim.schedule.side_table import SideTable
 from ppsim.simulation.timed_program import TimedProgram
 
 Seconds = npt.NDArray[np.float64]
@@ -24,8 +25,10 @@ class StepTimes:
         Of each row.
     message_start_s, message_left_s, message_arrival_s : arrays of shape (messages,)
         When each transfer begins, when its link is free again, and when it is there.
-    collective_start_s, collective_end_s : arrays of shape (collectives,)
-        Of each UNSHARD and REDUCE_GRAD.
+    side_start_s, side_end_s : arrays of shape (entries,)
+        Of each UNSHARD, REDUCE_GRAD, O and L.
+    side : SideTable
+        What these are.
     """
 
     start_s: Seconds
@@ -33,8 +36,9 @@ class StepTimes:
     message_start_s: Seconds
     message_left_s: Seconds
     message_arrival_s: Seconds
-    collective_start_s: Seconds = field(default_factory=lambda: np.zeros(0))
-    collective_end_s: Seconds = field(default_factory=lambda: np.zeros(0))
+    side_start_s: Seconds = field(default_factory=lambda: np.zeros(0))
+    side_end_s: Seconds = field(default_factory=lambda: np.zeros(0))
+    side: SideTable = field(default_factory=SideTable.none)
 
     @classmethod
     def of_actions(
@@ -44,7 +48,7 @@ class StepTimes:
         action_start_s: Seconds,
         message_start_s: Seconds,
         message_arrival_s: Seconds,
-        collective_start_s: Seconds | None = None,
+        side_start_s: Seconds | None = None,
     ) -> StepTimes:
         """The times of a step by the starts of its actions: the second row of a pair starts when the first ends."""
         program = timed.program
@@ -61,21 +65,25 @@ class StepTimes:
             message_start_s=message_start_s,
             message_left_s=message_start_s + timed.occupied_s,
             message_arrival_s=message_arrival_s,
-            **cls.of_collectives(timed, collective_start_s),
+            **cls.beside(timed, side_start_s),
         )
 
-    def reduced_s(self, collectives: CollectiveTable) -> float:
+    @property
+    def reduced_s(self) -> float:
         """When the last REDUCE_GRAD on the collective streams ends; minus infinity without any."""
-        if not len(self.collective_end_s):
-            return -np.inf
-        return float(self.collective_end_s[collectives.kind == Kind.REDUCE_GRAD].max(initial=-np.inf))
+        return float(self.side_end_s[self.side.kind == Kind.REDUCE_GRAD].max(initial=-np.inf))
+
+    def of_side(self, *, copies: bool) -> tuple[Seconds, Seconds]:
+        """Starts and ends of the copies, or of the collectives, in the sequence of their own table."""
+        chosen = self.side.is_copy == copies
+        return self.side_start_s[chosen], self.side_end_s[chosen]
 
     @staticmethod
-    def of_collectives(timed: TimedProgram, start_s: Seconds | None) -> dict[str, Seconds]:
-        """The fields of the collectives, by their starts; none without them."""
+    def beside(timed: TimedProgram, start_s: Seconds | None) -> dict[str, Any]:
+        """The fields of what runs beside computations, by its starts; none without it."""
         if start_s is None:
             return {}
-        return {"collective_start_s": start_s, "collective_end_s": start_s + timed.collective_s}
+        return {"side_start_s": start_s, "side_end_s": start_s + timed.side_s, "side": timed.side}
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -300,7 +300,7 @@ def test_attribute_and_compare_read_saved_traces(capsys: pytest.CaptureFixture[s
     found = run_json(capsys, f"attribute {one}")
     trace = Trace.load(one)
     assert found["bubble_s"] == trace.bubble_s.tolist()
-    parts = ("warm_up", "drain", "imbalance", "messages", "streams", "collectives", "device", "straggler")
+    parts = ("warm_up", "drain", "imbalance", "messages", "streams", "collectives", "copies", "device", "straggler")
     for rank, bubble_s in enumerate(found["bubble_s"]):
         assert sum(found[f"{part}_s"][rank] for part in parts) == pytest.approx(bubble_s)
     compared = run_json(capsys, f"compare {one} {other}")

@@ -29,6 +29,7 @@ _layers = st.lists(
         output_gradient_bytes=st.none() | _bytes,
         recompute_s=st.none() | _seconds,
         recompute_bytes=st.none() | _bytes,
+        offload_bytes=st.none() | _bytes,
     ),
     min_size=1,
     max_size=4,

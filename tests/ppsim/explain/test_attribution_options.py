@@ -24,7 +24,8 @@ def refined(
     draw: st.DrawFn, *, sharing: tuple[str | None, ...] = (None, "turns", "fair"), free: bool = False
 ) -> tuple[Trace, list[StageCost]]:
     """A step with refinements, and the costs it was made from. free: messages and dispatch take no time."""
-    schedule = draw(strategies.schedules() | strategies.schedules().flatmap(strategies.communications))
+    plain = strategies.schedules()
+    schedule = draw(plain | plain.flatmap(strategies.communications) | plain.flatmap(strategies.offloads))
     strategies.assume_runs(schedule)
     costs = draw(strategies.stage_costs(schedule.stages))
     network = FREE if free else draw(strategies.networks(schedule.ranks))

@@ -317,7 +317,7 @@ class TestAttribution:
 
     def test_each_part_has_its_colour(self):
         figure = attribution({"predicted": afab()})
-        assert len({bar.marker.color for bar in figure.data}) == 8
+        assert len({bar.marker.color for bar in figure.data}) == 9
 
 
 class TestCriticalPath:

@@ -21,7 +21,9 @@ from ppsim import (
     Trace,
     attribute,
     build_schedule,
+    costs_of,
     partition,
+    read_run,
     simulate,
 )
 from ppsim.costs.sharing import share_cost
@@ -204,3 +206,14 @@ def test_messages_are_as_without() -> None:
     plain, again = (simulate(each, [COST] * 4, network=network) for each in (schedule, schedule.with_recompute([0, 3])))
     assert len(plain.message_bytes) == len(again.message_bytes)
     assert sorted(plain.message_bytes.tolist()) == sorted(again.message_bytes.tolist())
+
+
+@pytest.mark.parametrize("share", [0.5, 1.0])
+def test_a_run_that_recomputes_says_what_r_costs(share: float, tmp_path) -> None:
+    """Cause of a bug in waiting: the F of a recomputed microbatch takes fewer bytes, which are no activations."""
+    cost = replace(COST, recompute_s=1.5, weight_activation_bytes=4)
+    trace = simulate(build_schedule("zb-h1", ranks=2, microbatches=6).with_recompute(share=share), [cost] * 2)
+    trace.save(tmp_path / "step.trace")
+    for found in costs_of(read_run(tmp_path / "step.trace")):
+        assert (found.recompute_s, found.kept_bytes) == (1.5, 4)
+        assert (found.activation_bytes, found.weight_activation_bytes) == (10, 4)

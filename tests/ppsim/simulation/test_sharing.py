@@ -9,7 +9,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from ppsim import Network, StageCost, Trace, build_schedule, simulate
+from ppsim import Network, StageCost, Trace, attribute, build_schedule, simulate
 from tests.support.strategies import networks, schedules, stage_costs
 
 _COST = StageCost(forward_s=1.0, backward_input_s=1.0, backward_weight_s=1.0)
@@ -183,3 +183,12 @@ def test_the_compiled_engine_refuses_shared_devices_only() -> None:
     alone_s = simulate(schedule, [_COST] * 2, engine="compiled").makespan_s
     for how in ({"cores": 2}, {"devices": [0, 1]}, {"sharing": "fair", "speeds": [1.0, 1.0]}):
         assert simulate(schedule, [_COST] * 2, engine="compiled", **how).makespan_s == alone_s
+
+
+def test_a_row_without_length_does_not_end_before_it_starts() -> None:
+    """Cause of a bug: its start was a sum of rounded times, its end the clock, an ulp earlier; nothing explained it."""
+    nothing = StageCost(forward_s=0, backward_input_s=0, backward_weight_s=0)
+    schedule = build_schedule("afab", ranks=1, microbatches=3)
+    trace = simulate(schedule, [nothing], dispatch_s=0.3125, sharing="fair", speeds=[0.75])
+    assert (trace.end_s >= trace.start_s).all()
+    attribute(trace)

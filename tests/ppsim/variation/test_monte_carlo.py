@@ -27,7 +27,7 @@ from ppsim import (
     monte_carlo,
     simulate,
 )
-from tests.support.strategies import conditions, networks, schedules, stage_costs
+from tests.support.strategies import conditions, networks, offloads, schedules, stage_costs
 
 COST = StageCost(forward_s=1.0, backward_input_s=1.0, backward_weight_s=0.5, output_bytes=8, parameter_bytes=64)
 NETWORK = Network(latency_s=0.25, bytes_per_s=64)
@@ -45,7 +45,7 @@ def of(jitter: Jitter, schedule: Schedule = ONE_F_ONE_B, samples: int = 50, **op
 
 @given(data=st.data())
 def test_both_engines_give_every_sample_the_same_bits_and_the_trace_has_them(data: st.DataObject) -> None:
-    schedule = data.draw(schedules())
+    schedule = data.draw(schedules() | schedules().flatmap(offloads))
     costs = data.draw(stage_costs(schedule.stages))
     jitter = data.draw(st.sampled_from([ALL, Jitter(action=0.5), Jitter(message=1.0), Jitter()]))
     options = {
@@ -76,7 +76,7 @@ def check_samples(ensemble: Ensemble) -> None:
 @given(data=st.data())
 def test_every_sample_is_its_trace_under_any_conditions(data: st.DataObject) -> None:
     """Cause of a bug: samples added up the gradients of all weights, traces those of the trained ones."""
-    schedule = data.draw(schedules())
+    schedule = data.draw(schedules() | schedules().flatmap(offloads))
     costs = [
         replace(cost, parameter_bytes=64, gradient_bytes=data.draw(st.sampled_from([None, 0, 16])))
         for cost in data.draw(stage_costs(schedule.stages))
