@@ -102,7 +102,7 @@ def test_what_is_timed_cannot_be_verified_or_profiled(pool: WorkerPool) -> None:
 
 def test_costs_of_another_number_of_stages_are_refused(pool: WorkerPool) -> None:
     cost = StageCost(forward_s=0, backward_input_s=0, backward_weight_s=0)
-    with pytest.raises(ValueError, match="3 stage costs for 2 stages"):
+    with pytest.raises(ValueError, match="3 stage costs for a schedule of 2 stages"):
         Session(tiny(), pool=pool, costs=[cost] * 3)
     with pytest.raises(ValueError, match="timed compute needs costs"):
         Session(tiny(compute="timed"), pool=pool)
