@@ -80,6 +80,12 @@ def check_fields(value: Any) -> None:
         check(name, getattr(value, name))
 
 
+def check_whole(name: str, value: Any, *, least: int = 1) -> None:
+    """Raise InputError for what is no whole number, or below `least`."""
+    if isinstance(value, bool) or not isinstance(value, int | np.integer) or value < least:
+        raise InputError(f"{name} must be a whole number of {least} or more, got {shown(value)}")
+
+
 def check_names(what: str, given: Any, known: Iterable[str]) -> None:
     """Check that `given` is a mapping whose keys are all known. Raises InputError that lists the known ones."""
     if not isinstance(given, Mapping):

@@ -11,7 +11,7 @@ from typing import Any, Literal, get_args
 import numpy as np
 import numpy.typing as npt
 
-from ppsim.checks import check_fields, check_names, checked, shown
+from ppsim.checks import check_fields, check_names, check_whole, checked, shown
 from ppsim.errors import InputError
 from ppsim.network.all_reduce import Reduction
 from ppsim.network.collectives import Collectives
@@ -125,9 +125,8 @@ class Conditions:
                 if not (math.isfinite(factor) and factor > 0):
                     raise InputError(f"slow_ranks[{rank}] must be a finite factor > 0, got {factor!r}")
         for name in ("receive_window", "cores"):
-            value = getattr(self, name)
-            if value is not None and (isinstance(value, bool) or not isinstance(value, int) or value < 1):
-                raise InputError(f"{name} must be a whole number of 1 or more, got {value!r}")
+            if getattr(self, name) is not None:
+                check_whole(name, getattr(self, name))
         if self.streams != "link" and self.receive_window is not None:
             raise InputError(
                 f"receive_window is of receives posted ahead on links: with streams {self.streams!r} they are posted "

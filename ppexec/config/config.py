@@ -25,7 +25,7 @@ from ppexec.config.groups import (
     TrainingConfig,
 )
 from ppexec.config.layer_cut import sizes_of_layout, sizes_of_partition
-from ppsim.checks import check_fields
+from ppsim.checks import check_fields, check_whole
 from ppsim.errors import InputError
 from ppsim.files import read_text
 from ppsim.schedule.deadlock import smallest_receive_window
@@ -164,8 +164,7 @@ class RunConfig(MachineConfig, TrainingConfig, StepsConfig, ParallelConfig, Sche
 
     def _at_least(self, name: str, least: int) -> None:
         value = getattr(self, name)
-        if isinstance(value, bool) or not isinstance(value, int) or value < least:
-            raise InputError(f"{name} must be a whole number of {least} or more, got {value!r}")
+        check_whole(name, value, least=least)
         most = _MOST.get(name, 2**31)
         if value > most:
             raise InputError(f"{name} must be at most {most} in a real run, got {value} (a simulation takes more)")

@@ -11,8 +11,6 @@ from ppsim.essential import Essential
 from ppsim.estimate.huggingface import read_huggingface_config
 from ppsim.estimate.transformer import Transformer
 
-_MOST_LAYERS = 100_000
-
 
 @dataclass(frozen=True, kw_only=True)
 class ArchitectureFlags:
@@ -45,6 +43,4 @@ class ArchitectureFlags:
                 )
             vocabulary = 50257 if self.vocabulary is None else self.vocabulary
             model = Transformer.gpt(**flags, vocabulary=vocabulary, positions=max(seq, 1), tied=False)
-        if model.layers > _MOST_LAYERS:
-            raise InputError(f"{model.layers} layers are more than this can hold: take at most {_MOST_LAYERS}")
         return model

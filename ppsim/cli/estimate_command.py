@@ -63,6 +63,12 @@ class EstimateCommand(ArchitectureFlags):
     """Latency of that, in seconds."""
     expert_tp: OptionalWhole = None
     """Tensor-parallel ranks that share each expert (default: all)."""
+    cp: int = 1
+    """Context-parallel ranks that share every sequence; keys and values go around them."""
+    cp_bytes_per_s: OptionalReal = None
+    """Bandwidth between them, in bytes per second (default: no limit)."""
+    cp_latency_s: Real = 0.0
+    """Latency between them, in seconds."""
     mtp: bool = False
     """Count the layers that predict further tokens, which config.json may name, as part of the model."""
     unfused_attention: bool = False
@@ -93,6 +99,8 @@ class EstimateCommand(ArchitectureFlags):
             ep=self.ep,
             ep_link=_link(self.ep_latency_s, self.ep_bytes_per_s),
             expert_tp=self.expert_tp,
+            cp=self.cp,
+            cp_link=_link(self.cp_latency_s, self.cp_bytes_per_s),
         )
         about = {
             "estimated": True,
@@ -105,6 +113,7 @@ class EstimateCommand(ArchitectureFlags):
             "dtype_bytes": self.dtype_bytes,
             "tp": self.tp,
             "ep": self.ep,
+            "cp": self.cp,
             "recompute": self.recompute,
         }
         if self.out is not None:

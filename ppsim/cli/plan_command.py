@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import math
 from collections import Counter
+from collections.abc import Sequence
 from dataclasses import asdict, dataclass, replace
 from typing import TYPE_CHECKING, Annotated, Any
 
@@ -51,6 +52,8 @@ class PlanCommand(FigureFlag, ArchitectureFlags):
     """Memory of a device that may be used, in 10^9 bytes (default: all)."""
     schedules: OptionalName = None
     """Names of schedules that may be chosen, with commas (default: 1f1b,interleaved-1f1b,zb-h1,zb-v)."""
+    cp: OptionalName = None
+    """Numbers of context-parallel ranks that may be chosen, with commas, as 1,2,4 (default: 1)."""
     keep: int = 20
     """How many of the fastest are predicted exactly; the rest may be ruled out by bounds."""
     csv: Essential[OptionalFile] = None
@@ -67,6 +70,8 @@ class PlanCommand(FigureFlag, ArchitectureFlags):
         choices = Choices()
         if self.schedules is not None:
             choices = replace(choices, schedules=tuple(self.schedules.split(",")))
+        if self.cp is not None:
+            choices = replace(choices, cp=_whole_numbers("--cp", self.cp))
         limit_bytes = None if self.memory_gb is None else self.memory_gb * 1e9
         if limit_bytes is not None and not (math.isfinite(limit_bytes) and limit_bytes > 0):
             raise InputError(f"--memory-gb must be finite and above 0, got {self.memory_gb!r}")
@@ -102,6 +107,15 @@ class PlanCommand(FigureFlag, ArchitectureFlags):
         if self.devices_per_node is None:
             return machine
         return replace(machine, devices_per_node=self.devices_per_node)
+
+
+def _whole_numbers(flag: str, given: str) -> tuple[int, ...]:
+    """The numbers of a list with commas. Raises InputError for what is none."""
+    words = given.split(",")
+    wrong = next((word for word in words if not (word.isascii() and word.isdigit() and len(word) < 10)), None)
+    if wrong is not None:
+        raise InputError(f"{flag} must be whole numbers with commas, as 1,2,4, got {given!r}")
+    return tuple(map(int, words))
 
 
 def _figure(plans: Plans) -> go.Figure:
@@ -144,7 +158,7 @@ def _text(plans: Plans, csv: str) -> str:
     lines = [
         f"{plans.considered} plans considered: {summary or 'no other'}",
         "",
-        text_table([_cells(each) for each in plans[:_SHOWN]]),
+        _table(plans[:_SHOWN]),
         "",
         f"best step: {parts}",
         f"memory of its fullest rank (GB): {memory}",
@@ -163,13 +177,21 @@ def _flags(given: list[str] | None) -> str:
     return "cannot be told this plan" if given is None else " ".join(given)
 
 
+def _table(shown: Sequence[Plan]) -> str:
+    """A row for each plan; cp and ep where there are any."""
+    rows = [_cells(each) for each in shown]
+    unused = {name for name in ("cp", "ep") if all(row[name] == 1 for row in rows)}
+    return text_table([{name: value for name, value in row.items() if name not in unused} for row in rows])
+
+
 def _cells(each: Plan) -> dict[str, Any]:
     step = each.step
     return {
         "tp": step.tp,
         "pp": step.pp,
         "dp": step.dp,
-        **({} if step.model.experts is None else {"ep": step.ep}),
+        "cp": step.cp,
+        "ep": step.ep,
         "b": step.micro_batch_size,
         "m": step.microbatches,
         "schedule": step.schedule,

@@ -5,7 +5,7 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import Literal
 
-from ppsim.checks import check_fields
+from ppsim.checks import check_fields, check_whole
 from ppsim.errors import InputError
 
 Norm = Literal["layernorm", "rmsnorm"]
@@ -238,12 +238,6 @@ class Block:
         if self.qk_norm == "head":
             return 2 * self.head_dim
         return (self.query_width + self.key_width) // tp if self.qk_norm == "width" else 0
-
-
-def check_whole(name: str, value: object, *, least: int) -> None:
-    """Raise InputError for what is no whole number, or below `least`."""
-    if not isinstance(value, int) or isinstance(value, bool) or value < least:
-        raise InputError(f"{name} must be a whole number of {least} or more, got {value!r}")
 
 
 def _triangle(width: int) -> int:

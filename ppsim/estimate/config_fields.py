@@ -7,8 +7,9 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
-from ppsim.checks import shown
+from ppsim.checks import check_whole, shown
 from ppsim.errors import InputError
+from ppsim.estimate.transformer import check_layers
 
 # Names of fields that may change how many parameters or products a model has.
 _SHAPES = re.compile(
@@ -47,14 +48,19 @@ class ConfigFields:
 
     def whole(self, name: str, default: int | None = None, *, least: int = 1) -> int:
         """A whole number of `least` or more; `default` if the field is absent or null."""
-        value = self._get(name)
+        value: int | None = self._get(name)
         if value is None and default is not None:
             return default
         if value is None:
             raise InputError(f"{self.path}: {name} is missing: give a whole number of {least} or more")
-        if not isinstance(value, int) or isinstance(value, bool) or value < least:
-            raise InputError(f"{self.path}: {name} must be a whole number of {least} or more, got {value!r}")
+        check_whole(f"{self.path}: {name}", value, least=least)
         return value
+
+    def layers(self, name: str) -> int:
+        """How many blocks the model has; `check_layers` says how many there may be."""
+        count = self.whole(name)
+        check_layers(f"{self.path}: {name}", count)
+        return count
 
     def first_whole(self, *names: str) -> int:
         """A whole number that the file has under one of several names."""

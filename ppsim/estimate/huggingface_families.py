@@ -19,7 +19,7 @@ def _gpt2(fields: ConfigFields) -> Transformer:
         raise InputError("add_cross_attention true is not modelled: set it false")
     hidden, heads = fields.whole("n_embd"), fields.whole("n_head")
     return Transformer(
-        layers=fields.whole("n_layer"),
+        layers=fields.layers("n_layer"),
         hidden=hidden,
         intermediate=fields.whole("n_inner", 4 * hidden),
         heads=heads,
@@ -46,7 +46,7 @@ def _gated(fields: ConfigFields, *, kv_heads: int = 0, tied: bool = False, **dif
     if head_dim is None and fields.has_value("head_dim"):
         head_dim = fields.whole("head_dim")
     return Transformer(
-        layers=fields.whole("num_hidden_layers"),
+        layers=fields.layers("num_hidden_layers"),
         hidden=fields.whole("hidden_size"),
         intermediate=differences.pop("intermediate", None) or fields.whole("intermediate_size"),
         heads=heads,
@@ -59,7 +59,7 @@ def _gated(fields: ConfigFields, *, kv_heads: int = 0, tied: bool = False, **dif
 
 
 def _layers(fields: ConfigFields) -> range:
-    return range(fields.whole("num_hidden_layers"))
+    return range(fields.layers("num_hidden_layers"))
 
 
 def _all_windows(fields: ConfigFields, default: int = 0) -> dict[str, Any]:

@@ -5,12 +5,19 @@ from __future__ import annotations
 from dataclasses import dataclass
 from functools import cached_property
 
-from ppsim.checks import check_fields, checked
+from ppsim.checks import check_fields, check_whole, checked
 from ppsim.errors import InputError
-from ppsim.estimate.block import Block, Experts, LatentAttention, Norm, QueryKeyNorm, check_whole
+from ppsim.estimate.block import Block, Experts, LatentAttention, Norm, QueryKeyNorm
 
 _WHOLE = ("layers", "hidden", "intermediate", "heads", "kv_heads", "head_dim", "vocabulary")
+_MOST_LAYERS = 100_000  # each is an object; a mistyped number would fill the memory
 _COUNTS = ("positions", "mtp_layers", "norms")
+
+
+def check_layers(name: str, count: int) -> None:
+    """Refuse models of more layers than can be held."""
+    if count > _MOST_LAYERS:
+        raise InputError(f"{name} is {count}, more layers than this can hold: take at most {_MOST_LAYERS}")
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -106,6 +113,8 @@ class Transformer:
             check_whole(name, getattr(self, name), least=1)
         for name in _COUNTS:
             check_whole(name, getattr(self, name), least=0)
+        check_layers("layers", self.layers)
+        check_layers("mtp_layers", self.mtp_layers)
         if self.window is not None:
             check_whole("window", self.window, least=1)
         for name in ("full_blocks", "dense_blocks"):

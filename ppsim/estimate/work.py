@@ -6,7 +6,7 @@ from collections.abc import Iterable
 from dataclasses import dataclass, field
 from typing import Literal, NamedTuple
 
-from ppsim.checks import check_fields
+from ppsim.checks import check_fields, check_whole
 from ppsim.errors import InputError
 
 Recompute = Literal["none", "selective", "full"]
@@ -94,9 +94,7 @@ class Execution:
     def __post_init__(self) -> None:
         check_fields(self)
         for name in ("micro_batch_size", "seq", "dtype_bytes", "tp", "softmax_multiple", "ep", "expert_ranks", "cp"):
-            value = getattr(self, name)
-            if not isinstance(value, int) or isinstance(value, bool) or value < 1:
-                raise InputError(f"{name} must be a whole number of 1 or more, got {value!r}")
+            check_whole(name, getattr(self, name))
         if self.recompute == "selective" and self.attention == "fused":
             raise InputError(
                 "recompute 'selective' drops the attention scores, which fused attention does not keep: "

@@ -7,7 +7,7 @@ from collections.abc import Mapping
 from dataclasses import asdict, dataclass, fields
 from typing import Self
 
-from ppsim.checks import check_fields, check_names, checked
+from ppsim.checks import check_fields, check_names, check_whole, checked
 from ppsim.errors import InputError
 
 
@@ -36,8 +36,7 @@ class Ring:
 
     def __post_init__(self) -> None:
         check_fields(self)
-        if isinstance(self.replicas, bool) or not isinstance(self.replicas, int) or self.replicas < 1:
-            raise InputError(f"replicas must be a whole number of 1 or more, got {self.replicas!r}")
+        check_whole("replicas", self.replicas)
         if not (math.isfinite(self.latency_s) and self.latency_s >= 0):
             raise InputError(f"latency_s must be seconds, finite and >= 0, got {self.latency_s!r}")
         if not self.bytes_per_s > 0:

@@ -8,7 +8,7 @@ from dataclasses import dataclass, fields
 from functools import lru_cache
 from itertools import product
 
-from ppsim.checks import check_fields
+from ppsim.checks import check_fields, check_whole
 from ppsim.errors import InputError
 from ppsim.estimate.machine import Machine
 from ppsim.estimate.transformer import Transformer
@@ -51,8 +51,7 @@ class Cluster:
 
     def __post_init__(self) -> None:
         check_fields(self)
-        if self.devices < 1:
-            raise InputError(f"devices must be a whole number of 1 or more, got {self.devices!r}")
+        check_whole("devices", self.devices)
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -101,8 +100,8 @@ class Choices:
             if not len(given):
                 raise InputError(f"{each.name} is empty: give at least one")
             for number, value in enumerate(given):
-                if not isinstance(value, str) and value < 1:
-                    raise InputError(f"{each.name}[{number}] must be a whole number of 1 or more, got {value!r}")
+                if not isinstance(value, str):
+                    check_whole(f"{each.name}[{number}]", value)
         for name in self.schedules:
             if schedule_copies(name) > 1:  # it refuses an unknown one
                 raise InputError(

@@ -7,7 +7,7 @@ from dataclasses import replace
 
 import numpy as np
 
-from ppsim.checks import checked
+from ppsim.checks import check_whole, checked
 from ppsim.errors import InputError
 from ppsim.estimate.layer_times import LayerTable
 from ppsim.estimate.machine import Machine
@@ -90,8 +90,7 @@ def plan(
     machine = cluster.machine
     limit = machine.memory_bytes if memory_limit_bytes is None else memory_limit_bytes
     for name, value in (("global_batch", global_batch), ("seq", seq), ("keep", keep), ("memory_limit_bytes", limit)):
-        if value < 1:
-            raise InputError(f"{name} must be a whole number of 1 or more, got {value!r}")
+        check_whole(name, value)
     steps = list(candidates(model, cluster, seq=seq, global_batch=global_batch, choices=choices or Choices()))
     if not steps:
         raise InputError(

@@ -92,6 +92,8 @@ class Plan:
             "tp": step.tp,
             "pp": step.pp,
             "dp": step.dp,
+            "cp": step.cp,
+            "ep": step.ep,
             "micro_batch_size": step.micro_batch_size,
             "microbatches": step.microbatches,
             "schedule": step.schedule,

@@ -9,7 +9,7 @@ from typing import Literal, NamedTuple
 import numpy as np
 import numpy.typing as npt
 
-from ppsim.checks import check_fields
+from ppsim.checks import check_fields, check_whole
 from ppsim.errors import InputError
 from ppsim.estimate.layer_work import block_work, embedding_work, head_work
 from ppsim.estimate.transformer import Transformer
@@ -112,8 +112,7 @@ class TrainingStep:
             "stages_per_rank",
             "gradient_bytes",
         ):
-            if getattr(self, name) < 1:
-                raise InputError(f"{name} must be a whole number of 1 or more, got {getattr(self, name)!r}")
+            check_whole(name, getattr(self, name))
         if not 0 <= self.overlap_gradients <= 1:
             raise InputError(f"overlap_gradients must be a share from 0 to 1, got {self.overlap_gradients!r}")
         if self.blocks is None:

@@ -11,7 +11,7 @@ from typing import NamedTuple
 import numpy as np
 import numpy.typing as npt
 
-from ppsim.checks import check_memory
+from ppsim.checks import check_memory, check_whole
 from ppsim.costs.stage_cost import StageCost
 from ppsim.errors import InputError
 from ppsim.network.network import Network
@@ -237,8 +237,7 @@ def make_problem(
     """
     counts = (("ranks", ranks), ("microbatches", microbatches), ("stages_per_rank", stages_per_rank))
     for name, value in counts:
-        if isinstance(value, bool) or not isinstance(value, int | np.integer) or value < 1:
-            raise InputError(f"{name} must be a whole number of 1 or more, got {value!r}")
+        check_whole(name, value)
     if placement not in _PLACEMENTS:
         raise InputError(f"placement must be 'loop' or 'v', got {placement!r}")
     if placement == "v" and stages_per_rank != 2:

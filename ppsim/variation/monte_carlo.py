@@ -6,10 +6,9 @@ from typing import Any
 
 import numpy as np
 
-from ppsim.checks import check_memory, checked
+from ppsim.checks import check_memory, check_whole, checked
 from ppsim.conditions import Conditions
 from ppsim.costs.by_microbatch import StageCosts, costs_of_copies
-from ppsim.errors import InputError
 from ppsim.network.network import Network
 from ppsim.schedule.schedule import Schedule
 from ppsim.simulation.gradient_reductions import gradient_rows, reduction_times
@@ -85,8 +84,8 @@ def monte_carlo(
     (100, True)
     """
     for name, value, least in (("samples", samples, 1), ("seed", seed, 0), ("threads", threads, 1)):
-        if value is not None and (isinstance(value, bool) or not isinstance(value, int) or value < least):
-            raise InputError(f"{name} must be a whole number of {least} or more, got {value!r}")
+        if value is not None:
+            check_whole(name, value, least=least)
     check_memory(f"{samples} samples", 8 * samples * (4 + 4 * schedule.ranks), "take fewer samples")
     network = Network() if network is None else network
     conditions = (conditions or Conditions()).having(options)

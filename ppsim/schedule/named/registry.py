@@ -8,7 +8,7 @@ from dataclasses import dataclass
 from functools import partial
 from typing import cast
 
-from ppsim.checks import check_memory, checked
+from ppsim.checks import check_memory, check_whole, checked
 from ppsim.errors import InputError
 from ppsim.schedule.named.afab import afab, afab_eager
 from ppsim.schedule.named.both_ways import chimera, dualpipe
@@ -222,8 +222,8 @@ def build_schedule(
         ("stages_per_rank", stages_per_rank),
         ("microbatch_group", microbatch_group),
     ):
-        if value is not None and (not isinstance(value, int) or value < 1):
-            raise InputError(f"{field} must be a whole number of 1 or more, got {value!r}")
+        if value is not None:
+            check_whole(field, value)
     v = entry.stages_per_rank if stages_per_rank is None else stages_per_rank
     complaint = unmet_requirement(name, ranks, microbatches, v)
     if complaint:

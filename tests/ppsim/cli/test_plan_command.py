@@ -15,6 +15,20 @@ MODEL = ["--layers", "24", "--hidden", "2048", "--heads", "16", "--vocabulary", 
 JOB = [*MODEL, "--devices", "16", "--global-batch", "64", "--seq", "2048", "--schedules", "1f1b,zb-v", "--keep", "3"]
 
 
+def test_context_parallel_ranks_are_chosen_and_shown(capsys: pytest.CaptureFixture[str]) -> None:
+    job = ["--devices", "4", "--global-batch", "8", "--seq", "8192"]
+    words = ["plan", "--layers", "4", "--hidden", "512", "--heads", "8", "--device", "h100", *job]
+    assert main([*words, "--cp", "2", "--json"]) == 0
+    assert all(row["cp"] == 2 for row in json.loads(capsys.readouterr().out)["ranked"])
+    for given, said in (("2,", "must be whole numbers with commas"), ("0", "cp[0] must be a whole number of 1")):
+        assert main([*words, "--cp", given]) == 2
+        assert said in capsys.readouterr().err
+    assert main([*words, "--cp", "2"]) == 0
+    assert "cp" in capsys.readouterr().out.splitlines()[2].split()
+    assert main(words) == 0
+    assert "cp" not in capsys.readouterr().out.splitlines()[2].split()
+
+
 def test_plans_are_printed_and_written(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     files = {name: tmp_path / f"{name}.{end}" for name, end in (("csv", "csv"), ("table", "csv"), ("figure", "html"))}
     flags = [word for name, path in files.items() for word in (f"--{name}", str(path))]

@@ -61,6 +61,9 @@ def test_biases_are_where_the_model_has_them(tmp_path: Path) -> None:
         ("gpt2", {"n_embd": ...}, "n_embd is missing"),
         ("gpt2", {"n_head": 7}, "n_head 7 must divide n_embd 768"),
         ("gpt2", {"n_layer": "12"}, "n_layer must be a whole number of 1 or more, got '12'"),
+        # It was built layer by layer, for more than a minute.
+        ("gpt2", {"n_layer": 10**7}, "n_layer is 10000000, more layers than this can hold: take at most 100000"),
+        ("llama-2-7b", {"num_hidden_layers": 10**7}, "num_hidden_layers is 10000000, more layers than this can hold"),
         ("llama-2-7b", {"hidden_size": -1}, "hidden_size must be a whole number of 1 or more, got -1"),
         ("llama-2-7b", {"vocab_size": True}, "vocab_size must be a whole number of 1 or more, got True"),
         ("llama-2-7b", {"num_key_value_heads": 5}, "kv_heads 5 must divide heads 32"),

@@ -73,6 +73,7 @@ def test_pairs_are_those_of_the_mask(seq: int, window: int | None) -> None:
     ("field", "value", "said"),
     [
         ("layers", 0, "layers must be a whole number of 1 or more, got 0"),
+        ("layers", 100_001, "layers is 100001, more layers than this can hold: take at most 100000"),
         ("hidden", 1.5, "hidden must be a whole number, got 1.5"),
         ("kv_heads", 3, "kv_heads 3 must divide heads 2"),
         ("positions", -1, "positions must be a whole number of 0 or more"),
