@@ -379,3 +379,29 @@ def test_a_file_that_cannot_be_written_is_refused_before_the_work(
     """Cause of a bug: `search` searched, for a minute where its kernels were not compiled yet, and then refused."""
     monkeypatch.setattr(work, lambda *_, **__: pytest.fail("the work was begun"))
     assert "cannot write" in refused(capsys, *words, "--out", "no/such/directory/x.json")
+
+
+def test_an_order_of_two_copies_comes_back_with_their_number(
+    capsys: pytest.CaptureFixture[str], tmp_path: Path
+) -> None:
+    both = f"schedule --schedule dualpipe --ranks 4 --microbatches 8 --csv {tmp_path}/both.csv"
+    named = run_json(capsys, both)
+    assert (named["copies"], named["stages"], named["placement"]) == (2, 8, [0, 1, 2, 3, 3, 2, 1, 0])
+    again = run_json(capsys, f"schedule --from-csv {tmp_path}/both.csv --copies 2")
+    assert {**again, "name": "dualpipe"} == named
+    one, all_ = (
+        run_json(capsys, f"simulate {flags}", COSTS)
+        for flags in (f"--from-csv {tmp_path}/both.csv --copies 2", "--schedule dualpipe --ranks 4 --microbatches 8")
+    )
+    assert one["makespan_s"] == all_["makespan_s"]
+    assert "stage 0, microbatch 4 has no F" in refused(capsys, f"schedule --from-csv {tmp_path}/both.csv")
+    assert "8 stages are not 3 copies" in refused(capsys, f"schedule --from-csv {tmp_path}/both.csv --copies 3")
+    assert "copies must be a whole number" in refused(capsys, f"schedule --from-csv {tmp_path}/both.csv --copies 0")
+    said = refused(capsys, "schedule --schedule 1f1b --ranks 2 --microbatches 4 --copies 2")
+    assert "--copies says what a file holds: give --from-csv too" in said
+
+
+def test_replicas_of_one_add_up_the_copies(capsys: pytest.CaptureFixture[str]) -> None:
+    flags = "simulate --schedule dualpipe --ranks 2 --microbatches 4 --parameter-bytes 1000 --replicas 1"
+    found = run_json(capsys, f"{flags} --reduce-bytes-per-s 1000", COSTS)
+    assert found["step_s"] > found["makespan_s"]

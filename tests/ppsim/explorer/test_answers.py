@@ -17,6 +17,7 @@ from ppsim.errors import InputError
 from ppsim.explorer import answers
 from ppsim.explorer.question import MOST_ACTIONS
 from ppsim.explorer.runs import Runs
+from tests.support.named import BOTH_WAYS
 
 ASKED: dict[str, Any] = {
     "schedule": "1f1b",
@@ -71,6 +72,21 @@ def test_the_step_is_what_simulate_predicts(name: str) -> None:
     lengths = np.array(idle["end"]) - np.array(idle["begin"])
     assert np.bincount(idle["rank"], lengths, 4) == pytest.approx(trace.bubble_s)
     assert ppsim.Schedule.from_csv(picture["csv"], copies=schedule.copies).orders == schedule.orders
+
+
+@pytest.mark.parametrize("name", BOTH_WAYS)
+def test_an_order_of_two_copies_is_read_with_their_number(name: str) -> None:
+    named = _step(schedule=name)["picture"]
+    assert named["copies"] == 2
+    none = {"schedule": None, "ranks": None, "microbatches": None}
+    again = _step(**none, csv=named["csv"], copies=2)
+    assert again["picture"]["numbers"] == named["numbers"]
+    assert "has no F" in _step(**none, csv=named["csv"])["problems"][0]["message"]
+    assert "copies must be" in str(_step(**none, csv=named["csv"], copies=0))
+    # A microbatch passes a rank once, so it computes there as long as with one stage on each rank.
+    one = _step(schedule="1f1b")["picture"]
+    lengths = [sum(np.array(each["rows"]["end"]) - np.array(each["rows"]["start"])) for each in (one, named)]
+    assert lengths[0] == pytest.approx(lengths[1])
 
 
 def test_the_same_model_on_one_and_on_two_stages_per_rank_computes_as_long() -> None:

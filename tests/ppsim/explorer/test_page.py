@@ -418,3 +418,32 @@ def test_the_file_of_an_order_is_csv(visit: Open) -> None:
     page = visit("#schedule=dualpipe-v&ranks=2&microbatches=8&second=")
     rows = list(csv.reader(io.StringIO(page.input_value("#csv"))))
     assert any(re.fullmatch(r"\(.*\)OVERLAP_F_B", cell) for row in rows for cell in row)
+
+
+def test_an_order_in_both_directions_stays_one_when_it_is_changed(visit: Open, tmp_path: Path) -> None:
+    """Cause of a bug to be: its text does not say that its stages are of two copies, and would be refused as one's."""
+    page = visit("#schedule=chimera&second=&ranks=2&microbatches=4&latency=0&message=0")
+    before = page.input_value("#csv")
+    page.locator("#timeline").focus()
+    page.keyboard.press("ArrowRight")
+    page.keyboard.press("Alt+ArrowRight")
+    settled(page)
+    assert page.is_hidden("#problems")
+    assert page.input_value("#csv") != before
+    assert "copies=2" in page.url
+    again = visit(page.url[page.url.index("#") :])
+    assert again.is_hidden("#problems")
+    again.click("#text summary")
+    again.fill("#csv", before)
+    settled(again)
+    assert again.is_hidden("#problems")
+    assert again.locator(".result h2").first.inner_text() == "your order"
+    cost = StageCost(forward_s=0.01, backward_input_s=0.01, backward_weight_s=0.01)
+    simulate(build_schedule("dualpipe", ranks=2, microbatches=4), [cost] * 2).save(tmp_path / "both.trace")
+    other = visit("#second=&ranks=2&microbatches=4")
+    other.set_input_files("#run-file", tmp_path / "both.trace")
+    settled(other)
+    other.click("#run-use")
+    settled(other)
+    assert other.is_hidden("#problems")
+    assert "copies=2" in other.url
