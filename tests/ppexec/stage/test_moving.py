@@ -201,6 +201,17 @@ def test_runs_are_bit_equal_and_hold_what_is_predicted(
     levels(config, pool)
 
 
+def test_copies_of_the_model_move_too(pool: WorkerPool, tmp_path: Path) -> None:
+    built = ppsim.build_schedule("dualpipe", ranks=2, microbatches=4).with_recompute(microbatches=[0]).with_offload()
+    path = tmp_path / "both.csv"
+    path.write_text(built.to_csv(offload=True))
+    config = tiny(from_csv=path, copies=2, layers=4)
+    report = ppexec.verify(config, pool=pool)
+    assert report.gradients_bit_equal
+    assert report.outputs_bit_equal
+    levels(config, pool)
+
+
 @pytest.mark.parametrize("backend", ["gloo", "local"])
 @pytest.mark.parametrize("schedule", ["1f1b", "zb-v"])
 def test_streams_of_their_own_change_times_alone(backend: str, schedule: str, pool: WorkerPool, tmp_path: Path) -> None:

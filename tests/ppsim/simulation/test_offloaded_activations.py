@@ -114,6 +114,7 @@ _CELL = re.compile(r"(\d+)([FBIWROL])(\d+)")
 def _check_by_walking(trace: Trace, costs: list[StageCost], copies: Copies | None, latency_s: float) -> None:
     """Walk over the cells of the file until nothing moves any more. Then count each rank's bytes event by event."""
     place, end, start = trace.schedule.placement, {}, {}
+    left: dict[tuple, float] = {}  # when results leave: those of a pair at its end
     rows = [
         [[(int(s), kind, int(b)) for s, kind, b in _CELL.findall(cell)] for cell in row]
         for row in cells(trace.schedule.to_csv(offload=True))
@@ -130,15 +131,16 @@ def _check_by_walking(trace: Trace, costs: list[StageCost], copies: Copies | Non
                 if kind in "OL":
                     began = max(now, free[kind], end[stage, "O", mb] if kind == "L" else 0.0)
                     free[kind] = began + _copied(costs[stage], (stage, mb) in again, copies)[1]
-                    start[parts[0]], end[parts[0]] = began, free[kind]
+                    start[parts[0]], end[parts[0]], left[parts[0]] = began, free[kind], free[kind]
                     continue
                 begin = now
                 for each in parts:
-                    begin = max(begin, *_needed(each, place, end, again, latency_s))
+                    begin = max(begin, *_needed(each, place, left, again, latency_s))
                 for each in parts:
                     start[each] = begin
                     begin += costs[each[0]].alone_s[each[1]]
                     end[each] = begin
+                left |= dict.fromkeys(parts, begin)
                 now = begin
         if end == before:
             break
@@ -348,3 +350,19 @@ def test_conditions_are_stored() -> None:
 def test_costs_of_several_layers() -> None:
     assert replace(COST, offload_bytes=100).moved_bytes == 8
     assert Offload([1], 0, [Kind.O], 0) != Offload([1], 0, [Kind.L], 0)
+
+
+@pytest.mark.parametrize("name", ["dualpipe", "chimera"])
+def test_copies_of_the_model_recompute_and_offload_too(name: str) -> None:
+    """Schedules in both directions, whose stages stand on two ranks: each microbatch moves where it computes."""
+    plain = build_schedule(name, ranks=4, microbatches=8)
+    moved = plain.with_recompute(microbatches=[0, 4]).with_offload(microbatches=[1, 5])
+    costs = [COST] * plain.model_stages
+    before = simulate(plain, costs)
+    traces = [simulate(moved, costs, engine=engine, copies=Copies(bytes_per_s=8.0)) for engine in ("simpy", "compiled")]
+    for column in ("start_s", "copy_end_s", "activation_bytes", "host_bytes"):
+        assert np.array_equal(getattr(traces[0], column), getattr(traces[1], column))
+    assert (traces[0].peak_activation_bytes <= before.peak_activation_bytes).all()
+    assert set(traces[0].program.offload.microbatch.tolist()) <= {1, 5}
+    text = moved.to_csv(messages=True, offload=True)
+    assert Schedule.from_csv(text, copies=moved.copies).to_csv(messages=True, offload=True) == text
