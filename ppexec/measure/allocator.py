@@ -195,11 +195,12 @@ def predicted_peak_bytes(program: Program, rank: int, memory: RankMemory, found:
 
 
 def _needs(kinds: list[int], stages: list[int], later: Mapping[Action, int], first: Mapping[Action, int]) -> np.ndarray:
-    """What each row's action needs while it runs; of each stage the first B or W makes the gradients."""
+    """What each row's action needs while it runs, an R as an F; of each stage the first B or W makes the gradients."""
     needs, with_gradients = [], set()
     for kind, stage in zip(kinds, stages, strict=True):
         makes_gradients = kind in _MAKES_GRADIENTS and stage not in with_gradients
         if makes_gradients:
             with_gradients.add(stage)
-        needs.append((first if makes_gradients else later)[kind, stage])
+        alike = int(Kind.F) if kind == Kind.R else kind
+        needs.append((first if makes_gradients else later)[alike, stage])
     return np.array(needs)

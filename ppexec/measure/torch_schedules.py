@@ -29,6 +29,8 @@ def peer_step(worker: Worker, name: str) -> Callable[[Batch], Any]:
     """
     if name not in PEERS:
         raise InputError(f"unknown executor {name!r}: known are {', '.join(PEERS)}")
+    if worker.program.is_recomputed.any() or worker.program.schedule.offload is not None:
+        raise InputError("PyTorch's schedules know no R, O and L: leave them out to compare")
     (stage,) = (stage for stage in worker.stages.values() if isinstance(stage, Stage))
     module = _plain(worker, stage)
     count, last = worker.config.pipeline.stages, stage.loss is not None
@@ -118,7 +120,8 @@ def time_compute(worker: Worker, rounds: int) -> list[dict[str, float]]:
     (stage,) = (stage for stage in worker.stages.values() if isinstance(stage, Stage))
     module = _plain(worker, stage)
     program, first, device = worker.program, stage.first_layer, worker.device.torch_device
-    rows = [(Kind(int(program.kind[row])), int(program.microbatch[row])) for row in program.rows_of(worker.rank)]
+    every = [(Kind(int(program.kind[row])), int(program.microbatch[row])) for row in program.rows_of(worker.rank)]
+    rows = [(kind, microbatch) for kind, microbatch in every if kind != Kind.R]  # a plain loop keeps activations
     received = worker.boundaries[first].message.empty(device).normal_()
     gradient = worker.boundaries[first + len(stage.layers)].gradient.empty(device).normal_()
     found: list[dict[str, float]] = []

@@ -317,8 +317,9 @@ class Schedule:
 
         Notes
         -----
-        Between F and R a microbatch holds `StageCost.kept_bytes` instead of its activations. PyTorch's pipelining does
-        not know R. An R that is there already stays where it stands.
+        Between F and R a microbatch holds `StageCost.kept_bytes` instead of its activations. R counts as compute, and
+        runs while its rank waits for the gradient. PyTorch's pipelining does not know R. An R that is there already
+        stays where it stands.
 
         Examples
         --------

@@ -4,8 +4,10 @@ from __future__ import annotations
 
 import pytest
 
+import ppsim
 from ppexec import RunConfig, Session, WorkerPool
 from ppexec.measure.torch_schedules import PEERS
+from tests.support.remote import tiny
 
 
 @pytest.mark.filterwarnings("ignore")
@@ -22,3 +24,17 @@ def test_every_executor_is_timed_on_the_same_stages(pool: WorkerPool) -> None:
         assert session.verify().passed  # peers leave nothing behind
         with pytest.raises(ValueError, match="unknown executor 'torch': known are torch-gpipe"):
             session.time_steps("torch", 1)
+
+
+@pytest.mark.parametrize("how", ["with_recompute", "with_offload"])
+def test_what_pytorch_does_not_know_is_refused_and_a_plain_loop_keeps_activations(
+    how: str, pool: WorkerPool, tmp_path
+) -> None:
+    """Cause of a bug in waiting: the plain loop took an R for a backward."""
+    schedule = getattr(ppsim.build_schedule("afab", ranks=2, microbatches=4), how)()
+    path = tmp_path / "lighter.csv"
+    path.write_text(schedule.to_csv(offload=True))
+    with Session(tiny(from_csv=path), pool=pool) as session:
+        assert all(samples["backward_s"] > 0 for rank in session.time_compute(1) for samples in rank)
+        with pytest.raises(ValueError, match="PyTorch's schedules know no R, O and L"):
+            session.time_steps("torch-runtime", 1)
