@@ -124,7 +124,7 @@ class LayerProfiler:
 
         A round runs the rank's order once on whole stages. If `by_layer`, it then runs the order once layer by layer,
         without R.
-        At last it runs the kind of backward that the order does not have, whole or split, for one microbatch.
+        At last it runs the kind of backward that a stage does not have, whole or split, for one microbatch.
 
         Parameters
         ----------
@@ -145,8 +145,8 @@ class LayerProfiler:
         for stage, kind, microbatch in (row for row in self._rows if row[1] != Kind.R):
             yield partial(self._run, stage, kind, microbatch, batch, taken, split=(stage, microbatch) in self._split)
         if self._trains:
-            measured = {kind for _, kind, _ in self._rows}
             for stage in self._layers:
+                measured = {kind for of_stage, kind, _ in self._rows if of_stage == stage}
                 kinds = (Kind.B,) if Kind.I in measured else (Kind.I, Kind.W)
                 other = _Taken() if Kind.B in measured and Kind.I in measured else taken
                 yield partial(self._run, stage, Kind.F, 0, batch, _Taken(), split=Kind.W in kinds)

@@ -560,10 +560,22 @@ class Schedule:
         InputError
             For other streams.
         """
-        # Finding a sequence is the proof.
-        self.program.execution_order  # noqa: B018
+        try:
+            self.program.execution_order  # noqa: B018  (finding a sequence is the proof)
+        except ScheduleError as error:
+            if self.copies > 1 or not self._could_be_two_copies():
+                raise
+            raise ScheduleError(f"{error}. Its stages are those of 2 copies of one model: give copies=2") from None
         if streams != "link":
             self.program.message_graph(streams)
+
+    def _could_be_two_copies(self) -> bool:
+        """Whether nothing is wrong if the stages are those of two copies of a model, of which a file says nothing."""
+        try:
+            replace(self, copies=2).program.execution_order  # noqa: B018
+        except ScheduleError:
+            return False
+        return True
 
     @checked
     def to_csv(self, *, messages: bool = False, sharding: bool = False, offload: bool = False) -> str:

@@ -33,6 +33,20 @@ def test_every_layer_has_its_cost_whatever_rank_measured_it(pool: WorkerPool, sc
         assert layer.parameter_bytes == (2 * 6 * 10 + 10 + 6) * item
 
 
+@pytest.mark.parametrize(("schedule", "ranks"), [("dualpipe-v", 1), ("dualpipe", 2)])
+def test_a_stage_without_split_backwards_has_their_costs_too(pool: WorkerPool, schedule: str, ranks: int) -> None:
+    """Cause of a bug: another stage of its rank had some, so I and W of this one's layers were not run, and cost 0."""
+    config = tiny(schedule=schedule, ranks=ranks)
+    kinds = {(stage, kind) for o in config.pipeline.orders for stage, kind in zip(o.stage, o.kind, strict=True)}
+    assert any((stage, ppsim.Kind.I) not in kinds for stage in range(config.pipeline.stages))
+    with Session(config, pool=pool) as session:
+        profile = session.profile(1)
+    for cost in (*profile.layers, *profile.stages):
+        assert cost.backward_input_s > 0
+        assert cost.backward_weight_s > 0
+        assert cost.full_backward_s > 0
+
+
 def test_costs_can_be_saved_partitioned_and_simulated(pool: WorkerPool, tmp_path: Path) -> None:
     layers = ppexec.profile(tiny(), pool=pool)
     path = tmp_path / "costs.json"

@@ -39,8 +39,11 @@ def test_each_microbatch_passes_through_one_copy() -> None:
 
 
 def test_read_as_one_model_it_is_incomplete() -> None:
-    with pytest.raises(ScheduleError, match="stage 0, microbatch 1 has no F: add 0F1"):
+    said = "stage 0, microbatch 1 has no F: add 0F1. Its stages are those of 2 copies of one model: give copies=2"
+    with pytest.raises(ScheduleError, match=said):
         Schedule.of(BOTH).check()
+    with pytest.raises(ScheduleError, match=r"stage 0, microbatch 1 has no F: add 0F1$"):
+        Schedule.of([[*BOTH[0][:-1]], BOTH[1]]).check()  # as two copies it is incomplete too
 
 
 @given(copied)
