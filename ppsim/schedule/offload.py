@@ -7,19 +7,19 @@ Copies run beside computations: O once the action before it has ended, L likewis
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Sequence
 
 import numpy as np
 import numpy.typing as npt
 
 from ppsim.schedule.action import Action, Kind
 from ppsim.schedule.order import Order
-from ppsim.schedule.placed import Placed, PlacedError
+from ppsim.schedule.placed import PlacedError, PlacedForMicrobatches
 
 COPY_KINDS = (Kind.O, Kind.L)
 
 
-class Offload(Placed):
+class Offload(PlacedForMicrobatches):
     """A rank's copies of activations to host memory and back, in their sequence. Immutable.
 
     Parameters
@@ -45,30 +45,10 @@ class Offload(Placed):
     Offload(1:0O0 2:0L0)
     """
 
-    __slots__ = ("microbatch",)
+    __slots__ = ()
 
-    _columns = ("before", "stage", "kind", "microbatch")
     _kinds = COPY_KINDS
     _noun = "a copy"
-
-    microbatch: npt.NDArray[np.int32]
-
-    def __init__(
-        self,
-        before: npt.ArrayLike = (),
-        stage: npt.ArrayLike = (),
-        kind: npt.ArrayLike = (),
-        microbatch: npt.ArrayLike = (),
-    ) -> None:
-        super().__init__(before=before, stage=stage, kind=kind, microbatch=microbatch)
-
-    def __iter__(self) -> Iterator[tuple[int, Action]]:
-        columns = (self.before.tolist(), self.stage.tolist(), self.kind.tolist(), self.microbatch.tolist())
-        return ((before, Action(stage, Kind(kind), b)) for before, stage, kind, b in zip(*columns, strict=True))
-
-    def __repr__(self) -> str:
-        spelled = [f"{before}:{action}" for before, action in self]
-        return f"Offload({' '.join(spelled[:12])}{' ...' if len(spelled) > 12 else ''})"
 
 
 class OffloadError(PlacedError):

@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from abc import ABC, abstractmethod
+from collections.abc import Iterator, Sequence
 from typing import ClassVar, Self
 
 import numpy as np
@@ -10,11 +11,11 @@ import numpy.typing as npt
 
 from ppsim.checks import shown
 from ppsim.errors import ScheduleError
-from ppsim.schedule.action import LARGEST_NUMBER, Kind
+from ppsim.schedule.action import LARGEST_NUMBER, Action, Kind
 from ppsim.schedule.order import Order, narrowed
 
 
-class Placed:
+class Placed(ABC):
     """Entries of one rank, each before an action of its order. Immutable. Its subclasses say of which kinds.
 
     Parameters
@@ -62,6 +63,14 @@ class Placed:
     def __len__(self) -> int:
         return len(self.before)
 
+    @abstractmethod
+    def __iter__(self) -> Iterator[tuple[int, Action]]:
+        """Each entry's place and what stands there."""
+
+    def __repr__(self) -> str:
+        spelled = [f"{before}:{action}" for before, action in self]
+        return f"{type(self).__name__}({' '.join(spelled[:12])}{' ...' if len(spelled) > 12 else ''})"
+
     @property
     def columns(self) -> dict[str, npt.NDArray[np.int32]]:
         """The columns by name, in the sequence of the parameters, but for those that are None."""
@@ -99,6 +108,43 @@ class Placed:
 
     def __hash__(self) -> int:
         return hash(tuple(column.tobytes() for column in self.columns.values()))
+
+
+class PlacedForMicrobatches(Placed):
+    """Entries that each concern one microbatch of a stage.
+
+    Parameters
+    ----------
+    before : array of shape (entries,)
+        The action of the rank's order that each stands before, counted from 0; the number of actions for those that
+        stand after the last. It never falls.
+    stage, kind, microbatch : arrays of shape (entries,)
+        What each is, as in `Action`.
+
+    Raises
+    ------
+    ScheduleError
+        As `Placed`.
+    """
+
+    __slots__ = ("microbatch",)
+
+    _columns = ("before", "stage", "kind", "microbatch")
+
+    microbatch: npt.NDArray[np.int32]
+
+    def __init__(
+        self,
+        before: npt.ArrayLike = (),
+        stage: npt.ArrayLike = (),
+        kind: npt.ArrayLike = (),
+        microbatch: npt.ArrayLike = (),
+    ) -> None:
+        super().__init__(before=before, stage=stage, kind=kind, microbatch=microbatch)
+
+    def __iter__(self) -> Iterator[tuple[int, Action]]:
+        columns = (self.before.tolist(), self.stage.tolist(), self.kind.tolist(), self.microbatch.tolist())
+        return ((before, Action(stage, Kind(kind), b)) for before, stage, kind, b in zip(*columns, strict=True))
 
 
 class PlacedError(ScheduleError):

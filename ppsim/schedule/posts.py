@@ -2,19 +2,14 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
-
-import numpy as np
-import numpy.typing as npt
-
 from ppsim.schedule.action import Action, Kind
-from ppsim.schedule.placed import Placed, PlacedError
+from ppsim.schedule.placed import PlacedError, PlacedForMicrobatches
 
 SENDS = (Kind.SEND_F, Kind.SEND_B)
 MESSAGE_KINDS = (*SENDS, Kind.RECV_F, Kind.RECV_B)
 
 
-class Posts(Placed):
+class Posts(PlacedForMicrobatches):
     """A rank's sends and receives, in the sequence in which it posts them. Immutable.
 
     Parameters
@@ -38,35 +33,15 @@ class Posts(Placed):
     0
     """
 
-    __slots__ = ("microbatch",)
+    __slots__ = ()
 
-    _columns = ("before", "stage", "kind", "microbatch")
     _kinds = (Kind.SEND_F, Kind.RECV_F, Kind.SEND_B, Kind.RECV_B)
     _noun = "a post"
-
-    microbatch: npt.NDArray[np.int32]
-
-    def __init__(
-        self,
-        before: npt.ArrayLike = (),
-        stage: npt.ArrayLike = (),
-        kind: npt.ArrayLike = (),
-        microbatch: npt.ArrayLike = (),
-    ) -> None:
-        super().__init__(before=before, stage=stage, kind=kind, microbatch=microbatch)
-
-    def __iter__(self) -> Iterator[tuple[int, Action]]:
-        columns = (self.before.tolist(), self.stage.tolist(), self.kind.tolist(), self.microbatch.tolist())
-        return ((before, Action(stage, Kind(kind), b)) for before, stage, kind, b in zip(*columns, strict=True))
 
     def __getitem__(self, index: int) -> tuple[int, Action]:
         return int(self.before[index]), Action(
             int(self.stage[index]), Kind(int(self.kind[index])), int(self.microbatch[index])
         )
-
-    def __repr__(self) -> str:
-        spelled = [f"{before}:{action}" for before, action in self]
-        return f"Posts({' '.join(spelled[:12])}{' ...' if len(spelled) > 12 else ''})"
 
 
 class PostError(PlacedError):

@@ -100,10 +100,6 @@ class Sharding(Placed):
         place = np.concatenate([[0], np.cumsum(posts_kept)])
         return Sharding(left.before, left.stage, left.kind, place[left.posted])
 
-    def __repr__(self) -> str:
-        spelled = [f"{before}:{action}" for before, action in self]
-        return f"Sharding({' '.join(spelled[:12])}{' ...' if len(spelled) > 12 else ''})"
-
 
 class ShardingError(PlacedError):
     """What is wrong with the sharding of one rank. `index` says which of its entries."""
