@@ -115,7 +115,8 @@ def search(
     schedules, are improved by moving actions on the critical path.
 
     With `recompute` or `offload` the result is never worse than without. Orders found under looser limits are made to
-    fit, see `ppsim.search.lighter.best_lighter_step`; `lower_bound_s` is then that of a search without a limit.
+    fit (`ppsim.search.lighter.best_lighter_step`), which takes several times as long; `lower_bound_s` is then that of a
+    search without a limit.
 
     Examples
     --------
