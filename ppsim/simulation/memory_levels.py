@@ -58,8 +58,9 @@ def activation_levels(program: Program, stages: StageCosts) -> npt.NDArray[np.in
     change[Kind.R] = whole - until_again
     column = costs.column(program.microbatch)
     of_rows = change[program.kind, program.stage, column]
-    spared = program.is_recomputed & (program.kind == Kind.F)
-    of_rows[spared] -= change[Kind.R, program.stage, column][spared]
+    if program.is_recomputed.any():
+        spared = program.is_recomputed & (program.kind == Kind.F)
+        of_rows[spared] -= change[Kind.R, program.stage, column][spared]
     return _after_rows(program, of_rows)
 
 
