@@ -22,7 +22,7 @@ from ppsim.explain.comparison import Comparison, compare
 from ppsim.explain.path_and_slack import CriticalPath
 from ppsim.network.all_reduce import Reduction
 from ppsim.network.collectives import Collectives
-from ppsim.network.copies import Copies
+from ppsim.network.host_link import HostLink
 from ppsim.network.link import Link, LinkPiece
 from ppsim.network.network import Network
 from ppsim.notebook.compare_schedules import ScheduleComparison, compare_schedules
@@ -66,13 +66,13 @@ __all__ = [
     "Collectives",
     "Comparison",
     "Conditions",
-    "Copies",
     "CostError",
     "CriticalPath",
     "Device",
     "Ensemble",
     "Execution",
     "Experts",
+    "HostLink",
     "InputError",
     "Jitter",
     "Kind",

@@ -15,7 +15,7 @@ from ppsim.checks import check_fields, check_names, check_whole, checked, shown
 from ppsim.errors import InputError
 from ppsim.network.all_reduce import Reduction
 from ppsim.network.collectives import Collectives
-from ppsim.network.copies import Copies
+from ppsim.network.host_link import HostLink
 from ppsim.network.ring import Ring
 from ppsim.schedule.streams import Streams
 
@@ -69,7 +69,7 @@ class Conditions:
     collectives : Collectives or None
         Gathers parameters and reduces gradients where the schedule states its sharding (`Schedule.with_sharding`), in
         place of `reduction`. Without it sharding takes no time and no memory.
-    copies : Copies or None
+    host_link : HostLink or None
         How long moving activations to host memory and back takes, where the schedule states it
         (`Schedule.with_offload`). Without it copies take no time.
 
@@ -105,7 +105,7 @@ class Conditions:
     speeds: Sequence[float] | None = None
     reduction: Reduction | None = None
     collectives: Collectives | None = None
-    copies: Copies | None = None
+    host_link: HostLink | None = None
 
     def __post_init__(self) -> None:
         check_fields(self)
@@ -197,8 +197,8 @@ class Conditions:
             read["reduction"] = Reduction.from_dict(read["reduction"])
         if read.get("collectives") is not None:
             read["collectives"] = Collectives.from_dict(read["collectives"])
-        if read.get("copies") is not None:
-            read["copies"] = Copies.from_dict(read["copies"])
+        if read.get("host_link") is not None:
+            read["host_link"] = HostLink.from_dict(read["host_link"])
         return cls().having(read)
 
     def having(self, options: Mapping[str, Any]) -> Conditions:
@@ -227,7 +227,7 @@ def _by_rank(given: Any) -> dict[int, float]:
 
 
 def _plain(value: Any) -> Any:
-    if isinstance(value, Ring | Copies):
+    if isinstance(value, Ring | HostLink):
         return value.to_dict()
     if isinstance(value, Mapping):
         return {str(rank): factor for rank, factor in value.items()}

@@ -216,7 +216,7 @@ def predict_and_measure(
     if config.pipeline.offload is not None:
         raise InputError(
             "steps of offloaded activations are measured and verified, and not predicted from a profile yet: leave O "
-            "and L out, or take ppsim.simulate(..., copies=...)"
+            "and L out, or take ppsim.simulate(..., host_link=...)"
         )
     if config.is_sharded:
         raise InputError(

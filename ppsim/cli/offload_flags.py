@@ -6,7 +6,7 @@ from dataclasses import dataclass, replace
 
 from ppsim.cli.command import OptionalReal
 from ppsim.conditions import Conditions
-from ppsim.network.copies import Copies
+from ppsim.network.host_link import HostLink
 from ppsim.schedule.schedule import Schedule
 
 
@@ -20,11 +20,11 @@ class CopyFlags:
     """Seconds of each copy, whatever its bytes (default: 0)."""
 
     @property
-    def copy_rate(self) -> Copies | None:
+    def copy_rate(self) -> HostLink | None:
         """How long copies take; None where no flag says it."""
         given = {"bytes_per_s": self.copy_bytes_per_s, "latency_s": self.copy_latency_s}
         known = {name: value for name, value in given.items() if value is not None}
-        return Copies(**known) if known else None
+        return HostLink(**known) if known else None
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -42,4 +42,4 @@ class OffloadFlags(CopyFlags):
             schedule = schedule.with_recompute(share=self.recompute_share)
         if self.offload_share is not None:
             schedule = schedule.with_offload(share=self.offload_share)
-        return schedule, replace(conditions, copies=self.copy_rate)
+        return schedule, replace(conditions, host_link=self.copy_rate)

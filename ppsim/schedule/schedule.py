@@ -379,11 +379,11 @@ class Schedule:
         Half of the activations, offloaded at no cost in time, where a copy takes no longer than the computation that it
         runs under (Wan et al., 2025, "PipeOffload"):
 
-        >>> from ppsim import Copies, StageCost, build_schedule, simulate
+        >>> from ppsim import HostLink, StageCost, build_schedule, simulate
         >>> cost = StageCost(forward_s=1, backward_input_s=1, backward_weight_s=1, activation_bytes=8)
         >>> plain = build_schedule("interleaved-1f1b", ranks=4, microbatches=8)
         >>> moved = plain.with_offload(share=0.5)
-        >>> before, after = (simulate(s, [cost] * 8, copies=Copies(bytes_per_s=8.0)) for s in (plain, moved))
+        >>> before, after = (simulate(s, [cost] * 8, host_link=HostLink(bytes_per_s=8.0)) for s in (plain, moved))
         >>> before.makespan_s == after.makespan_s
         True
         >>> before.peak_activation_bytes.tolist(), after.peak_activation_bytes.tolist()

@@ -7,7 +7,7 @@ from dataclasses import dataclass, field, replace
 import numpy as np
 import numpy.typing as npt
 
-from ppsim.network.copies import Copies
+from ppsim.network.host_link import HostLink
 from ppsim.schedule.action import Kind
 from ppsim.schedule.offload import placed_offload
 from ppsim.schedule.recomputation import with_recomputation
@@ -26,7 +26,7 @@ _AHEAD = (1, 2, 3)
 
 
 def best_lighter_step(
-    problem: Problem, *, recompute: bool, copies: Copies | None, below_s: float
+    problem: Problem, *, recompute: bool, host_link: HostLink | None, below_s: float
 ) -> tuple[Schedule, Trace] | None:
     """The best step under the problem's limit that recomputes or offloads, if it is shorter than a given time.
 
@@ -36,7 +36,7 @@ def best_lighter_step(
         What is searched.
     recompute : bool
         Whether forwards may be computed once more.
-    copies : Copies or None
+    host_link : HostLink or None
         How long activations take to host memory and back; None if they may not go there.
     below_s : float
         The objective that it must beat, in seconds.
@@ -56,12 +56,14 @@ def best_lighter_step(
     found = None
     for schedule in _orders(problem):
         ways = [(0, True)] if recompute else []
-        if copies is not None:
+        if host_link is not None:
             ways += [(ahead, rest) for ahead in _AHEAD for rest in ([False, True] if recompute else [False])]
-        if _objective_s(problem, _simulated(problem, schedule, copies)) >= below_s:
+        if _objective_s(problem, _simulated(problem, schedule, host_link)) >= below_s:
             continue
         for ahead, recomputes in ways:
-            choice = _Choice(problem=problem, schedule=schedule, copies=copies, ahead=ahead, recomputes=recomputes)
+            choice = _Choice(
+                problem=problem, schedule=schedule, host_link=host_link, ahead=ahead, recomputes=recomputes
+            )
             fitting = choice.made_to_fit()
             if fitting is not None and (reached_s := _objective_s(problem, fitting[1])) < below_s:
                 found, below_s = fitting, reached_s
@@ -83,8 +85,8 @@ def _unlimited(problem: Problem) -> npt.NDArray[np.int64]:
     return np.full(problem.ranks, UNLIMITED_BYTES, np.int64)
 
 
-def _simulated(problem: Problem, schedule: Schedule, copies: Copies | None) -> Trace:
-    return simulate(schedule, problem.costs, network=problem.network, engine="compiled", copies=copies)
+def _simulated(problem: Problem, schedule: Schedule, host_link: HostLink | None) -> Trace:
+    return simulate(schedule, problem.costs, network=problem.network, engine="compiled", host_link=host_link)
 
 
 def _objective_s(problem: Problem, trace: Trace) -> float:
@@ -100,7 +102,7 @@ class _Choice:
 
     problem: Problem
     schedule: Schedule
-    copies: Copies | None
+    host_link: HostLink | None
     ahead: int
     recomputes: bool
     again: Mask = field(init=False)
@@ -116,7 +118,7 @@ class _Choice:
         """The order with as many R, or O and L, as it needs; None where none suffice."""
         while True:
             schedule = self._lighter()
-            trace = _simulated(self.problem, schedule, self.copies)
+            trace = _simulated(self.problem, schedule, self.host_link)
             peaks = trace.peak_activation_bytes
             over = np.zeros(self.problem.ranks) if peaks is None else peaks - self.problem.limit_bytes
             if not (over > 0).any():

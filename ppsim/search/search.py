@@ -10,7 +10,7 @@ import numpy as np
 from ppsim.checks import checked
 from ppsim.costs.stage_cost import StageCost
 from ppsim.errors import InputError
-from ppsim.network.copies import Copies
+from ppsim.network.host_link import HostLink
 from ppsim.network.network import Network
 from ppsim.schedule.schedule import Schedule
 from ppsim.search.lower_bound import lower_bound_s
@@ -58,7 +58,7 @@ def search(
     prove: bool = False,
     time_limit_s: float = 60.0,
     recompute: bool = False,
-    offload: Copies | None = None,
+    offload: HostLink | None = None,
 ) -> SearchResult:
     """Find an order of F, B, I and W that is fast for these costs and links, under a limit on activation memory.
 
@@ -89,7 +89,7 @@ def search(
         The most seconds that `prove` may add. A result that it cuts short may differ from one machine to another.
     recompute : bool
         Whether forwards may be computed once more (R) where that lets a faster order fit the limit.
-    offload : Copies, optional
+    offload : HostLink, optional
         How long activations take to host memory and back. With it they may go there (O and L) for the same purpose.
 
     Returns
@@ -143,7 +143,7 @@ def search(
     ...     ppsim.search([cost] * 6, ranks=6, microbatches=12, memory_limit_bytes=limit) for limit in (24, None)
     ... )
     >>> moved = ppsim.search(
-    ...     [cost] * 6, ranks=6, microbatches=12, memory_limit_bytes=24, offload=ppsim.Copies(bytes_per_s=8.0)
+    ...     [cost] * 6, ranks=6, microbatches=12, memory_limit_bytes=24, offload=ppsim.HostLink(bytes_per_s=8.0)
     ... )
     >>> moved.trace.makespan_s == many.trace.makespan_s < few.trace.makespan_s
     True
@@ -189,7 +189,7 @@ def search(
         bound = lower_bound_s(problem.with_limit(np.full(ranks, UNLIMITED_BYTES, np.int64)))
         lighter = None
         if reached > bound * SAME:
-            lighter = best_lighter_step(problem, recompute=recompute, copies=offload, below_s=reached)
+            lighter = best_lighter_step(problem, recompute=recompute, host_link=offload, below_s=reached)
         if lighter is not None:
             schedule, trace = lighter
             reached = float(trace.rank_time_s.max()) if problem.by_rank_time else trace.makespan_s

@@ -9,7 +9,7 @@ import numpy as np
 import numpy.typing as npt
 
 from ppsim.costs.by_microbatch import CostTable, StageCosts
-from ppsim.network.copies import Copies
+from ppsim.network.host_link import HostLink
 from ppsim.schedule.action import Kind
 from ppsim.schedule.program import Program
 
@@ -46,12 +46,12 @@ def copied_bytes(program: Program, stages: StageCosts) -> Bytes:
     return found
 
 
-def copy_seconds(program: Program, stages: StageCosts, copies: Copies | None) -> npt.NDArray[np.float64]:
-    """Seconds of each copy, shape (copies,): 0 without `copies`."""
+def copy_seconds(program: Program, stages: StageCosts, host_link: HostLink | None) -> npt.NDArray[np.float64]:
+    """Seconds of each copy, shape (copies,): 0 without `host_link`."""
     sizes = copied_bytes(program, stages)
-    if copies is None:
+    if host_link is None:
         return np.zeros(len(sizes))
-    return copies.latency_s + sizes / copies.bytes_per_s
+    return host_link.latency_s + sizes / host_link.bytes_per_s
 
 
 def offloaded_memory(trace: Trace, stages: StageCosts, times: StepTimes) -> Trace:

@@ -106,7 +106,7 @@ class TimedProgram:
             _refuse_beside_copies(conditions)
         side_s = np.zeros(len(side.stage))
         side_s[~side.is_copy] = collective_seconds(program, stages, conditions.collectives)
-        side_s[side.is_copy] = copy_seconds(program, stages, conditions.copies)
+        side_s[side.is_copy] = copy_seconds(program, stages, conditions.host_link)
         return cls(
             program=program,
             message_bytes=sizes,

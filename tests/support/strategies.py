@@ -17,7 +17,7 @@ from ppsim import (
     Action,
     Collectives,
     Conditions,
-    Copies,
+    HostLink,
     Kind,
     Link,
     LinkPiece,
@@ -307,7 +307,9 @@ def conditions(draw: st.DrawFn, schedule: Schedule, *, sharing: tuple[str | None
         "reduction": draw(st.none() | st.just(Reduction(replicas=2, latency_s=0.5, bytes_per_s=4.0))),
     }
     if draw(st.booleans()):
-        given["copies"] = draw(st.builds(Copies, bytes_per_s=st.sampled_from([1.0, 8.0]), latency_s=exact_seconds(8)))
+        given["host_link"] = draw(
+            st.builds(HostLink, bytes_per_s=st.sampled_from([1.0, 8.0]), latency_s=exact_seconds(8))
+        )
     if given["receive_window"] is None:
         given["streams"] = draw(st.sampled_from([s for s in ("link", "pair", "rank") if _runs(schedule, s)]))
     if draw(st.booleans()):

@@ -6,7 +6,7 @@ from pathlib import Path
 
 import pytest
 
-from ppsim import Copies, StageCost, build_schedule, search, simulate
+from ppsim import HostLink, StageCost, build_schedule, search, simulate
 from tests.support.commandline import run, run_json
 
 COST = StageCost(forward_s=1, backward_input_s=1, backward_weight_s=1, activation_bytes=8)
@@ -18,7 +18,9 @@ WORDS = (
 
 def test_shares_and_rates_are_those_of_the_api(capsys: pytest.CaptureFixture[str]) -> None:
     schedule = build_schedule("1f1b", ranks=4, microbatches=8)
-    offloaded = simulate(schedule.with_offload(share=0.5), [COST] * 4, copies=Copies(bytes_per_s=4.0, latency_s=0.5))
+    offloaded = simulate(
+        schedule.with_offload(share=0.5), [COST] * 4, host_link=HostLink(bytes_per_s=4.0, latency_s=0.5)
+    )
     printed = run_json(capsys, WORDS, "--offload-share 0.5 --copy-bytes-per-s 4 --copy-latency-s 0.5")
     assert printed["makespan_s"] == offloaded.makespan_s > simulate(schedule, [COST] * 4).makespan_s
     assert printed["memory"]["host_bytes"] == offloaded.memory.host_bytes.tolist()
@@ -42,7 +44,7 @@ def test_a_search_takes_both(capsys: pytest.CaptureFixture[str], tmp_path: Path)
         f"--activation-bytes 8 --memory-limit-bytes 16 --csv {tmp_path / 'found.csv'}"
     )
     how = {"ranks": 4, "microbatches": 8, "memory_limit_bytes": 16}
-    found = search([COST] * 4, recompute=True, offload=Copies(bytes_per_s=8.0), **how)
+    found = search([COST] * 4, recompute=True, offload=HostLink(bytes_per_s=8.0), **how)
     printed = run_json(capsys, words, "--recompute --copy-bytes-per-s 8")
     assert printed["makespan_s"] == found.trace.makespan_s < search([COST] * 4, **how).trace.makespan_s
     assert (tmp_path / "found.csv").read_text() == found.schedule.to_csv(offload=True)

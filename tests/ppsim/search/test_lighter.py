@@ -9,10 +9,10 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from ppsim import Copies, InputError, Kind, Network, StageCost, attribute, build_schedule, search, simulate
+from ppsim import HostLink, InputError, Kind, Network, StageCost, attribute, build_schedule, search, simulate
 
 COST = StageCost(forward_s=1, backward_input_s=1, backward_weight_s=1, activation_bytes=8)
-FITTING = Copies(bytes_per_s=8.0)  # a copy takes as long as a forward
+FITTING = HostLink(bytes_per_s=8.0)  # a copy takes as long as a forward
 _amounts = st.integers(0, 16)
 
 
@@ -48,9 +48,11 @@ def test_it_is_never_worse_than_without_and_fits_the_limit(data: st.DataObject) 
         "objective": data.draw(st.sampled_from(["makespan", "rank_time"])),
         "memory_limit_bytes": limit,
     }
-    copies = data.draw(st.none() | st.sampled_from([Copies(bytes_per_s=4.0), Copies(bytes_per_s=64.0, latency_s=0.25)]))
+    host_link = data.draw(
+        st.none() | st.sampled_from([HostLink(bytes_per_s=4.0), HostLink(bytes_per_s=64.0, latency_s=0.25)])
+    )
     without = search(stages, **how)
-    lighter = search(stages, recompute=data.draw(st.booleans()), offload=copies, **how)
+    lighter = search(stages, recompute=data.draw(st.booleans()), offload=host_link, **how)
     reached = {
         found: found.trace.makespan_s if how["objective"] == "makespan" else float(found.trace.rank_time_s.max())
         for found in (without, lighter)
@@ -60,7 +62,7 @@ def test_it_is_never_worse_than_without_and_fits_the_limit(data: st.DataObject) 
     assert (lighter.trace.peak_activation_bytes <= limit).all()
     lighter.schedule.check()
     # And it is what a simulation says of the schedule as it is written.
-    again = simulate(lighter.schedule, stages, network=how["network"], copies=copies)
+    again = simulate(lighter.schedule, stages, network=how["network"], host_link=host_link)
     assert np.array_equal(again.start_s, lighter.trace.start_s)
     assert np.array_equal(again.activation_bytes, lighter.trace.activation_bytes)
 

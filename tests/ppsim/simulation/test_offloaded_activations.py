@@ -14,7 +14,7 @@ from hypothesis import strategies as st
 
 from ppsim import (
     Conditions,
-    Copies,
+    HostLink,
     InputError,
     Jitter,
     Kind,
@@ -83,11 +83,11 @@ def test_what_is_written_is_read_and_kept(schedule: Schedule, place: str, is_sha
 @given(schedules().flatmap(offloads), st.data())
 def test_both_engines_give_the_times_and_bytes_of_a_walk_over_the_file(schedule: Schedule, data: st.DataObject) -> None:
     costs, latency_s = data.draw(stage_costs(schedule.stages)), data.draw(exact_seconds(32))
-    copies = data.draw(
-        st.none() | st.builds(Copies, bytes_per_s=st.sampled_from([math.inf, 1.0, 8.0]), latency_s=exact_seconds(8))
+    host_link = data.draw(
+        st.none() | st.builds(HostLink, bytes_per_s=st.sampled_from([math.inf, 1.0, 8.0]), latency_s=exact_seconds(8))
     )
     traces = [
-        simulate(schedule, costs, engine=engine, network=Network(latency_s=latency_s), copies=copies)
+        simulate(schedule, costs, engine=engine, network=Network(latency_s=latency_s), host_link=host_link)
         for engine in ("simpy", "compiled")
     ]
     names = ("start_s", "end_s", "message_arrival_s", "activation_bytes", "gradient_bytes")
@@ -95,15 +95,15 @@ def test_both_engines_give_the_times_and_bytes_of_a_walk_over_the_file(schedule:
         names = (*names, "copy_start_s", "copy_end_s", "copy_bytes", "host_bytes")
     for name in names:
         assert np.array_equal(getattr(traces[0], name), getattr(traces[1], name)), name
-    _check_by_walking(traces[1], costs, copies, latency_s)
+    _check_by_walking(traces[1], costs, host_link, latency_s)
     found = attribute(traces[1])
     parts = [math.fsum(part) for part in zip(*found.parts_s.values(), strict=True)]
     assert parts == pytest.approx(found.bubble_s.tolist(), abs=1e-9)
     assert all((part >= 0).all() for part in found.parts_s.values())
-    if copies is None:
+    if host_link is None:
         assert not found.copies_s.any()
     ensemble = monte_carlo(
-        schedule, costs, jitter=Jitter(), samples=2, network=Network(latency_s=latency_s), copies=copies
+        schedule, costs, jitter=Jitter(), samples=2, network=Network(latency_s=latency_s), host_link=host_link
     )
     assert ensemble.makespan_s.tolist() == [traces[0].makespan_s] * 2
 
@@ -111,7 +111,7 @@ def test_both_engines_give_the_times_and_bytes_of_a_walk_over_the_file(schedule:
 _CELL = re.compile(r"(\d+)([FBIWROL])(\d+)")
 
 
-def _check_by_walking(trace: Trace, costs: list[StageCost], copies: Copies | None, latency_s: float) -> None:
+def _check_by_walking(trace: Trace, costs: list[StageCost], host_link: HostLink | None, latency_s: float) -> None:
     """Walk over the cells of the file until nothing moves any more. Then count each rank's bytes event by event."""
     place, end, start = trace.schedule.placement, {}, {}
     left: dict[tuple, float] = {}  # when results leave: those of a pair at its end
@@ -130,7 +130,7 @@ def _check_by_walking(trace: Trace, costs: list[StageCost], copies: Copies | Non
                 stage, kind, mb = parts[0]
                 if kind in "OL":
                     began = max(now, free[kind], end[stage, "O", mb] if kind == "L" else 0.0)
-                    free[kind] = began + _copied(costs[stage], (stage, mb) in again, copies)[1]
+                    free[kind] = began + _copied(costs[stage], (stage, mb) in again, host_link)[1]
                     start[parts[0]], end[parts[0]], left[parts[0]] = began, free[kind], free[kind]
                     continue
                 begin = now
@@ -150,19 +150,19 @@ def _check_by_walking(trace: Trace, costs: list[StageCost], copies: Copies | Non
     for index, (stage, kind, mb) in enumerate(zip(table.stage, table.kind, table.microbatch, strict=True)):
         assert trace.copy_end_s[index] == end[int(stage), Kind(int(kind)).name, int(mb)]
     for rank, row in enumerate(rows):
-        device, host = _levels_by_events(row, costs, again, start, end, copies)
+        device, host = _levels_by_events(row, costs, again, start, end, host_link)
         held = list(program.rows_of(rank))
         assert trace.activation_bytes[held].tolist() == device
         if trace.host_bytes is not None:
             assert trace.host_bytes[held].tolist() == host
 
 
-def _copied(cost: StageCost, is_recomputed: bool, copies: Copies | None) -> tuple[int, float]:
+def _copied(cost: StageCost, is_recomputed: bool, host_link: HostLink | None) -> tuple[int, float]:
     """Bytes and seconds of a copy."""
     least = min(2 * cost.output_bytes, cost.activation_bytes) if cost.recompute_bytes is None else cost.recompute_bytes
     whole = cost.activation_bytes if cost.offload_bytes is None else min(cost.offload_bytes, cost.activation_bytes)
     size = least if is_recomputed else whole
-    return size, 0.0 if copies is None else copies.latency_s + size / copies.bytes_per_s
+    return size, 0.0 if host_link is None else host_link.latency_s + size / host_link.bytes_per_s
 
 
 def _needed(part: tuple, place: tuple, end: dict, again: set, latency_s: float) -> list[float]:
@@ -176,7 +176,7 @@ def _needed(part: tuple, place: tuple, end: dict, again: set, latency_s: float) 
 
 
 def _levels_by_events(
-    row: list, costs: list[StageCost], again: set, start: dict, end: dict, copies: Copies | None
+    row: list, costs: list[StageCost], again: set, start: dict, end: dict, host_link: HostLink | None
 ) -> tuple[list[int], list[int]]:
     """The most that device and host hold from each computation's effect to the next one's."""
     events = []  # moment, place in the order, device bytes, host bytes, is it a computation
@@ -184,8 +184,8 @@ def _levels_by_events(
         for number, part in enumerate(parts):
             stage, kind, mb = part
             cost = costs[stage]
-            size, _ = _copied(cost, (stage, mb) in again, copies)
-            least, _ = _copied(cost, True, copies)
+            size, _ = _copied(cost, (stage, mb) in again, host_link)
+            least, _ = _copied(cost, True, host_link)
             if kind in "OL":
                 leaves, comes = (end[part], start[part]) if kind == "O" else (start[part], end[part])
                 sign = -1 if kind == "O" else 1
@@ -214,7 +214,7 @@ def _levels_by_events(
 def test_by_hand() -> None:
     """A copy takes 3 s. O0 runs from 1 to 4, L0 can start at 4 and ends at 7, so B0 waits for it."""
     schedule = Schedule.from_csv("0F0,0O0,0F1,0F2,0L0,0B0,0B1,0B2\n")
-    trace = simulate(schedule, [COST], copies=Copies(bytes_per_s=4.0, latency_s=1.0))
+    trace = simulate(schedule, [COST], host_link=HostLink(bytes_per_s=4.0, latency_s=1.0))
     assert (trace.copy_start_s.tolist(), trace.copy_end_s.tolist()) == ([1, 4], [4, 7])
     assert trace.start_s.tolist() == [0, 1, 2, 7, 9, 11]
     # F2 starts at 2. O0 ends at 4, when L0 takes as much again: L0 waited for it.
@@ -229,7 +229,7 @@ def test_by_hand() -> None:
 
 def test_both_directions_run_at_once_and_each_one_after_another() -> None:
     schedule = Schedule.from_csv("0F0,0O0,0F1,0O1,0F2,0L0,0L1,0B0,0B1,0B2\n")
-    trace = simulate(schedule, [COST], copies=Copies(bytes_per_s=4.0))
+    trace = simulate(schedule, [COST], host_link=HostLink(bytes_per_s=4.0))
     # O0 1-3, O1 3-5, L0 from 3 (F2 ends at 3), L1 from 5 when both O1 and L0 have ended.
     assert (trace.copy_start_s.tolist(), trace.copy_end_s.tolist()) == ([1, 3, 3, 5], [3, 5, 5, 7])
 
@@ -238,7 +238,7 @@ def test_a_stage_that_waits_for_one_that_loads_waits_for_the_copy() -> None:
     """Rank 0's last backward is late because rank 1 had to load: a knock-on, which its drain does not hide."""
     schedule = Schedule.from_csv("0F0,0F1,0B1,0B0\n1F0,1O0,1F1,1B1,1L0,1B0\n")
     fast, slow = (
-        attribute(simulate(schedule, [COST] * 2, copies=Copies(bytes_per_s=rate))) for rate in (math.inf, 2.0)
+        attribute(simulate(schedule, [COST] * 2, host_link=HostLink(bytes_per_s=rate))) for rate in (math.inf, 2.0)
     )
     assert not fast.copies_s.any()
     assert slow.copies_s.tolist() == [5.0, 5.0]  # O0 runs from 2 to 6, and L0, which could from 5, to 10
@@ -255,9 +255,10 @@ def test_half_the_activations_are_offloaded_at_no_cost_where_copies_fit_under_co
     """
     plain = build_schedule(name, ranks=ranks, microbatches=2 * ranks)
     moved = plain.with_offload(share=0.5)
-    copies = Copies(bytes_per_s=COST.activation_bytes / COST.forward_s)
+    host_link = HostLink(bytes_per_s=COST.activation_bytes / COST.forward_s)
     before, after = (
-        simulate(schedule, [COST] * schedule.stages, engine="compiled", copies=copies) for schedule in (plain, moved)
+        simulate(schedule, [COST] * schedule.stages, engine="compiled", host_link=host_link)
+        for schedule in (plain, moved)
     )
     assert after.makespan_s == before.makespan_s
     assert not attribute(after).copies_s.any()
@@ -271,8 +272,8 @@ def test_all_activations_offloaded_leave_three_microbatches() -> None:
     """The one that computes, the one before, which is on its way out, and the next, on its way back."""
     for name in ("1f1b", "afab", "interleaved-1f1b"):
         schedule = build_schedule(name, ranks=8, microbatches=16).with_offload()
-        copies = Copies(bytes_per_s=COST.activation_bytes / COST.forward_s)
-        trace = simulate(schedule, [COST] * schedule.stages, engine="compiled", copies=copies)
+        host_link = HostLink(bytes_per_s=COST.activation_bytes / COST.forward_s)
+        trace = simulate(schedule, [COST] * schedule.stages, engine="compiled", host_link=host_link)
         assert trace.peak_activation_bytes.max() == 3 * COST.activation_bytes
 
 
@@ -311,9 +312,9 @@ def test_what_cannot_be_is_refused() -> None:
             simulate(schedule.with_offload(), [COST] * 3, **options)
     for wrong, said in (({"bytes_per_s": 0}, "bytes_per_s must be > 0"), ({"latency_s": -1}, "latency_s must be sec")):
         with pytest.raises(InputError, match=said):
-            Copies(**wrong)
-    with pytest.raises(InputError, match="copies: unknown"):
-        Copies.from_dict({"rate": 1})
+            HostLink(**wrong)
+    with pytest.raises(InputError, match="host_link: unknown"):
+        HostLink.from_dict({"rate": 1})
 
 
 def test_frozen_stages_and_sharding_keep_their_copies() -> None:
@@ -325,7 +326,7 @@ def test_frozen_stages_and_sharding_keep_their_copies() -> None:
 
 def test_it_is_saved_shown_and_exported(tmp_path) -> None:
     schedule = build_schedule("1f1b", ranks=3, microbatches=4).with_offload(share=0.5)
-    trace = simulate(schedule, [COST] * 3, copies=Copies(bytes_per_s=8.0, latency_s=0.5))
+    trace = simulate(schedule, [COST] * 3, host_link=HostLink(bytes_per_s=8.0, latency_s=0.5))
     trace.save(tmp_path / "step.trace")
     loaded = Trace.load(tmp_path / "step.trace")
     assert loaded.schedule.offload == schedule.offload
@@ -343,8 +344,11 @@ def test_it_is_saved_shown_and_exported(tmp_path) -> None:
 
 
 def test_conditions_are_stored() -> None:
-    for copies in (Copies(), Copies(bytes_per_s=2.0), Copies(latency_s=1.0)):
-        assert Conditions.from_dict(json.loads(json.dumps(Conditions(copies=copies).to_dict()))).copies == copies
+    for host_link in (HostLink(), HostLink(bytes_per_s=2.0), HostLink(latency_s=1.0)):
+        assert (
+            Conditions.from_dict(json.loads(json.dumps(Conditions(host_link=host_link).to_dict()))).host_link
+            == host_link
+        )
 
 
 def test_costs_of_several_layers() -> None:
@@ -359,7 +363,9 @@ def test_copies_of_the_model_recompute_and_offload_too(name: str) -> None:
     moved = plain.with_recompute(microbatches=[0, 4]).with_offload(microbatches=[1, 5])
     costs = [COST] * plain.model_stages
     before = simulate(plain, costs)
-    traces = [simulate(moved, costs, engine=engine, copies=Copies(bytes_per_s=8.0)) for engine in ("simpy", "compiled")]
+    traces = [
+        simulate(moved, costs, engine=engine, host_link=HostLink(bytes_per_s=8.0)) for engine in ("simpy", "compiled")
+    ]
     for column in ("start_s", "copy_end_s", "activation_bytes", "host_bytes"):
         assert np.array_equal(getattr(traces[0], column), getattr(traces[1], column))
     assert (traces[0].peak_activation_bytes <= before.peak_activation_bytes).all()

@@ -1,4 +1,4 @@
-"""Copies: what moving activations between a device and its host's memory takes."""
+"""Host link: what moving activations between a device and its host's memory takes."""
 
 from __future__ import annotations
 
@@ -11,7 +11,7 @@ from ppsim.errors import InputError
 
 
 @dataclass(frozen=True, kw_only=True)
-class Copies:
+class HostLink:
     """Copies of activations to host memory and back, on two streams of each rank, one for each direction.
 
     Parameters
@@ -35,7 +35,7 @@ class Copies:
 
     Examples
     --------
-    >>> Copies(bytes_per_s=4.0, latency_s=0.5).copy_s(8)
+    >>> HostLink(bytes_per_s=4.0, latency_s=0.5).copy_s(8)
     2.5
     """
 
@@ -60,7 +60,7 @@ class Copies:
 
     @classmethod
     @checked
-    def from_dict(cls, given: Mapping[str, object]) -> Copies:
+    def from_dict(cls, given: Mapping[str, object]) -> HostLink:
         """What `to_dict` wrote. Raises InputError for other content."""
-        check_names("copies", given, [each.name for each in fields(cls)])
+        check_names("host_link", given, [each.name for each in fields(cls)])
         return cls(**{name: value for name, value in given.items() if value is not None})  # type: ignore[arg-type]
