@@ -10,10 +10,10 @@ Method     PyTorch's `_PipelineScheduleRuntime` runs 1F1B over gloo under torch.
            `ppsim.read_run` reads the Chrome traces, and `ppsim.advise` predicts named and searched schedules. The CSV
            of each goes into the runtime, and its profile is read again. A step is the median over profiled ones.
 
-Answer     On 4 ranks and two cores (torch 2.13, gloo) the profiled schedule itself is predicted to 0.1 %; of the others,
-           searched ones are 0.9 and 1.8 % off, ZB-H2 1.2, ZB-V 2.3, interleaved 1F1B 2.6, ZB-H1 4.9 %. Best and worst
-           are in the order predicted: the searched schedule of two stages per rank takes 0.79 of 1F1B's step. Where
-           other work took the cores, steps of 8 stages took up to 12 % longer than predicted.
+Answer     On 4 ranks and two cores (torch 2.13, gloo) the profiled schedule itself is predicted to 0.1 %. Of the
+           others, searched ones are 0.9 and 1.8 % off, ZB-H2 1.2, ZB-V 2.3, interleaved 1F1B 2.6, ZB-H1 4.9 %. The
+           one advised, searched with two stages per rank, is the fastest of all: 0.79 of 1F1B's step. Where other work
+           took the cores, steps of 8 stages took up to 12 % longer than predicted.
 
 Writes DIR/report.html and summary.json.
 """
