@@ -284,9 +284,11 @@ def test_a_gpt_is_bit_equal_to_one_process(schedule: str, pool: WorkerPool) -> N
 @st.composite
 def runs(draw: st.DrawFn) -> tuple[dict[str, Any], str]:
     """Values of a configuration, and the schedule as CSV where it has no name."""
-    by_name = draw(st.booleans())
-    schedule = draw(named_schedules(max_ranks=3)) if by_name else draw(schedules(max_microbatches=4))
-    blocks = [draw(st.integers(0 if at in (0, schedule.stages - 1) else 1, 2)) for at in range(schedule.stages)]
+    by_name, recompute = draw(st.booleans()), draw(st.booleans())
+    any_order = schedules(max_microbatches=4, recompute=not recompute)  # every layer is recomputed, or R says which
+    schedule = draw(named_schedules(max_ranks=3)) if by_name else draw(any_order)
+    stages = schedule.model_stages
+    blocks = [draw(st.integers(0 if at in (0, stages - 1) else 1, 2)) for at in range(stages)]
     blocks[0] += sum(blocks) == 0
     values = {
         "layers": sum(blocks),
@@ -297,7 +299,7 @@ def runs(draw: st.DrawFn) -> tuple[dict[str, Any], str]:
         "hidden": 2 * draw(st.integers(1, 4)),
         "seq": draw(st.integers(1, 6)),
         "dropout": draw(st.sampled_from([0.0, 0.3])),
-        "recompute": draw(st.booleans()),
+        "recompute": recompute,
         "seed": draw(st.integers(0, 2**32)),
         "dtype": draw(st.sampled_from(["float32", "float64"])),
         **({"schedule": schedule.name} if by_name else {}),

@@ -242,7 +242,7 @@ def test_every_model_and_order_holds_what_is_predicted(
 ) -> None:
     config = case.config(tmp_path)
     moved = data.draw(offloads(config.pipeline))
-    values = {name: value for name, value in case.values.items() if name != "schedule"}
+    values = {name: value for name, value in case.values.items() if name != "schedule"} | {"copies": moved.copies}
     levels(Case(values=values, csv=moved.to_csv(offload=True)).config(tmp_path), pool)
 
 
