@@ -77,6 +77,24 @@ class RunCosts(list[StageCost]):
         ]
 
     @property
+    def by_microbatch(self) -> list[list[StageCost]]:
+        """The costs of each stage for each of the run's microbatches, medians over steps, as `simulate` takes them.
+
+        For jobs whose microbatches differ, in length for example. What a microbatch does not tell by itself, such as
+        the parts of an overlapped pair, is as usual on its stage.
+        """
+        program = self.run.schedule.program
+        taken_s = np.median([trace.end_s - trace.start_s for trace in self.run.traces], axis=0)
+        is_alone = np.repeat(np.diff(program.action_start) == 1, np.diff(program.action_start))
+        table = np.full((len(Kind), self.run.schedule.stages, self.run.schedule.microbatches), np.nan)
+        rows = np.flatnonzero(is_alone)
+        table[program.kind[rows], program.stage[rows], program.microbatch[rows]] = taken_s[rows]
+        return [
+            [_of_microbatch(cost, {kind: float(each[kind]) for kind in Kind if np.isfinite(each[kind])}) for each in of]
+            for cost, of in zip(self, table.transpose(1, 2, 0), strict=True)
+        ]
+
+    @property
     def step_spread(self) -> float:
         """The standard deviation of undisturbed steps, as a share of the median step."""
         lengths_s = np.array([trace.makespan_s for trace in self.run.traces])
@@ -300,6 +318,20 @@ def costs_of(run: Run) -> RunCosts:
             )
         )
     return RunCosts(stages, run=run, durations=durations, handover=Handover.of(run), memory=memory)
+
+
+def _of_microbatch(cost: StageCost, seconds: dict[Kind, float]) -> StageCost:
+    """A stage's cost with what a microbatch took there; a whole backward is parted as usual on the stage."""
+    changes: dict[str, Any] = {"forward_s": seconds.get(Kind.F, cost.forward_s)}
+    if Kind.I in seconds and Kind.W in seconds:
+        changes |= {"backward_input_s": seconds[Kind.I], "backward_weight_s": seconds[Kind.W]}
+    elif Kind.B in seconds:
+        whole_s = cost.backward_input_s + cost.backward_weight_s
+        share = cost.backward_input_s / whole_s if whole_s > 0 else 0.5
+        taken_s = seconds[Kind.B]
+        parts_s = {"backward_input_s": share * taken_s, "backward_weight_s": (1 - share) * taken_s}
+        changes |= {**parts_s, "backward_s": taken_s}
+    return replace(cost, **changes)
 
 
 def _activations(run: Run, memory: MemoryFit | None) -> list[tuple[int, int, int | None]]:

@@ -10,6 +10,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
+import ppsim
 from ppsim import (
     InputError,
     Jitter,
@@ -288,3 +289,24 @@ def test_a_folder_holds_the_steps_of_the_last_run_alone(tmp_path: Path) -> None:
     found = read_run(tmp_path)
     assert found.steps == (0,)
     assert found.median.makespan_s == short.makespan_s
+
+
+@pytest.mark.parametrize("name", ["1f1b", "zb-h1", "zb-v"])
+def test_microbatches_that_differ_have_costs_of_their_own(name: str) -> None:
+    """A step of microbatches of different length follows from them, and does not from the stages' medians."""
+    schedule = ppsim.build_schedule(name, ranks=3, microbatches=5)
+    given = [
+        [
+            ppsim.StageCost(forward_s=n, backward_input_s=1.5 * n, backward_weight_s=0.5 * n + 0.25 * stage)
+            for n in (1.0, 4.0, 2.0, 1.0, 3.0)
+        ]
+        for stage in range(schedule.stages)
+    ]
+    trace = ppsim.simulate(schedule, given)
+    found = ppsim.costs_of(ppsim.Run(traces=[trace, trace, trace], steps=[0, 1, 2])).by_microbatch
+    for mine, theirs in zip(found, given, strict=True):
+        assert [each.forward_s for each in mine] == pytest.approx([each.forward_s for each in theirs])
+        assert [each.full_backward_s for each in mine] == pytest.approx([each.full_backward_s for each in theirs])
+    assert ppsim.simulate(schedule, found).makespan_s == pytest.approx(trace.makespan_s)
+    medians = ppsim.costs_of(ppsim.Run(traces=[trace], steps=[0]))
+    assert ppsim.simulate(schedule, list(medians)).makespan_s != pytest.approx(trace.makespan_s, rel=0.01)
