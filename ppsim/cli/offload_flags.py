@@ -20,7 +20,7 @@ class CopyFlags:
     """Seconds of each copy, whatever its bytes (default: 0)."""
 
     @property
-    def copy_rate(self) -> HostLink | None:
+    def host_link(self) -> HostLink | None:
         """How long copies take; None where no flag says it."""
         given = {"bytes_per_s": self.copy_bytes_per_s, "latency_s": self.copy_latency_s}
         known = {name: value for name, value in given.items() if value is not None}
@@ -42,4 +42,4 @@ class OffloadFlags(CopyFlags):
             schedule = schedule.with_recompute(share=self.recompute_share)
         if self.offload_share is not None:
             schedule = schedule.with_offload(share=self.offload_share)
-        return schedule, replace(conditions, host_link=self.copy_rate)
+        return schedule, replace(conditions, host_link=self.host_link)

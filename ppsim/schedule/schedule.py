@@ -372,7 +372,7 @@ class Schedule:
         Notes
         -----
         What is needed so soon that no action lies between both copies stays where it is. How fast copies are is said by
-        `Conditions.copies`. PyTorch's pipelining does not know O and L. Those that the schedule states are replaced.
+        `Conditions.host_link`. PyTorch's pipelining does not know O and L. Those that the schedule states are replaced.
 
         Examples
         --------

@@ -61,7 +61,7 @@ def simulate(
         - `cores`, `devices`, `sharing`, `sharing_efficiency`, `speeds`: what ranks share, and how
         - `reduction`: gradients added up over data-parallel replicas, and over copies of the model
         - `collectives`: parameters gathered and gradients reduced where the schedule states its sharding
-        - `copies`: how long activations take to host memory and back where the schedule states that
+        - `host_link`: how long activations take to host memory and back where the schedule states that
 
     Returns
     -------
