@@ -136,7 +136,7 @@ class SearchCommand(FigureFlag, CopyFlags, NetworkFlags, CostFlags):
             prove=self.prove,
             time_limit_s=self.time_limit_s,
             recompute=self.recompute,
-            offload=self.copy_rate,
+            offload=self.host_link,
         )
         if self.csv is not None:
             write_text(self.csv, found.schedule.to_csv(offload=True))
