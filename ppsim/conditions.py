@@ -16,7 +16,7 @@ from ppsim.errors import InputError
 from ppsim.network.all_reduce import Reduction
 from ppsim.network.collectives import Collectives
 from ppsim.network.host_link import HostLink
-from ppsim.network.ring import Ring
+from ppsim.network.latency_bandwidth import LatencyBandwidth
 from ppsim.schedule.streams import Streams
 
 Sharing = Literal["turns", "fair"]
@@ -227,7 +227,7 @@ def _by_rank(given: Any) -> dict[int, float]:
 
 
 def _plain(value: Any) -> Any:
-    if isinstance(value, Ring | HostLink):
+    if isinstance(value, LatencyBandwidth):
         return value.to_dict()
     if isinstance(value, Mapping):
         return {str(rank): factor for rank, factor in value.items()}

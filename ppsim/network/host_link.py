@@ -2,16 +2,14 @@
 
 from __future__ import annotations
 
-import math
-from collections.abc import Mapping
-from dataclasses import asdict, dataclass, fields
+from dataclasses import dataclass
+from typing import Any
 
-from ppsim.checks import check_fields, check_names, checked
-from ppsim.errors import InputError
+from ppsim.network.latency_bandwidth import LatencyBandwidth
 
 
 @dataclass(frozen=True, kw_only=True)
-class HostLink:
+class HostLink(LatencyBandwidth):
     """Copies of activations to host memory and back, on two streams of each rank, one for each direction.
 
     Parameters
@@ -39,28 +37,8 @@ class HostLink:
     2.5
     """
 
-    bytes_per_s: float = math.inf
-    latency_s: float = 0.0
+    _called = "host_link"
 
-    def __post_init__(self) -> None:
-        check_fields(self)
-        if not (math.isfinite(self.latency_s) and self.latency_s >= 0):
-            raise InputError(f"latency_s must be seconds, finite and >= 0, got {self.latency_s!r}")
-        if not self.bytes_per_s > 0:
-            raise InputError(f"bytes_per_s must be > 0 (leave it out for no limit), got {self.bytes_per_s!r}")
-
-    @checked
-    def copy_s(self, size_bytes: int) -> float:
-        """Seconds of one copy of so many bytes."""
+    def copy_s(self, size_bytes: Any) -> Any:
+        """Seconds of one copy of so many bytes, or of each of an array of copies."""
         return self.latency_s + size_bytes / self.bytes_per_s
-
-    def to_dict(self) -> dict[str, object]:
-        """The fields as JSON values. No limit is None."""
-        return {**asdict(self), "bytes_per_s": self.bytes_per_s if math.isfinite(self.bytes_per_s) else None}
-
-    @classmethod
-    @checked
-    def from_dict(cls, given: Mapping[str, object]) -> HostLink:
-        """What `to_dict` wrote. Raises InputError for other content."""
-        check_names("host_link", given, [each.name for each in fields(cls)])
-        return cls(**{name: value for name, value in given.items() if value is not None})  # type: ignore[arg-type]

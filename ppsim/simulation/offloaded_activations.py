@@ -49,9 +49,8 @@ def copied_bytes(program: Program, stages: StageCosts) -> Bytes:
 def copy_seconds(program: Program, stages: StageCosts, host_link: HostLink | None) -> npt.NDArray[np.float64]:
     """Seconds of each copy, shape (copies,): 0 without `host_link`."""
     sizes = copied_bytes(program, stages)
-    if host_link is None:
-        return np.zeros(len(sizes))
-    return host_link.latency_s + sizes / host_link.bytes_per_s
+    found: npt.NDArray[np.float64] = np.zeros(len(sizes)) if host_link is None else host_link.copy_s(sizes)
+    return found
 
 
 def offloaded_memory(trace: Trace, stages: StageCosts, times: StepTimes) -> Trace:

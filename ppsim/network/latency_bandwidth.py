@@ -1,0 +1,56 @@
+"""Latency and bandwidth: what a transfer takes, as a fixed time and a time for each byte."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Mapping
+from dataclasses import MISSING, asdict, dataclass, fields
+from typing import ClassVar, Self
+
+from ppsim.checks import check_fields, check_names, checked
+from ppsim.errors import InputError
+
+
+@dataclass(frozen=True, kw_only=True)
+class LatencyBandwidth:
+    """A transfer takes latency_s + bytes / bytes_per_s; its subclasses say what transfers there are.
+
+    Parameters
+    ----------
+    latency_s : float
+        Seconds of each transfer, whatever its bytes.
+    bytes_per_s : float
+        Bandwidth. The default is no limit.
+
+    Raises
+    ------
+    InputError
+        For numbers that cannot be.
+    """
+
+    _called: ClassVar[str]  # in messages about a file
+
+    latency_s: float = 0.0
+    bytes_per_s: float = math.inf
+
+    def __post_init__(self) -> None:
+        check_fields(self)
+        if not (math.isfinite(self.latency_s) and self.latency_s >= 0):
+            raise InputError(f"latency_s must be seconds, finite and >= 0, got {self.latency_s!r}")
+        if not self.bytes_per_s > 0:
+            raise InputError(f"bytes_per_s must be > 0 (leave it out for no limit), got {self.bytes_per_s!r}")
+
+    def to_dict(self) -> dict[str, object]:
+        """The fields as JSON values. No limit is None."""
+        given = {**asdict(self), "bytes_per_s": self.bytes_per_s if math.isfinite(self.bytes_per_s) else None}
+        return {name: list(value) if isinstance(value, tuple) else value for name, value in given.items()}
+
+    @classmethod
+    @checked
+    def from_dict(cls, given: Mapping[str, object]) -> Self:
+        """What `to_dict` wrote. Raises InputError for other content."""
+        check_names(cls._called, given, [each.name for each in fields(cls)])
+        for each in fields(cls):
+            if each.default is MISSING and given.get(each.name) is None:
+                raise InputError(f"{cls._called}: {each.name} is missing: give a whole number of 1 or more")
+        return cls(**{name: value for name, value in given.items() if value is not None})  # type: ignore[arg-type]
