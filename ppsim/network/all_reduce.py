@@ -46,8 +46,6 @@ class Reduction(Ring):
     15.0
     """
 
-    _called = "reduction"
-
     @classmethod
     @checked
     def fitted(cls, replicas: int, size_bytes: npt.ArrayLike, seconds: npt.ArrayLike) -> Reduction:

@@ -44,8 +44,6 @@ class Collectives(Ring):
     7.5
     """
 
-    _called = "collectives"
-
     unshard_s: Sequence[float] | None = None
     reduce_s: Sequence[float] | None = None
 

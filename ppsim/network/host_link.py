@@ -37,8 +37,6 @@ class HostLink(LatencyBandwidth):
     2.5
     """
 
-    _called = "host_link"
-
     def copy_s(self, size_bytes: Any) -> Any:
         """Seconds of one copy of so many bytes, or of each of an array of copies."""
         return self.latency_s + size_bytes / self.bytes_per_s

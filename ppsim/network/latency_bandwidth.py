@@ -3,9 +3,10 @@
 from __future__ import annotations
 
 import math
+import re
 from collections.abc import Mapping
 from dataclasses import MISSING, asdict, dataclass, fields
-from typing import ClassVar, Self
+from typing import Self
 
 from ppsim.checks import check_fields, check_names, checked
 from ppsim.errors import InputError
@@ -28,8 +29,6 @@ class LatencyBandwidth:
         For numbers that cannot be.
     """
 
-    _called: ClassVar[str]  # in messages about a file
-
     latency_s: float = 0.0
     bytes_per_s: float = math.inf
 
@@ -49,8 +48,9 @@ class LatencyBandwidth:
     @checked
     def from_dict(cls, given: Mapping[str, object]) -> Self:
         """What `to_dict` wrote. Raises InputError for other content."""
-        check_names(cls._called, given, [each.name for each in fields(cls)])
+        what = re.sub(r"(?<=[a-z])(?=[A-Z])", "_", cls.__name__).lower()  # as the options of a step are called
+        check_names(what, given, [each.name for each in fields(cls)])
         for each in fields(cls):
             if each.default is MISSING and given.get(each.name) is None:
-                raise InputError(f"{cls._called}: {each.name} is missing: give a whole number of 1 or more")
+                raise InputError(f"{what}: {each.name} is missing: give a whole number of 1 or more")
         return cls(**{name: value for name, value in given.items() if value is not None})  # type: ignore[arg-type]
