@@ -65,7 +65,7 @@ class StudyCommand:
         """Do the study. The directory is that of --out, and exists."""
         raise NotImplementedError(f"{type(self).__name__} has no findings")
 
-    def _pictures(self) -> list[str]:
+    def _picture_endings(self) -> list[str]:
         """The endings of pictures that are asked for. Raises InputError, before the work, if none can be made."""
         endings = [ending for ending, is_wanted in ((".svg", self.svg), (".png", self.png)) if is_wanted]
         if endings and self.out is None:
@@ -77,14 +77,14 @@ class StudyCommand:
     def execute(self) -> None:
         """Do the study, write its files and print its text. Raises SystemExit(1) if the findings do not hold."""
         directory = self.out
-        pictures = self._pictures()
+        endings, pictures = self._picture_endings(), []
         with _made(directory):
             found = self.findings(directory)
         if directory is not None:
             text = json.dumps(found.summary, indent=1)
             write_text(directory / "summary.json", f"{text}\n")
             found.page.save(directory / "report.html")
-            pictures = [name for ending in pictures for name in found.page.save_figures(directory, ending)]
+            pictures = [name for ending in endings for name in found.page.save_figures(directory, ending)]
         if self.json:
             command.print_json(found.summary)
         else:

@@ -32,6 +32,7 @@ from ppsim.advice.candidate import Candidate
 from ppsim.export.html_report import Report
 from ppsim.export.text_table import text_table
 from ppsim.plots.timeline_figure import timeline
+from ppsim.schedule.named.registry import natural_stages_per_rank
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -84,11 +85,15 @@ class Study(StudyCommand):
 
     def findings(self, directory: Path | None) -> Findings:
         """Profile, advise, and run what was advised."""
+        for name in self.only:
+            natural_stages_per_rank(name)  # refuses names that there are not
         known = ppsim.build_schedule("1f1b", ranks=self.ranks, microbatches=self.microbatches)
         with tempfile.TemporaryDirectory() as folder:
             before = self.profiled({"before": known}, Path(folder))["before"]
             advice = ppsim.advise(before, with_search=self.search)
             tried = [advice.current, *(each for each in advice.candidates if self.is_tried(each))]
+            for name in set(self.only) & advice.left_out.keys():
+                print(f"left out: {name}: {advice.left_out[name]}", file=sys.stderr)
             after = self.profiled({f"run{number}": each.schedule for number, each in enumerate(tried)}, Path(folder))
         rows = [_row(each, run) for each, run in zip(tried, after.values(), strict=True)]
         summary = {
@@ -126,8 +131,8 @@ def _report(rows: list[Row], figures: dict[str, ppsim.Trace]) -> Report:
     worst = max(rows, key=lambda row: abs(row.error))
     page = Report(
         title="Advised schedules on PyTorch's runtime",
-        lead=f"{len(rows)} schedules, predicted from a profile of 1F1B, take what was predicted but for "
-        f"{abs(worst.error):.1%} at most ({worst.schedule}).",
+        lead=f"Steps predicted from a profile of 1F1B are {abs(worst.error):.1%} off at most, of {len(rows)} tried "
+        f"({worst.schedule}).",
     )
     page.add("Predicted and measured", table=[row.cells for row in rows])
     page.add("Timelines", text="Each as predicted, and below as measured.", figure=timeline(figures))

@@ -129,8 +129,8 @@ class RunConfig(MachineConfig, TrainingConfig, StepsConfig, ParallelConfig, Sche
                 f"master_weights has no meaning with dtype {self.dtype!r}, whose weights are updated as they are: take "
                 "--dtype bfloat16, or leave it out"
             )
-        if self.share_optimizer and self.dp == 1:
-            raise InputError("share_optimizer is over data-parallel replicas: take dp 2 or more, or leave it out")
+        if self.shard_optimizer and self.dp == 1:
+            raise InputError("shard_optimizer is over data-parallel replicas: take dp 2 or more, or leave it out")
         if self.learning_rate_decay == "none":
             for name in ("learning_rate_decay_steps", "min_learning_rate"):
                 if getattr(self, name):

@@ -133,7 +133,7 @@ class TrainingConfig:
     """AdamW's decay in a training."""
     master_weights: bool = False
     """In a training in bfloat16, update copies of the weights in float32, and compute with these copies rounded."""
-    share_optimizer: bool = False
+    shard_optimizer: bool = False
     """In a training, each replica updates a part of the weights, and keeps the optimizer's state of that (ZeRO-1)."""
     accumulate: int = 1
     """Rounds of the schedule in an optimizer step of a training; each reads a global batch, and gradients add up."""

@@ -23,7 +23,8 @@ from torch.distributed.pipelining.schedules import _PipelineScheduleRuntime
 from torch.profiler import ProfilerActivity, profile
 
 import ppsim
-from ppsim.errors import InputError
+from ppsim.checks import check_whole
+from ppsim.errors import InputError, RunError
 
 _HIDDEN, _SAMPLES = 64, 16
 
@@ -62,10 +63,13 @@ def profile_schedules(
     Raises
     ------
     InputError
-        If the stages do not divide the layers, or ranks differ.
-    RuntimeError
+        If the stages do not divide the layers, ranks differ, there is no step, or `layer_s` is no time.
+    RunError
         If the job fails or takes longer, with what it said last.
     """
+    check_whole("steps", steps)
+    if not 0 <= layer_s < timeout_s:
+        raise InputError(f"layer_s must be seconds from 0 to below {timeout_s:g}, got {layer_s!r}")
     ranks = {schedule.ranks for schedule in schedules.values()}
     if len(ranks) != 1:
         raise InputError(f"schedules of one number of ranks are needed, got {sorted(ranks)}")
@@ -87,9 +91,12 @@ def profile_schedules(
             check=False,
         )
     except subprocess.TimeoutExpired:
-        raise RuntimeError(f"the job did not end within {timeout_s:g} s") from None
+        raise RunError(
+            f"the job did not end within {timeout_s:g} s: take fewer microbatches, steps or schedules, or a shorter "
+            "layer_s"
+        ) from None
     if done.returncode:
-        raise RuntimeError(f"the job ended with exit code {done.returncode}: {done.stderr[-2000:]}")
+        raise RunError(f"PyTorch's job ended with exit code {done.returncode}", details=done.stderr[-2000:])
     return {name: ppsim.read_run(folder / name) for name in schedules}
 
 

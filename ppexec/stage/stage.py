@@ -21,7 +21,7 @@ from ppexec.models.shapes import TensorSpec, Tree, differentiable, pack, tensors
 from ppexec.stage.draws import LOSS, Draws
 from ppexec.stage.gradient_sum import Reduction
 from ppexec.stage.ledger import Ledger, gradient_bytes, tensors_of
-from ppexec.stage.moving import HostBuffer, Movable
+from ppexec.stage.offloaded import HostBuffer, Offloadable
 from ppexec.stage.sharded import ShardedParameters
 from ppexec.stage.split_backward import SplitBackward, Unit, add_weight_gradients
 from ppexec.stage.tensor_parallel import local, local_gradient
@@ -127,7 +127,7 @@ class Stage:
         self._batch = Batch()
         self._held: dict[int, _Held] = {}
         self._held_until_again: dict[int, _HeldUntilAgain] = {}
-        self._movable: dict[int, Movable] = {}
+        self._movable: dict[int, Offloadable] = {}
         self._units: dict[int, list[Unit]] = {}
         self._gradients: dict[tuple[Share, torch.Size, torch.dtype], torch.Tensor] = {}
         self.losses: dict[int, torch.Tensor] = {}
@@ -196,7 +196,7 @@ class Stage:
         movable = None
         if moves:
             older = [*tensors_of(self.layers), *tensors_in(target)]
-            self._movable[microbatch] = movable = Movable(older, self.ledger)
+            self._movable[microbatch] = movable = Offloadable(older, self.ledger)
         if again and self.trains and inputs is not None:
             return self._forward_without_graph(microbatch, inputs, target)
         value = self._entered(microbatch, inputs)
@@ -260,7 +260,7 @@ class Stage:
         self.forward(microbatch, inputs, target, split=split)
 
     def offload(self, microbatch: int, host_buffer: HostBuffer, uses: Callable[[torch.Tensor], None]) -> int:
-        """Compute O: what the microbatch keeps goes to host memory. Gives the bytes; see `Movable.leave`."""
+        """Compute O: what the microbatch keeps goes to host memory. Gives the bytes; see `Offloadable.leave`."""
         movable = self._movable[microbatch]
         if microbatch in self._held_until_again:
             waiting = self._held_until_again[microbatch]
@@ -273,7 +273,7 @@ class Stage:
         return movable.leave(host_buffer, uses)
 
     def load(self, microbatch: int, uses: Callable[[torch.Tensor], None]) -> int:
-        """Compute L: it comes back. Gives the bytes; see `Movable.come_back`."""
+        """Compute L: it comes back. Gives the bytes; see `Offloadable.come_back`."""
         return self._movable.pop(microbatch).come_back(uses)
 
     def _entered(self, microbatch: int, inputs: Tree | None) -> Tree:

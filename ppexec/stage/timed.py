@@ -13,7 +13,7 @@ from ppexec.models.batch import Batch
 from ppexec.models.shapes import TensorSpec
 from ppexec.stage.gradient_sum import Reduction
 from ppexec.stage.ledger import Ledger
-from ppexec.stage.moving import HostBuffer
+from ppexec.stage.offloaded import HostBuffer
 from ppsim import Program, StageCost
 from ppsim.checks import check_memory
 from ppsim.errors import InputError

@@ -17,7 +17,7 @@ from ppexec.train import checkpoint
 from ppexec.train.evaluation import Evaluation
 from ppexec.train.gradients import StepLosses, clip, gather
 from ppexec.train.learning_rate import learning_rate
-from ppexec.train.shared_update import hand_out, owners
+from ppexec.train.sharded_optimizer import hand_out, owners
 from ppexec.verify.rounding import nudged
 from ppexec.workers.worker import OPTIMIZER, Worker
 from ppsim.errors import RunError
@@ -54,9 +54,9 @@ class TrainStep:
 class Trainer:
     """A worker's part of a training: AdamW (Loshchilov and Hutter, 2019) on the parameters that it holds, or owns.
 
-    Where replicas share the optimizer, each owns some of them, and gets the others from their owners after an update.
-    With master weights it updates copies in float32 (Micikevicius et al., 2018, "Mixed Precision Training"), and
-    parameters are these copies rounded. Gradients add up in the parameters' type, and are clipped in float32.
+    Where the optimizer is sharded, each replica owns some of them, and gets the others from their owners after an
+    update. With master weights it updates copies in float32 (Micikevicius et al., 2018, "Mixed Precision Training"),
+    and parameters are these copies rounded. Gradients add up in the parameters' type, and are clipped in float32.
 
     Notes
     -----
@@ -77,7 +77,7 @@ class Trainer:
         }
         config = worker.config
         self._each = list({id(parameter): parameter for parameter in self._parameters.values()}.values())
-        self._owner = owners(self._each, config.dp) if config.share_optimizer else [worker.dp_rank] * len(self._each)
+        self._owner = owners(self._each, config.dp) if config.shard_optimizer else [worker.dp_rank] * len(self._each)
         own = [parameter for parameter, owner in zip(self._each, self._owner, strict=True) if owner == worker.dp_rank]
         masters = [parameter.detach().float() if self._has_master(parameter) else parameter for parameter in own]
         self._updated = dict(zip(own, masters, strict=True))
@@ -110,7 +110,7 @@ class Trainer:
 
     def _tells_of(self, parameter: nn.Parameter) -> bool:
         """Whether this replica tells others of the parameter's gradient: its owner does, or the first of all."""
-        return parameter in self._updated and (self._worker.config.share_optimizer or self._worker.dp_rank == 0)
+        return parameter in self._updated and (self._worker.config.shard_optimizer or self._worker.dp_rank == 0)
 
     def steps(self, count: int) -> list[TrainStep]:
         """Go on by `count` steps, or fewer if one has a fault and is not to be skipped."""
@@ -148,7 +148,7 @@ class Trainer:
         for parameter, master in self._masters():
             local(parameter).detach().copy_(local(master))
             master.grad = None
-        if config.share_optimizer and worker.mesh is not None:
+        if config.shard_optimizer and worker.mesh is not None:
             hand_out(self._each, self._owner, worker.mesh.get_group("dp"))
         is_due = (self.next_step + 1) % max(config.evaluate_every, 1) == 0 and (fault is None or config.skip_nonfinite)
         return TrainStep(

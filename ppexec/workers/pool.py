@@ -171,10 +171,17 @@ class WorkerPool:
         ------
         InputError
             If the task raises one.
+        RunError
+            If the workers of the run have ended, because an earlier call failed.
         WorkerError
             If a worker dies, if the task raises anything else, or if no worker makes progress for as long as the run's
             time-out.
         """
+        if len(self._workers) < world_size:
+            raise RunError(
+                f"{task.__name__} needs {world_size} workers, and {len(self._workers)} are left: an earlier call "
+                "failed and ended the others; set up the run anew, with a new Session"
+            )
         return self._call(world_size, task.__name__, [(task, arguments)] * world_size)
 
     def _call(self, world_size: int, what: str, requests: list[_Request]) -> list[Any]:

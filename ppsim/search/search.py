@@ -115,8 +115,8 @@ def search(
     schedules, are improved by moving actions on the critical path.
 
     With `recompute` or `offload` the result is never worse than without. Orders found under looser limits are made to
-    fit (`ppsim.search.lighter.best_lighter_step`), which takes several times as long; `lower_bound_s` is then that of a
-    search without a limit.
+    fit (see `ppsim.search.recompute_offload.best_with_less_memory`), which makes the search longer; `lower_bound_s` is
+    then that of a search without a limit.
 
     Examples
     --------
@@ -148,8 +148,8 @@ def search(
     >>> moved.trace.makespan_s == many.trace.makespan_s < few.trace.makespan_s
     True
     """
-    is_lighter = recompute or offload is not None
-    if prove and is_lighter:
+    saves_memory = recompute or offload is not None
+    if prove and saves_memory:
         raise InputError(
             "prove goes through orders that keep their activations: leave prove, or recompute and offload, out"
         )
@@ -183,13 +183,13 @@ def search(
     expected = plan.objective_s(problem)
     if abs(reached - expected) > 1e-9 * max(reached, expected):
         raise RuntimeError(f"the search's own clock says {expected} s and the simulator {reached} s: please report")
-    if is_lighter and (problem.limit_bytes < UNLIMITED_BYTES).any():
-        from ppsim.search.lighter import best_lighter_step
+    if saves_memory and (problem.limit_bytes < UNLIMITED_BYTES).any():
+        from ppsim.search.recompute_offload import best_with_less_memory
 
         bound = lower_bound_s(problem.with_limit(np.full(ranks, UNLIMITED_BYTES, np.int64)))
         lighter = None
         if reached > bound * SAME:
-            lighter = best_lighter_step(problem, recompute=recompute, host_link=offload, below_s=reached)
+            lighter = best_with_less_memory(problem, recompute=recompute, host_link=offload, below_s=reached)
         if lighter is not None:
             schedule, trace = lighter
             reached = float(trace.rank_time_s.max()) if problem.by_rank_time else trace.makespan_s

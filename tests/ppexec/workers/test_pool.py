@@ -16,6 +16,7 @@ from torch._subclasses.fake_tensor import FakeTensorMode
 
 import ppexec
 from ppexec import Session, WorkerError, WorkerPool
+from ppsim.errors import RunError
 from tests.support.factories import spelled
 from tests.support.remote import on_every_rank, tiny
 
@@ -65,6 +66,18 @@ def test_a_closed_pool_has_no_processes_left(own_pool: WorkerPool) -> None:
     own_pool.close()
     assert own_pool.process_ids == []
     assert not any(is_running(process) for process in processes)
+
+
+def test_a_session_whose_workers_have_ended_says_so(own_pool: WorkerPool) -> None:
+    """A call after one that failed was a bare complaint about `zip`."""
+    with Session(tiny(), pool=own_pool) as session:
+        session.measure(1)
+        os.kill(own_pool.process_ids[0], signal.SIGKILL)
+        with pytest.raises(WorkerError):
+            session.measure(1)
+        with pytest.raises(RunError, match=r"and 0 are left: an earlier call failed .* with a new Session"):
+            session.measure(1)
+    assert ppexec.verify(tiny(), pool=own_pool).passed
 
 
 @pytest.mark.parametrize("rank", [0, 1])

@@ -22,7 +22,7 @@ from ppexec.machine.device import HostDevice
 from ppexec.models.batch import Batch
 from ppexec.models.mlp import MLPBlock
 from ppexec.stage.ledger import Ledger, tensors_of
-from ppexec.stage.moving import Movable
+from ppexec.stage.offloaded import Offloadable
 from ppexec.stage.stage import Stage
 from tests.support.chains import Case, cases
 from tests.support.layers import LAYERS, WIDTH
@@ -125,7 +125,7 @@ def test_tensors_that_share_a_storage_still_do_and_views_stay_views() -> None:
     whole = torch.arange(12.0)
     parts = [whole[:4], whole[4:].view(2, 4).t(), torch.empty(0), torch.tensor(3)]
     wanted = [(each.clone(), each.stride()) for each in parts]
-    movable = Movable([], None)
+    movable = Offloadable([], None)
     movable.keep(parts)
     assert movable.leave(HOST, _nobody) == 12 * 4 + 8
     assert [each.untyped_storage().nbytes() <= 8 for each in parts] == [True] * 4

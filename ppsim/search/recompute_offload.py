@@ -1,4 +1,4 @@
-"""Lighter steps: orders that are too large for a limit, made to fit by recomputing and offloading activations."""
+"""Recompute and offload: orders that are too large for a limit, made to fit by recomputing and offloading activations."""
 
 from __future__ import annotations
 
@@ -25,7 +25,7 @@ _LOOSER = (1.25, 1.5, 2.0, 3.0)
 _AHEAD = (1, 2, 3)
 
 
-def best_lighter_step(
+def best_with_less_memory(
     problem: Problem, *, recompute: bool, host_link: HostLink | None, below_s: float
 ) -> tuple[Schedule, Trace] | None:
     """The best step under the problem's limit that recomputes or offloads, if it is shorter than a given time.

@@ -1,7 +1,7 @@
-"""Shared update: replicas that each update a part of the parameters, and then have all of them (ZeRO-1).
+"""Sharded optimizer: replicas that each update some of the parameters, and then get the others (ZeRO-1).
 
 Rajbhandari et al., 2020, "ZeRO: Memory Optimizations Toward Training Trillion Parameter Models", stage 1. Here a
-parameter tensor has one owner as a whole, so that the update of each is what it is without sharing, bit by bit.
+parameter tensor has one owner as a whole, so that the update of each is what it is without sharding, bit by bit.
 """
 
 from __future__ import annotations

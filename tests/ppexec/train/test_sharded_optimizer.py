@@ -1,4 +1,4 @@
-"""Replicas that share the optimizer: the bits of a training in which each updates all, and a part of its memory."""
+"""Sharded optimizer: the bits of a training in which each replica updates all, and a part of its memory."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ from torch import nn
 
 import ppexec
 from ppexec import RunConfig, Session, WorkerPool
-from ppexec.train.shared_update import owners
+from ppexec.train.sharded_optimizer import owners
 from ppsim.errors import InputError
 from tests.support.remote import tiny
 
@@ -43,7 +43,7 @@ def test_a_training_has_the_bits_of_one_that_does_not_share(
     pool: WorkerPool, tmp_path: Path, at: tuple[int, int, int], changes: dict[str, Any]
 ) -> None:
     found = [
-        ppexec.train(mesh(*at, **changes, share_optimizer=shares), steps=4, save=tmp_path / str(shares), pool=pool)
+        ppexec.train(mesh(*at, **changes, shard_optimizer=shares), steps=4, save=tmp_path / str(shares), pool=pool)
         for shares in (False, True)
     ]
     assert found[0].losses == found[1].losses
@@ -73,7 +73,7 @@ def test_a_replica_holds_its_part_of_the_state(pool: WorkerPool, dp: int) -> Non
     sizes = [8 * 32, 32, 32 * 8, 8] * 4  # of the layers of a tiny MLP
     found = owners([nn.Parameter(torch.zeros(size)) for size in sizes], dp)
     own = [size for size, owner in zip(sizes, found, strict=True) if owner == 0]
-    with Session(mesh(dp, 1, 1, layers=4, dtype="float32", share_optimizer=True), pool=pool) as session:
+    with Session(mesh(dp, 1, 1, layers=4, dtype="float32", shard_optimizer=True), pool=pool) as session:
         session.train(1)
         (rank,) = session.memory()
     assert rank.optimizer_bytes == 2 * 4 * sum(own) + 4 * len(own)
@@ -81,14 +81,14 @@ def test_a_replica_holds_its_part_of_the_state(pool: WorkerPool, dp: int) -> Non
 
 
 def test_a_checkpoint_goes_on_with_and_without_sharing(pool: WorkerPool, tmp_path: Path) -> None:
-    with Session(mesh(2, 2, 1, share_optimizer=True), pool=pool) as session:
+    with Session(mesh(2, 2, 1, shard_optimizer=True), pool=pool) as session:
         session.train(2)
         session.save_checkpoint(tmp_path)
         expected = session.train(2).losses
     for shares in (False, True):
-        config = mesh(2, 2, 1, share_optimizer=shares)
+        config = mesh(2, 2, 1, shard_optimizer=shares)
         assert ppexec.train(config, steps=2, resume=tmp_path, pool=pool).losses == expected
-    more = ppexec.train(mesh(4, 1, 1, microbatches=2, share_optimizer=True), steps=2, resume=tmp_path, pool=pool).losses
+    more = ppexec.train(mesh(4, 1, 1, microbatches=2, shard_optimizer=True), steps=2, resume=tmp_path, pool=pool).losses
     assert more == pytest.approx(expected, rel=1e-12)
 
 
@@ -101,5 +101,5 @@ def test_parts_are_as_even_as_the_largest_tensor_allows(sizes: list[int], replic
 
 
 def test_one_replica_has_nothing_to_share_with() -> None:
-    with pytest.raises(InputError, match="share_optimizer is over data-parallel replicas: take dp 2 or more"):
-        tiny(share_optimizer=True)
+    with pytest.raises(InputError, match="shard_optimizer is over data-parallel replicas: take dp 2 or more"):
+        tiny(shard_optimizer=True)

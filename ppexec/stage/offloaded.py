@@ -1,4 +1,4 @@
-"""Moving: the tensors that one microbatch keeps on a stage, which can go to host memory and come back."""
+"""Offloaded: the tensors that one microbatch keeps on a stage, which can go to host memory and come back."""
 
 from __future__ import annotations
 
@@ -45,7 +45,7 @@ class _Saved:
             self.ledger.drop(self.tensor)
 
 
-class Movable:
+class Offloadable:
     """What a microbatch keeps on a stage from its F on: what autograd saved, and the stage's input and output.
 
     Parameters
