@@ -1,4 +1,4 @@
-"""Recompute and offload: orders that are too large for a limit, made to fit by recomputing and offloading activations."""
+"""Recompute and offload: orders too large for a limit, made to fit by recomputing and offloading activations."""
 
 from __future__ import annotations
 
