@@ -20,7 +20,8 @@ import torch
 
 from ppexec.measure.assemble import RankMemory
 from ppexec.models.batch import Batch
-from ppexec.stage.stage import Stage, act
+from ppexec.stage.actions import act
+from ppexec.stage.stage import Stage
 from ppexec.workers.worker import Worker
 from ppsim import Kind, Program
 from ppsim.errors import InputError

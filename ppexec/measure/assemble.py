@@ -7,7 +7,7 @@ from dataclasses import dataclass, replace
 
 import numpy as np
 
-from ppexec.workers.runtime import StepRecord
+from ppexec.workers.step_record import StepRecord
 from ppsim import Conditions, Program, Trace
 
 

@@ -16,8 +16,9 @@ from ppexec.machine.device import Device, HostDevice, Mark, Stream
 from ppexec.measure.footprint import Footprint, measure_footprint
 from ppexec.models.batch import Batch
 from ppexec.models.shapes import BoundarySpec, Tree, differentiable, pack, tensors_in
+from ppexec.stage.actions import act
 from ppexec.stage.ledger import tensors_of
-from ppexec.stage.stage import Stage, act
+from ppexec.stage.stage import Stage
 from ppsim import Kind, LayerCost, Program, StageCost, partition
 
 _TIMES = ("forward_s", "backward_s", "backward_input_s", "backward_weight_s")

@@ -28,7 +28,7 @@ from ppexec.stage.gradient_sum import ReductionSample, probe_reduction
 from ppexec.stage.ledger import Ledger, optimizer_bytes, parameter_bytes, tensors_of
 from ppexec.stage.stage import Stage
 from ppexec.transport.shared_memory import SharedTransport
-from ppexec.workers.runtime import StepRecord
+from ppexec.workers.step_record import StepRecord
 from ppexec.workers.worker import OPTIMIZER, Rank, Worker
 
 

@@ -14,8 +14,9 @@ from torch.utils import _pytree as pytree
 
 from ppexec.models.model_error import reraise
 from ppexec.models.shapes import Tree, differentiable, pack, tensors_in
+from ppexec.stage.message import gradients_of, message_of, versions
 from ppexec.stage.split_backward import Unit, summed_apart
-from ppexec.stage.stage import Stage, gradients_of, message_of, versions
+from ppexec.stage.stage import Stage
 from ppsim.errors import InputError
 
 

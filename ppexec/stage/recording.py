@@ -17,7 +17,8 @@ from torch.utils import _pytree as pytree
 from ppexec.machine.device import Recorder
 from ppexec.models.batch import Batch
 from ppexec.models.shapes import TensorSpec, Tree, tensors_in
-from ppexec.stage.stage import Stage, act
+from ppexec.stage.actions import act
+from ppexec.stage.stage import Stage
 from ppsim import Kind
 from ppsim.errors import InputError
 

@@ -17,16 +17,15 @@ from ppexec.models.dropout import Randomness
 from ppexec.models.model import Loss
 from ppexec.models.model_error import reraise
 from ppexec.models.reduction import Share
-from ppexec.models.shapes import TensorSpec, Tree, differentiable, pack, tensors_in, unpack
+from ppexec.models.shapes import Tree, differentiable, pack, tensors_in
 from ppexec.stage.draws import LOSS, Draws
 from ppexec.stage.gradient_sum import Reduction
 from ppexec.stage.ledger import Ledger, gradient_bytes, tensors_of
+from ppexec.stage.message import gradients_of, message_of, versions
 from ppexec.stage.offloaded import HostBuffer, Offloadable
 from ppexec.stage.sharded import ShardedParameters
 from ppexec.stage.split_backward import SplitBackward, Unit, add_weight_gradients
 from ppexec.stage.tensor_parallel import local, local_gradient
-from ppexec.stage.timed import TimedStage
-from ppsim import Kind
 from ppsim.errors import InputError
 
 _MOST_SHARES = 64  # kept, where they change from step to step
@@ -127,7 +126,7 @@ class Stage:
         self._batch = Batch()
         self._held: dict[int, _Held] = {}
         self._held_until_again: dict[int, _HeldUntilAgain] = {}
-        self._movable: dict[int, Offloadable] = {}
+        self._offloadable: dict[int, Offloadable] = {}
         self._units: dict[int, list[Unit]] = {}
         self._gradients: dict[tuple[Share, torch.Size, torch.dtype], torch.Tensor] = {}
         self.losses: dict[int, torch.Tensor] = {}
@@ -193,10 +192,10 @@ class Stage:
         InputError
             If a layer changes the stage's input, which R needs.
         """
-        movable = None
+        offloadable = None
         if moves:
             older = [*tensors_of(self.layers), *tensors_in(target)]
-            self._movable[microbatch] = movable = Offloadable(older, self.ledger)
+            self._offloadable[microbatch] = offloadable = Offloadable(older, self.ledger)
         if again and self.trains and inputs is not None:
             return self._forward_without_graph(microbatch, inputs, target)
         value = self._entered(microbatch, inputs)
@@ -213,7 +212,7 @@ class Stage:
                 tensor.requires_grad_()
         cutting: AbstractContextManager[list[Unit]] = self._split.recording(self.ledger) if split else nullcontext([])
         loss = None
-        saving = movable or self.ledger
+        saving = offloadable or self.ledger
         with saving.saving() if saving else nullcontext(), cutting as units:
             output = self._chain(value)
             if self.loss is not None and target is not None:
@@ -261,20 +260,20 @@ class Stage:
 
     def offload(self, microbatch: int, host_buffer: HostBuffer, uses: Callable[[torch.Tensor], None]) -> int:
         """Compute O: what the microbatch keeps goes to host memory. Gives the bytes; see `Offloadable.leave`."""
-        movable = self._movable[microbatch]
+        offloadable = self._offloadable[microbatch]
         if microbatch in self._held_until_again:
             waiting = self._held_until_again[microbatch]
-            movable.keep(waiting.tensors, tensors_in(waiting.inputs))
+            offloadable.keep(waiting.tensors, tensors_in(waiting.inputs))
         else:
             held = self._held[microbatch]
             # Units of a split backward have the inputs of their layers as tensors of their own.
             inner = [tensor for unit in self._units[microbatch] for tensor in unit.inner_inputs]
-            movable.keep([*held.inputs, *held.outputs], inner)
-        return movable.leave(host_buffer, uses)
+            offloadable.keep([*held.inputs, *held.outputs], inner)
+        return offloadable.leave(host_buffer, uses)
 
     def load(self, microbatch: int, uses: Callable[[torch.Tensor], None]) -> int:
         """Compute L: it comes back. Gives the bytes; see `Offloadable.come_back`."""
-        return self._movable.pop(microbatch).come_back(uses)
+        return self._offloadable.pop(microbatch).come_back(uses)
 
     def _entered(self, microbatch: int, inputs: Tree | None) -> Tree:
         """What the first layer takes. Raises InputError if there is nothing."""
@@ -452,7 +451,7 @@ class Stage:
             self.draws.off()
         self._held.clear()
         self._held_until_again.clear()
-        self._movable.clear()
+        self._offloadable.clear()
         self._units.clear()
         self.losses.clear()
         self.terms.clear()
@@ -461,74 +460,3 @@ class Stage:
             layer.zero_grad(set_to_none=True)
         if self.sharded is not None:
             self.sharded.clear()
-
-
-def message_of(output: Tree) -> torch.Tensor:
-    """An output as it is sent."""
-    tensors = [tensor.detach() for tensor in tensors_in(output)]
-    return pack(tensors, tensors[0].device).contiguous()
-
-
-def versions(value: Tree) -> list[int]:
-    """How often each of a value's tensors was written, for telling whether one was changed in place."""
-    return [tensor._version for tensor in tensors_in(value)]
-
-
-def gradients_of(outputs: Sequence[torch.Tensor], message: torch.Tensor | None) -> list[torch.Tensor]:
-    """The gradient of each differentiable output, from the message that came back."""
-    if not outputs:
-        return []
-    if message is None:
-        raise RuntimeError("a stage without a loss starts its backward from its output's gradient: give it")
-    return unpack(message, [TensorSpec.of(output) for output in outputs])
-
-
-def act(
-    stage: Stage | TimedStage,
-    kind: Kind,
-    microbatch: int,
-    value: Tree | None,
-    batch: Batch,
-    *,
-    split: bool,
-    again: bool = False,
-    moves: bool = False,
-) -> torch.Tensor | None:
-    """Compute one action of a stage.
-
-    Parameters
-    ----------
-    stage : Stage or TimedStage
-        Whose action it is.
-    kind : Kind
-        F, R, B, I or W.
-    microbatch : int
-        Its number in the step.
-    value : Tensor, pytree of tensors or None
-        The input for F, the gradient of the output for B and I.
-    batch : Batch
-        Has the targets.
-    split : bool
-        Whether the backward of an F will be I and W.
-    again : bool
-        Whether R will compute an F once more.
-    moves : bool
-        Whether O will move what an F keeps to host memory.
-
-    Returns
-    -------
-    Tensor or None
-        The output of F, the gradient of the input for B and I.
-    """
-    if kind == Kind.F:
-        target = batch.targets[microbatch] if stage.loss is not None else None
-        return stage.forward(microbatch, value, target, split=split, again=again, moves=moves)
-    if kind == Kind.R:
-        stage.recompute(microbatch, split=split)
-        return None
-    if kind == Kind.B:
-        return stage.backward(microbatch, value)
-    if kind == Kind.I:
-        return stage.backward_input(microbatch, value)
-    stage.backward_weight(microbatch)
-    return None

@@ -18,7 +18,8 @@ from ppexec.models.load import load_model
 from ppexec.models.reduction import Share, numbers_of, shares_of
 from ppexec.models.shapes import BoundarySpec, unpack
 from ppexec.stage.draws import LOSS, Draws
-from ppexec.stage.stage import Stage, message_of
+from ppexec.stage.message import message_of
+from ppexec.stage.stage import Stage
 from ppexec.stage.tensor_parallel import local, local_gradient, slice_like
 from ppexec.stage.tied import SharedWeights, build_layers
 from ppexec.verify.rounding import NUDGES, allowed, nudged, sharded_roundings

@@ -6,7 +6,7 @@ from collections import deque
 from collections.abc import Hashable, Mapping, Sequence
 from dataclasses import dataclass, field
 from functools import partial
-from typing import NamedTuple, Protocol
+from typing import Protocol
 
 import torch
 import torch.distributed as dist
@@ -14,13 +14,16 @@ import torch.distributed as dist
 from ppexec.machine.device import Device, Event, HostDevice, Mark, Pending, Stream
 from ppexec.models.batch import Batch, fitted
 from ppexec.models.shapes import Tree
+from ppexec.stage.actions import act
 from ppexec.stage.gradient_sum import Reduction
 from ppexec.stage.ledger import Ledger
 from ppexec.stage.recording import RecordedStep, Recording, key_of
-from ppexec.stage.stage import Stage, act
+from ppexec.stage.stage import Stage
 from ppexec.stage.timed import TimedStage
 from ppexec.transport.transport import Transport
 from ppexec.workers.progress import RankProgress
+from ppexec.workers.rank_rows import RankRow, actions_of, copies_of, sharding_of, spelled
+from ppexec.workers.step_record import StepRecord
 from ppsim import Kind, Program
 
 RUN_AHEAD = 8
@@ -37,100 +40,6 @@ class GradientSums(Protocol):
 
 
 _Cell = tuple[int, int]  # a stage and a microbatch
-
-
-class _Row(NamedTuple):
-    """One row of the program, as its rank needs it. Rows and messages are numbers; -1 stands for none.
-
-    local_input: the row on this rank whose result this row takes. local_output: whether another row on this rank takes
-    this row's result. is_split: whether the microbatch's backward is split into I and W. is_recomputed: whether it
-    has an R. is_moved: whether it goes to host memory. reduces: whether this is the stage's last backward, after which
-    its gradients are added up over those who hold it.
-    """
-
-    row: int
-    kind: Kind
-    stage: Stage | TimedStage
-    microbatch: int
-    local_input: int
-    message_in: int
-    message_out: int
-    local_output: bool
-    is_split: bool
-    is_recomputed: bool
-    is_moved: bool
-    reduces: bool
-
-
-@dataclass(kw_only=True)
-class StepRecord:
-    """What one rank recorded of one step. Times are in nanoseconds on the rank's clock.
-
-    Attributes
-    ----------
-    start_ns, end_ns : list of int, shape (rows,)
-        When each of the rank's rows began and ended.
-    sent_ns : dict
-        Message -> when this rank handed it over.
-    received_ns : dict
-        Message -> when this rank's wait for it ended.
-    levels : list of int, shape (rows,)
-        Activation bytes after each row; empty without ledgers, as are `posted` and `gradients`.
-    posted : list of int, shape (rows,)
-        Bytes of the buffers of receives posted and not used yet, after each row's action.
-    gradients : list of int, shape (rows,)
-        Bytes of the parameters' gradients, after each row's action.
-    outputs : dict
-        Microbatch -> output of the last stage, if it was asked for.
-    reduced_ns : dict
-        Stage -> begin and end of its REDUCE_GRAD; empty where no other process has the stage.
-    reduced_bytes : dict
-        Stage -> bytes that this rank added up in it; empty where no other process has the stage.
-    unsharded : list of int, shape (rows,)
-        The most bytes of parameters gathered from all replicas, from each row's end to the next row's.
-    unsharded_ns : list of (int, int)
-        Begin and end of each UNSHARD of the rank, in sequence; empty unless parameters are sharded.
-    unsharded_bytes : list of int
-        Size of what each gathers.
-    host : list of int, shape (rows,)
-        The most bytes of activations in host memory, from each row's end to the next row's.
-    copied_ns : list of (int, int)
-        Begin and end of each O and L of the rank, in sequence.
-    copied_bytes : list of int
-        Size of what each moves.
-    message_bytes : list of int or None, shape (messages,)
-        Size of every message of the program, where microbatches differ in size.
-    """
-
-    start_ns: list[int] = field(default_factory=list)
-    end_ns: list[int] = field(default_factory=list)
-    sent_ns: dict[int, int] = field(default_factory=dict)
-    received_ns: dict[int, int] = field(default_factory=dict)
-    levels: list[int] = field(default_factory=list)
-    posted: list[int] = field(default_factory=list)
-    gradients: list[int] = field(default_factory=list)
-    outputs: dict[int, torch.Tensor] = field(default_factory=dict)
-    reduced_ns: dict[int, tuple[int, int]] = field(default_factory=dict)
-    reduced_bytes: dict[int, int] = field(default_factory=dict)
-    unsharded: list[int] = field(default_factory=list)
-    unsharded_ns: list[tuple[int, int]] = field(default_factory=list)
-    unsharded_bytes: list[int] = field(default_factory=list)
-    host: list[int] = field(default_factory=list)
-    copied_ns: list[tuple[int, int]] = field(default_factory=list)
-    copied_bytes: list[int] = field(default_factory=list)
-    message_bytes: list[int] | None = None
-
-    def shift(self, offset_ns: int) -> None:
-        """Add an offset to all times."""
-        self.start_ns = [time + offset_ns for time in self.start_ns]
-        self.end_ns = [time + offset_ns for time in self.end_ns]
-        self.sent_ns = {message: time + offset_ns for message, time in self.sent_ns.items()}
-        self.received_ns = {message: time + offset_ns for message, time in self.received_ns.items()}
-        self.reduced_ns = {
-            stage: (start + offset_ns, end + offset_ns) for stage, (start, end) in self.reduced_ns.items()
-        }
-        self.unsharded_ns = [(start + offset_ns, end + offset_ns) for start, end in self.unsharded_ns]
-        self.copied_ns = [(start + offset_ns, end + offset_ns) for start, end in self.copied_ns]
 
 
 @dataclass(kw_only=True)
@@ -211,7 +120,7 @@ class Runtime:
         self._model_stages = program.schedule.model_stages
         # Ranks that share two stages may end them in different orders, and a stream adds up one after the other.
         self._reduces_at_end = self._device.is_asynchronous and program.schedule.copies > 1
-        self.actions = _actions(program, rank, stages)
+        self.actions = actions_of(program, rank, stages)
         self._posts = [
             [post for post in posts if post.is_send or transport.takes_posts] for posts in program.posts_of(rank)
         ]
@@ -220,10 +129,10 @@ class Runtime:
             for index, stage in stages.items()
             if isinstance(stage, Stage) and stage.sharded is not None
         }
-        self._sharding = _sharding_of(program, rank) if self._sharded else {}
+        self._sharding = sharding_of(program, rank) if self._sharded else {}
         self._rank = rank
-        self._copies = _copies_of(program, rank)
-        self._labels = [f"rank {rank}, action {_spelled(rows)}" for rows in self.actions]
+        self._copies = copies_of(program, rank)
+        self._labels = [f"rank {rank}, action {spelled(rows)}" for rows in self.actions]
         self._under_way = _Step(batch=Batch(), ledgers=None, keeps_outputs=False)
         self._records = records
         self._recording: Recording | None = None
@@ -366,7 +275,7 @@ class Runtime:
         for stage in self.stages.values():
             stage.begin(batch)
 
-    def _computed(self, row: _Row, value: Tree | None, step: _Step) -> torch.Tensor | None:
+    def _computed(self, row: RankRow, value: Tree | None, step: _Step) -> torch.Tensor | None:
         """What a row's action gives."""
         if self._recording is not None and step.ledgers is None:
             return self._recording.replay(row.row, value, step.batch)
@@ -404,7 +313,7 @@ class Runtime:
             if len(step.ahead) > 2:
                 step.ahead.popleft().synchronize()
 
-    def _run(self, rows: Sequence[_Row], inputs: list[Pending], outputs: list[Pending], step: _Step) -> None:
+    def _run(self, rows: Sequence[RankRow], inputs: list[Pending], outputs: list[Pending], step: _Step) -> None:
         """Compute an action; runs on the compute stream."""
         mark, progress = self._device.mark if step.is_timed else _no_mark, self._progress
         for row, given, output in zip(rows, inputs, outputs, strict=True):
@@ -505,7 +414,7 @@ class Runtime:
                 record.reduced_ns[stage] = begin_ns, end_ns
         return record
 
-    def _input(self, row: _Row, step: _Step) -> Pending:
+    def _input(self, row: RankRow, step: _Step) -> Pending:
         """A row's input: a message, the result of another row on this rank, data, or nothing."""
         if row.message_in >= 0:
             if self._progress is None:
@@ -519,60 +428,5 @@ class Runtime:
         return Pending(step.batch.inputs[row.microbatch] if row.kind == Kind.F and step.batch.inputs else None)
 
 
-def _sharding_of(program: Program, rank: int) -> dict[int, list[tuple[Kind, int]]]:
-    """What a rank gathers, lets go and reduces, by place: 0 before the first action, k after k actions."""
-    found: dict[int, list[tuple[Kind, int]]] = {}
-    for place, action in (program.schedule.sharding or ())[rank]:
-        found.setdefault(place, []).append((action.kind, action.stage))
-    return found
-
-
-def _copies_of(program: Program, rank: int) -> dict[int, list[tuple[int, Kind, int, int]]]:
-    """What a rank copies to host memory and back, by place as above: number, kind, stage and microbatch."""
-    found: dict[int, list[tuple[int, Kind, int, int]]] = {}
-    if program.schedule.offload is not None:
-        for number, (place, action) in enumerate(program.schedule.offload[rank]):
-            found.setdefault(place, []).append((number, action.kind, action.stage, action.microbatch or 0))
-    return found
-
-
 def _no_mark() -> None:
     """The mark of a step that is not timed."""
-
-
-def _spelled(rows: Sequence[_Row]) -> str:
-    """An action as text, for errors: "2F0", or "0F3 and 3B1" for an overlapped pair."""
-    return " and ".join(f"{row.stage.index}{row.kind.name}{row.microbatch}" for row in rows)
-
-
-def _actions(program: Program, rank: int, stages: Mapping[int, Stage | TimedStage]) -> list[list[_Row]]:
-    """The rows of each of a rank's actions, in sequence."""
-    needed_here = {
-        int(program.needs[row]) for row in program.rows_of(rank) if program.needs[row] >= 0 > program.message_in[row]
-    }
-    weight_rows = [row for row in program.rows_of(rank) if program.kind[row] == Kind.W]
-    last_gradient = {
-        int(program.stage[row]): row for row in program.rows_of(rank) if program.kind[row] in (Kind.B, Kind.W)
-    }
-    split = {(int(program.stage[row]), int(program.microbatch[row])) for row in weight_rows}
-    moved = set(zip(program.offload.stage.tolist(), program.offload.microbatch.tolist(), strict=True))
-    return [
-        [
-            _Row(
-                row=row,
-                kind=Kind(int(program.kind[row])),
-                stage=stages[int(program.stage[row])],
-                microbatch=int(program.microbatch[row]),
-                local_input=int(program.needs[row]) if program.message_in[row] < 0 else -1,
-                message_in=int(program.message_in[row]),
-                message_out=int(program.message_out[row]),
-                local_output=row in needed_here,
-                reduces=last_gradient.get(int(program.stage[row])) == row,
-                is_split=(int(program.stage[row]), int(program.microbatch[row])) in split,
-                is_recomputed=bool(program.is_recomputed[row]),
-                is_moved=(int(program.stage[row]), int(program.microbatch[row])) in moved,
-            )
-            for row in range(int(program.action_start[action]), int(program.action_start[action + 1]))
-        ]
-        for action in range(int(program.rank_actions[rank]), int(program.rank_actions[rank + 1]))
-    ]

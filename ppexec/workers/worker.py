@@ -31,10 +31,11 @@ from ppexec.models.reduction import numbers_of, shares_of
 from ppexec.models.seeds import HELD_OUT
 from ppexec.models.shapes import Boundaries, BoundarySpec, TensorSpec, Tree, first_overwriting
 from ppexec.models.ties import places_by_stage
+from ppexec.stage.actions import act
 from ppexec.stage.build import build_stage
 from ppexec.stage.copied import CopiedGradients, copy_groups
 from ppexec.stage.ledger import Ledger
-from ppexec.stage.stage import Stage, act
+from ppexec.stage.stage import Stage
 from ppexec.stage.tensor_parallel import check_plan, local_gradient
 from ppexec.stage.tied import TiedGradients
 from ppexec.stage.timed import TimedStage, message_specs, timed_stages
@@ -42,7 +43,8 @@ from ppexec.transport.choice import TransportChoice
 from ppexec.transport.streams import StreamTransport
 from ppexec.transport.transport import Transport
 from ppexec.workers.progress import Board, RankProgress
-from ppexec.workers.runtime import GradientSums, Runtime, StepRecord
+from ppexec.workers.runtime import GradientSums, Runtime
+from ppexec.workers.step_record import StepRecord
 from ppsim import Kind, Program, StageCost
 from ppsim.costs.partition import bounds
 from ppsim.errors import InputError, RunError

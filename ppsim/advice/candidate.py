@@ -13,7 +13,8 @@ from ppsim.errors import InputError
 from ppsim.runs.run_costs import RunCosts
 from ppsim.schedule.action import Kind
 from ppsim.schedule.named.registry import build_schedule, schedule_copies, schedule_names, takes_stages_per_rank
-from ppsim.schedule.schedule import Schedule, loop_placement, v_placement
+from ppsim.schedule.placement import loop_placement, v_placement
+from ppsim.schedule.schedule import Schedule
 from ppsim.search.search import search
 from ppsim.trace.trace import Trace
 

@@ -12,8 +12,8 @@ from ppsim.explorer.picture import Document, order_picture, picture_of, usual_se
 from ppsim.explorer.question import Question, field_of
 from ppsim.explorer.runs import Runs
 from ppsim.export.perfetto import perfetto_json
+from ppsim.schedule.action import Kind
 from ppsim.schedule.named.registry import natural_stages_per_rank, schedule_names
-from ppsim.simulation.simulate import simulate
 from ppsim.trace.trace import Trace
 
 
@@ -27,7 +27,12 @@ def choices() -> Document:
         ],
         "parts": dict(palette.PART_COLOURS),
         "critical": palette.CRITICAL,
-        "reduction": palette.REDUCTION,
+        "beside": {
+            Kind.REDUCE_GRAD.name: {"name": "gradients added up over replicas", "colour": palette.REDUCTION},
+            Kind.UNSHARD.name: {"name": "parameters gathered from replicas", "colour": palette.GATHERING},
+            Kind.O.name: {"name": "activations to host memory", "colour": palette.OFFLOADING},
+            Kind.L.name: {"name": "activations from host memory", "colour": palette.LOADING},
+        },
         "series": list(palette.SERIES_COLOURS),
     }
 
@@ -63,7 +68,7 @@ def step(given: Any, runs: Runs) -> Document:
             shown = None if review.schedule is None or stages is None else order_picture(review.schedule, stages)
             problems = [{"message": each.message, "places": each.places} for each in review.problems]
             return {"problems": problems, "picture": shown}
-        trace = simulate(review.schedule, stages, network=question.network(), engine="compiled")
+        trace = question.predicted(review.schedule, stages)
         return {"picture": picture_of(trace), "comparison": _comparison(trace, question.run, runs)}
     except InputError as error:
         return _refusal(error, None)
@@ -80,7 +85,7 @@ def run(number: str, runs: Runs) -> Document:
     Raises InputError for an unknown one.
     """
     name, trace = runs.get(number)
-    order = trace.schedule.to_csv(messages=trace.schedule.communication is not None)
+    order = trace.schedule.to_csv(messages=trace.schedule.communication is not None, sharding=True, offload=True)
     return {"run": number, "name": name, "picture": picture_of(trace), "order": order, "usual": usual_seconds(trace)}
 
 
@@ -111,7 +116,7 @@ def _trace(asked: Any, runs: Runs) -> Trace:
     review = question.review()
     if review.problems or review.schedule is None:
         raise ScheduleError(f"{review.problems[0].message}: mend the schedule first")
-    return simulate(review.schedule, question.costs(review.schedule), network=question.network(), engine="compiled")
+    return question.predicted(review.schedule, question.costs(review.schedule))
 
 
 def _comparison(trace: Trace, number: str | None, runs: Runs) -> str | None:

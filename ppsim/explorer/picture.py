@@ -11,7 +11,7 @@ import numpy.typing as npt
 from ppsim.costs.stage_cost import StageCost
 from ppsim.explain.attribution import PARTS, Attribution, attribute
 from ppsim.explain.idle_spans import idle_spans
-from ppsim.schedule.action import COMPUTE_KINDS
+from ppsim.schedule.action import COMPUTE_KINDS, Kind
 from ppsim.schedule.schedule import Schedule
 from ppsim.trace.trace import Trace
 
@@ -56,6 +56,7 @@ def picture_of(trace: Trace) -> Document:
             "messageIn": program.message_in.tolist(),
             "messageOut": program.message_out.tolist(),
             "slack": found.slack_s.tolist(),
+            "awaits": _awaited(trace),
         },
         "messages": {
             "producer": messages.producer.tolist(),
@@ -67,7 +68,7 @@ def picture_of(trace: Trace) -> Document:
         },
         "idle": _idle_columns(found),
         "critical": _path_columns(found),
-        "reductions": _reduction_columns(trace, zero_s),
+        "beside": _side_columns(trace, zero_s),
         "numbers": {
             "makespan": trace.makespan_s,
             "step": trace.step_s,
@@ -127,7 +128,7 @@ def _about(schedule: Schedule) -> Document:
         "copies": schedule.copies,
         "microbatches": schedule.microbatches,
         "placement": list(schedule.placement),
-        "csv": schedule.to_csv(),
+        "csv": schedule.to_csv(sharding=True, offload=True),
     }
 
 
@@ -170,11 +171,29 @@ def _path_columns(found: Attribution) -> Document:
     }
 
 
-def _reduction_columns(trace: Trace, zero_s: float) -> Document | None:
-    if trace.reduce_start_s is None or trace.reduce_end_s is None:
-        return None
+def _side_columns(trace: Trace, zero_s: float) -> Document:
+    side = trace.side_work
     return {
-        "rank": list(trace.schedule.placement),
-        "start": (trace.reduce_start_s - zero_s).tolist(),
-        "end": (trace.reduce_end_s - zero_s).tolist(),
+        "name": [str(action) for action in side.actions()],
+        "kind": [Kind(kind).name for kind in side.kind.tolist()],
+        "rank": side.rank.tolist(),
+        "start": (side.start_s - zero_s).tolist(),
+        "end": (side.end_s - zero_s).tolist(),
+        "bytes": side.size_bytes.tolist(),
     }
+
+
+def _awaited(trace: Trace) -> list[list[int]]:
+    """For each row what it waits for beside computations, by place among `beside`: its stage's UNSHARD, and its L."""
+    program, side = trace.program, trace.side_work
+    found: list[list[int]] = [[] for _ in range(len(program.stage))]
+    is_gather = program.collectives.kind == Kind.UNSHARD
+    is_shown = trace.unshard_start_s is not None, trace.copy_start_s is not None
+    for shown, awaited, kinds, entry in (
+        (is_shown[0], program.collectives.gather, (Kind.UNSHARD,), np.cumsum(is_gather) - 1),
+        (is_shown[1], program.offload.load, (Kind.O, Kind.L), np.arange(len(program.offload.stage))),
+    ):
+        places = np.flatnonzero(np.isin(side.kind, kinds))
+        for row in np.flatnonzero(awaited >= 0).tolist() if shown else ():
+            found[row].append(int(places[entry[awaited[row]]]))
+    return found

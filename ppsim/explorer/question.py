@@ -7,14 +7,21 @@ from collections.abc import Sequence
 from dataclasses import dataclass, fields, replace
 from typing import Any
 
-from ppsim.checks import check_fields, check_names
+from ppsim.checks import check_fields, check_names, check_whole
+from ppsim.conditions import Conditions
 from ppsim.costs.sharing import share_cost, stages_beside
 from ppsim.costs.stage_cost import StageCost
 from ppsim.errors import InputError
+from ppsim.network.all_reduce import Reduction
+from ppsim.network.collectives import Collectives
+from ppsim.network.host_link import HostLink
 from ppsim.network.network import Network
+from ppsim.schedule.action import Kind
 from ppsim.schedule.named.registry import build_schedule, natural_stages_per_rank
 from ppsim.schedule.review import Review, review_csv
 from ppsim.schedule.schedule import Schedule
+from ppsim.simulation.simulate import simulate
+from ppsim.trace.trace import Trace
 
 MOST_ACTIONS = 60_000  # as many as the page draws at once without stopping for seconds
 
@@ -45,6 +52,20 @@ class Question:
         Of each link.
     bytes_per_s : float or None
         Of each link; None for no limit.
+    recompute, offload : float
+        Share of the microbatches of a built-in schedule whose forward is computed once more (R), or whose activations
+        are moved to host memory and back (O, L).
+    host_bytes_per_s : float or None
+        Of each direction between a rank and its host's memory; None for no limit.
+    replicas : int
+        Data-parallel replicas.
+    parameter_bytes : int
+        Bytes of the parameters on a rank, shared likewise. Replicas add up gradients as large.
+    replica_bytes_per_s : float or None
+        Of the ring of replicas; None for no limit.
+    whole_stages : int or None
+        Parameters of a built-in schedule are sharded over replicas, and so many stages of each rank are whole at once.
+        None: they are not sharded.
     run : str or None
         The number of a measured run to compare with.
     """
@@ -64,6 +85,13 @@ class Question:
     output_bytes: int = 0
     latency_s: float = 0.0
     bytes_per_s: float | None = None
+    recompute: float = 0.0
+    offload: float = 0.0
+    host_bytes_per_s: float | None = None
+    replicas: int = 1
+    parameter_bytes: int = 0
+    replica_bytes_per_s: float | None = None
+    whole_stages: int | None = None
     run: str | None = None
 
     def __post_init__(self) -> None:
@@ -73,6 +101,15 @@ class Question:
         for name in ("forward_s", "backward_input_s", "backward_weight_s"):
             if not getattr(self, name):
                 raise InputError(f"{name} is missing: give seconds")
+        for name in ("recompute", "offload"):
+            if not 0 <= (share := getattr(self, name)) <= 1:
+                raise InputError(f"{name} must be from 0 to 1 (100 % of the microbatches), got {share}")
+        check_whole("replicas", self.replicas)
+        for name in ("host_bytes_per_s", "replica_bytes_per_s"):
+            if (given := getattr(self, name)) is not None and not given > 0:
+                raise InputError(f"{name} must be above 0, or None for no limit, got {given}")
+        if self.whole_stages is not None and self.whole_stages < 1:
+            raise InputError(f"whole_stages must be 1 or more, got {self.whole_stages}")
 
     @classmethod
     def from_dict(cls, given: Any) -> Question:
@@ -88,12 +125,14 @@ class Question:
             missing = "ranks" if self.ranks is None else "microbatches"
             raise InputError(f"{missing} is missing: give a whole number of 1 or more")
         v = natural_stages_per_rank(self.schedule) if self.stages_per_rank is None else self.stages_per_rank
-        _check_actions(3 * max(self.ranks, 0) * max(v, 0) * max(self.microbatches, 0))
+        _check_actions((3 + (self.recompute > 0)) * max(self.ranks, 0) * max(v, 0) * max(self.microbatches, 0))
         schedule = build_schedule(
             self.schedule, ranks=self.ranks, microbatches=self.microbatches, stages_per_rank=self.stages_per_rank
         )
         schedule.check()
-        return Review(schedule=schedule, problems=())
+        schedule = schedule.with_recompute(share=self.recompute) if self.recompute else schedule
+        schedule = schedule.with_offload(share=self.offload) if self.offload else schedule
+        return Review(schedule=schedule.with_sharding(self.whole_stages), problems=())
 
     def costs(self, schedule: Schedule) -> list[StageCost]:
         """The cost of each stage. Raises InputError if there are not as many numbers as ranks or stages."""
@@ -111,6 +150,7 @@ class Question:
             activation_bytes=self.activation_bytes,
             weight_activation_bytes=self.weight_activation_bytes,
             output_bytes=self.output_bytes,
+            parameter_bytes=self.parameter_bytes,
         )
         return [
             replace(
@@ -138,7 +178,26 @@ class Question:
 
     def network(self) -> Network:
         """The links."""
-        return Network(latency_s=self.latency_s, bytes_per_s=math.inf if self.bytes_per_s is None else self.bytes_per_s)
+        return Network(latency_s=self.latency_s, bytes_per_s=_rate(self.bytes_per_s))
+
+    def predicted(self, schedule: Schedule, stages: Sequence[StageCost]) -> Trace:
+        """The step that is asked for. Raises InputError if it cannot be."""
+        replicas, bytes_per_s = self.replicas, _rate(self.replica_bytes_per_s)
+        is_sharded = bool((schedule.program.collectives.kind == Kind.UNSHARD).any())
+        conditions = Conditions(
+            host_link=HostLink(bytes_per_s=_rate(self.host_bytes_per_s)),
+            reduction=Reduction(replicas=replicas, bytes_per_s=bytes_per_s)
+            if replicas > 1 and not is_sharded
+            else None,
+            collectives=Collectives(replicas=replicas, bytes_per_s=bytes_per_s)
+            if replicas > 1 and is_sharded
+            else None,
+        )
+        return simulate(schedule, stages, network=self.network(), conditions=conditions, engine="compiled")
+
+
+def _rate(bytes_per_s: float | None) -> float:
+    return math.inf if bytes_per_s is None else bytes_per_s
 
 
 def _within_bounds(review: Review) -> Review:

@@ -28,7 +28,7 @@ import numpy.typing as npt
 
 from ppsim.errors import InputError
 from ppsim.files import write_bytes
-from ppsim.schedule.action import Action, Kind
+from ppsim.schedule.action import Kind
 from ppsim.trace.trace import Trace, known
 
 Event = dict[str, Any]
@@ -62,6 +62,15 @@ def _all_events(traces: Mapping[str, Trace]) -> Iterator[Event]:
     numbers = _Numbers()
     for name, trace in traces.items():
         yield from _TraceEvents(name, trace, numbers).events()
+
+
+_SIDE_TRACKS = {
+    Kind.REDUCE_GRAD: ("reduce gradients", "reduction"),
+    Kind.UNSHARD: ("gather parameters", "gathering"),
+    Kind.O: ("offload activations", "copy"),
+    Kind.L: ("load activations", "copy"),
+}
+"""Title and category of the tracks of what runs beside computations."""
 
 
 class _Numbers:
@@ -111,9 +120,7 @@ class _TraceEvents:
         for position, link in enumerate(links, start=1):
             yield from self.link_tracks(link, position)
         for rank in range(self.trace.ranks):
-            yield from self.reductions(rank, len(links) + 1)
-            yield from self.gatherings(rank, len(links) + 2)
-            yield from self.offloading(rank, len(links) + 3)
+            yield from self.beside(rank, len(links) + 1)
         yield from self.flows()
 
     def label(self, what: str, rank: int, track: int, **values: Any) -> Event:
@@ -200,66 +207,26 @@ class _TraceEvents:
                 track = tracks[lanes[index]]
                 yield self.slice(rank, track, name, "message", int(begin[index]), int(end[index]), args)
 
-    def reductions(self, rank: int, position: int) -> Iterator[Event]:
-        """REDUCE_GRAD of the rank's stages; no track without replicas."""
-        trace = self.trace
-        if trace.reduce_start_s is None or trace.reduce_end_s is None or trace.reduce_bytes is None:
-            return
-        held = np.array(trace.schedule.stages_of(rank), np.int64)
-        columns = trace.reduce_start_s[held], trace.reduce_end_s[held], trace.reduce_bytes[held]
-        actions = [Action(stage, Kind.REDUCE_GRAD, None) for stage in held.tolist()]
-        yield from self.beside(rank, position, "reduce gradients", "reduction", actions, *columns)
-
-    def gatherings(self, rank: int, position: int) -> Iterator[Event]:
-        """UNSHARD of the rank's stages; no track where parameters are not sharded."""
-        trace, table = self.trace, self.program.collectives
-        if trace.unshard_start_s is None or trace.unshard_end_s is None or trace.unshard_bytes is None:
-            return
-        is_gather = table.kind == Kind.UNSHARD
-        own = np.flatnonzero(table.rank[is_gather] == rank)
-        columns = trace.unshard_start_s[own], trace.unshard_end_s[own], trace.unshard_bytes[own]
-        actions = [Action(stage, Kind.UNSHARD, None) for stage in table.stage[is_gather][own].tolist()]
-        yield from self.beside(rank, position, "gather parameters", "gathering", actions, *columns)
-
-    def offloading(self, rank: int, position: int) -> Iterator[Event]:
-        """O and L of the rank, a track for each direction; none where nothing is offloaded."""
-        trace, table = self.trace, self.program.offload
-        if trace.copy_start_s is None or trace.copy_end_s is None or trace.copy_bytes is None:
-            return
-        for number, (kind, title) in enumerate(((Kind.O, "offload activations"), (Kind.L, "load activations"))):
-            own = np.flatnonzero((table.rank == rank) & (table.kind == kind))
-            cells = zip(table.stage[own].tolist(), table.microbatch[own].tolist(), strict=True)
-            actions = [Action(stage, kind, microbatch) for stage, microbatch in cells]
-            columns = trace.copy_start_s[own], trace.copy_end_s[own], trace.copy_bytes[own]
-            yield from self.beside(rank, position + number, title, "copy", actions, *columns)
-
-    def beside(
-        self,
-        rank: int,
-        position: int,
-        title: str,
-        category: str,
-        actions: list[Action],
-        start_s: npt.NDArray[np.float64],
-        end_s: npt.NDArray[np.float64],
-        size_bytes: npt.NDArray[np.int64],
-    ) -> Iterator[Event]:
+    def beside(self, rank: int, position: int) -> Iterator[Event]:
         """Tracks of what a rank does beside its computations; none of nothing."""
-        if not actions:
-            return
-        begin = self.nanoseconds(start_s)
-        end = np.maximum(begin, self.nanoseconds(end_s))
-        lanes = _lanes(begin, end)
-        tracks = [self.numbers.track() for _ in range(max(lanes) + 1)]
-        for lane, track in enumerate(tracks):
-            yield self.label("thread_name", rank, track, name=title if lane == 0 else f"{title} ({lane + 1})")
-            yield self.label("thread_sort_index", rank, track, sort_index=position)
-        for index, action in enumerate(actions):
-            args: Event = {"stage": action.stage, "kind": action.kind.name, "bytes": int(size_bytes[index])}
-            if action.microbatch is not None:
-                args["microbatch"] = action.microbatch
-            track = tracks[lanes[index]]
-            yield self.slice(rank, track, str(action), category, int(begin[index]), int(end[index]), args)
+        of_rank = self.trace.side_work.where(self.trace.side_work.rank == rank)
+        for number, (kind, (title, category)) in enumerate(_SIDE_TRACKS.items()):
+            found = of_rank.where(of_rank.kind == kind)
+            if not len(found.rank):
+                continue
+            begin = self.nanoseconds(found.start_s)
+            end = np.maximum(begin, self.nanoseconds(found.end_s))
+            lanes = _lanes(begin, end)
+            tracks = [self.numbers.track() for _ in range(max(lanes) + 1)]
+            for lane, track in enumerate(tracks):
+                yield self.label("thread_name", rank, track, name=title if lane == 0 else f"{title} ({lane + 1})")
+                yield self.label("thread_sort_index", rank, track, sort_index=position + number)
+            for index, action in enumerate(found.actions()):
+                args: Event = {"stage": action.stage, "kind": kind.name, "bytes": int(found.size_bytes[index])}
+                if action.microbatch is not None:
+                    args["microbatch"] = action.microbatch
+                track = tracks[lanes[index]]
+                yield self.slice(rank, track, str(action), category, int(begin[index]), int(end[index]), args)
 
     def flows(self) -> Iterator[Event]:
         """An arrow per message. It starts in its producer's last nanosecond: at the very end the slice has closed."""

@@ -8,7 +8,7 @@ from itertools import accumulate
 
 from ppsim.costs.layout import Layout
 from ppsim.planning.training_step import TrainingStep
-from ppsim.schedule.schedule import loop_placement, v_placement
+from ppsim.schedule.placement import loop_placement, v_placement
 
 # torchtitan takes PyTorch's names of schedules.
 _TORCH = {

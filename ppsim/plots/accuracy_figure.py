@@ -9,7 +9,10 @@ import numpy as np
 import numpy.typing as npt
 import plotly.graph_objects as go
 
-from ppsim.plots.style import layout, series_colour
+from ppsim.plots.style import BAND, layout, series_colour
+
+_TAIL = 0.05  # of the errors, on each side of the band
+_FEWEST_FOR_BAND = 20
 
 Pairs = Mapping[str, npt.ArrayLike]
 """Name of a series -> seconds predicted and measured, shape (n, 2)."""
@@ -18,6 +21,8 @@ Pairs = Mapping[str, npt.ArrayLike]
 def accuracy(series: Pairs, *, labels: Mapping[str, Sequence[str]] | None = None) -> go.Figure:
     """Draw predicted over measured times on logarithmic axes, with the line on which they are equal.
 
+    Grey is the band that holds the middle 90 % of all errors, if there are 20 or more.
+
     Parameters
     ----------
     series : mapping
@@ -25,10 +30,16 @@ def accuracy(series: Pairs, *, labels: Mapping[str, Sequence[str]] | None = None
     labels : mapping
         Name -> what each point is, shown on hovering.
     """
-    picture = go.Figure(layout=layout(height=460, title=None, bottom=60, entries=len(series) + 1))
+    picture = go.Figure(layout=layout(height=460, title=None, bottom=60, entries=len(series) + 2))
     times_ms = {name: 1e3 * np.asarray(pairs, np.float64).reshape(-1, 2) for name, pairs in series.items()}
     whole = np.concatenate(list(times_ms.values()))
     ends = [float(whole.min()) * 0.9, float(whole.max()) * 1.1]
+    if len(whole) >= _FEWEST_FOR_BAND:
+        low, high = np.quantile(whole[:, 0] / whole[:, 1] - 1, [_TAIL, 1 - _TAIL])
+        edges = [end * (1 + error) for end, error in zip([*ends, *ends[::-1]], [low, low, high, high], strict=True)]
+        name = f"{1 - 2 * _TAIL:.0%} of errors: {low:+.1%} to {high:+.1%}"
+        band = {"fill": "toself", "fillcolor": BAND, "line": {"width": 0}, "hoverinfo": "skip"}
+        picture.add_scatter(x=[*ends, *ends[::-1]], y=edges, mode="lines", name=name, **band)
     picture.add_scatter(x=ends, y=ends, mode="lines", name="equal", line={"width": 1, "dash": "dot"}, hoverinfo="skip")
     for number, (name, pairs) in enumerate(times_ms.items()):
         said = (labels or {}).get(name, [name] * len(pairs))

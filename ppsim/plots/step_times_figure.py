@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import html
+import math
 from collections.abc import Mapping
 from dataclasses import dataclass
 
@@ -24,6 +25,7 @@ _FEWEST_PER_BIN = 8  # on average; fewer would make a histogram of noise
 _MARKED = (5, 50, 95, 99)
 _TICKS = (0, 5, 25, 50, 75, 95, 100)
 _MOST_POINTS = 1000
+_DOUBT = 0.05  # that some part of the curve lies outside its band
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -42,7 +44,8 @@ def step_times(
 ) -> go.Figure:
     """Draw how long steps take: above a histogram as a density, below the share of steps that took no longer.
 
-    Points mark the 5th, 50th, 95th and 99th percentiles. The legend gives the median and the 95th.
+    Points mark the 5th, 50th, 95th and 99th percentiles. The legend gives the median and the 95th. Around the curve of
+    measured steps stands its 95 % confidence band: where the whole curve of endlessly many such steps would lie.
 
     Parameters
     ----------
@@ -52,6 +55,11 @@ def step_times(
         Name -> seconds of every measured step, or a trace whose details have them as `step_times_s`; drawn solid.
     title : str
         Of the figure.
+
+    Notes
+    -----
+    The band is as wide as Dvoretzky, Kiefer and Wolfowitz's inequality says (Massart, 1990): sqrt(ln(2 / 0.05) / (2 n))
+    to either side for n independent steps. A predicted curve outside it differs by more than chance.
 
     Raises
     ------
@@ -73,6 +81,8 @@ def step_times(
     figure = go.Figure(layout=style.layout(height=height, title=title, top=entries_px + 22))
     for each in series:
         figure.add_trace(_histogram(each, (least_s, most_s), unit))
+        if each.is_measured:
+            figure.add_trace(_confidence(each, unit))
         figure.add_trace(_cumulative(each, unit))
         figure.add_trace(_percentiles(each, unit))
     margin = max((most_s - least_s) * 0.03, most_s * 1e-3)
@@ -159,6 +169,27 @@ def _cumulative(series: _Series, unit: Unit) -> go.Scatter:
         mode="lines",
         line={**_line(series), "shape": "hv", "width": 2},
         hovertemplate=f"%{{y:.1%}} take %{{x:.5g}} {unit.name} or less<extra>{html.escape(series.name)}</extra>",
+    )
+
+
+def _confidence(series: _Series, unit: Unit) -> go.Scatter:
+    """The band around a cumulative curve of measured steps, as an outline of its steps."""
+    count = len(series.step_s)
+    half = math.sqrt(math.log(2 / _DOUBT) / (2 * count))
+    x = np.repeat(series.step_s, 2) * unit.scale
+    share = np.repeat(np.arange(count + 1) / count, 2)[1:-1]
+    return go.Scatter(
+        name=f"{1 - _DOUBT:.0%} confidence",
+        legendgroup=series.name,
+        showlegend=False,
+        yaxis="y2",
+        x=np.concatenate([x, x[::-1]]),
+        y=np.concatenate([np.minimum(share + half, 1), np.maximum(share - half, 0)[::-1]]),
+        mode="lines",
+        line={"width": 0},
+        fill="toself",
+        fillcolor=_translucent(series.colour),
+        hoverinfo="skip",
     )
 
 

@@ -23,6 +23,7 @@ from ppsim.trace.trace import Trace
 AXIS_TITLE_GAP_PX = 6
 GRID = "rgba(128, 128, 128, 0.25)"
 BUBBLE = "rgba(128, 128, 128, 0.15)"
+BAND = "rgba(128, 128, 128, 0.2)"  # of uncertainty
 FAINT = "rgba(128, 128, 128, 0.8)"
 _INK = "#1f2933"
 ENTRIES_ABOVE = 4

@@ -90,7 +90,7 @@ def timeline(
     figure = go.Figure(layout=style.layout(height=height, title=title))
     figure.add_trace(_bubbles(blocks, unit))
     figure.add_traces(_bars(blocks, unit, longest_s))
-    figure.add_traces(_reductions(blocks, unit) + _gatherings(blocks, unit) + _copies(blocks, unit))
+    figure.add_traces(_beside(blocks, unit))
     if messages:
         figure.add_trace(_messages(blocks, unit))
     if critical_path:
@@ -240,99 +240,63 @@ def _bars(blocks: list[_Block], unit: Unit, longest_s: float) -> list[go.Bar]:
     return bars
 
 
-def _reductions(blocks: list[_Block], unit: Unit) -> list[go.Bar]:
-    """REDUCE_GRAD of every stage; no bar at all where no trace has replicas."""
-    strips = []
-    for block in blocks:
-        trace = block.trace
-        if trace.reduce_start_s is None or trace.reduce_end_s is None or trace.reduce_bytes is None:
-            continue
-        ranks, times_s = np.asarray(trace.schedule.placement), (trace.reduce_start_s, trace.reduce_end_s)
-        did = [f"adds up {bytes_text(int(each))} of gradients over the replicas" for each in trace.reduce_bytes]
-        names = [f"{stage}{Kind.REDUCE_GRAD}" for stage in range(len(ranks))]
-        strips.append(_Strips(block, names, ranks, *times_s, did))
-    return _strip_bar("reduction over replicas", style.REDUCTION, (_BAR - _STRIP) / 2, strips, unit)
+class _Strip(NamedTuple):
+    """How one kind of work beside computations is drawn: in the legend, where in its lane, and what it does."""
+
+    name: str
+    colour: str
+    offset: float  # from the middle of the lane
+    did: str  # with its bytes
 
 
-def _gatherings(blocks: list[_Block], unit: Unit) -> list[go.Bar]:
-    """Every UNSHARD; no bar at all where no trace has sharded parameters."""
-    strips = []
-    for block in blocks:
-        trace, table = block.trace, block.trace.program.collectives
-        if trace.unshard_start_s is None or trace.unshard_end_s is None or trace.unshard_bytes is None:
-            continue
-        is_gather = table.kind == Kind.UNSHARD
-        did = [f"gathers {bytes_text(int(each))} of parameters from the replicas" for each in trace.unshard_bytes]
-        names, rank = [f"{stage}{Kind.UNSHARD}" for stage in table.stage[is_gather]], table.rank[is_gather]
-        strips.append(_Strips(block, names, rank, trace.unshard_start_s, trace.unshard_end_s, did))
-    return _strip_bar("gathering of parameters", style.GATHERING, (_STRIP - _BAR) / 2, strips, unit)
+_STRIPS = {
+    Kind.REDUCE_GRAD: _Strip(
+        "reduction over replicas", style.REDUCTION, (_BAR - _STRIP) / 2, "adds up {} of gradients over the replicas"
+    ),
+    Kind.UNSHARD: _Strip(
+        "gathering of parameters", style.GATHERING, (_STRIP - _BAR) / 2, "gathers {} of parameters from the replicas"
+    ),
+    Kind.O: _Strip("offloading", style.OFFLOADING, -_STRIP / 2, "moves {} of activations to host memory"),
+    Kind.L: _Strip("loading", style.LOADING, _STRIP / 2, "moves {} of activations from host memory"),
+}
 
 
-def _copies(blocks: list[_Block], unit: Unit) -> list[go.Bar]:
-    """Every O and L, in the middle of the lane; no bar at all where nothing is offloaded."""
+def _beside(blocks: list[_Block], unit: Unit) -> list[go.Bar]:
+    """What runs beside computations, as thin bars on the lanes of ranks; no bar at all of what no trace has."""
     bars = []
-    for kind, title, colour, verb in (
-        (Kind.O, "offloading", style.OFFLOADING, "to host memory"),
-        (Kind.L, "loading", style.LOADING, "from host memory"),
-    ):
-        strips = []
+    for kind, strip in _STRIPS.items():
+        y, base, x, hover = [], [], [], []
         for block in blocks:
-            trace, table = block.trace, block.trace.program.offload
-            if trace.copy_start_s is None or trace.copy_end_s is None or trace.copy_bytes is None:
-                continue
-            own = table.kind == kind
-            columns = table.stage[own].tolist(), table.microbatch[own].tolist()
-            names = [f"{stage}{kind}{microbatch}" for stage, microbatch in zip(*columns, strict=True)]
-            did = [f"moves {bytes_text(int(each))} of activations {verb}" for each in trace.copy_bytes[own]]
-            times_s = trace.copy_start_s[own], trace.copy_end_s[own]
-            strips.append(_Strips(block, names, table.rank[own], *times_s, did))
-        bars += _strip_bar(title, colour, -_STRIP / 2 if kind == Kind.O else _STRIP / 2, strips, unit)
+            found = block.trace.side_work.where(block.trace.side_work.kind == kind)
+            start_s = found.start_s - block.origin_s
+            length_s = found.end_s - found.start_s
+            y.append(block.top + found.rank + strip.offset)
+            base.append(start_s * unit.scale)
+            x.append(length_s * unit.scale)
+            columns = (found.rank, start_s, length_s, found.size_bytes)
+            rows = zip(found.actions(), *(column.tolist() for column in columns), strict=True)
+            hover += [
+                f"<b>{action}</b> on rank {rank}<br>starts {unit.text(start)}, takes {unit.text(length)}<br>"
+                f"{strip.did.format(bytes_text(size_bytes))}"
+                for action, rank, start, length, size_bytes in rows
+            ]
+        if hover:
+            fill = {"shape": "/", "bgcolor": strip.colour, "fgcolor": "#ffffff", "size": 4, "solidity": 0.3}
+            bars.append(
+                go.Bar(
+                    name=strip.name,
+                    legendrank=1999,
+                    orientation="h",
+                    y=np.concatenate(y),
+                    base=np.concatenate(base),
+                    x=np.concatenate(x),
+                    width=_STRIP,
+                    marker={"color": strip.colour, "line": {"color": "#ffffff", "width": 0.5}, "pattern": fill},
+                    hovertext=hover,
+                    hovertemplate="%{hovertext}<extra></extra>",
+                )
+            )
     return bars
-
-
-class _Strips(NamedTuple):
-    """What runs beside the computations of a trace: what it is called, on which ranks, when, and what it does."""
-
-    block: _Block
-    names: list[str]
-    rank: npt.NDArray[np.int64]
-    start_s: npt.NDArray[np.float64]
-    end_s: npt.NDArray[np.float64]
-    did: list[str]
-
-
-def _strip_bar(name: str, colour: str, offset: float, strips: list[_Strips], unit: Unit) -> list[go.Bar]:
-    """Thin bars on the lanes of ranks, off their middle by `offset`."""
-    y, base, x, hover = [], [], [], []
-    for block, names, ranks, start_s, end_s, did in strips:
-        y.append(block.top + ranks + offset)
-        base.append((start_s - block.origin_s) * unit.scale)
-        x.append((end_s - start_s) * unit.scale)
-        hover += [
-            f"<b>{names[at]}</b> on rank {ranks[at]}<br>"
-            f"starts {unit.text(float(start_s[at]) - block.origin_s)}, "
-            f"takes {unit.text(float(end_s[at] - start_s[at]))}<br>{each}"
-            for at, each in enumerate(did)
-        ]
-    if not hover:
-        return []
-    bar = go.Bar(
-        name=name,
-        legendrank=1999,
-        orientation="h",
-        y=np.concatenate(y),
-        base=np.concatenate(base),
-        x=np.concatenate(x),
-        width=_STRIP,
-        marker={
-            "color": colour,
-            "line": {"color": "#ffffff", "width": 0.5},
-            "pattern": {"shape": "/", "bgcolor": colour, "fgcolor": "#ffffff", "size": 4, "solidity": 0.3},
-        },
-        hovertext=hover,
-        hovertemplate="%{hovertext}<extra></extra>",
-    )
-    return [bar]
 
 
 def _number(number: int, digits: int) -> str:

@@ -22,7 +22,7 @@ from ppsim.files import read_json
 from ppsim.runs.recording import Recorded, assemble
 from ppsim.runs.run import Run
 from ppsim.schedule.action import Action, Kind, OverlappedPair
-from ppsim.schedule.schedule import loop_placement, v_placement
+from ppsim.schedule.placement import loop_placement, v_placement
 from ppsim.trace.trace import Trace
 
 _NAME = re.compile(r"pp_rank_(0|[1-9]\d*)\.json", re.ASCII)  # one name for each rank

@@ -21,7 +21,7 @@ from ppsim.schedule.order import Order
 from ppsim.schedule.placed import PlacedError, check_lengths
 from ppsim.schedule.posts import Posts
 from ppsim.schedule.program import Program
-from ppsim.schedule.recomputation import spread_evenly, with_recomputation
+from ppsim.schedule.recomputation import chosen_parts, with_recomputation
 from ppsim.schedule.sharding import (
     Sharding,
     check_sharding,
@@ -326,7 +326,7 @@ class Schedule:
         >>> Schedule.of([["0F0", "0F1", "0B0", "0B1"]]).with_recompute(microbatches=[1]).to_csv()
         '0F0,0F1,0B0,0R1,0B1\\n'
         """
-        chosen = self._chosen(stages, microbatches, share)
+        chosen = chosen_parts(self.stages, self.microbatches, stages, microbatches, share)
         for order in self.orders:
             again = order.kind == Kind.R
             chosen[order.stage[again], order.microbatch[again]] = False
@@ -391,27 +391,9 @@ class Schedule:
         """
         if ahead < 1:
             raise InputError(f"ahead must be 1 or more, got {ahead}")
-        chosen = self._chosen(stages, microbatches, share)
+        chosen = chosen_parts(self.stages, self.microbatches, stages, microbatches, share)
         offload = tuple(placed_offload(order, chosen, ahead) for order in self.orders)
         return replace(self, offload=offload if any(len(moves) for moves in offload) else None)
-
-    def _chosen(self, stages: Sequence[int] | None, microbatches: Sequence[int] | None, share: float) -> Mask:
-        """Stages and microbatches that a rule is for, shape (stages, microbatches)."""
-        if not 0 <= share <= 1:
-            raise InputError(f"share must be from 0 to 1, got {share!r}")
-        chosen = np.zeros((self.stages, self.microbatches), bool)
-        of_stages = self._known("stage", stages, self.stages)
-        of_microbatches = np.unique(self._known("microbatch", microbatches, self.microbatches))
-        chosen[np.ix_(of_stages, of_microbatches[spread_evenly(len(of_microbatches), share)])] = True
-        return chosen
-
-    def _known(self, what: str, given: Sequence[int] | None, count: int) -> npt.NDArray[np.int64]:
-        """Numbers of stages or microbatches, all by default. Raises InputError for one that there is not."""
-        numbers = np.arange(count) if given is None else np.asarray(list(given), np.int64)
-        if len(numbers) and not (numbers.min() >= 0 and numbers.max() < count):
-            wrong = numbers.min() if numbers.min() < 0 else numbers.max()
-            raise InputError(f"{what} {wrong} is not there: there are {count}, counted from 0")
-        return numbers
 
     @property
     def ranks(self) -> int:
@@ -688,22 +670,3 @@ def schedule_of_cells(ranks: Sequence[Sequence[csv_text.Cell]], name: str, copie
         return Schedule._of_parts([split_actions(cell.action for cell in cells) for cells in ranks], name, copies)
     except PlacedError as error:
         raise csv_text.located(error, ranks) from None
-
-
-def loop_placement(ranks: int, stages_per_rank: int = 1) -> tuple[int, ...]:
-    """Stage s on rank s mod p.
-
-    >>> loop_placement(3, 2)
-    (0, 1, 2, 0, 1, 2)
-    """
-    return tuple(range(ranks)) * stages_per_rank
-
-
-def v_placement(ranks: int, stages_per_rank: int = 2) -> tuple[int, ...]:
-    """Stages back and forth over the ranks.
-
-    >>> v_placement(4)
-    (0, 1, 2, 3, 3, 2, 1, 0)
-    """
-    there = tuple(range(ranks))
-    return tuple(rank for turn in range(stages_per_rank) for rank in (there if turn % 2 == 0 else there[::-1]))

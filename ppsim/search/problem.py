@@ -16,7 +16,7 @@ from ppsim.costs.stage_cost import StageCost
 from ppsim.errors import InputError
 from ppsim.network.network import Network
 from ppsim.schedule.action import Kind
-from ppsim.schedule.schedule import loop_placement, v_placement
+from ppsim.schedule.placement import loop_placement, v_placement
 
 Floats = npt.NDArray[np.float64]
 Integers = npt.NDArray[np.int64]

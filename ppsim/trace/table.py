@@ -9,6 +9,7 @@ import numpy.typing as npt
 
 from ppsim.schedule.action import Kind
 from ppsim.schedule.program import Program
+from ppsim.trace.side_work import SideWork
 
 Column = npt.NDArray[np.generic]
 _KIND_NAMES = np.array([kind.name for kind in Kind])
@@ -50,49 +51,9 @@ def message_columns(
     }
 
 
-def reduction_columns(
-    placement: Sequence[int], start_s: Column, end_s: Column, size_bytes: Column
-) -> dict[str, Column]:
-    """Rows REDUCE_GRAD, one for each stage, from arrays of shape (stages,); their microbatch is -1."""
-    stages = len(placement)
-    return {
-        "rank": np.asarray(placement),
-        "stage": np.arange(stages),
-        "kind": np.full(stages, Kind.REDUCE_GRAD.name),
-        "microbatch": np.full(stages, -1),
-        "start_s": start_s,
-        "end_s": end_s,
-        "size_bytes": size_bytes,
-    }
-
-
-def unshard_columns(program: Program, start_s: Column, end_s: Column, size_bytes: Column) -> dict[str, Column]:
-    """Rows UNSHARD, one for each, from arrays of shape (unshards,); their microbatch is -1."""
-    table = program.collectives
-    is_gather = table.kind == Kind.UNSHARD
-    return {
-        "rank": table.rank[is_gather],
-        "stage": table.stage[is_gather],
-        "kind": np.full(len(start_s), Kind.UNSHARD.name),
-        "microbatch": np.full(len(start_s), -1),
-        "start_s": start_s,
-        "end_s": end_s,
-        "size_bytes": size_bytes,
-    }
-
-
-def copy_columns(program: Program, start_s: Column, end_s: Column, size_bytes: Column) -> dict[str, Column]:
-    """Rows O and L, from arrays of shape (copies,)."""
-    table = program.offload
-    return {
-        "rank": table.rank,
-        "stage": table.stage,
-        "kind": _KIND_NAMES[table.kind],
-        "microbatch": table.microbatch,
-        "start_s": start_s,
-        "end_s": end_s,
-        "size_bytes": size_bytes,
-    }
+def side_columns(side_work: SideWork) -> dict[str, Column]:
+    """Rows REDUCE_GRAD, UNSHARD, O and L."""
+    return side_work._asdict() | {"kind": _KIND_NAMES[side_work.kind]}
 
 
 def joined(parts: Sequence[Mapping[str, Column]]) -> dict[str, Column]:

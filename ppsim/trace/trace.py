@@ -20,6 +20,7 @@ from ppsim.schedule.schedule import Schedule
 from ppsim.shown import shown_by
 from ppsim.trace import table
 from ppsim.trace.memory import Bytes, Memory, Seconds, levels_at_peak, peak_per_rank, sending_levels
+from ppsim.trace.side_work import SideWork
 from ppsim.trace.stored_schedule import schedule_arrays, schedule_header, schedule_of_file
 from ppsim.trace.trace_file import read_file, write_file
 
@@ -240,6 +241,11 @@ class Trace:
         )
 
     @cached_property
+    def side_work(self) -> SideWork:
+        """What ran beside computations: REDUCE_GRAD, UNSHARD, O and L."""
+        return SideWork.of(self)
+
+    @cached_property
     def memory(self) -> Memory:
         """The most that each rank holds, kind by kind and in all."""
         return Memory.of(
@@ -299,14 +305,8 @@ class Trace:
         parts = [table.computation_columns(self.program, self.start_s, self.end_s, self.activation_bytes)]
         if self.message_times_s is not None:
             parts.append(table.message_columns(self.program, *self.message_times_s, self.message_bytes))
-        if self.reduce_start_s is not None and self.reduce_end_s is not None and self.reduce_bytes is not None:
-            placement = self.schedule.placement
-            parts.append(table.reduction_columns(placement, self.reduce_start_s, self.reduce_end_s, self.reduce_bytes))
-        if self.unshard_start_s is not None and self.unshard_end_s is not None and self.unshard_bytes is not None:
-            times = self.unshard_start_s, self.unshard_end_s, self.unshard_bytes
-            parts.append(table.unshard_columns(self.program, *times))
-        if self.copy_start_s is not None and self.copy_end_s is not None and self.copy_bytes is not None:
-            parts.append(table.copy_columns(self.program, self.copy_start_s, self.copy_end_s, self.copy_bytes))
+        if len(self.side_work.rank):
+            parts.append(table.side_columns(self.side_work))
         frame = pandas.DataFrame(table.joined(parts))
         if frame["size_bytes"].dtype.kind == "f":  # some are not known
             frame["size_bytes"] = frame["size_bytes"].astype("Int64")

@@ -51,13 +51,23 @@ function ofAction({ picture, row, block }) {
   const room = slack[row] > 1e-9 * picture.numbers.makespan
     ? `It could end ${timeText(slack[row])} later without a longer step.`
     : "On a critical path: if it ended later, so would the step.";
+  const [out, back] = ["O", "L"].map((kind) => picture.besideAt.get(`${stage[row]}${kind}${microbatch[row]}`));
+  if (picture.letter[row] === "F" && out !== undefined) {
+    const { start: from, end: to } = picture.beside;
+    lines.push(make("p", {},
+      `Its activations go to host memory from ${timeText(from[out])} to ${timeText(to[out])}, and come back from ${timeText(from[back])} to ${timeText(to[back])}.`));
+  }
   const holds = held ? ` The rank then holds ${bytesText(held[row])} of activations.` : "";
   lines.push(make("p", { class: "foot" }, `${room}${holds}`));
   return lines;
 }
 
-function waitText(picture, row, { row: other, there, message }, index, count) {
+function waitText(picture, row, { row: other, there, message, beside }, index, count) {
   const last = index === 0 && count > 1 ? " (the last)" : "";
+  if (other < 0) {
+    const what = picture.beside.kind[beside] === "L" ? "activations, back from host memory" : "parameters, gathered";
+    return `${picture.beside.name[beside]}: its ${what} at ${timeText(there)}${last}`;
+  }
   const name = picture.spell(other);
   if (other === picture.previous(row)) return `${name} before it on this rank, done at ${timeText(there)}${last}`;
   if (message < 0) return `${name} on this rank, done at ${timeText(there)}${last}`;

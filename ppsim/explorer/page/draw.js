@@ -4,6 +4,8 @@ import { inkOn, painter } from "./colours.js";
 import { bytesText, digits, share, ticks, timeText, timeUnit } from "./units.js";
 
 const LEGIBLE = 5; // pixels of a digit, about
+const STRIP = 0.18; // of a lane, for what runs beside computations
+const BESIDE = { UNSHARD: 0, O: STRIP, L: 1 - 2 * STRIP, REDUCE_GRAD: 1 - STRIP }; // where it stands in its lane
 
 /** Everything that does not follow the pointer. */
 export function drawAll(pen, layout, { theme, choices, state, limit }) {
@@ -81,10 +83,15 @@ function drawBars(pen, layout, block, track, { theme, choices, by }) {
       pen.text(x + length / 2, place.y + place.height / 2 + 0.5, shown, inkOn(colour), { size, align: "center" });
     }
   }
-  for (let index = 0; index < (picture.reductions?.rank.length ?? 0); index += 1) {
-    const place = block.lanes[picture.reductions.rank[index]].tracks[track];
-    const x = layout.x(picture.reductions.start[index]);
-    pen.rect(x, place.y + place.height * 0.75, layout.x(picture.reductions.end[index]) - x, place.height * 0.25, choices.reduction);
+  const { beside } = picture;
+  for (let index = 0; index < (beside?.rank.length ?? 0); index += 1) {
+    if (beside.end[index] < layout.from || beside.start[index] > layout.to) continue;
+    const place = block.lanes[beside.rank[index]].tracks[track];
+    const x = layout.x(beside.start[index]);
+    const length = Math.max(layout.x(beside.end[index]) - x, 0.6);
+    const y = place.y + place.height * BESIDE[beside.kind[index]];
+    pen.rect(x, y, length, place.height * STRIP, theme.paper);
+    pen.rect(x, y + 0.5, Math.max(length - 1, 0.6), place.height * STRIP - 1, choices.beside[beside.kind[index]].colour);
   }
   for (const row of block.badRows ?? []) {
     const at = layout.rectangle(block, track, row);
@@ -194,7 +201,7 @@ export function drawMarks(pen, layout, marked, theme) {
       );
     };
     if (row >= 0 && picture.messages) {
-      for (const each of picture.waitedFor(row)) join(each.row, []);
+      for (const each of picture.waitedFor(row)) if (each.row >= 0) join(each.row, []);
       for (const each of picture.takers[row]) join(each, [3, 3]);
     }
     if (idle >= 0) {

@@ -15,7 +15,8 @@ import { DEFAULTS, FIELDS, fromAddress, limitBytes, ownOrder, question, toAddres
 import { timeText } from "./units.js";
 
 const TEXTS = ["schedule", "ranks", "microbatches", "stages", "second", "secondStages", "forward", "input", "weight", "full",
-  "activations", "kept", "message", "latency", "bandwidth", "limit", "colours"];
+  "activations", "kept", "message", "latency", "bandwidth", "limit", "recompute", "offload", "hostBandwidth",
+  "replicas", "parameters", "ring", "whole", "colours"];
 const CHECKS = ["path", "memory", "messages", "overlay"];
 
 const page = {
@@ -97,7 +98,7 @@ function fillForm() {
   }
   for (const id of CHECKS) find(id).checked = state[id];
   if (state.csv) find("schedule").value = "own";
-  for (const id of ["ranks", "microbatches", "stages"]) find(id).disabled = Boolean(state.csv);
+  for (const id of ["ranks", "microbatches", "stages", "recompute", "offload", "whole"]) find(id).disabled = Boolean(state.csv);
   find("own-drop").hidden = !state.csv;
   find("secondStages").disabled = !state.second;
 }
@@ -232,6 +233,10 @@ function showLegend(views) {
   entries.push(make("span", {}, swatch(colours.idle), "idle"));
   if (state.memory) entries.push(make("span", {}, swatch(colours.strip), "activations held"));
   if (state.memory && limitBytes(state) !== null) entries.push(make("span", {}, swatch(colours.over), "over the limit"));
+  const beside = new Set(views.flatMap((view) => view.tracks.flatMap((picture) => picture.beside?.kind ?? [])));
+  for (const [kind, { name, colour }] of Object.entries(choices.beside)) {
+    if (beside.has(kind)) entries.push(make("span", {}, swatch(colour), name));
+  }
   if (state.path) entries.push(make("span", {}, swatch(choices.critical), "critical path"));
   if (views.some((view) => view.tracks.some((each) => each.chunks > 1)) && state.colours === "kind") entries.push("later stages of a rank are lighter");
   find("legend").replaceChildren(...entries);

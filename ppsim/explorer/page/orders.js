@@ -1,23 +1,26 @@
 // Orders: a schedule's text, and a change of one of its actions. Rows of the text are ranks.
 
-const COMPUTES = /^(\(.*\)OVERLAP_F_B|\d+(F|BW|B|I|W)\d+)$/;
-const PARTS = /(\d+)(F|BW|B|I|W)(\d+)/g;
-const POST = /^(\d+)(SEND|RECV)_([FB])(\d+)$/;
+const COMPUTES = /^(\(.*\)OVERLAP_F_B|\d+(F|BW|B|I|W|R)\d+)$/;
+const PARTS = /(\d+)(F|BW|B|I|W|R)(\d+)/g;
+const POST = /^(\d+)(SEND|RECV)_([FBO])(\d+)$/;
+const OFFLOAD = /^(\d+)O(\d+)$/;
 
 /** Whether a cell of the text is a computation; others are empty, communication, or concern a stage as a whole. */
 export const computes = (cell) => COMPUTES.test(cell.trim());
 
 /**
  * The text with an action moved to another place among those that its rank computes. The receives right before it and
- * the sends right after it that are its own go along; all else stays. `to` counts before the action is taken out.
+ * the sends right after it that are its own go along, and so does its O; all else stays. `to` counts before the action is taken out.
  */
 export function moved(text, rank, from, to) {
   const lines = text.split(/\r\n|\r|\n/);
   const units = unitsOf(lines[rank]);
   const actions = units.filter((each) => each.serves);
-  const [action, next] = [actions[from], actions[to]];
+  const action = actions[from];
+  const before = actions.slice(0, to).filter((each) => each !== action).at(-1);
   const rest = units.filter((each) => each !== action);
-  const at = next ? rest.indexOf(next) : rest.findLastIndex((each) => each.serves) + 1;
+  // Right behind the action before it: an L that stands in between is for the action after it.
+  const at = before ? rest.indexOf(before) + 1 : rest.findIndex((each) => each.serves);
   rest.splice(at, 0, action);
   lines[rank] = rest.flatMap((each) => each.cells).join(",");
   return lines.join("\n");
@@ -27,7 +30,7 @@ export function moved(text, rank, from, to) {
 function unitsOf(line) {
   const units = [];
   for (const cell of line.split(",").map((each) => each.trim()).filter(Boolean)) {
-    const [, stage, way, kind, microbatch] = POST.exec(cell) ?? [];
+    const [, stage, way, kind, microbatch] = POST.exec(cell.replace(OFFLOAD, "$1SEND_O$2")) ?? [];
     const message = way && `${way}_${stage}${kind}${microbatch}`;
     if (way === "SEND" && units.at(-1)?.serves?.has(message)) {
       units.at(-1).cells.push(cell);
@@ -42,9 +45,11 @@ function unitsOf(line) {
 
 /** The messages that an action may receive and send: of F, and of B, whole or for the input. */
 function messagesOf(cell) {
-  const parts = [...cell.matchAll(PARTS)].filter(([, , kind]) => kind !== "W");
-  return new Set(parts.flatMap(([, stage, kind, microbatch]) =>
-    ["SEND", "RECV"].map((way) => `${way}_${stage}${kind === "F" ? "F" : "B"}${microbatch}`)));
+  const parts = [...cell.matchAll(PARTS)].filter(([, , kind]) => kind !== "W" && kind !== "R");
+  return new Set(parts.flatMap(([, stage, kind, microbatch]) => [
+    ...["SEND", "RECV"].map((way) => `${way}_${stage}${kind === "F" ? "F" : "B"}${microbatch}`),
+    ...(kind === "F" ? [`SEND_${stage}O${microbatch}`] : []),
+  ]));
 }
 
 /** The place of a row's action in its rank's order. */

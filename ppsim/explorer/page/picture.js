@@ -22,6 +22,7 @@ export class Picture {
     for (let row = 0; row < this.count; row += 1) {
       for (const need of this.needsOf(row)) this.takers[need].push(row);
     }
+    this.besideAt = new Map(this.beside?.name.map((name, index) => [name, index]));
     this.critical = this.critical ?? null;
     this.onPath = new Set(this.critical?.row.filter((_, index) => this.critical.what[index] === "compute"));
     this.letter = kind.map((each) => KINDS[each]);
@@ -80,9 +81,12 @@ export class Picture {
     return found ?? -1;
   }
 
-  /** What the action of a row waited for: its rank's previous action, and the messages and results of other ranks. */
+  /**
+   * What the action of a row waited for: its rank's previous action, the messages and results of other ranks, and what
+   * runs beside computations (row -1).
+   */
   waitedFor(row) {
-    const { end, needs, messageIn } = this.rows;
+    const { end, needs, messageIn, awaits } = this.rows;
     const found = [];
     const before = this.previous(row);
     if (before >= 0) found.push({ row: before, there: end[before], message: -1 });
@@ -90,6 +94,9 @@ export class Picture {
       if (needs[each] < 0) continue;
       const message = messageIn[each];
       found.push({ row: needs[each], there: message >= 0 ? this.messages.arrival[message] : end[needs[each]], message });
+    }
+    for (const each of this.rowsOf[this.rows.action[row]]) {
+      for (const index of awaits?.[each] ?? []) found.push({ row: -1, there: this.beside.end[index], message: -1, beside: index });
     }
     return found.sort((a, b) => b.there - a.there);
   }
@@ -101,7 +108,7 @@ export class Picture {
     for (;;) {
       const [last] = this.waitedFor(at);
       if (!last || last.there <= since || found.length >= 64) return found;
-      if (last.row === this.previous(at)) return found;
+      if (last.row === this.previous(at) || last.row < 0) return found;
       found.push(last);
       at = last.row;
       if (this.rows.start[at] <= since) return found;

@@ -8,6 +8,8 @@ export const DEFAULTS = Object.freeze({
   activations: "64", kept: "32", message: "8",        // MiB
   latency: "10", bandwidth: "25",                     // µs, GB/s
   limit: "",                                          // MiB on a rank
+  recompute: "", offload: "", hostBandwidth: "25",    // % of the microbatches, GB/s
+  replicas: "1", parameters: "256", ring: "25", whole: "", // MiB on a rank, GB/s, stages
   second: "zb-h1", secondStages: "",
   run: "", overlay: true,
   colours: "kind", path: false, memory: true, messages: false,
@@ -74,6 +76,7 @@ async function unpack(text) {
 const numbers = (text) => text.split(/[\s,;]+/).filter(Boolean).map((each) => Number(each));
 const seconds = (text) => numbers(text).map((each) => each / 1e3);
 const whole = (text) => (text.trim() === "" ? null : Number(text));
+const rate = (text) => (text.trim() === "" ? null : Number(text) * 1e9);
 const MIB = 2 ** 20;
 
 /** What the server is asked about a state; `second` asks for the schedule to compare with. */
@@ -84,6 +87,9 @@ export function question(state, second = false) {
         ranks: whole(state.ranks),
         microbatches: whole(state.microbatches),
         stages_per_rank: whole(second ? state.secondStages : state.stages),
+        recompute: whole(state.recompute) / 100,
+        offload: whole(state.offload) / 100,
+        whole_stages: whole(state.whole),
       }
     : { csv: state.csv, copies: whole(state.copies) ?? 1 };
   return {
@@ -96,7 +102,11 @@ export function question(state, second = false) {
     weight_activation_bytes: Math.round(whole(state.kept) * MIB),
     output_bytes: Math.round(whole(state.message) * MIB),
     latency_s: whole(state.latency) / 1e6,
-    bytes_per_s: state.bandwidth.trim() === "" ? null : Number(state.bandwidth) * 1e9,
+    bytes_per_s: rate(state.bandwidth),
+    host_bytes_per_s: rate(state.hostBandwidth),
+    replicas: whole(state.replicas) ?? 1,
+    parameter_bytes: Math.round(whole(state.parameters) * MIB),
+    replica_bytes_per_s: rate(state.ring),
     run: second || !state.run ? null : state.run,
   };
 }
@@ -116,4 +126,6 @@ export const FIELDS = {
   forward_s: "forward", backward_input_s: "input", backward_weight_s: "weight", backward_s: "full",
   activation_bytes: "activations", weight_activation_bytes: "kept", output_bytes: "message",
   latency_s: "latency", bytes_per_s: "bandwidth", csv: "csv", copies: "csv", run: "run",
+  recompute: "recompute", offload: "offload", host_bytes_per_s: "hostBandwidth", replicas: "replicas",
+  parameter_bytes: "parameters", replica_bytes_per_s: "ring", whole_stages: "whole",
 };

@@ -18,7 +18,8 @@ from ppsim.schedule.named.one_f_one_b import eager_one_f_one_b, one_f_one_b
 from ppsim.schedule.named.v_shape import dualpipe_v, zb_v
 from ppsim.schedule.named.zero_bubble import zb_h1, zb_h2
 from ppsim.schedule.order import Order
-from ppsim.schedule.schedule import Schedule, loop_placement, v_placement
+from ppsim.schedule.placement import loop_placement, v_placement
+from ppsim.schedule.schedule import Schedule
 
 OrderOfRank = Callable[..., Order]
 OrdersOfAll = Callable[..., Sequence[Order]]

@@ -8,7 +8,7 @@ import numpy as np
 import pytest
 
 from ppexec.measure.assemble import RankMemory, assemble_trace, with_memory
-from ppexec.workers.runtime import StepRecord
+from ppexec.workers.step_record import StepRecord
 from ppsim import Schedule, Trace
 from ppsim.trace.trace import median_step
 

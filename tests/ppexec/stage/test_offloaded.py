@@ -18,28 +18,17 @@ from torch.multiprocessing.reductions import StorageWeakRef
 import ppexec
 import ppsim
 from ppexec import Session, WorkerPool
-from ppexec.machine.device import HostDevice
-from ppexec.models.batch import Batch
 from ppexec.models.mlp import MLPBlock
 from ppexec.stage.ledger import Ledger, tensors_of
 from ppexec.stage.offloaded import Offloadable
-from ppexec.stage.stage import Stage
 from tests.support.chains import Case, cases
 from tests.support.layers import LAYERS, WIDTH
 from tests.support.remote import tiny
 from tests.support.settings import with_workers
+from tests.support.stage_steps import HOST, StepData, assert_same_bits, stage_of, stepped, uses_nothing
 from tests.support.strategies import offloads, schedules
 
 pytestmark = pytest.mark.filterwarnings("ignore:.*fewer than 2 x ranks")
-HOST = HostDevice().host_buffer
-
-
-def _nobody(_: torch.Tensor) -> None:
-    """What `Stream.uses` does where streams run work at once."""
-
-
-def stage_of(layers: list[nn.Module], *, index: int = 1, **changes: Any) -> Stage:
-    return Stage(index, layers, first_layer=0, **{"loss": None, "microbatches": 3, "trains": True, **changes})
 
 
 @settings(max_examples=40)
@@ -62,39 +51,10 @@ def test_gradients_outputs_and_losses_have_the_same_bits(
     if is_last:
         changes["loss"] = nn.functional.mse_loss
     stages = [stage_of(each, **changes) for each in (layers, copy.deepcopy(layers))]
-    inputs = [torch.randn(2, 5, WIDTH) for _ in range(3)]
-    gradients = [None if is_last else torch.randn(2, 5, WIDTH) for _ in range(3)]
-    targets = [torch.randn(2, 5, WIDTH) if is_last else None for _ in range(3)]
-    sent: list[list[torch.Tensor | None]] = []
-    for stage, moved in zip(stages, ((), (0, 2)), strict=True):
-        if counts:
-            stage.ledger = Ledger([*tensors_of(stage.layers), *(t for t in targets if t is not None)])
-        stage.begin(Batch(step=1, samples=[range(2), range(2, 4), range(4, 6)]))
-        back: list[torch.Tensor | None] = []
-        for b in range(3):
-            how = {"split": is_split, "again": b in again, "moves": b in moved}
-            back.append(stage.forward(b, inputs[b].clone(), targets[b], **how).clone())
-            if b in moved:
-                stage.offload(b, HOST, _nobody)
-        for b in (1, 0, 2):
-            if b in moved:
-                stage.load(b, _nobody)
-            if b in again:
-                stage.recompute(b, split=is_split)
-            back.append((stage.backward_input if is_split else stage.backward)(b, gradients[b]))
-        for b in (2, 1, 0) if is_split else ():
-            stage.backward_weight(b)
-        if stage.ledger:
-            gc.collect()
-            assert stage.ledger.level_bytes == 0
-        sent.append([*back, *(stage.losses[b] for b in range(3) if is_last)])
-    for one, other in zip(*sent, strict=True):
-        assert (one is None) == (other is None)
-        assert one is None or torch.equal(one, other)
-    for mine, theirs in zip(stages[1].layers, stages[0].layers, strict=True):
-        for (name, parameter), other in zip(mine.named_parameters(), theirs.parameters(), strict=True):
-            assert (parameter.grad is None) == (other.grad is None), name
-            assert parameter.grad is None or torch.equal(parameter.grad, other.grad), name
+    data = StepData.drawn(is_last=is_last)
+    how: dict[str, Any] = {"split": is_split, "again": again, "counts": counts}
+    plain, moved = (stepped(stage, data, moved=b, **how) for stage, b in zip(stages, ((), (0, 2)), strict=True))
+    assert_same_bits((stages[0], stages[1]), (plain, moved))
 
 
 @pytest.mark.parametrize("is_split", [False, True])
@@ -111,11 +71,11 @@ def test_memory_is_given_back_while_activations_are_away(is_split: bool, again: 
     held, kept = ledger.level_bytes, output.clone()
     del output
     assert held == ((2 if again else 2 * 9 + 1) * rows * width * size)
-    assert stage.offload(0, HOST, _nobody) == held
+    assert stage.offload(0, HOST, uses_nothing) == held
     gc.collect()
     assert ledger.level_bytes == 0
     assert all(each.expired() for each in made)
-    assert stage.load(0, _nobody) == held
+    assert stage.load(0, uses_nothing) == held
     assert ledger.level_bytes == held
     outputs = stage._held_until_again[0].tensors[1:] if again else stage._held[0].outputs
     assert torch.equal(outputs[0], kept)
@@ -127,10 +87,10 @@ def test_tensors_that_share_a_storage_still_do_and_views_stay_views() -> None:
     wanted = [(each.clone(), each.stride()) for each in parts]
     movable = Offloadable([], None)
     movable.keep(parts)
-    assert movable.leave(HOST, _nobody) == 12 * 4 + 8
+    assert movable.leave(HOST, uses_nothing) == 12 * 4 + 8
     assert [each.untyped_storage().nbytes() <= 8 for each in parts] == [True] * 4
     assert [each.shape for each in parts] == [each.shape for each, _ in wanted]
-    movable.come_back(_nobody)
+    movable.come_back(uses_nothing)
     for found, (values, stride) in zip(parts, wanted, strict=True):
         assert torch.equal(found, values)
         assert found.stride() == stride
@@ -144,9 +104,9 @@ def test_a_stage_that_hands_on_its_input_holds_it_once() -> None:
     value = torch.randn(2, WIDTH)
     stage.forward(0, value, None, moves=True)
     assert ledger.level_bytes == value.nbytes
-    assert stage.offload(0, HOST, _nobody) == value.nbytes
+    assert stage.offload(0, HOST, uses_nothing) == value.nbytes
     assert ledger.level_bytes == 0
-    stage.load(0, _nobody)
+    stage.load(0, uses_nothing)
     assert ledger.level_bytes == value.nbytes
     assert torch.equal(stage.backward(0, torch.ones(2, WIDTH)), torch.ones(2, WIDTH))
     assert ledger.level_bytes == 0

@@ -15,20 +15,15 @@ from torch import nn
 import ppexec
 import ppsim
 from ppexec import Session, WorkerPool
-from ppexec.models.batch import Batch
 from ppexec.models.dropout import Randomness, SeededDropout
 from ppexec.models.mlp import MLPBlock
 from ppexec.stage.ledger import Ledger, tensors_of
-from ppexec.stage.stage import Stage
 from ppsim.simulation.memory_levels import activation_levels
 from tests.support.layers import LAYERS, WIDTH
 from tests.support.remote import tiny
+from tests.support.stage_steps import StepData, assert_same_bits, stage_of, stepped
 
 pytestmark = pytest.mark.filterwarnings("ignore:.*fewer than 2 x ranks")
-
-
-def stage_of(layers: list[nn.Module], *, index: int = 1, **changes: Any) -> Stage:
-    return Stage(index, layers, first_layer=0, **{"loss": None, "microbatches": 3, "trains": True, **changes})
 
 
 @settings(max_examples=40)
@@ -56,28 +51,9 @@ def test_gradients_outputs_and_losses_have_the_same_bits(
     for copied in stages[1].layers:
         if isinstance(copied, SeededDropout):
             copied.randomness = randomness  # deepcopy made one of its own
-    inputs = [torch.randn(2, 5, WIDTH) for _ in range(3)]
-    gradients = [None if is_last else torch.randn(2, 5, WIDTH) for _ in range(3)]
-    targets = [torch.randn(2, 5, WIDTH) if is_last else None for _ in range(3)]
-    sent: list[list[torch.Tensor | None]] = []
-    for stage, again in zip(stages, ((), (0, 2)), strict=True):
-        stage.begin(Batch(step=1, samples=[range(2), range(2, 4), range(4, 6)]))
-        back: list[torch.Tensor | None] = []
-        back += [stage.forward(b, inputs[b].clone(), targets[b], split=is_split, again=b in again) for b in range(3)]
-        for b in (1, 0, 2):
-            if b in again:
-                stage.recompute(b, split=is_split)
-            back.append((stage.backward_input if is_split else stage.backward)(b, gradients[b]))
-        for b in (2, 1, 0) if is_split else ():
-            stage.backward_weight(b)
-        sent.append([*back, *(stage.losses[b] for b in range(3) if is_last)])
-    for one, other in zip(*sent, strict=True):
-        assert (one is None) == (other is None)
-        assert one is None or torch.equal(one, other)
-    for mine, theirs in zip(stages[1].layers, stages[0].layers, strict=True):
-        for (name, parameter), other in zip(mine.named_parameters(), theirs.parameters(), strict=True):
-            assert (parameter.grad is None) == (other.grad is None), name
-            assert parameter.grad is None or torch.equal(parameter.grad, other.grad), name
+    data = StepData.drawn(is_last=is_last)
+    sent = [stepped(stage, data, split=is_split, again=b) for stage, b in zip(stages, ((), (0, 2)), strict=True)]
+    assert_same_bits((stages[0], stages[1]), (sent[0], sent[1]))
 
 
 @pytest.mark.parametrize("blocks", [1, 3])

@@ -15,7 +15,6 @@ from torch import nn
 import ppexec
 import ppsim
 from ppexec import Session, WorkerPool
-from ppexec.models.batch import Batch
 from ppexec.models.dropout import Randomness, SeededDropout
 from ppexec.models.mlp import MLPBlock
 from ppexec.stage.ledger import Ledger, tensors_of
@@ -26,6 +25,7 @@ from tests.support.chains import Case, cases
 from tests.support.layers import LAYERS, WIDTH
 from tests.support.remote import tiny
 from tests.support.settings import with_workers
+from tests.support.stage_steps import StepData, assert_same_bits, stage_of, stepped
 
 pytestmark = pytest.mark.filterwarnings("ignore:.*fewer than 2 x ranks")
 
@@ -42,10 +42,6 @@ class Counting(nn.Module):
         self.forwards += 1
         self.with_graph += torch.is_grad_enabled()
         return self.linear(value).tanh()
-
-
-def stage_of(kind: type[Stage], layers: list[nn.Module], *, index: int = 1, **changes: Any) -> Stage:
-    return kind(index, layers, first_layer=0, **{"loss": None, "microbatches": 3, "trains": True, **changes})
 
 
 @settings(max_examples=40)
@@ -68,37 +64,19 @@ def test_a_stage_computed_anew_has_the_same_bits(
     changes: dict[str, Any] = {"index": 0 if is_first else 1, "randomness": randomness}
     if is_last:
         changes["loss"] = nn.functional.mse_loss
-    plain = stage_of(Stage, layers, **changes)
-    anew = stage_of(RecomputingStage, copy.deepcopy(layers), **changes)
+    plain = stage_of(layers, **changes)
+    anew = stage_of(copy.deepcopy(layers), RecomputingStage, **changes)
     for copied in anew.layers:
         if isinstance(copied, SeededDropout):
             copied.randomness = randomness  # deepcopy made one of its own
-    inputs = [torch.randn(2, 5, WIDTH) for _ in range(3)]
-    gradients = [None if is_last else torch.randn(2, 5, WIDTH) for _ in range(3)]
-    targets = [torch.randn(2, 5, WIDTH) if is_last else None for _ in range(3)]
-    sent: list[list[torch.Tensor | None]] = []
-    for stage in (plain, anew):
-        stage.begin(Batch(step=1, samples=[range(2), range(2, 4), range(4, 6)]))
-        back: list[torch.Tensor | None] = []
-        back += [stage.forward(b, inputs[b].clone(), targets[b], split=is_split) for b in range(3)]
-        for b in (1, 0, 2):
-            back.append((stage.backward_input if is_split else stage.backward)(b, gradients[b]))
-        for b in (2, 1, 0) if is_split else ():
-            stage.backward_weight(b)
-        sent.append([*back, *(stage.losses[b] for b in range(3) if is_last)])
-    for one, other in zip(*sent, strict=True):
-        assert (one is None) == (other is None)
-        assert one is None or torch.equal(one, other)
-    for mine, theirs in zip(anew.layers, plain.layers, strict=True):
-        for (name, parameter), other in zip(mine.named_parameters(), theirs.parameters(), strict=True):
-            assert (parameter.grad is None) == (other.grad is None), name
-            assert parameter.grad is None or torch.equal(parameter.grad, other.grad), name
+    data = StepData.drawn(is_last=is_last)
+    assert_same_bits((plain, anew), (stepped(plain, data, split=is_split), stepped(anew, data, split=is_split)))
 
 
 @pytest.mark.parametrize("is_split", [False, True])
 def test_every_layer_is_computed_twice_and_once_with_a_graph(is_split: bool) -> None:
     layers = [Counting() for _ in range(3)]
-    stage = stage_of(RecomputingStage, list(layers))
+    stage = stage_of(list(layers), RecomputingStage)
     stage.forward(0, torch.randn(2, WIDTH), None, split=is_split)
     assert [(layer.forwards, layer.with_graph) for layer in layers] == [(1, 0)] * 3
     if is_split:
@@ -117,7 +95,7 @@ def test_between_actions_it_holds_the_inputs_and_the_output_and_after_i_what_w_n
     unit = rows * width * size
     levels = {}
     for kind in (Stage, RecomputingStage):
-        stage = stage_of(kind, layers)
+        stage = stage_of(layers, kind)
         stage.ledger = ledger = Ledger(tensors_of(layers))
         stage.forward(0, torch.randn(rows, width), None, split=True)
         levels[kind] = [ledger.level_bytes]
@@ -137,13 +115,13 @@ def test_between_actions_it_holds_the_inputs_and_the_output_and_after_i_what_w_n
 
 def test_a_layer_that_changes_its_input_is_refused() -> None:
     """What is kept would not be what it was given, and the gradients wrong without a word."""
-    stage = stage_of(RecomputingStage, [nn.Linear(WIDTH, WIDTH), nn.ReLU(inplace=True)])
+    stage = stage_of([nn.Linear(WIDTH, WIDTH), nn.ReLU(inplace=True)], RecomputingStage)
     with pytest.raises(ValueError, match=r"layer 1 \(ReLU\) changes its input in place, so it cannot be recomputed"):
         stage.forward(0, torch.randn(2, WIDTH), None)
 
 
 def test_an_evaluation_keeps_nothing() -> None:
-    stage = stage_of(RecomputingStage, [nn.Linear(WIDTH, WIDTH)], trains=False)
+    stage = stage_of([nn.Linear(WIDTH, WIDTH)], RecomputingStage, trains=False)
     stage.ledger = ledger = Ledger([])
     assert not stage.forward(0, torch.randn(2, WIDTH), None).requires_grad
     assert ledger.level_bytes == 0

@@ -18,7 +18,8 @@ from ppexec.machine.device import Pending
 from ppexec.models.batch import Batch
 from ppexec.stage.ledger import Ledger, tensors_of
 from ppexec.stage.stage import Stage
-from ppexec.workers.runtime import Runtime, StepRecord
+from ppexec.workers.runtime import Runtime
+from ppexec.workers.step_record import StepRecord
 from ppsim import Schedule, Trace
 from tests.support.chains import Case, cases
 from tests.support.remote import tiny

@@ -74,6 +74,53 @@ def test_the_step_is_what_simulate_predicts(name: str) -> None:
     assert ppsim.Schedule.from_csv(picture["csv"], copies=schedule.copies).orders == schedule.orders
 
 
+def test_what_runs_beside_computations_is_shown() -> None:
+    """Copies, gathered parameters and sums over replicas, as `simulate` times them, and the rows that wait for them."""
+    options = {"recompute": 0.5, "offload": 0.5, "host_bytes_per_s": 1e5, "replicas": 2, "whole_stages": 1}
+    asked = options | {"parameter_bytes": 4 * 10**6, "replica_bytes_per_s": 1e9, "schedule": "interleaved-1f1b"}
+    picture = _step(**asked)["picture"]
+    schedule = build_schedule("interleaved-1f1b", ranks=4, microbatches=8)
+    schedule = schedule.with_recompute(share=0.5).with_offload(share=0.5).with_sharding(1)
+    cost = StageCost(
+        forward_s=0.005,
+        backward_input_s=0.006,
+        backward_weight_s=0.004,
+        activation_bytes=500,
+        weight_activation_bytes=250,
+        output_bytes=10**6,
+        parameter_bytes=2 * 10**6,
+    )
+    trace = simulate(
+        schedule,
+        [cost] * 8,
+        network=Network(latency_s=1e-5, bytes_per_s=1e9),
+        host_link=ppsim.HostLink(bytes_per_s=1e5),
+        collectives=ppsim.Collectives(replicas=2, bytes_per_s=1e9),
+    )
+    assert picture["numbers"]["makespan"] == pytest.approx(trace.makespan_s)
+    beside, rows = picture["beside"], picture["rows"]
+    frame = trace.to_frame()
+    frame = frame[frame["kind"].isin(["REDUCE_GRAD", "UNSHARD", "O", "L"])]
+    frame[["start_s", "end_s"]] -= trace.start_s.min()
+    expected = frame[["kind", "rank", "start_s", "end_s", "size_bytes"]].itertuples(index=False, name=None)
+    columns = (beside[name] for name in ("kind", "rank", "start", "end", "bytes"))
+    assert sorted(zip(*columns, strict=True)) == sorted(expected)
+    assert set(beside["kind"]) == {"REDUCE_GRAD", "UNSHARD", "O", "L"}
+    awaited = [(row, at) for row, found in enumerate(rows["awaits"]) for at in found]
+    assert {beside["kind"][at] for _, at in awaited} == {"UNSHARD", "L"}
+    for row, at in awaited:
+        assert rows["rank"][row] == beside["rank"][at]
+        assert rows["start"][row] >= beside["end"][at] - 1e-12
+        if beside["kind"][at] == "L":
+            assert beside["name"][at] == f"{rows['stage'][row]}L{rows['microbatch'][row]}"
+        else:
+            assert beside["name"][at] == f"{rows['stage'][row]}UNSHARD"
+    assert sum(len(found) for found in rows["awaits"]) > beside["kind"].count("L")
+    again = _step(**asked | {"schedule": None, "ranks": None, "microbatches": None, "csv": picture["csv"]})["picture"]
+    assert again["numbers"] == picture["numbers"]
+    assert again["beside"] == beside
+
+
 @pytest.mark.parametrize("name", BOTH_WAYS)
 def test_an_order_of_two_copies_is_read_with_their_number(name: str) -> None:
     named = _step(schedule=name)["picture"]
@@ -118,6 +165,13 @@ def test_the_same_model_on_one_and_on_two_stages_per_rank_computes_as_long() -> 
         ({"activation_bytes": -1}, "activation_bytes", "bytes"),
         ({"latency_s": -1.0}, "latency_s", "latency_s"),
         ({"bytes_per_s": 0.0}, "bytes_per_s", "bytes_per_s"),
+        ({"offload": 1.5}, "offload", "from 0 to 1"),
+        ({"recompute": -0.5}, "recompute", "from 0 to 1"),
+        ({"host_bytes_per_s": 0.0}, "host_bytes_per_s", "above 0"),
+        ({"replica_bytes_per_s": -1.0}, "replica_bytes_per_s", "above 0"),
+        ({"replicas": 0}, "replicas", "1 or more"),
+        ({"whole_stages": 0}, "whole_stages", "1 or more"),
+        ({"parameter_bytes": -1}, "parameter_bytes", "bytes"),
         ({"csv": "0F0"}, "schedule", "one of the two"),
         ({"colour": "red"}, None, "unknown field"),
     ],

@@ -287,6 +287,46 @@ def test_a_runs_order_is_taken_with_the_communication_that_it_states(visit: Open
     assert page.input_value("#csv") == schedule.to_csv(messages=True)
 
 
+def test_recomputed_and_offloaded_actions_are_moved(visit: Open) -> None:
+    """Cause: R was taken for no action, so that all actions after one were counted wrong and others were moved."""
+    page = visit(f"#second=&csv={packed('0F0,0O0,0F1,0L0,0B0,0R1,0B1')}")
+    page.locator("#timeline").focus()
+    page.keyboard.press("ArrowRight")
+    assert "go to host memory" in page.inner_text("#card")
+    page.keyboard.press("Alt+ArrowRight")
+    settled(page)
+    assert page.input_value("#csv").strip() == "0F1,0F0,0O0,0L0,0B0,0R1,0B1"
+    while page.inner_text("#card h3") != "0R1 on rank 0":
+        page.keyboard.press("ArrowRight")
+        settled(page)
+    page.keyboard.press("Alt+ArrowLeft")
+    settled(page)
+    assert page.input_value("#csv").strip() == "0F1,0F0,0O0,0R1,0L0,0B0,0B1"
+    assert page.is_hidden("#problems")
+
+
+def test_offloading_and_sharding_are_drawn_and_explained(visit: Open) -> None:
+    page = visit("#second=&schedule=interleaved-1f1b&activations=1024&hostBandwidth=20")
+    plain, peak = pixels(page), facts(page)["peak activations"]
+    page.fill("#offload", "50")
+    settled(page)
+    assert pixels(page) != plain
+    assert facts(page)["peak activations"] != peak
+    assert "activations to host memory" in page.inner_text("#legend")
+    assert "0O1" in page.input_value("#csv")
+    page.fill("#replicas", "4")
+    page.fill("#whole", "1")
+    settled(page)
+    assert "parameters gathered from replicas" in page.inner_text("#legend")
+    assert "0UNSHARD" in page.input_value("#csv")
+    page.locator("#timeline").focus()
+    page.keyboard.press("ArrowRight")
+    assert "0UNSHARD: its parameters, gathered at" in page.inner_text("#card")
+    page.fill("#offload", "150")
+    settled(page)
+    assert page.get_attribute("#offload", "aria-invalid") == "true"
+
+
 def test_keys_move_an_action_and_violations_are_listed_at_once(visit: Open) -> None:
     page = visit("#second=&ranks=2&microbatches=2")
     page.locator("#timeline").focus()

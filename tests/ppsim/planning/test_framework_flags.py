@@ -18,7 +18,7 @@ from torch.distributed.pipelining.schedules import (
 
 from ppsim import TrainingStep, Transformer, build_schedule
 from ppsim.planning.framework_flags import torchtitan_flags
-from ppsim.schedule.schedule import loop_placement, v_placement
+from ppsim.schedule.placement import loop_placement, v_placement
 from tests.support.named import ONE_WAY
 
 LLAMA = Transformer(

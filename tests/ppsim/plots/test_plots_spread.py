@@ -21,7 +21,7 @@ def sampled(seed: int = 0, samples: int = 300, **jitter: float) -> Ensemble:
 
 
 def curves(figure) -> dict[str, object]:
-    return {trace.legendgroup: trace for trace in figure.data if trace.yaxis == "y2" and trace.mode == "lines"}
+    return {trace.legendgroup: trace for trace in figure.data if trace.yaxis == "y2" and trace.line.shape == "hv"}
 
 
 class TestStepTimes:
@@ -62,6 +62,23 @@ class TestStepTimes:
         assert np.asarray(found["run"].x)[1:].tolist() == pytest.approx([200, 210, 250])
         assert len({curve.line.color for curve in found.values()}) == 3
         assert found["run"].name.startswith("<b>run</b>   3 steps, median 210 ms")
+
+    def test_the_band_around_measured_steps_is_that_of_kolmogorovs_statistic(self):
+        """The bound is a little wider than the exact quantile in SciPy, and as wide in the limit."""
+        stats = pytest.importorskip("scipy.stats")
+        for count in (20, 1000):
+            measured = np.random.default_rng(0).normal(0.2, 0.01, count)
+            figure = step_times({"predicted": sampled(action=0.1)}, measured={"run": measured})
+            (band,) = (trace for trace in figure.data if trace.name == "95% confidence")
+            x, (upper, lower) = np.asarray(band.x) / 1e3, np.asarray(band.y).reshape(2, -1)
+            assert band.legendgroup == "run"
+            assert x[: 2 * count : 2] == pytest.approx(np.sort(measured))
+            half = (upper - lower[::-1]).max() / 2
+            exact = stats.kstwo.ppf(0.95, count)
+            assert exact < half < exact * (1 + 0.5 / count**0.5)
+            share = np.repeat(np.arange(count + 1) / count, 2)[1:-1]
+            assert upper == pytest.approx(np.minimum(share + half, 1))
+            assert lower[::-1] == pytest.approx(np.maximum(share - half, 0))
 
     def test_steps_that_do_not_vary_are_drawn(self):
         figure = step_times({"calm": sampled(samples=5)})

@@ -7,7 +7,7 @@ from hypothesis import example, given
 from hypothesis import strategies as st
 
 from ppsim import Action, Kind, Schedule, ScheduleError, build_schedule
-from ppsim.schedule.schedule import loop_placement, v_placement
+from ppsim.schedule.placement import loop_placement, v_placement
 from tests.support.strategies import schedules
 
 

@@ -17,7 +17,7 @@ from hypothesis import strategies as st
 import ppsim
 from ppsim import Link, Network, StageCost
 from ppsim.schedule.named.registry import natural_stages_per_rank
-from ppsim.schedule.schedule import loop_placement, v_placement
+from ppsim.schedule.placement import loop_placement, v_placement
 from ppsim.search.lower_bound import lower_bound_s
 from ppsim.search.problem import make_problem
 from ppsim.search.search import SearchResult, search

@@ -1,0 +1,93 @@
+"""A step of one stage without workers, however it keeps its activations, and its bits held against another's."""
+
+from __future__ import annotations
+
+import gc
+from collections.abc import Collection
+from typing import Any, NamedTuple
+
+import torch
+from torch import nn
+
+from ppexec.machine.device import HostDevice
+from ppexec.models.batch import Batch
+from ppexec.stage.ledger import Ledger, tensors_of
+from ppexec.stage.stage import Stage
+from tests.support.layers import WIDTH
+
+HOST = HostDevice().host_buffer
+MICROBATCHES = 3
+
+
+def uses_nothing(_: torch.Tensor) -> None:
+    """What `Stream.uses` does where streams run work at once."""
+
+
+def stage_of(layers: list[nn.Module], kind: type[Stage] = Stage, *, index: int = 1, **changes: Any) -> Stage:
+    """A stage of these layers that trains, in the middle of a model unless changes say otherwise."""
+    return kind(index, layers, first_layer=0, **{"loss": None, "microbatches": 3, "trains": True, **changes})
+
+
+class StepData(NamedTuple):
+    """Inputs, targets and gradients of three microbatches; random."""
+
+    inputs: list[torch.Tensor]
+    targets: list[torch.Tensor | None]
+    gradients: list[torch.Tensor | None]
+
+    @classmethod
+    def drawn(cls, *, is_last: bool) -> StepData:
+        """Of the last stage of a model, whose backward starts from its loss, or of another."""
+        inputs, gradients, targets = ([torch.randn(2, 5, WIDTH) for _ in range(MICROBATCHES)] for _ in range(3))
+        none: list[torch.Tensor | None] = [None] * MICROBATCHES
+        return cls(inputs, [*targets] if is_last else none, none if is_last else [*gradients])
+
+
+def stepped(
+    stage: Stage,
+    data: StepData,
+    *,
+    split: bool,
+    again: Collection[int] = (),
+    moved: Collection[int] = (),
+    counts: bool = False,
+) -> list[torch.Tensor | None]:
+    """Run a step, with backwards out of order; give its messages and losses.
+
+    again, moved: the microbatches that are recomputed, and those that go to host memory and back. counts: also check
+    that a ledger ends at nothing.
+    """
+    if counts:
+        stage.ledger = Ledger([*tensors_of(stage.layers), *(target for target in data.targets if target is not None)])
+    stage.begin(Batch(step=1, samples=[range(2), range(2, 4), range(4, 6)]))
+    back: list[torch.Tensor | None] = []
+    for b in range(MICROBATCHES):
+        how = {"split": split, "again": b in again, "moves": b in moved}
+        back.append(stage.forward(b, data.inputs[b].clone(), data.targets[b], **how).clone())
+        if b in moved:
+            stage.offload(b, HOST, uses_nothing)
+    for b in (1, 0, 2):
+        if b in moved:
+            stage.load(b, uses_nothing)
+        if b in again:
+            stage.recompute(b, split=split)
+        back.append((stage.backward_input if split else stage.backward)(b, data.gradients[b]))
+    for b in (2, 1, 0) if split else ():
+        stage.backward_weight(b)
+    if stage.ledger:
+        gc.collect()
+        assert stage.ledger.level_bytes == 0
+    return [*back, *(stage.losses[b] for b in sorted(stage.losses))]
+
+
+def assert_same_bits(
+    stages: tuple[Stage, Stage], sent: tuple[list[torch.Tensor | None], list[torch.Tensor | None]]
+) -> None:
+    """Two stages gave the same messages and losses, and have the same gradients."""
+    for one, other in zip(*sent, strict=True):
+        assert (one is None) == (other is None)
+        assert one is None or torch.equal(one, other)
+    for mine, theirs in zip(*(stage.layers for stage in stages), strict=True):
+        for (name, parameter), other in zip(mine.named_parameters(), theirs.parameters(), strict=True):
+            assert (parameter.grad is None) == (other.grad is None), name
+            assert parameter.grad is None or torch.equal(parameter.grad, other.grad), name
