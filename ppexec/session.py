@@ -38,7 +38,7 @@ from ppexec.verify.verify import VerifyReport
 from ppexec.workers.failure import Cause, Failure
 from ppexec.workers.pool import WorkerError, WorkerPool
 from ppexec.workers.worker import Worker
-from ppsim import Link, Network, Reduction, StageCost, Trace
+from ppsim import Collectives, Link, Network, Reduction, StageCost, Trace
 from ppsim.costs.by_microbatch import costs_of_copies
 from ppsim.errors import InputError
 from ppsim.files import check_directory
@@ -132,7 +132,7 @@ class Session:
         by_rank = self._by_rank(tasks.measure, steps=steps, first_step=first_step)
         self._warn_of_losses()
         program, specs = self.config.pipeline.program, self.message_bytes
-        conditions = ppsim.Conditions(streams=self.config.streams)
+        conditions = ppsim.Conditions(streams=self.config.streams, blocking=self.config.is_blocking)
         return [
             assemble_trace(program, [records[step] for records in by_rank], specs, conditions=conditions)
             for step in range(steps)
@@ -302,14 +302,40 @@ class Session:
         -------
         Reduction or None
             Fitted to the times of each stage's gradients, half of them and a quarter, each added up while nothing else
-            runs. None without replicas and copies, in an evaluation, or if no stage has gradients.
+            runs. None without replicas and copies, in an evaluation, or if no stage has gradients; and of sharded
+            parameters, see `probe_collectives`.
         """
+        if self.config.is_sharded:
+            return None
         samples = [sample for process in self._workers.call(tasks.probe_reductions) for sample in process]
         if not samples:
             return None
         dp, copies = self.config.dp, self.config.pipeline.copies
         fitted = Reduction.fitted(dp * copies, [s.size_bytes for s in samples], [s.seconds for s in samples])
         return replace(fitted, replicas=dp)
+
+    def probe_collectives(self) -> Collectives | None:
+        """Measure what it takes to gather the parameters of each stage and to reduce its gradients over the replicas.
+
+        Returns
+        -------
+        Collectives or None
+            With the seconds of each stage, measured while nothing else runs, and the bytes that are whole and that the
+            first replica keeps. None unless parameters are sharded.
+        """
+        if not self.config.is_sharded:
+            return None
+        every = self._workers.call(tasks.probe_collectives)[: self.config.ranks * self.config.tp]
+        by_stage = {stage: sample for of_process in every for stage, sample in of_process.items()}
+        stages = [by_stage[stage] for stage in range(self.config.pipeline.stages)]
+        return Collectives(
+            replicas=self.config.dp,
+            unshard_s=[sample.unshard_s for sample, _ in stages],
+            reduce_s=[sample.reduce_s for sample, _ in stages],
+            whole_bytes=[sample.whole_bytes for sample, _ in stages],
+            parameter_share_bytes=[share_bytes for _, share_bytes in stages],
+            gradient_share_bytes=[sample.gradient_share_bytes for sample, _ in stages],
+        )
 
     def probe_sizes(self, size_bytes: Sequence[int], *, rounds: int) -> list[PingSample]:
         """Measure messages of these sizes on every directed link between two ranks; sorted by size, then by link."""

@@ -72,6 +72,10 @@ class Conditions:
     host_link : HostLink or None
         How long moving activations to host memory and back takes, where the schedule states it
         (`Schedule.with_offload`). Without it copies take no time.
+    blocking : bool
+        Whether O, L and REDUCE_GRAD keep their rank from computing while they run, as on a CPU, which does them in the
+        rank's own thread between two actions. By default they run beside computations, on streams of their own. UNSHARD
+        always does.
 
     Raises
     ------
@@ -106,6 +110,7 @@ class Conditions:
     reduction: Reduction | None = None
     collectives: Collectives | None = None
     host_link: HostLink | None = None
+    blocking: bool = False
 
     def __post_init__(self) -> None:
         check_fields(self)
@@ -133,7 +138,7 @@ class Conditions:
                 "where they stand in the schedule; leave one of the two out"
             )
         if self.collectives is not None:
-            for name in ("reduction", "receive_window", "cores", "devices"):
+            for name in ("reduction", "receive_window"):
                 if getattr(self, name) is not None:
                     raise InputError(f"{name} cannot be given with collectives: leave one of the two out")
         self._check_sharing()

@@ -209,6 +209,14 @@ class RunConfig(MachineConfig, TrainingConfig, StepsConfig, ParallelConfig, Sche
             and bool((self.pipeline.program.collectives.kind == ppsim.Kind.UNSHARD).any())
         )
 
+    @property
+    def is_blocking(self) -> bool:
+        """Whether ranks copy activations and reduce sharded gradients between their actions, instead of beside them.
+
+        See `ppsim.Conditions.blocking`. A CPU has no streams for that.
+        """
+        return self.device == "cpu" and (self.pipeline.offload is not None or self.is_sharded)
+
     def _check_copies(self) -> None:
         """Refuse what does not go with several copies of the model."""
         pipeline = self.pipeline

@@ -23,9 +23,8 @@ from ppexec.measure.profile import Profile
 from ppexec.session import under_torchrun
 from ppexec.verify.verify import VerifyReport
 from ppexec.workers.pool import WorkerPool
-from ppsim import Network, Reduction, StageCost, Trace
+from ppsim import Collectives, HostLink, Network, Reduction, StageCost, Trace
 from ppsim.costs.by_microbatch import CostTable, StageCosts
-from ppsim.errors import InputError
 from ppsim.explain.memory_difference import first_difference
 from ppsim.simulation.memory_columns import with_columns
 from ppsim.simulation.timed_program import message_bytes
@@ -63,7 +62,9 @@ class Outcome:
     disturbed : list of Trace
         Steps during which other programs used the machine. They count nowhere else.
     reduction : Reduction or None
-        The probed ring that sums gradients over replicas. None without replicas.
+        The probed ring that sums gradients over replicas. None without replicas, or with sharded parameters.
+    collectives : Collectives or None
+        The probed gathering of sharded parameters and reduction of their gradients. None unless they are sharded.
     speeds, launch_s
         See `ppexec.experiment.turns.Measured`.
     host_delay : float
@@ -82,6 +83,7 @@ class Outcome:
     likely: ppsim.Ensemble
     disturbed: list[Trace] = field(default_factory=list)
     reduction: Reduction | None = None
+    collectives: Collectives | None = None
     speeds: tuple[float, ...] | None = None
     launch_s: list[float] | None = None
     host_delay: float = 0.0
@@ -103,6 +105,11 @@ class Outcome:
         return [
             max(each, key=lambda cost: (cost.activation_bytes, cost.output_bytes)) for each in costs.of_microbatches
         ]
+
+    @property
+    def host_link(self) -> HostLink | None:
+        """What copies of activations to host memory take, from the profile; None where the schedule has none."""
+        return None if self.profile is None else self.profile.host_link
 
     @property
     def is_host_bound(self) -> bool:
@@ -130,6 +137,8 @@ class Outcome:
             if self.predicted.reduce_end_s is None
             else _compared(self.predicted.step_s, whole_s),
             "reduction": None if self.reduction is None else self.reduction.to_dict(),
+            "collectives": None if self.collectives is None else self.collectives.to_dict(),
+            "host_link": None if self.host_link is None else self.host_link.to_dict(),
             "bubble_fraction": {"predicted": self.predicted.bubble_fraction, "measured": float(np.median(fractions))},
             "activation_bytes": {
                 "predicted": known(self.predicted.peak_activation_bytes).tolist(),
@@ -212,17 +221,10 @@ def predict_and_measure(
     Profiling, measured steps and known runs take turns, so that a machine whose speed drifts affects all alike. The
     prediction is the median of many samples: where ranks wait for one another, variation costs more than its mean.
     Where microbatches differ in size, every measured step reads those of step 0, whose order is predicted.
+
+    What copies of activations take (O, L) is measured while profiling, and what sharded parameters take (UNSHARD,
+    REDUCE_GRAD) beside the steps. Bytes are predicted as they are counted, with copies that end where they stand.
     """
-    if config.pipeline.offload is not None:
-        raise InputError(
-            "steps of offloaded activations are measured and verified, and not predicted from a profile yet: leave O "
-            "and L out, or take ppsim.simulate(..., host_link=...)"
-        )
-    if config.is_sharded:
-        raise InputError(
-            "steps of sharded parameters are measured and verified, and not predicted from a profile yet: leave shard "
-            "out, or take ppsim.simulate(..., collectives=...)"
-        )
     with contextlib.ExitStack() as owned:
         if pool is None and not under_torchrun():
             pool = owned.enter_context(WorkerPool())
@@ -253,6 +255,9 @@ def predict_and_measure(
         "speeds": speeds,
         "sharing_efficiency": calibration.sharing_efficiency if is_shared else 1.0,
         "reduction": found.reduction,
+        "collectives": found.collectives,
+        "host_link": None if found.profile is None else found.profile.host_link,
+        "blocking": config.is_blocking,
     }
     jitter, host_delay = calibration.jitter(timed=found.profile is None), 0.0
     if found.launch_s is not None:
@@ -261,6 +266,9 @@ def predict_and_measure(
             jitter = replace(jitter, factors={n: each for n, each in jitter.factors.items() if n != "dispatch"})
     likely = ppsim.monte_carlo(config.pipeline, stages, jitter=jitter, samples=_SAMPLES, **options)
     predicted = with_columns(likely.trace(likely.nearest(50)), receive_window=found.receive_window)
+    if config.pipeline.offload is not None and not config.is_blocking:
+        counted = ppsim.simulate(config.pipeline, stages, engine="compiled")
+        predicted = replace(predicted, activation_bytes=counted.activation_bytes, host_bytes=counted.host_bytes)
     measured, disturbed = ([with_memory(trace, found.memory) for trace in of] for of in (found.traces, found.disturbed))
     details = {"config": config.to_dict(), "environment": found.environment}
     return Outcome(
@@ -276,6 +284,7 @@ def predict_and_measure(
         likely=likely,
         disturbed=[replace(trace, details=details) for trace in disturbed],
         reduction=found.reduction,
+        collectives=found.collectives,
         speeds=found.speeds,
         launch_s=found.launch_s,
         host_delay=host_delay,

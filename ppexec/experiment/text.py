@@ -53,8 +53,10 @@ _COLUMNS = {
     "send_buffer_bytes": "unfinished sends",
     "gradient_bytes": "gradients",
     "parameter_bytes": "parameters",
+    "unsharded_bytes": "whole parameters",
     "optimizer_bytes": "optimizer",
     "total_bytes": "total",
+    "host_bytes": "in host memory",
 }
 
 

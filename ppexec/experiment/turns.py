@@ -17,7 +17,7 @@ from ppexec.measure.profile import Profile
 from ppexec.session import Session
 from ppexec.verify.verify import VerifyReport
 from ppexec.workers.pool import WorkerPool
-from ppsim import Reduction, StageCost, Trace
+from ppsim import Collectives, Reduction, StageCost, Trace
 from ppsim.costs.by_microbatch import StageCosts
 from ppsim.errors import InputError
 
@@ -48,6 +48,7 @@ class Measured:
     receive_window: int | None
     verified: VerifyReport | None
     reduction: Reduction | None
+    collectives: Collectives | None
     environment: dict[str, Any]
     speeds: tuple[float, ...] | None = None
     launch_s: list[float] | None = None
@@ -117,7 +118,7 @@ def measure_in_turn(
             raise InputError(
                 f"all of {len(disturbed)} steps were disturbed by other load on this machine: run it when there is none"
             )
-        reduction = session.probe_reduction()
+        reduction, collectives = session.probe_reduction(), session.probe_collectives()
         memory = session.memory()
         window_size = session.receive_window
         advance("memory")
@@ -134,6 +135,7 @@ def measure_in_turn(
             receive_window=window_size,
             verified=verified,
             reduction=reduction,
+            collectives=collectives,
             environment=session.environment(),
             speeds=None if beside is None else beside.speeds(rounds),
             launch_s=launch_s,

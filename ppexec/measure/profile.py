@@ -19,7 +19,7 @@ from ppexec.models.shapes import BoundarySpec, Tree, differentiable, pack, tenso
 from ppexec.stage.actions import act
 from ppexec.stage.ledger import tensors_of
 from ppexec.stage.stage import Stage
-from ppsim import Kind, LayerCost, Program, StageCost, partition
+from ppsim import HostLink, Kind, LayerCost, Program, StageCost, partition
 
 _TIMES = ("forward_s", "backward_s", "backward_input_s", "backward_weight_s")
 _FIELD = {
@@ -48,6 +48,8 @@ class LayerSamples:
         The same by stage, for whole stages.
     by_shape : dict
         Kind of input (see `Batch.shapes`) -> `stage_seconds` and `stage_sizes` of its microbatches.
+    copy_seconds : dict
+        Bytes -> seconds of each copy of so many to host memory or back.
     """
 
     seconds: dict[str, dict[int, list[float]]] = field(default_factory=lambda: {name: {} for name in _TIMES})
@@ -57,13 +59,15 @@ class LayerSamples:
     by_shape: dict[str, tuple[dict[str, dict[int, list[float]]], dict[int, dict[str, int | None]]]] = field(
         default_factory=dict
     )
+    copy_seconds: dict[int, list[float]] = field(default_factory=dict)
 
 
 class LayerProfiler:
     """Times the stages and layers of one rank in the order of a run, without messages.
 
-    The rank runs its actions in the order of the program, so it holds the memory that it holds in a run. Inputs and
-    gradients that would come from other stages are noise. Bytes are counted once, for each layer and each stage.
+    The rank runs its actions in the order of the program, so it holds the memory that it holds in a run. It moves
+    activations to host memory and back where that stands in the order, between its actions. Inputs and gradients that
+    would come from other stages are noise. Bytes are counted once, for each layer and each stage.
 
     Parameters
     ----------
@@ -102,8 +106,10 @@ class LayerProfiler:
             (int(program.stage[row]), Kind(int(program.kind[row])), int(program.microbatch[row]))
             for row in program.rows_of(rank)
         ]
+        self._rows_and_copies = _with_copies(program, rank, self._rows)
         self._split = {(stage, microbatch) for stage, kind, microbatch in self._rows if kind == Kind.W}
         self._again = {(stage, microbatch) for stage, kind, microbatch in self._rows if kind == Kind.R}
+        self._moved = {(stage, microbatch) for stage, kind, microbatch in self._rows_and_copies if kind == Kind.O}
         self._stages = stages
         self._layers = {
             index: [
@@ -123,9 +129,9 @@ class LayerProfiler:
     def work(self, batch: Batch, taken: _Taken, *, by_layer: bool) -> Iterator[Callable[[], None]]:
         """Yield the work of a round, to be submitted piece by piece.
 
-        A round runs the rank's order once on whole stages. If `by_layer`, it then runs the order once layer by layer,
-        without R.
-        At last it runs the kind of backward that a stage does not have, whole or split, for one microbatch.
+        A round runs the rank's order once on whole stages, with R, O and L. If `by_layer`, it then runs the order once
+        layer by layer, without these. At last it runs the kind of backward that a stage does not have, whole or split,
+        for one microbatch.
 
         Parameters
         ----------
@@ -136,8 +142,11 @@ class LayerProfiler:
         by_layer : bool
             Whether to time layers too.
         """
-        for stage, kind, microbatch in self._rows:
-            yield partial(self._run_stage, stage, kind, microbatch, batch, taken)
+        for stage, kind, microbatch in self._rows_and_copies:
+            if kind in (Kind.O, Kind.L):
+                yield partial(self._copy, stage, kind, microbatch, taken)
+            else:
+                yield partial(self._run_stage, stage, kind, microbatch, batch, taken)
         yield self._clear
         if not by_layer:
             return
@@ -165,6 +174,9 @@ class LayerProfiler:
             begin_ns, end_ns = (self.device.times_ns([span[at] for span in spans]) for at in (3, 4))
             for (kind, index, _, _, _), begin, end in zip(spans, begin_ns, end_ns, strict=True):
                 found[_FIELD[kind]].setdefault(index, []).append((end - begin) / 1e9)
+        begin_ns, end_ns = (self.device.times_ns([span[at] for span in taken.copies]) for at in (1, 2))
+        for (size_bytes, _, _), begin, end in zip(taken.copies, begin_ns, end_ns, strict=True):
+            samples.copy_seconds.setdefault(size_bytes, []).append((end - begin) / 1e9)
         samples.stage_sizes = {index: found.amounts() for index, found in self.footprints(batch).items()}
         if not self._sizes:
             self._sizes = {
@@ -195,8 +207,18 @@ class LayerProfiler:
         value = self._given(stage, stage, kind, microbatch, batch)
         begin = self._mark()
         cell = (index, microbatch)
-        act(stage, kind, microbatch, value, batch, split=cell in self._split, again=cell in self._again)
+        how = {"split": cell in self._split, "again": cell in self._again, "moves": cell in self._moved}
+        act(stage, kind, microbatch, value, batch, **how)
         taken.stages.append((kind, index, microbatch, begin, self._mark()))
+
+    def _copy(self, index: int, kind: Kind, microbatch: int, taken: _Taken) -> None:
+        """Time one copy to host memory or back, while nothing is computed."""
+        stage, begin = self._stages[index], self._mark()
+        if kind == Kind.O:
+            size_bytes = stage.offload(microbatch, self.device.host_buffer, self.compute.uses)
+        else:
+            size_bytes = stage.load(microbatch, self.compute.uses)
+        taken.copies.append((size_bytes, begin, self._mark()))
 
     def _run(self, stage: int, kind: Kind, microbatch: int, batch: Batch, taken: _Taken, *, split: bool) -> None:
         """Time one action of a stage layer by layer."""
@@ -281,10 +303,28 @@ def output_sizes(boundary: BoundarySpec) -> dict[str, int | None]:
 
 @dataclass(kw_only=True)
 class _Taken:
-    """The times of a round: (kind, stage or layer, microbatch, begin, end) of every action, on the device's clock."""
+    """The times of a round on the device's clock.
+
+    stages, layers: (kind, stage or layer, microbatch, begin, end) of every action. copies: (bytes, begin, end) of each.
+    """
 
     stages: list[tuple[Kind, int, int, Mark, Mark]] = field(default_factory=list)
     layers: list[tuple[Kind, int, int, Mark, Mark]] = field(default_factory=list)
+    copies: list[tuple[int, Mark, Mark]] = field(default_factory=list)
+
+
+def _with_copies(program: Program, rank: int, rows: Sequence[tuple[int, Kind, int]]) -> list[tuple[int, Kind, int]]:
+    """The rows of a rank with its O and L where they stand: stage, kind and microbatch of each."""
+    if program.schedule.offload is None:
+        return list(rows)
+    first = program.rank_actions[rank]
+    begins = (program.action_start[first : program.rank_actions[rank + 1] + 1] - program.action_start[first]).tolist()
+    found, done = [], 0
+    for place, copy in program.schedule.offload[rank]:
+        found += rows[done : begins[place]]
+        found.append((copy.stage, copy.kind, copy.microbatch or 0))
+        done = begins[place]
+    return [*found, *rows[done:]]
 
 
 def run_in_turn(
@@ -343,6 +383,8 @@ class Profile:
     by_shape : dict
         Kind of microbatch -> the costs of all stages for it, as in `stages`. Empty where all microbatches are of one
         kind. `Session.stage_costs` puts them together for a step.
+    host_link : HostLink or None
+        Fitted to what copies of activations to host memory and back took; None where the schedule has none.
     """
 
     layers: list[LayerCost]
@@ -350,6 +392,7 @@ class Profile:
     spread: list[dict[str, tuple[float, float]]]
     environment: dict[str, Any]
     by_shape: dict[str, list[StageCost]] = field(default_factory=dict)
+    host_link: HostLink | None = None
 
 
 def summarise(
@@ -410,8 +453,26 @@ def summarise(
         )
         for index, stage in enumerate(summed)
     ]
-    by_shape = _stages_by_shape(stages, [samples for rounds in rounds_by_rank for samples in rounds])
-    return Profile(layers=costs, stages=stages, spread=spread, environment=environment, by_shape=by_shape)
+    every = [samples for rounds in rounds_by_rank for samples in rounds]
+    return Profile(
+        layers=costs,
+        stages=stages,
+        spread=spread,
+        environment=environment,
+        by_shape=_stages_by_shape(stages, every),
+        host_link=_host_link(every),
+    )
+
+
+def _host_link(rounds: Sequence[LayerSamples]) -> HostLink | None:
+    """What copies take: by their size the mean of each round, and the median of these."""
+    by_size: dict[int, list[float]] = defaultdict(list)
+    for samples in rounds:
+        for size_bytes, seconds in samples.copy_seconds.items():
+            by_size[size_bytes].append(fmean(seconds))
+    if not by_size:
+        return None
+    return HostLink.fitted(list(by_size), [median(means) for means in by_size.values()])
 
 
 def _stages_by_shape(stages: Sequence[StageCost], rounds: Sequence[LayerSamples]) -> dict[str, list[StageCost]]:

@@ -26,6 +26,7 @@ from ppexec.measure.torch_schedules import time_compute, time_peer
 from ppexec.models.shapes import tensors_in
 from ppexec.stage.gradient_sum import ReductionSample, probe_reduction
 from ppexec.stage.ledger import Ledger, optimizer_bytes, parameter_bytes, tensors_of
+from ppexec.stage.sharded import ShardingSample, probe_sharding
 from ppexec.stage.stage import Stage
 from ppexec.transport.shared_memory import SharedTransport
 from ppexec.workers.step_record import StepRecord
@@ -232,6 +233,21 @@ def probe_reductions(worker: Worker) -> list[ReductionSample]:
             if stage in worker.holders:
                 blank = worker.stages[stage].blank_gradients()
                 samples += probe_reduction(blank, worker.holders[stage], worker.device)
+    return samples
+
+
+def probe_collectives(worker: Worker) -> dict[int, tuple[ShardingSample, int]]:
+    """Measure UNSHARD and REDUCE_GRAD of each stage of this process, and the bytes of its share of the parameters.
+
+    The stages take turns.
+    """
+    samples: dict[int, tuple[ShardingSample, int]] = {}
+    for turn in range(worker.config.pipeline.stages if worker.mesh is not None else 0):
+        meet(worker.mesh)
+        for stage in worker.real_stages:
+            if stage.index == turn and stage.sharded is not None and worker.mesh is not None:
+                sample = probe_sharding(stage.sharded, worker.mesh.get_group("dp"))
+                samples[turn] = sample, parameter_bytes(stage.layers)
     return samples
 
 

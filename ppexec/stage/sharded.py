@@ -3,15 +3,20 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from dataclasses import dataclass
+from statistics import median
 from typing import TYPE_CHECKING, Any
 
 import torch
+import torch.distributed as dist
 from torch import nn
 
 from ppexec.machine.clock import now_ns
 
 if TYPE_CHECKING:
     from torch.distributed.device_mesh import DeviceMesh
+
+_WARMUP, _ROUNDS = 2, 9
 
 
 class _Layers(nn.Module):
@@ -136,3 +141,62 @@ class ShardedParameters:
         """Forget all gradients."""
         for each in self._parameters:
             each._unsharded_param.grad = each.sharded_param.grad = None
+
+
+@dataclass(frozen=True, kw_only=True)
+class ShardingSample:
+    """What gathering a stage's parameters and reducing its gradients takes, and the bytes of it on this replica.
+
+    Parameters
+    ----------
+    unshard_s, reduce_s : float
+        Seconds of UNSHARD and REDUCE_GRAD.
+    whole_bytes : int
+        Of the gathered parameters.
+    gradient_share_bytes : int
+        Of the gradients that this replica keeps.
+    """
+
+    unshard_s: float
+    reduce_s: float
+    whole_bytes: int
+    gradient_share_bytes: int
+
+
+def probe_sharding(sharded: ShardedParameters, group: dist.ProcessGroup) -> ShardingSample:
+    """Measure UNSHARD and REDUCE_GRAD of a stage, with gradients of zeros. Collective.
+
+    Parameters
+    ----------
+    sharded : ShardedParameters
+        Of the stage; without gradients before and afterwards.
+    group : ProcessGroup
+        The replicas, which start each measurement together and do nothing else.
+
+    Returns
+    -------
+    ShardingSample
+        Medians of this rank's times.
+    """
+    unshard_ns, reduce_ns, share_bytes = [], [], 0
+    for _ in range(_WARMUP + _ROUNDS):
+        dist.barrier(group)
+        begin_ns = now_ns()
+        sharded.unshard()
+        unshard_ns.append(now_ns() - begin_ns)
+        for parameter in sharded.whole:
+            if parameter.requires_grad:
+                parameter.grad = torch.zeros_like(parameter)
+        dist.barrier(group)
+        begin_ns, end_ns, _ = sharded.reduce()
+        reduce_ns.append(end_ns - begin_ns)
+        share_bytes = sharded.gradient_bytes
+        sharded.clear()
+        sharded.reshard()
+    sharded.gathered_ns.clear()
+    return ShardingSample(
+        unshard_s=median(unshard_ns[_WARMUP:]) / 1e9,
+        reduce_s=median(reduce_ns[_WARMUP:]) / 1e9,
+        whole_bytes=sharded.full_bytes,
+        gradient_share_bytes=share_bytes,
+    )

@@ -58,10 +58,12 @@ class Attribution:
         a communicator and the schedule states no communication.
     collectives_s : array of shape (p,)
         Waiting until a stage's parameters are gathered, when all else is there, and the waiting for computation that
-        such waits elsewhere made late (`collectives_knock_on_s`). It is 0 unless parameters are sharded.
+        such waits elsewhere made late (`collectives_knock_on_s`). It is 0 unless parameters are sharded. Where a rank
+        does nothing else while it reduces gradients (`Conditions.blocking`), the waiting for that too.
     copies_s : array of shape (p,)
         Waiting until activations are back from host memory, when all else is there, and the waiting for computation
-        that such waits elsewhere made late (`copies_knock_on_s`). It is 0 unless activations are offloaded.
+        that such waits elsewhere made late (`copies_knock_on_s`). It is 0 unless activations are offloaded. Where a
+        rank does nothing else while it copies (`Conditions.blocking`), the waiting for copies in both directions.
     device_s : array of shape (p,)
         Waiting though inputs are there and the rank is free, and the waiting for computation that such waits elsewhere
         made late (`device_knock_on_s`). In a simulation a shared device is busy, or dispatching takes its stated time.

@@ -8,7 +8,13 @@ import numpy as np
 
 from ppsim.trace.trace import Trace
 
-_COUNTED = {"activation_bytes": "activations", "receive_buffer_bytes": "receive buffers", "gradient_bytes": "gradients"}
+_COUNTED = {
+    "activation_bytes": "activations",
+    "receive_buffer_bytes": "receive buffers",
+    "gradient_bytes": "gradients",
+    "unsharded_bytes": "whole parameters",
+    "host_bytes": "activations in host memory",
+}
 
 
 def first_difference(predicted: Trace, measured: Trace) -> dict[str, Any] | None:
@@ -26,8 +32,8 @@ def first_difference(predicted: Trace, measured: Trace) -> dict[str, Any] | None
 
     Notes
     -----
-    Compared are activations, receive buffers and gradients row by row, and parameters. Unfinished sends are not: when a
-    message has left depends on the clock.
+    Compared are activations (on devices and in host memory), receive buffers, gradients and whole parameters of sharded
+    stages row by row, and parameters. Unfinished sends are not: when a message has left depends on the clock.
     """
     program = predicted.program
     for name, column in _COUNTED.items():

@@ -12,6 +12,7 @@ import numpy.typing as npt
 from ppsim.explain.wiring import Wiring
 from ppsim.schedule.action import Kind
 from ppsim.schedule.program import Program
+from ppsim.schedule.side_table import SideTable
 from ppsim.trace.trace import Trace
 
 Seconds = npt.NDArray[np.float64]
@@ -92,9 +93,11 @@ class StepGraph:
         When a transfer is said to end. Nobody sees a measured message leave its link, so its arrival stands here.
     gathered_s : array of shape (actions,)
         When the parameters that an action needs are whole; 0 where they need not be gathered. An action that waits for
-        them does so within its `edge_times.device_s`: a replay keeps this wait as it was.
+        them does so within its `edge_times.device_s`: a replay keeps this wait as it was. With `Conditions.blocking`
+        also when the gradients are reduced that its rank reduces before it.
     loaded_s : array of shape (actions,)
-        When the activations that an action needs are back from host memory; likewise.
+        When the activations that an action needs are back from host memory; likewise. With `Conditions.blocking` when
+        the copies end that its rank makes before it.
     """
 
     trace: Trace = field(repr=False)
@@ -214,10 +217,12 @@ def _gathered(trace: Trace) -> Seconds:
     found = np.zeros(program.actions)
     if trace.unshard_end_s is None:
         return found
-    table = program.collectives
+    table, zero = program.collectives, trace.start_s.min()
     end_s = np.zeros(len(table.kind) + 1)  # the last stands for -1, "none"
-    end_s[:-1][table.kind == Kind.UNSHARD] = trace.unshard_end_s - trace.start_s.min()
+    end_s[:-1][table.kind == Kind.UNSHARD] = trace.unshard_end_s - zero
     np.maximum.at(found, program.row_action, end_s[table.gather])
+    if trace.conditions.blocking and trace.reduce_end_s is not None:
+        _hold_back(found, table, np.where(table.kind == Kind.REDUCE_GRAD, trace.reduce_end_s[table.stage] - zero, 0.0))
     return found
 
 
@@ -225,9 +230,18 @@ def _loaded(trace: Trace) -> Seconds:
     """When the activations that each action needs are back, shape (actions,); 0 where they were never away."""
     found = np.zeros(trace.program.actions)
     if trace.copy_end_s is not None:
+        table = trace.program.offload
         end_s = np.append(trace.copy_end_s - trace.start_s.min(), 0.0)  # the last stands for -1, "none"
-        np.maximum.at(found, trace.program.row_action, end_s[trace.program.offload.load])
+        np.maximum.at(found, trace.program.row_action, end_s[table.load])
+        if trace.conditions.blocking:
+            _hold_back(found, table, end_s[:-1])
     return found
+
+
+def _hold_back(found: Seconds, table: SideTable, end_s: Seconds) -> None:
+    """Let each action wait for the ends of what stands between it and the action before on its rank."""
+    is_before = table.slot < len(found)
+    np.maximum.at(found, table.slot[is_before], end_s[is_before])
 
 
 def on_one_wiring(first: StepGraph, second: StepGraph) -> tuple[Wiring, EdgeTimes, EdgeTimes]:

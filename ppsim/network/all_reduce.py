@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import math
 from dataclasses import dataclass
 
 import numpy as np
@@ -10,6 +9,7 @@ import numpy.typing as npt
 
 from ppsim.checks import checked
 from ppsim.errors import InputError
+from ppsim.network.latency_bandwidth import fit_latency_and_bandwidth
 from ppsim.network.ring import Ring
 
 
@@ -70,27 +70,11 @@ class Reduction(Ring):
             For fewer than 2 replicas, lists that are empty or differ in length, or numbers that are not finite or
             negative, or a time of 0.
         """
-        sizes, times = np.asarray(size_bytes, float), np.asarray(seconds, float)
         if isinstance(replicas, bool) or not isinstance(replicas, int) or replicas < 2:
             raise InputError(f"replicas must be 2 or more to have something to fit, got {replicas!r}")
-        if sizes.ndim != 1 or sizes.shape != times.shape or not len(sizes):
-            raise InputError(f"size_bytes and seconds must be lists of one length, got {sizes.shape} and {times.shape}")
-        if not (np.isfinite(sizes).all() and np.isfinite(times).all() and (sizes >= 0).all() and (times > 0).all()):
-            raise InputError("size_bytes must be finite and >= 0, seconds finite and > 0")
-        rounds = 2 * (replicas - 1)
-        scale = float(sizes.max()) or 1.0
-        matrix = np.column_stack([np.ones(len(sizes)), sizes / scale]) * (rounds / times)[:, None]
-        fits = []
-        for support in ([0, 1], [0], [1]):  # of fits that are as good the first
-            part = matrix[:, support]
-            values, _, rank, _ = np.linalg.lstsq(part, np.ones(len(times)), rcond=None)
-            if rank == len(support) and (values >= 0).all():
-                full = np.zeros(2)
-                full[support] = values
-                fits.append((float(((matrix @ full - 1) ** 2).sum()), full))
-        _, (latency_s, part_s) = min(fits, key=lambda fit: fit[0])
-        speed = scale / replicas / float(part_s) if part_s > 0 else math.inf
-        return cls(replicas=replicas, latency_s=float(latency_s), bytes_per_s=speed)
+        sizes, times = np.asarray(size_bytes, float), np.asarray(seconds, float)
+        latency_s, speed = fit_latency_and_bandwidth(sizes / replicas, times / (2 * (replicas - 1)))
+        return cls(replicas=replicas, latency_s=latency_s, bytes_per_s=speed)
 
     def seconds(self, size_bytes: int) -> float:
         """Seconds of one all-reduce of that size: a reduce-scatter and an all-gather."""

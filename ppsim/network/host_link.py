@@ -5,7 +5,10 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import Any
 
-from ppsim.network.latency_bandwidth import LatencyBandwidth
+import numpy.typing as npt
+
+from ppsim.checks import checked
+from ppsim.network.latency_bandwidth import LatencyBandwidth, fit_latency_and_bandwidth
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -29,7 +32,8 @@ class HostLink(LatencyBandwidth):
     A copy takes latency_s + bytes / bytes_per_s. The copies of a rank in one direction run one after another in the
     sequence in which they stand in its order, each once the action before it has ended. Both directions run at once, as
     PCI Express does (full duplex). Computation goes on meanwhile. O frees its bytes when it ends. L takes them when it
-    starts, which is not before its O has ended, and what needs them waits until it ends.
+    starts, which is not before its O has ended, and what needs them waits until it ends. With `Conditions.blocking` a
+    rank does nothing else while it copies.
 
     Examples
     --------
@@ -40,3 +44,30 @@ class HostLink(LatencyBandwidth):
     def copy_s(self, size_bytes: Any) -> Any:
         """Seconds of one copy of so many bytes, or of each of an array of copies."""
         return self.latency_s + size_bytes / self.bytes_per_s
+
+    @classmethod
+    @checked
+    def fitted(cls, size_bytes: npt.ArrayLike, seconds: npt.ArrayLike) -> HostLink:
+        """Fit latency and bandwidth to measured copies, see `fit_latency_and_bandwidth`.
+
+        Parameters
+        ----------
+        size_bytes, seconds : sequence of floats
+            Size and time of each copy, in either direction.
+
+        Returns
+        -------
+        HostLink
+
+        Raises
+        ------
+        InputError
+            For lists that are empty or differ in length, or numbers that are not finite or negative, or a time of 0.
+
+        Examples
+        --------
+        >>> round(HostLink.fitted([4, 8], [1.5, 2.5]).copy_s(16), 9)
+        4.5
+        """
+        latency_s, bytes_per_s = fit_latency_and_bandwidth(size_bytes, seconds)
+        return cls(latency_s=latency_s, bytes_per_s=bytes_per_s)

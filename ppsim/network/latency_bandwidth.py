@@ -8,6 +8,9 @@ from collections.abc import Mapping
 from dataclasses import MISSING, asdict, dataclass, fields
 from typing import Self
 
+import numpy as np
+import numpy.typing as npt
+
 from ppsim.checks import check_fields, check_names, checked
 from ppsim.errors import InputError
 
@@ -54,3 +57,41 @@ class LatencyBandwidth:
             if each.default is MISSING and given.get(each.name) is None:
                 raise InputError(f"{what}: {each.name} is missing: give a whole number of 1 or more")
         return cls(**{name: value for name, value in given.items() if value is not None})  # type: ignore[arg-type]
+
+
+def fit_latency_and_bandwidth(size_bytes: npt.ArrayLike, seconds: npt.ArrayLike) -> tuple[float, float]:
+    """Fit latency and bandwidth to measured transfers.
+
+    Parameters
+    ----------
+    size_bytes, seconds : sequence of floats
+        Size and time of each transfer.
+
+    Returns
+    -------
+    latency_s, bytes_per_s : float
+        Those with the least squares of relative errors, so that small transfers count as large ones do. A latency or a
+        bandwidth that would come out negative is left out (0, and no limit). Transfers of one size are all latency.
+
+    Raises
+    ------
+    InputError
+        For lists that are empty or differ in length, or numbers that are not finite or negative, or a time of 0.
+    """
+    sizes, times = np.asarray(size_bytes, float), np.asarray(seconds, float)
+    if sizes.ndim != 1 or sizes.shape != times.shape or not len(sizes):
+        raise InputError(f"size_bytes and seconds must be lists of one length, got {sizes.shape} and {times.shape}")
+    if not (np.isfinite(sizes).all() and np.isfinite(times).all() and (sizes >= 0).all() and (times > 0).all()):
+        raise InputError("size_bytes must be finite and >= 0, seconds finite and > 0")
+    scale = float(sizes.max()) or 1.0
+    matrix = np.column_stack([np.ones(len(sizes)), sizes / scale]) / times[:, None]
+    fits = []
+    for support in ([0, 1], [0], [1]):  # of fits that are as good the first
+        part = matrix[:, support]
+        values, _, rank, _ = np.linalg.lstsq(part, np.ones(len(times)), rcond=None)
+        if rank == len(support) and (values >= 0).all():
+            full = np.zeros(2)
+            full[support] = values
+            fits.append((float(((matrix @ full - 1) ** 2).sum()), full))
+    _, (latency_s, part_s) = min(fits, key=lambda fit: fit[0])
+    return float(latency_s), scale / float(part_s) if part_s > 0 else math.inf

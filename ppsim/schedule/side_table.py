@@ -38,6 +38,8 @@ class SideTable(NamedTuple):
         The UNSHARD that makes a row's stage whole; -1 for none.
     load : array of shape (rows,)
         The L that brings back what a row needs; -1 for none.
+    blocks : array of shape (entries,)
+        Whether each keeps its rank from going on until it ends. Of a program none does: `blocking` says so.
     """
 
     stage: Integers
@@ -49,12 +51,13 @@ class SideTable(NamedTuple):
     before: Integers
     gather: Integers
     load: Integers
+    blocks: npt.NDArray[np.bool_]
 
     @classmethod
     def none(cls) -> SideTable:
         """Nothing, of a program without sharding and copies."""
-        nothing = np.zeros(0, np.int64)
-        return cls(*(np.zeros((0, 2), np.int64) if name == "before" else nothing for name in cls._fields))
+        of_name = {"before": np.zeros((0, 2), np.int64), "blocks": np.zeros(0, bool)}
+        return cls(*(of_name.get(name, np.zeros(0, np.int64)) for name in cls._fields))
 
     @classmethod
     def of(
@@ -86,7 +89,19 @@ class SideTable(NamedTuple):
             before=before,
             gather=_gathers(program, stage, kind, place + program.rank_actions[rank]),
             load=load,
+            blocks=np.zeros(len(stage), bool),
         )
+
+    def blocking(self) -> SideTable:
+        """The table of a device without streams for copies and reductions: see `Conditions.blocking`."""
+        return self._replace(blocks=self.kind != Kind.UNSHARD)
+
+    @property
+    def slot(self) -> Integers:
+        """Where each entry stands, as a row of `before`, shape (entries,)."""
+        in_sequence = np.argsort(self.before[:, 0], kind="stable")
+        found: Integers = np.repeat(in_sequence, np.diff(self.before, axis=1)[in_sequence, 0])
+        return found
 
     @property
     def is_copy(self) -> npt.NDArray[np.bool_]:

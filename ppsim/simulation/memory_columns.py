@@ -46,7 +46,7 @@ def with_columns(trace: Trace, *, receive_window: int | None = None, optimizer: 
             raise InputError("an optimizer's state follows the gradients, and this trace does not know them")
         collectives = trace.conditions.collectives
         if collectives is not None and trace.reduce_bytes is not None:  # it is of each replica's share
-            shares = [collectives.share_bytes(int(each)) for each in trace.reduce_bytes]
+            shares = collectives.gradient_shares(trace.reduce_bytes.tolist())
             trained = np.bincount(np.asarray(trace.schedule.placement), shares, trace.ranks).astype(np.int64)
         changes["optimizer_bytes"] = np.array(
             [optimizer_state_bytes(optimizer, int(each)) for each in trained], np.int64

@@ -111,9 +111,5 @@ def _most(trace: Trace, moments_s: npt.NDArray[np.float64], change: Bytes) -> By
 
 def _places(program: Program) -> npt.NDArray[np.int64]:
     """The action that each copy stands before, shape (copies,); for those after a rank's last the one that follows."""
-    table = program.offload
-    places = np.zeros(len(table.stage), np.int64)
-    for slot, (begin, end) in enumerate(table.before.tolist()):
-        rank = slot - program.actions
-        places[begin:end] = slot if rank < 0 else program.rank_actions[rank + 1]
-    return places
+    slot, actions = program.offload.slot, program.actions
+    return np.where(slot < actions, slot, program.rank_actions[np.maximum(slot - actions, 0) + 1]).astype(np.int64)

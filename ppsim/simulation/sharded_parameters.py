@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import replace
 from typing import TYPE_CHECKING
 
@@ -10,7 +11,7 @@ import numpy.typing as npt
 
 from ppsim.costs.by_microbatch import CostTable, StageCosts
 from ppsim.errors import InputError
-from ppsim.network.collectives import Collectives
+from ppsim.network.collectives import BY_STAGE, Collectives
 from ppsim.schedule.action import Kind
 from ppsim.schedule.program import Program
 from ppsim.schedule.sharding import Sharding
@@ -40,7 +41,7 @@ def collective_seconds(
     ------
     InputError
         If the schedule states no sharding, lacks the REDUCE_GRAD of a stage, or has another number of stages than
-        measured seconds.
+        what was measured.
     """
     if collectives is None:
         return np.zeros(0)
@@ -55,7 +56,7 @@ def collective_seconds(
     missing = [stage for stage in table.unreduced(schedule.stages) if costs[stage].trained_bytes]
     if missing and not schedule.is_forward_only:
         raise InputError(f"{missing[0]}REDUCE_GRAD is missing: add it, or take schedule.with_sharding()")
-    for name in ("unshard_s", "reduce_s"):
+    for name in BY_STAGE:
         given = getattr(collectives, name)
         if given is not None and len(given) != schedule.stages:
             raise InputError(
@@ -68,15 +69,15 @@ def collective_seconds(
     return found
 
 
-def unsharded_levels(program: Program, stages: StageCosts) -> Bytes:
+def unsharded_levels(program: Program, whole_bytes: Sequence[int]) -> Bytes:
     """Bytes of whole parameters that a row's rank holds, from when the row takes effect until the next row does.
 
     Parameters
     ----------
     program : Program
         What is run.
-    stages : sequence of StageCost
-        Their `parameter_bytes` count.
+    whole_bytes : sequence of int, one per stage
+        Bytes of a stage's parameters.
 
     Returns
     -------
@@ -84,16 +85,15 @@ def unsharded_levels(program: Program, stages: StageCosts) -> Bytes:
         A stage's parameters are whole from where its UNSHARD stands to where its RESHARD stands. Where several stand
         between two rows, the most that is held on the way.
     """
-    sizes = [cost.parameter_bytes for cost in CostTable(stages, program.schedule.microbatches).of_stages]
     levels = np.zeros(len(program.stage), np.int64)
     for rank, entries in enumerate(program.schedule.sharding or ()):
         rows = program.rows_of(rank)
         if len(rows):
-            levels[rows.start : rows.stop] = _rank_levels(program, rank, entries, sizes)
+            levels[rows.start : rows.stop] = _rank_levels(program, rank, entries, whole_bytes)
     return levels
 
 
-def _rank_levels(program: Program, rank: int, entries: Sharding, sizes: list[int]) -> Bytes:
+def _rank_levels(program: Program, rank: int, entries: Sharding, sizes: Sequence[int]) -> Bytes:
     """`unsharded_levels` of one rank."""
     first, last = program.rank_actions[rank : rank + 2].tolist()
     during = np.zeros(last - first, np.int64)  # held while each action runs
@@ -134,16 +134,18 @@ def sharded_memory(trace: Trace, stages: StageCosts, collectives: Collectives | 
         return trace
     program, table = trace.program, trace.program.collectives
     costs = CostTable(stages, trace.schedule.microbatches).of_stages
+    parameters = [cost.parameter_bytes for cost in costs]
+    whole = collectives.whole_bytes or parameters
     shares = np.zeros(program.ranks, np.int64)
-    np.add.at(shares, np.asarray(trace.schedule.placement), [collectives.share_bytes(c.parameter_bytes) for c in costs])
+    np.add.at(shares, np.asarray(trace.schedule.placement), collectives.parameter_shares(parameters))
     is_gather = table.kind == Kind.UNSHARD
     begun_s, ended_s = times.of_side(copies=False)
     changes = {
         "parameter_bytes": shares,
-        "unsharded_bytes": unsharded_levels(program, stages),
+        "unsharded_bytes": unsharded_levels(program, whole),
         "unshard_start_s": begun_s[is_gather],
         "unshard_end_s": ended_s[is_gather],
-        "unshard_bytes": np.array([costs[stage].parameter_bytes for stage in table.stage[is_gather]], np.int64),
+        "unshard_bytes": np.array(whole, np.int64)[table.stage[is_gather]],
     }
     if not program.schedule.is_forward_only and trace.gradient_bytes is not None:
         start_s, end_s = np.zeros((2, trace.schedule.stages))
@@ -152,7 +154,7 @@ def sharded_memory(trace: Trace, stages: StageCosts, collectives: Collectives | 
         start_s[table.stage[~is_gather]] = begun_s[~is_gather]
         end_s[table.stage[~is_gather]] = ended_s[~is_gather]
         trained = np.array([cost.trained_bytes for cost in costs], np.int64)
-        spared = trained - np.array([collectives.share_bytes(int(each)) for each in trained])
+        spared = trained - np.array(collectives.gradient_shares(trained.tolist()), np.int64)
         gradients = trace.gradient_bytes.copy()
         for stage, rank in enumerate(trace.schedule.placement):
             rows = program.rows_of(rank)

@@ -50,7 +50,8 @@ class TimedProgram:
     graph : MessageGraph or None
         What messages wait for on their communicators. None: they leave as they are made, each link by itself.
     side : SideTable
-        What runs beside computations: copies, and with `Conditions.collectives` collectives.
+        What runs beside computations, or with `Conditions.blocking` between them: copies, and with
+        `Conditions.collectives` collectives.
     side_s : array of shape (entries,)
         Seconds of each.
     """
@@ -102,8 +103,11 @@ class TimedProgram:
         sharded = conditions.collectives is not None
         side = program.beside(sharded=sharded)
         has_copies = len(program.offload.stage) > 0
-        if has_copies:
-            _refuse_beside_copies(conditions)
+        if has_copies and conditions.receive_window is not None:
+            raise InputError(
+                "receive_window cannot be given for a schedule that offloads activations: leave it out, or take "
+                "schedule.with_offload(share=0)"
+            )
         side_s = np.zeros(len(side.stage))
         side_s[~side.is_copy] = collective_seconds(program, stages, conditions.collectives)
         side_s[side.is_copy] = copy_seconds(program, stages, conditions.host_link)
@@ -123,7 +127,7 @@ class TimedProgram:
             graph=program.message_graph(conditions.streams)
             if program.is_posted(conditions.streams) or sharded or has_copies
             else None,
-            side=side,
+            side=side.blocking() if conditions.blocking else side,
             side_s=side_s,
         )
 
@@ -301,16 +305,6 @@ def _durations(program: Program, stages: StageCosts, conditions: Conditions) -> 
         return durations_s
     with np.errstate(over="ignore"):  # as above
         return durations_s * factors[program.rank]
-
-
-def _refuse_beside_copies(conditions: Conditions) -> None:
-    """Raise InputError for what no engine does where activations are offloaded."""
-    for name in ("receive_window", "cores", "devices"):
-        if getattr(conditions, name) is not None:
-            raise InputError(
-                f"{name} cannot be given for a schedule that offloads activations: leave it out, or take "
-                "schedule.with_offload(share=0)"
-            )
 
 
 def _by_action(program: Program, name: str, given_s: npt.ArrayLike) -> Seconds:

@@ -312,6 +312,7 @@ def conditions(draw: st.DrawFn, schedule: Schedule, *, sharing: tuple[str | None
         )
     if given["receive_window"] is None:
         given["streams"] = draw(st.sampled_from([s for s in ("link", "pair", "rank") if _runs(schedule, s)]))
+    given["blocking"] = draw(st.booleans())
     if draw(st.booleans()):
         rows = len(program.stage)
         given["durations_s"] = draw(st.lists(exact_seconds(), min_size=rows, max_size=rows))
@@ -320,8 +321,7 @@ def conditions(draw: st.DrawFn, schedule: Schedule, *, sharing: tuple[str | None
     if schedule.sharding is not None and draw(st.booleans()):
         given |= {"receive_window": None, "reduction": None}
         given["collectives"] = draw(st.builds(Collectives, replicas=st.integers(1, 3), latency_s=exact_seconds(8)))
-        return Conditions(**given)
-    chosen = draw(st.sampled_from(sharing)) if schedule.offload is None else None
+    chosen = draw(st.sampled_from(sharing))
     if chosen is not None:
         devices = st.lists(st.integers(0, 1), min_size=ranks, max_size=ranks)
         given |= {"sharing": chosen, "devices": draw(st.none() | devices)}

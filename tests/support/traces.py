@@ -93,6 +93,8 @@ def cause_at(trace: Trace, rank: int, moment: float) -> Cause | None:
     )
     if message is None or moment >= trace.message_arrival_s[message]:
         loads = [int(load) for load in program.offload.load[list(parts)] if load >= 0] if trace.schedule.offload else []
+        if trace.conditions.blocking and trace.schedule.offload:
+            loads += range(*program.offload.before[action].tolist())
         return Cause.COPY if any(moment < trace.copy_end_s[load] for load in loads) else Cause.DEVICE
     producer = program.row_action[messages.producer[message]]
     produced_s = trace.end_s[program.action_start[producer + 1] - 1]

@@ -223,7 +223,7 @@ def _run_graph(
             rank = rank_of[first]
             now = free[rank]
             if has_side:
-                _start_beside(side, side_taken, side_start, stream_free, node, now)
+                now = _start_beside(side, side_taken, side_start, stream_free, node, now)
             for row in range(first, last):
                 message = message_in[row]
                 if message >= 0 and journeys[message, 1] > now:
@@ -258,8 +258,8 @@ def _start_beside(
     stream_free: Seconds,
     place: int,
     now: float,
-) -> None:
-    """Put what stands at a place of a rank's order on the streams that run beside its computations."""
+) -> float:
+    """Put what stands at a place of a rank's order on its streams; gives the moment at which the rank goes on."""
     for entry in range(side.before[place, 0], side.before[place, 1]):
         stream, out = side.stream[entry], side.after[entry]
         begun = max(now, stream_free[stream])
@@ -267,6 +267,9 @@ def _start_beside(
             begun = max(begun, side_start[out] + side_taken[out])
         side_start[entry] = begun
         stream_free[stream] = begun + side_taken[entry]
+        if side.blocks[entry]:
+            now = stream_free[stream]
+    return now
 
 
 @partial(kernel, inline="always")

@@ -69,7 +69,7 @@ class _Run:
         *before_each, last = program.posts_of(rank)
         for action, posts in enumerate(before_each, first):
             self.post_all(posts, now)
-            self.start_beside(action, now)
+            now = self.start_beside(action, now)
             rows = range(int(program.action_start[action]), int(program.action_start[action + 1]))
             for message in (int(program.message_in[row]) for row in rows):
                 if message >= 0:
@@ -87,15 +87,18 @@ class _Run:
         self.post_all(last, now)
         self.start_beside(program.actions + rank, now)
 
-    def start_beside(self, place: int, now: float) -> None:
-        """Put what stands at a place of a rank's order on the streams that run beside its computations."""
+    def start_beside(self, place: int, now: float) -> float:
+        """Put what stands at a place of a rank's order on its streams; gives the moment at which the rank goes on."""
         table, taken_s = self.timed.side, self.timed.side_s
         if not len(taken_s):
-            return
+            return now
         for entry in range(int(table.before[place, 0]), int(table.before[place, 1])):
             stream = int(table.stream[entry])
             self.side_start[entry] = begin = max(now, self.stream_free[stream], self.side_end[int(table.after[entry])])
-            self.side_end[entry] = self.stream_free[stream] = begin + float(taken_s[entry])
+            self.side_end[entry] = self.stream_free[stream] = end = begin + float(taken_s[entry])
+            if table.blocks[entry]:
+                now = end
+        return now
 
     def post_all(self, posts: Iterable[Post], now: float) -> None:
         """Post what stands at a place of a rank's order."""

@@ -11,7 +11,9 @@ from typing import Any, Protocol
 import numpy as np
 import simpy
 
+from ppsim.schedule.action import Kind
 from ppsim.schedule.program_tables import Post
+from ppsim.schedule.side_table import STREAMS
 from ppsim.simulation.engines.communicators import Communicators, Transfer, succeed
 from ppsim.simulation.engines.times import StepTimes
 from ppsim.simulation.sharing import Devices
@@ -126,6 +128,9 @@ def run_shared(timed: TimedProgram, devices: Devices) -> StepTimes:
         message_start_s=message_start_s,
         message_left_s=message_start_s + timed.occupied_s,
         message_arrival_s=np.array(run.arrival),
+        side_start_s=np.array(run.side_start),
+        side_end_s=np.array(run.side_end[:-1]),
+        side=timed.side,
     )
 
 
@@ -141,7 +146,7 @@ class _Run:
                 made[device] = FairShare(self.environment, devices.speeds)
         self.device = [made[device] for device in devices.of_rank]
         messages = timed.program.messages
-        self.communicators = None if timed.graph is None else Communicators(timed)
+        self.communicators = Communicators(timed) if timed.program.is_posted(timed.streams) else None
         self.posts = timed.posts().tolist()
         window = timed.receive_window
         self.posted = [window is None or position < window for position in messages.position.tolist()]
@@ -152,6 +157,9 @@ class _Run:
         self.message_start = [0.0] * len(messages)
         self.arrival = [0.0] * len(messages)
         self.arrived = [self.environment.event() for _ in range(len(messages))]
+        self.side_start = [0.0] * len(timed.side.stage)
+        self.side_end = [0.0] * len(timed.side.stage) + [0.0]  # the last stands for -1, "none"
+        self.stream_free = [0.0] * (STREAMS * timed.program.ranks)
 
     def rank_process(self, rank: int) -> Steps:
         """Run a rank's order. The clock says when things happen, since it alone knows the queues."""
@@ -159,10 +167,12 @@ class _Run:
         *before_each, last = program.posts_of(rank) if self.communicators is not None else self._no_posts(rank)
         for action, posts in enumerate(before_each, int(program.rank_actions[rank])):
             self.post(posts)
+            yield from self.start_beside(action, rank)
             rows = range(int(program.action_start[action]), int(program.action_start[action + 1]))
             incoming = [int(program.message_in[row]) for row in rows if program.message_in[row] >= 0]
             for message in incoming:
                 yield self.arrived[message]
+            yield from self._until(self._back(rows))
             for message in incoming:
                 if self.posts[message] >= 0:
                     self.posted[self.posts[message]] = True
@@ -179,6 +189,41 @@ class _Run:
                     self.produced[message] = True
                     self.transfer(message)
         self.post(last)
+        yield from self.start_beside(program.actions + rank, rank)
+
+    def start_beside(self, place: int, rank: int) -> Steps:
+        """Put what stands at a place of a rank's order on the streams beside its computations.
+
+        A copy that keeps its rank from going on is work of the rank's device, as memory is copied by a core.
+        """
+        table = self.timed.side
+        for entry in range(*table.before[place].tolist() if len(table.before) else ()):
+            stream, taken_s = int(table.stream[entry]), float(self.timed.side_s[entry])
+            begin = max(self.environment.now, self.stream_free[stream], self.side_end[int(table.after[entry])])
+            end = begin + taken_s
+            if table.blocks[entry]:
+                yield from self._until(begin)
+                begun_s = [begin]
+                if table.kind[entry] == Kind.REDUCE_GRAD:
+                    yield from self._until(end)
+                else:
+                    begun_s.clear()
+                    yield from self.device[rank].compute(taken_s, begun_s.append)
+                begin, end = begun_s[0], self.environment.now
+            self.side_start[entry] = begin
+            self.side_end[entry] = self.stream_free[stream] = end
+
+    def _back(self, rows: range) -> float:
+        """When parameters and activations that an action needs are there."""
+        if not len(self.side_start):
+            return 0.0
+        awaited = (self.timed.side.gather, self.timed.side.load)
+        return max(self.side_end[entry] for each in awaited for entry in each[rows.start : rows.stop].tolist())
+
+    def _until(self, moment: float) -> Steps:
+        """Wait until a moment, unless it is past."""
+        if moment > self.environment.now:
+            yield self.environment.timeout(moment - self.environment.now)
 
     def _no_posts(self, rank: int) -> list[list[Post]]:
         """No posts before each of a rank's actions and after the last."""

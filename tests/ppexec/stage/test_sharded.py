@@ -6,7 +6,6 @@ import numpy as np
 import pytest
 
 from ppexec.config.config import RunConfig
-from ppexec.experiment.experiment import predict_and_measure
 from ppexec.session import Session
 from ppsim import Collectives, InputError, Schedule, attribute, simulate
 
@@ -93,8 +92,3 @@ def test_a_file_that_gathers_and_does_not_reduce_is_refused_with_the_stage(tmp_p
         RunConfig(**config)
     with pytest.raises(InputError, match="tp 2 does not go with sharded parameters: take tp 1, or leave UNSHARD out"):
         RunConfig(**config, tp=2)
-
-
-def test_a_profile_predicts_no_sharded_step_yet() -> None:
-    with pytest.raises(InputError, match="not predicted from a profile yet"):
-        predict_and_measure(RunConfig(microbatches=4, shard=1, **SMALL))

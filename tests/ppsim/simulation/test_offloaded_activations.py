@@ -32,6 +32,10 @@ from ppsim import (
 from ppsim.export.perfetto import perfetto_json
 from ppsim.schedule.offload import Offload
 from ppsim.schedule.review import review_csv
+from ppsim.simulation.engines.by_name import run_engine
+from ppsim.simulation.engines.shared_engine import run_shared
+from ppsim.simulation.sharing import Devices
+from ppsim.simulation.timed_program import TimedProgram
 from tests.support.evaluator import cells
 from tests.support.strategies import exact_seconds, offloads, schedules, stage_costs
 
@@ -86,10 +90,8 @@ def test_both_engines_give_the_times_and_bytes_of_a_walk_over_the_file(schedule:
     host_link = data.draw(
         st.none() | st.builds(HostLink, bytes_per_s=st.sampled_from([math.inf, 1.0, 8.0]), latency_s=exact_seconds(8))
     )
-    traces = [
-        simulate(schedule, costs, engine=engine, network=Network(latency_s=latency_s), host_link=host_link)
-        for engine in ("simpy", "compiled")
-    ]
+    options = {"network": Network(latency_s=latency_s), "host_link": host_link, "blocking": data.draw(st.booleans())}
+    traces = [simulate(schedule, costs, engine=engine, **options) for engine in ("simpy", "compiled")]
     names = ("start_s", "end_s", "message_arrival_s", "activation_bytes", "gradient_bytes")
     if schedule.offload is not None:
         names = (*names, "copy_start_s", "copy_end_s", "copy_bytes", "host_bytes")
@@ -102,10 +104,20 @@ def test_both_engines_give_the_times_and_bytes_of_a_walk_over_the_file(schedule:
     assert all((part >= 0).all() for part in found.parts_s.values())
     if host_link is None:
         assert not found.copies_s.any()
-    ensemble = monte_carlo(
-        schedule, costs, jitter=Jitter(), samples=2, network=Network(latency_s=latency_s), host_link=host_link
-    )
+    ensemble = monte_carlo(schedule, costs, jitter=Jitter(), samples=2, **options)
     assert ensemble.makespan_s.tolist() == [traces[0].makespan_s] * 2
+    _check_shared_device_with_a_core_for_each(schedule, costs, options)
+
+
+def _check_shared_device_with_a_core_for_each(schedule: Schedule, costs: list[StageCost], options: dict) -> None:
+    """Where nobody has to share, the engine of shared devices gives what the others give."""
+    conditions = Conditions(host_link=options["host_link"], blocking=options["blocking"])
+    timed = TimedProgram.of(schedule.program, costs, options["network"], conditions)
+    devices = Devices(of_rank=(0,) * schedule.ranks, sharing="turns", cores=schedule.ranks, speeds=())
+    alone, shared = run_engine("simpy", timed), run_shared(timed, devices)
+    for name in ("start_s", "end_s", "message_arrival_s", "side_start_s", "side_end_s"):
+        if len(timed.side.stage) or not name.startswith("side"):
+            assert np.array_equal(getattr(alone, name), getattr(shared, name)), name
 
 
 _CELL = re.compile(r"(\d+)([FBIWROL])(\d+)")
@@ -131,6 +143,7 @@ def _check_by_walking(trace: Trace, costs: list[StageCost], host_link: HostLink 
                 if kind in "OL":
                     began = max(now, free[kind], end[stage, "O", mb] if kind == "L" else 0.0)
                     free[kind] = began + _copied(costs[stage], (stage, mb) in again, host_link)[1]
+                    now = free[kind] if trace.conditions.blocking else now
                     start[parts[0]], end[parts[0]], left[parts[0]] = began, free[kind], free[kind]
                     continue
                 begin = now
@@ -227,6 +240,42 @@ def test_by_hand() -> None:
     assert found.bubble_s.tolist() == [4.0]
 
 
+@pytest.mark.parametrize("engine", ["simpy", "compiled"])
+def test_a_rank_without_streams_copies_between_its_actions(engine: str) -> None:
+    """By hand, a copy takes 3 s and a rank does nothing else meanwhile: F0 O0 F1 F2 L0 B0 B1 B2."""
+    schedule = Schedule.from_csv("0F0,0O0,0F1,0F2,0L0,0B0,0B1,0B2\n")
+    host_link = HostLink(bytes_per_s=4.0, latency_s=1.0)
+    trace = simulate(schedule, [COST], host_link=host_link, blocking=True, engine=engine)
+    assert (trace.copy_start_s.tolist(), trace.copy_end_s.tolist()) == ([1, 6], [4, 9])
+    assert trace.start_s.tolist() == [0, 4, 5, 9, 11, 13]
+    assert trace.activation_bytes.tolist() == [8, 8, 24, 16, 8, 0]
+    found = attribute(trace)
+    assert found.copies_s.tolist() == [6.0]  # both directions
+    assert found.bubble_s.tolist() == [6.0]
+
+
+def test_a_message_leaves_before_its_sender_copies() -> None:
+    """Rank 0 hands 0F0 over and copies until 5; rank 1 computes from 1 on and waits for nothing."""
+    schedule = Schedule.from_csv("0F0,0O0,0L0,0B0\n1F0,1B0\n")
+    trace = simulate(schedule, [COST] * 2, host_link=HostLink(bytes_per_s=4.0), blocking=True)
+    assert trace.message_start_s.tolist() == [1.0, 4.0]
+    assert trace.start_s.tolist() == [0.0, 5.0, 1.0, 2.0]
+    found = attribute(trace)
+    assert found.copies_s.tolist() == [1.0, 0.0]  # until 4 it waits for the gradient
+    assert found.drain_s.tolist() == [0.0, 3.0]
+
+
+def test_ranks_that_share_a_core_copy_on_it() -> None:
+    """By hand, O and L take 2 s: 0F0 0-1, 0O0 1-3, 1F0 3-4, 0L0 4-6 (asked for at 3), 1B0 6-8, 0B0 8-10."""
+    schedule = Schedule.from_csv("0F0,0O0,0L0,0B0\n1F0,1B0\n")
+    options = {"host_link": HostLink(bytes_per_s=4.0), "cores": 1}
+    trace = simulate(schedule, [COST] * 2, blocking=True, **options)
+    assert (trace.copy_start_s.tolist(), trace.copy_end_s.tolist()) == ([1.0, 4.0], [3.0, 6.0])
+    assert trace.start_s.tolist() == [0.0, 8.0, 3.0, 6.0]
+    beside = simulate(schedule, [COST] * 2, **options)  # streams of their own need no core
+    assert beside.start_s.tolist() == [0.0, 5.0, 1.0, 2.0]
+
+
 def test_both_directions_run_at_once_and_each_one_after_another() -> None:
     schedule = Schedule.from_csv("0F0,0O0,0F1,0O1,0F2,0L0,0L1,0B0,0B1,0B2\n")
     trace = simulate(schedule, [COST], host_link=HostLink(bytes_per_s=4.0))
@@ -307,9 +356,8 @@ def test_what_cannot_be_is_refused() -> None:
         schedule.with_offload(ahead=0)
     with pytest.raises(InputError, match="stage 3 is not there"):
         schedule.with_offload([3])
-    for options in ({"receive_window": 2}, {"cores": 1}, {"devices": [0, 0, 1]}):
-        with pytest.raises(InputError, match="cannot be given for a schedule that offloads activations"):
-            simulate(schedule.with_offload(), [COST] * 3, **options)
+    with pytest.raises(InputError, match="cannot be given for a schedule that offloads activations"):
+        simulate(schedule.with_offload(), [COST] * 3, receive_window=2)
     for wrong, said in (({"bytes_per_s": 0}, "bytes_per_s must be > 0"), ({"latency_s": -1}, "latency_s must be sec")):
         with pytest.raises(InputError, match=said):
             HostLink(**wrong)

@@ -61,6 +61,45 @@ def test_a_rank_waits_for_its_parameters_and_holds_them_whole_from_place_to_plac
     assert with_columns(trace, optimizer="adam").optimizer_bytes.tolist() == [2 * 50]
 
 
+def test_a_rank_without_streams_reduces_between_its_actions() -> None:
+    """By hand, one rank with two stages: 0F0 0B0, then R for 1.5 s, then 1F0 1B0 and another R."""
+    schedule = Schedule.from_csv("0UNSHARD,1UNSHARD,0F0,1F0,1B0,1REDUCE_GRAD,0B0,0REDUCE_GRAD\n")
+    collectives = Collectives(replicas=4, unshard_s=[1, 1], reduce_s=[1.5, 1.5])
+    traces = [
+        simulate(schedule, [COST] * 2, engine=engine, collectives=collectives, blocking=True)
+        for engine in ("simpy", "compiled")
+    ]
+    for trace in traces:
+        assert trace.start_s.tolist() == [1.0, 2.0, 3.0, 6.5]  # both are gathered beside computations
+        assert trace.reduce_end_s.tolist() == [10.0, 6.5]
+        assert trace.gradient_bytes.tolist() == [0, 0, 100, 125]
+    found = attribute(traces[0])
+    assert found.collectives_s.tolist() == [1.5]
+    assert found.bubble_s.tolist() == [1.5]
+    # As many cores as ranks or fewer: a rank that reduces keeps none of them.
+    two = build_schedule("1f1b", ranks=2, microbatches=2).with_sharding()
+    shared = simulate(two, [COST] * 2, collectives=SLOW, blocking=True, cores=1)
+    assert (shared.reduce_end_s - shared.reduce_start_s).tolist() == [1.5, 1.5]
+    assert shared.unshard_start_s.tolist() == [0.0, 0.0]
+
+
+def test_counted_bytes_take_the_place_of_even_shares() -> None:
+    schedule = Schedule.of([["0F0", "1F0", "1B0", "0B0"]]).with_sharding(1)
+    counted = Collectives(
+        replicas=3,
+        latency_s=0.25,
+        whole_bytes=[120, 102],
+        parameter_share_bytes=[40, 34],
+        gradient_share_bytes=[30, 34],
+    )
+    trace = simulate(schedule, [COST] * 2, collectives=counted, blocking=True)
+    assert trace.parameter_bytes.tolist() == [74]
+    assert trace.unsharded_bytes.tolist() == [120, 102, 120, 120]
+    assert trace.unshard_bytes.tolist() == [120, 102, 120]
+    assert trace.gradient_bytes.tolist() == [0, 0, 100, 134]
+    assert with_columns(trace, optimizer="adam").optimizer_bytes.tolist() == [2 * 64]
+
+
 def test_a_second_whole_stage_hides_its_gathering_under_the_first_one() -> None:
     schedule = Schedule.of([["0F0", "1F0", "1B0", "0B0"]]).with_sharding(2)
     trace = simulate(schedule, [COST] * 2, collectives=SLOW, engine="compiled")
@@ -97,12 +136,10 @@ def test_both_engines_give_the_times_of_a_relaxation_to_the_bit(
         schedule.check(streams)
     except ScheduleError:
         streams = "link"
-    network = Network(latency_s=_LATENCY_S)
     costs = [COST] * schedule.stages
-    traces = [
-        simulate(schedule, costs, engine=engine, network=network, streams=streams, collectives=collectives)
-        for engine in ("simpy", "compiled")
-    ]
+    options = {"network": Network(latency_s=_LATENCY_S), "streams": streams, "collectives": collectives}
+    options["blocking"] = data.draw(st.booleans())
+    traces = [simulate(schedule, costs, engine=engine, **options) for engine in ("simpy", "compiled")]
     for name in ("start_s", "end_s", "unshard_start_s", "unshard_end_s", "reduce_end_s", "message_arrival_s"):
         assert np.array_equal(getattr(traces[0], name), getattr(traces[1], name))
     assert np.array_equal(traces[0].unsharded_bytes, traces[1].unsharded_bytes)
@@ -137,6 +174,8 @@ def _check_by_relaxation(trace: Trace, collectives: Collectives) -> None:
                         taken = collectives.unshard_s if kind == "UNSHARD" else collectives.reduce_s
                         whole[stage] = stream = max(stream, now) + taken[stage]
                         end[stage, kind, ""] = stream
+                    if kind == "REDUCE_GRAD" and trace.conditions.blocking:
+                        now = stream
                     continue
                 begin = now
                 for stage, kind, number in parts:
@@ -200,7 +239,11 @@ def test_samples_are_their_traces_to_the_bit(engine: str) -> None:
             {"collectives": Collectives(replicas=2, unshard_s=[1, 2])},
             "collectives.unshard_s has 2 numbers for 1 stages",
         ),
-        ("0UNSHARD,0F0,0B0\n", {"collectives": SLOW, "cores": 1}, "cores cannot be given with collectives"),
+        (
+            "0UNSHARD,0F0,0B0\n",
+            {"collectives": SLOW, "receive_window": 1},
+            "receive_window cannot be given with collectives",
+        ),
     ],
 )
 def test_what_cannot_be_is_one_sentence(schedule: str, options: dict[str, object], said: str) -> None:
@@ -214,6 +257,7 @@ def test_collectives_are_held_against_their_meaning() -> None:
         ({"replicas": 2, "latency_s": -1.0}, "latency_s must be seconds"),
         ({"replicas": 2, "bytes_per_s": 0.0}, "bytes_per_s must be > 0"),
         ({"replicas": 2, "unshard_s": [-1.0]}, "unshard_s must be seconds"),
+        ({"replicas": 2, "whole_bytes": [-1]}, "whole_bytes must be bytes"),
     ):
         with pytest.raises(InputError, match=said):
             Collectives(**wrong)
