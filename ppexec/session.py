@@ -417,7 +417,7 @@ class Session:
             If a loss or a gradient is not finite, unless the configuration skips such steps. The step updates nothing.
         """
         self._refuse_timed("train")
-        self._refuse_shares_and_copies()
+        self._refuse_copies()
         if self.config.forward_only:
             raise InputError("a run with forward_only has no gradients to train with: leave forward_only out")
         return TrainReport.of(self.config, self._workers.call(train_steps, steps=steps)[0])
@@ -446,7 +446,7 @@ class Session:
             If it cannot be written; RunError where only the writing shows it.
         """
         self._refuse_timed("save")
-        self._refuse_shares_and_copies()
+        self._refuse_copies()
         check_directory(directory)
         return self._workers.call(save_checkpoint, directory=directory.absolute())[0]
 
@@ -469,13 +469,11 @@ class Session:
             If there is no checkpoint, it is damaged, or of another model.
         """
         self._refuse_timed("load")
-        self._refuse_shares_and_copies()
+        self._refuse_copies()
         checkpoint.newest(directory)
         return self._workers.call(load_checkpoint, directory=directory.absolute())[0]
 
-    def _refuse_shares_and_copies(self) -> None:
-        if self.config.is_sharded:
-            raise InputError("the optimizer takes no sharded parameters yet: leave shard out to train")
+    def _refuse_copies(self) -> None:
         if (copies := self.config.pipeline.copies) > 1:
             raise InputError(
                 f"a training holds one copy of the model, and {self.config.pipeline.name} has {copies}: take a "

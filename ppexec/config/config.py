@@ -254,8 +254,8 @@ class RunConfig(MachineConfig, TrainingConfig, StepsConfig, ParallelConfig, Sche
             ("backend", "gloo"),
             ("device", "cpu"),
             ("tied", False),
-            ("accumulate", 1),
             ("graphs", False),
+            ("shard_optimizer", False),
         ):
             if getattr(self, name) != plain:
                 raise InputError(

@@ -319,7 +319,8 @@ def _with_copies(program: Program, rank: int, rows: Sequence[tuple[int, Kind, in
         return list(rows)
     first = program.rank_actions[rank]
     begins = (program.action_start[first : program.rank_actions[rank + 1] + 1] - program.action_start[first]).tolist()
-    found, done = [], 0
+    found: list[tuple[int, Kind, int]] = []
+    done = 0
     for place, copy in program.schedule.offload[rank]:
         found += rows[done : begins[place]]
         found.append((copy.stage, copy.kind, copy.microbatch or 0))

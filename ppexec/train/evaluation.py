@@ -43,6 +43,7 @@ class Evaluation:
                 randomness=stage.randomness,
                 draws=Draws(config.seed),
                 counts_terms=stage.counts_terms,
+                sharded=stage.sharded,
             )
             for stage in worker.real_stages
         ]

@@ -2,10 +2,11 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from functools import reduce
 from math import isfinite, nan, sqrt
+from typing import Any
 
 import torch
 import torch.distributed as dist
@@ -129,7 +130,7 @@ def gather(
         This process.
     parameters : mapping
         The trained parameters that it tells of, or what is updated in their place, with gradients, by place. One
-        replica tells of each.
+        replica tells of each, all of them where each has a share.
     losses : StepLosses
         Those that it has.
 
@@ -137,19 +138,21 @@ def gather(
     -----
     A parameter's norm is computed where it is, in its own type, as `torch.nn.utils.clip_grad_norm_` does, and the norm
     of all from these norms in the order of the chain. So without tp it is that of one process bit by bit. With tp each
-    rank has the sum of squares of its slice. A norm that overflows is computed again in float64. Each number comes from
-    one rank and is added to zeros, which changes no bit.
+    rank has the sum of squares of its slice. Of sharded parameters the gradients are gathered one after another, so
+    that their norms have the bits of whole ones. A norm that overflows is computed again in float64. Each number comes
+    from one rank and is added to zeros, which changes no bit.
     """
     places = trained_places(worker.model)
     is_first_of_tp = worker.mesh is None or worker.mesh.get_local_rank("tp") == 0
     sizes, squares = torch.zeros(2, len(places), dtype=torch.float64)
     held = [(at, parameters[place]) for at, place in enumerate(places) if place in parameters]
     held = [(at, p) for at, p in held if is_first_of_tp or is_sharded(p)]
-    if held:
-        gradients = [_gradient(parameter) for _, parameter in held]
-        norms = torch.stack([torch.linalg.vector_norm(gradient).double() for gradient in gradients]).tolist()
-        for (at, parameter), gradient, norm in zip(held, gradients, norms, strict=True):
-            size = norm if isfinite(norm) else float(torch.linalg.vector_norm(gradient, dtype=torch.float64))
+    if worker.config.is_sharded:
+        for at, parameter in held:
+            size = _norms([_whole_gradient(parameter)])[0]
+            sizes[at] = size if worker.dp_rank == 0 else 0.0
+    elif held:
+        for (at, parameter), size in zip(held, _norms([_gradient(parameter) for _, parameter in held]), strict=True):
             if is_sharded(parameter):
                 squares[at] = size**2
             else:
@@ -169,11 +172,26 @@ def total(worker: Worker, numbers: torch.Tensor) -> torch.Tensor:
     return numbers
 
 
+def _norms(gradients: Sequence[torch.Tensor]) -> list[float]:
+    """The 2-norm of each gradient, in its own type unless that overflows."""
+    norms = torch.stack([torch.linalg.vector_norm(gradient).double() for gradient in gradients]).tolist()
+    return [
+        norm if isfinite(norm) else float(torch.linalg.vector_norm(gradient, dtype=torch.float64))
+        for norm, gradient in zip(norms, gradients, strict=True)
+    ]
+
+
 def _gradient(parameter: torch.Tensor) -> torch.Tensor:
     gradient = local_gradient(parameter)
     if gradient is None:
         raise RuntimeError("a parameter has no gradient, where the trainer gives zeros to those that none reaches")
     return gradient
+
+
+def _whole_gradient(parameter: Any) -> torch.Tensor:
+    """A gradient of which each replica has a share. Collective over the replicas."""
+    whole: torch.Tensor = parameter.grad.full_tensor()
+    return whole
 
 
 def _of_all(worker: Worker, norms: list[float]) -> torch.Tensor:

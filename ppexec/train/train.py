@@ -55,8 +55,9 @@ class Trainer:
     """A worker's part of a training: AdamW (Loshchilov and Hutter, 2019) on the parameters that it holds, or owns.
 
     Where the optimizer is sharded, each replica owns some of them, and gets the others from their owners after an
-    update. With master weights it updates copies in float32 (Micikevicius et al., 2018, "Mixed Precision Training"),
-    and parameters are these copies rounded. Gradients add up in the parameters' type, and are clipped in float32.
+    update. Where the parameters themselves are, it updates its share of each. With master weights it updates copies in
+    float32 (Micikevicius et al., 2018, "Mixed Precision Training"), and parameters are these copies rounded. Gradients
+    add up in the parameters' type, and are clipped in float32.
 
     Notes
     -----
@@ -109,8 +110,13 @@ class Trainer:
         return [(parameter, master) for parameter, master in self._updated.items() if master is not parameter]
 
     def _tells_of(self, parameter: nn.Parameter) -> bool:
-        """Whether this replica tells others of the parameter's gradient: its owner does, or the first of all."""
-        return parameter in self._updated and (self._worker.config.shard_optimizer or self._worker.dp_rank == 0)
+        """Whether this replica tells others of the parameter's gradient: its owner does, or the first of all.
+
+        Each tells of sharded ones, since all must gather them.
+        """
+        config = self._worker.config
+        is_shared = config.shard_optimizer or config.is_sharded
+        return parameter in self._updated and (is_shared or self._worker.dp_rank == 0)
 
     def steps(self, count: int) -> list[TrainStep]:
         """Go on by `count` steps, or fewer if one has a fault and is not to be skipped."""

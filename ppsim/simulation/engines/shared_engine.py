@@ -218,7 +218,7 @@ class _Run:
         if not len(self.side_start):
             return 0.0
         awaited = (self.timed.side.gather, self.timed.side.load)
-        return max(self.side_end[entry] for each in awaited for entry in each[rows.start : rows.stop].tolist())
+        return max(self.side_end[int(entry)] for each in awaited for entry in each[rows.start : rows.stop])
 
     def _until(self, moment: float) -> Steps:
         """Wait until a moment, unless it is past."""

@@ -15,6 +15,7 @@ import ppexec
 from ppexec import RunConfig, Session, WorkerPool
 from ppexec.train.sharded_optimizer import owners
 from ppsim.errors import InputError
+from tests.support.checkpoints import held
 from tests.support.remote import tiny
 
 pytestmark = [
@@ -49,22 +50,9 @@ def test_a_training_has_the_bits_of_one_that_does_not_share(
     assert found[0].losses == found[1].losses
     assert found[0].gradient_norms == found[1].gradient_norms
     assert len(set(found[0].losses)) == 4  # it trains at all
-    held = [_held(str(each.checkpoint)) for each in found]
-    assert held[0].keys() == held[1].keys()  # every moment and master is saved, each by its owner
-    assert all(torch.equal(held[0][key], held[1][key]) for key in held[0])
-
-
-def _held(folder: str) -> dict[str, torch.Tensor]:
-    """All tensors of a checkpoint, read in one process."""
-    reader = torch.distributed.checkpoint.FileSystemReader(folder)
-    metadata = reader.read_metadata().state_dict_metadata
-    found = {
-        key: torch.zeros(value.size, dtype=value.properties.dtype)
-        for key, value in metadata.items()
-        if hasattr(value, "size")
-    }
-    torch.distributed.checkpoint.load(found, checkpoint_id=folder, no_dist=True)
-    return found
+    saved = [held(str(each.checkpoint)) for each in found]
+    assert saved[0].keys() == saved[1].keys()  # every moment and master is saved, each by its owner
+    assert all(torch.equal(saved[0][key], saved[1][key]) for key in saved[0])
 
 
 @pytest.mark.parametrize("dp", [2, 4])
