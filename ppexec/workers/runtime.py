@@ -217,7 +217,7 @@ class Runtime:
                 record.unsharded_bytes.append(parameters.full_bytes)
             elif kind == Kind.RESHARD:
                 parameters.reshard()
-            else:
+            elif self._under_way.batch.completes_step:
                 begin_ns, end_ns, record.reduced_bytes[index] = parameters.reduce()
                 record.reduced_ns[index] = begin_ns, end_ns
             if place > 0 and self._under_way.ledgers is not None:

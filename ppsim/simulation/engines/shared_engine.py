@@ -197,7 +197,7 @@ class _Run:
         A copy that keeps its rank from going on is work of the rank's device, as memory is copied by a core.
         """
         table = self.timed.side
-        for entry in range(*table.before[place].tolist() if len(table.before) else ()):
+        for entry in range(*table.before[place].tolist()) if len(table.before) else ():
             stream, taken_s = int(table.stream[entry]), float(self.timed.side_s[entry])
             begin = max(self.environment.now, self.stream_free[stream], self.side_end[int(table.after[entry])])
             end = begin + taken_s

@@ -58,7 +58,7 @@ def test_offloaded_activations(pool: WorkerPool, tmp_path: Path, schedule: str, 
     assert lengths_s == pytest.approx(link.copy_s(predicted.copy_bytes))
     assert outcome.summary()["host_link"] == link.to_dict()
     for trace in (predicted, measured):
-        assert ppsim.attribute(trace).copies_s.all()
+        assert ppsim.attribute(trace).copies_s.any()  # of some they hide under waiting for messages
         for rank in range(trace.ranks):  # no action and no copy of a rank runs at the same time as another
             rows, copies = list(trace.program.rows_of(rank)), trace.program.offload.rank == rank
             begin_s = np.concatenate([trace.start_s[rows], trace.copy_start_s[copies]])
