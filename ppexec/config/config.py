@@ -253,7 +253,6 @@ class RunConfig(MachineConfig, TrainingConfig, StepsConfig, ParallelConfig, Sche
             ("tp", 1),
             ("backend", "gloo"),
             ("device", "cpu"),
-            ("tied", False),
             ("graphs", False),
             ("shard_optimizer", False),
         ):
@@ -273,14 +272,12 @@ class RunConfig(MachineConfig, TrainingConfig, StepsConfig, ParallelConfig, Sche
         """Refuse what does not go with a schedule that says what is recomputed, or goes to host memory."""
         again = [str(action) for order in self.pipeline.orders for action in order.take(order.kind == ppsim.Kind.R)[:1]]
         if self.pipeline.offload is not None:
-            for name, plain in (("recompute", False), ("graphs", False), ("tp", 1), ("shard", 0)):
+            for name, plain in (("recompute", False), ("graphs", False), ("tp", 1)):
                 if getattr(self, name) != plain:
                     raise InputError(
                         f"the schedule offloads activations, and {name} {getattr(self, name)} does not go with that: "
                         f"take {name} {plain}, or leave O and L out"
                     )
-            if self.is_sharded:
-                raise InputError("the schedule offloads activations and gathers parameters: leave one of the two out")
         for name, why in (
             ("recompute", "computes every layer once more by itself"),
             ("graphs", "replays forwards that keep what their backward needs"),

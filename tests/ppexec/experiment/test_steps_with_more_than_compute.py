@@ -98,6 +98,17 @@ def test_timed_compute_moves_nothing_and_counts_it(pool: WorkerPool, tmp_path: P
     assert outcome.predicted.host_bytes.max() == 800
 
 
+def test_offloaded_activations_of_sharded_stages(pool: WorkerPool, tmp_path: Path) -> None:
+    """What autograd saved of whole parameters stays, and is gathered anew before the backward that needs it."""
+    outcome = ppexec.predict_and_measure(moved(tmp_path, "zb-v", recompute=0.5, dp=2, shard=1), pool=pool)
+    check(outcome)
+    assert outcome.verified is not None
+    assert outcome.verified.compared > 4
+    for trace in (outcome.predicted, outcome.median):
+        assert len(trace.unshard_start_s) > trace.schedule.stages
+        assert len(trace.copy_start_s) > trace.schedule.stages
+
+
 @pytest.mark.parametrize(
     ("schedule", "changes"),
     [

@@ -68,6 +68,15 @@ def test_a_file_that_says_unshard_is_sharded_as_it_says(tmp_path) -> None:
     assert not RunConfig(from_csv=tmp_path / "file.csv", **(SMALL | {"layers": 2, "dp": 1})).is_sharded
 
 
+@pytest.mark.parametrize("options", [{"ranks": 2}, {"ranks": 1, "schedule": "interleaved-1f1b", "stages_per_rank": 2}])
+def test_tied_weights_on_two_stages_are_added_up_as_shares(options: dict[str, object]) -> None:
+    values = {"model": "gpt", "tied": True, "layers": 2, "hidden": 16, "seq": 8, "microbatches": 4, "shard": 1}
+    with Session(RunConfig(**(SMALL | values | options))) as session:
+        report = session.verify()
+    assert report.outputs_bit_equal
+    assert report.gradients_equal
+
+
 @pytest.mark.parametrize(
     ("options", "said"),
     [

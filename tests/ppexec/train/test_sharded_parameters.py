@@ -10,6 +10,7 @@ import torch
 
 import ppexec
 from ppexec import RunConfig, Session, WorkerPool
+from ppsim import build_schedule
 from ppsim.errors import InputError
 from tests.support.checkpoints import held
 from tests.support.plain_training import plain_training
@@ -34,6 +35,20 @@ CASES = [
     ((2, 2), {"shard": 1, "dtype": "bfloat16", "master_weights": True}),
     ((2, 2), {"shard": 2, "model": "gpt", "layers": 2, "hidden": 16, "seq": 8, "dropout": 0.1}),
     ((2, 2), {"shard": 1, "evaluate_every": 2, "evaluate_steps": 2}),
+    ((2, 2), {"shard": 1, "model": "gpt", "tied": True, "layers": 2, "hidden": 16, "seq": 8}),
+    (
+        (2, 1),
+        {
+            "shard": 1,
+            "model": "gpt",
+            "tied": True,
+            "layers": 2,
+            "hidden": 16,
+            "seq": 8,
+            "schedule": "interleaved-1f1b",
+            "stages_per_rank": 2,
+        },
+    ),
 ]
 
 
@@ -53,6 +68,16 @@ def test_a_training_has_the_bits_of_one_without(
     assert whole[0].keys() == whole[1].keys()
     assert all(torch.equal(whole[0][key], whole[1][key]) for key in whole[0])
     assert any("exp_avg_sq" in key for key in whole[0])
+
+
+def test_offloaded_and_sharded_training_has_the_bits_of_a_plain_one(pool: WorkerPool, tmp_path: Path) -> None:
+    path = tmp_path / "moved.csv"
+    built = build_schedule("interleaved-1f1b", ranks=2, microbatches=4).with_recompute(share=0.5).with_offload()
+    path.write_text(built.to_csv(offload=True))
+    plain = ppexec.train(mesh(2, 2, schedule="interleaved-1f1b", stages_per_rank=2), steps=3, pool=pool)
+    for shard in (0, 1):
+        moved = ppexec.train(mesh(2, 2, from_csv=path, shard=shard), steps=3, pool=pool)
+        assert (moved.losses, moved.gradient_norms) == (plain.losses, plain.gradient_norms)
 
 
 def test_more_replicas_train_as_one_process_within_rounding(pool: WorkerPool) -> None:
