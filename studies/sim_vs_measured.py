@@ -120,6 +120,8 @@ def report(outcome: Outcome, traces: dict[str, ppsim.Trace]) -> Report:
         },
     )
     page.add("Predicted against measured", table=comparison_rows(outcome))
+    copied = outcome.predicted.copy_bytes
+    largest = 0 if copied is None else int(copied.max())
     page.add(
         "Timelines",
         text=f"One step on each clock, on one time axis. The measured step is {which}. Numbers are microbatches. "
@@ -127,8 +129,14 @@ def report(outcome: Outcome, traces: dict[str, ppsim.Trace]) -> Report:
         + (
             ""
             if outcome.predicted.reduce_end_s is None
-            else " Hatched strips add up gradients over the replicas: predicted as a ring measured alone, measured "
-            "until the last replica has joined and all is there."
+            else " Hatched strips add up gradients over the replicas: predicted as measured alone, measured until the "
+            "last replica has joined and all is there."
+        )
+        + (
+            ""
+            if outcome.host_link is None
+            else " Copies of activations to host memory and back are predicted as they took while profiling: "
+            f"{outcome.host_link.copy_s(largest) * 1e3:.3g} ms for the largest, of {largest / 2**20:.3g} MiB."
         ),
         figure=timeline(traces, critical_path=True),
     )
@@ -174,6 +182,7 @@ def report(outcome: Outcome, traces: dict[str, ppsim.Trace]) -> Report:
                 "layers": config.layer_sizes[stage % len(config.layer_sizes)],
                 "F (ms)": round(cost.forward_s * 1e3, 3),
                 "B (ms)": round(cost.full_backward_s * 1e3, 3),
+                **({} if cost.recompute_s is None else {"R (ms)": round(cost.recompute_s * 1e3, 3)}),
                 "activations (MiB)": round(cost.activation_bytes / 2**20, 2),
                 "message (KiB)": round(cost.output_bytes / 2**10, 1),
                 "parameters (MiB)": round(cost.parameter_bytes / 2**20, 2),

@@ -214,6 +214,22 @@ def test_an_evaluation_is_studied_too(study: ModuleType, tmp_path: Path) -> None
     assert summary["activation_bytes"] == {"predicted": [0, 0], "measured": [0, 0]}
 
 
+def test_offloaded_and_sharded_steps_are_studied_too(study: ModuleType, tmp_path: Path) -> None:
+    built = ppsim.build_schedule("1f1b", ranks=2, microbatches=5).with_recompute(share=0.5).with_offload()
+    (tmp_path / "moved.csv").write_text(built.to_csv(offload=True))
+    flags = [*TINY, "--from-csv", str(tmp_path / "moved.csv"), "--dp", "2", "--shard", "1"]
+    code, out, err = call(study, [*flags, "--json", "--out", str(tmp_path)])
+    assert code == 0, err
+    summary = json.loads(out)
+    assert summary["memory"]["equal_at_every_action"]
+    assert all(max(summary["memory"]["predicted"][name]) > 0 for name in ("unsharded_bytes", "host_bytes"))
+    assert summary["host_link"]["latency_s"] >= 0
+    assert len(summary["collectives"]["unshard_s"]) == 2
+    page = (tmp_path / "report.html").read_text()
+    for said in ("Copies of activations to host memory", "R (ms)", "in host memory (MiB)", "whole parameters (MiB)"):
+        assert said in page
+
+
 @pytest.mark.parametrize(
     ("flags", "message"),
     [

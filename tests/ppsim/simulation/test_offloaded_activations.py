@@ -276,6 +276,28 @@ def test_ranks_that_share_a_core_copy_on_it() -> None:
     assert beside.start_s.tolist() == [0.0, 5.0, 1.0, 2.0]
 
 
+@given(schedules().flatmap(offloads), st.sampled_from(["turns", "fair"]), st.data())
+def test_one_core_does_all_that_ranks_compute_and_copy(schedule: Schedule, sharing: str, data: st.DataObject) -> None:
+    """A core is busy for the sum of all work, however ranks share it; in turns, with one thing at a time."""
+    costs = data.draw(stage_costs(schedule.stages))
+    host_link = HostLink(bytes_per_s=8.0, latency_s=0.25)
+    options = {"network": Network(latency_s=0.5), "host_link": host_link, "blocking": True}
+    shared = simulate(schedule, costs, devices=[0] * schedule.ranks, sharing=sharing, **options)
+    alone = simulate(schedule, costs, **options)
+    works_s = float((alone.end_s - alone.start_s).sum())
+    spans = list(zip(shared.start_s, shared.end_s, strict=True))
+    if shared.copy_start_s is not None:
+        works_s += float((alone.copy_end_s - alone.copy_start_s).sum())
+        spans += zip(shared.copy_start_s, shared.copy_end_s, strict=True)
+    busy_s = until_s = together_s = 0.0
+    for begin, end in sorted(spans):
+        together_s += max(min(end, until_s) - begin, 0.0)
+        busy_s += max(end - max(begin, until_s), 0.0)
+        until_s = max(until_s, end)
+    assert busy_s == pytest.approx(works_s)
+    assert sharing == "fair" or together_s == 0.0
+
+
 def test_both_directions_run_at_once_and_each_one_after_another() -> None:
     schedule = Schedule.from_csv("0F0,0O0,0F1,0O1,0F2,0L0,0L1,0B0,0B1,0B2\n")
     trace = simulate(schedule, [COST], host_link=HostLink(bytes_per_s=4.0))
@@ -392,6 +414,11 @@ def test_it_is_saved_shown_and_exported(tmp_path) -> None:
 
 
 def test_conditions_are_stored() -> None:
+    given = Conditions(blocking=True)
+    assert given.to_dict() == {"blocking": True}
+    assert Conditions.from_dict(given.to_dict()) == given
+    with pytest.raises(InputError, match="blocking must be"):
+        Conditions(blocking=1)
     for host_link in (HostLink(), HostLink(bytes_per_s=2.0), HostLink(latency_s=1.0)):
         assert (
             Conditions.from_dict(json.loads(json.dumps(Conditions(host_link=host_link).to_dict()))).host_link

@@ -10,7 +10,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from ppsim import Action, Kind, Network, Schedule, StageCost, Trace, build_schedule, simulate
+from ppsim import Action, Collectives, Kind, Network, Schedule, StageCost, Trace, build_schedule, simulate
 from ppsim.explain.memory_difference import first_difference
 from ppsim.schedule.deadlock import smallest_receive_window
 from ppsim.simulation.memory_columns import with_columns
@@ -168,6 +168,14 @@ def test_the_first_difference_names_rank_action_and_both_numbers() -> None:
     }
     unknown = replace(other, gradient_bytes=None, parameter_bytes=None)
     assert first_difference(one, unknown) is None
+    schedule = build_schedule("1f1b", ranks=2, microbatches=6).with_offload().with_sharding()
+    moved = simulate(schedule, [cost] * 2, collectives=Collectives(replicas=2))
+    for name, column in (("host_bytes", "activations in host memory"), ("unsharded_bytes", "whole parameters")):
+        more = getattr(moved, name) + (np.arange(len(moved.start_s)) == 5)
+        found = first_difference(moved, replace(moved, **{name: more}))
+        assert found is not None
+        assert (found["column"], found["action"]) == (column, str(moved.program.action_of(5)))
+        assert found["measured"] == found["predicted"] + 1
 
 
 def test_columns_are_saved_and_older_files_have_none(tmp_path: Path) -> None:
