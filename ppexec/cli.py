@@ -68,7 +68,7 @@ class Run(Output, RunConfig):
             "environment": trace.details["environment"],
         }
         lines = [
-            str(self.pipeline),
+            self._title,
             f"median step      {trace.makespan_s * 1e3:.3f} ms ({len(times_s)} steps, "
             f"{times_s[0] * 1e3:.3f} to {times_s[-1] * 1e3:.3f} ms)",
             f"bubble fraction  {trace.bubble_fraction:.4f}",
@@ -86,6 +86,14 @@ class Run(Output, RunConfig):
             ),
         ]
         self._print(document, lines)
+
+    @property
+    def _title(self) -> str:
+        """The schedule that is shown, and whose it is where replicas differ."""
+        counts = self.microbatches_by_replica
+        if len(set(counts)) == 1:
+            return str(self.pipeline)
+        return f"{self.pipeline} (replica {self.longest_replica} of those with {', '.join(map(str, counts))})"
 
     def _write_json(self, document: dict[str, Any]) -> None:
         if self.out:
@@ -112,7 +120,7 @@ class Verify(Run):
             self._print(
                 report.to_dict(),
                 [
-                    str(self.pipeline),
+                    self._title,
                     f"outputs    {outputs}",
                     f"gradients  {'not computed (forward only)' if self.forward_only else verdict}",
                     f"compared   {report.compared} tensors with one process without a pipeline",

@@ -114,7 +114,7 @@ class Session:
         if self._own_pool is not None:
             self._own_pool.close()
 
-    def measure(self, steps: int, *, first_step: int = 0) -> list[Trace]:
+    def measure(self, steps: int, *, first_step: int = 0, replica: int | None = None) -> list[Trace]:
         """Run and time steps.
 
         Parameters
@@ -123,15 +123,19 @@ class Session:
             How many.
         first_step : int
             Number of the first; it decides which data is read.
+        replica : int, optional
+            Whose steps to give; those of the first replica with the most microbatches unless given.
 
         Returns
         -------
         list of Trace
-            One for each step, of the first replica and the first rank of tp, without activation bytes (see `memory`).
+            One for each step, of the replica and the first rank of tp, without activation bytes (see `memory`).
         """
-        by_rank = self._by_rank(tasks.measure, steps=steps, first_step=first_step)
+        replica = self.config.longest_replica if replica is None else replica
+        by_rank = self._by_rank(tasks.measure, replica=replica, steps=steps, first_step=first_step)
         self._warn_of_losses()
-        program, specs = self.config.pipeline.program, self.message_bytes
+        program = self.config.pipelines[replica].program
+        specs = self.message_bytes if replica == self.config.longest_replica else self._message_bytes(replica)
         conditions = ppsim.Conditions(streams=self.config.streams, blocking=self.config.is_blocking)
         return [
             assemble_trace(program, [records[step] for records in by_rank], specs, conditions=conditions)
@@ -174,25 +178,31 @@ class Session:
         )
 
     def count_memory(self) -> list[list[int]]:
-        """For each rank of the first replica, the activation bytes after each row, from one untimed step."""
+        """For each rank of the longest replica, the activation bytes after each row, from one untimed step."""
         return [rank.activation_bytes for rank in self.memory()]
 
     def memory(self) -> list[RankMemory]:
-        """For each rank of the first replica, all bytes that are counted in one untimed step.
+        """For each rank of the longest replica, all bytes that are counted in one untimed step.
 
         Those of the optimizer are counted after `train` or `load_checkpoint`, which make it.
         """
         return self._by_rank(tasks.count_memory)
 
     def device_peaks(self) -> list[AllocatorPeak]:
-        """For each process of the first replica, what a step takes of its GPU's memory."""
-        return self._workers.call(tasks.device_peak)[: self.config.ranks * self.config.tp : self.config.tp]
+        """For each process of the longest replica, what a step takes of its GPU's memory."""
+        return self._of_replica(tasks.device_peak)
 
-    def _by_rank(self, task: Callable[..., list[_Answer]], **arguments: Any) -> list[_Answer]:
-        """The answers of the first replica's ranks, each from its first rank of tp."""
-        every = self._workers.call(task, **arguments)
-        shown = every[: self.config.ranks * self.config.tp : self.config.tp]
-        return [answer for of_process in shown for answer in of_process]
+    def _of_replica(self, task: Callable[..., _Answer], replica: int | None = None, **arguments: Any) -> list[_Answer]:
+        """The answers of a replica's processes, the longest one's unless given, each from its first rank of tp."""
+        config, every = self.config, self._workers.call(task, **arguments)
+        first = (config.longest_replica if replica is None else replica) * config.ranks * config.tp
+        return every[first : first + config.ranks * config.tp : config.tp]
+
+    def _by_rank(
+        self, task: Callable[..., list[_Answer]], *, replica: int | None = None, **arguments: Any
+    ) -> list[_Answer]:
+        """The answers of a replica's ranks, as above."""
+        return [answer for of_process in self._of_replica(task, replica, **arguments) for answer in of_process]
 
     @cached_property
     def receive_window(self) -> int | None:
@@ -203,7 +213,9 @@ class Session:
         """Measure layer costs, and stage costs of this cut, in `rounds` rounds on all ranks at once."""
         return self.summarise(self.profile_rounds(rounds))
 
-    def stage_costs(self, profile: Profile, step: int) -> list[StageCost] | list[list[StageCost]]:
+    def stage_costs(
+        self, profile: Profile, step: int, *, replica: int | None = None
+    ) -> list[StageCost] | list[list[StageCost]]:
         """The costs to predict a step with, where its microbatches differ in size.
 
         Parameters
@@ -212,6 +224,8 @@ class Session:
             Of this session.
         step : int
             Number of the step; it decides which data is read.
+        replica : int, optional
+            Whose microbatches; those of the longest replica unless given.
 
         Returns
         -------
@@ -225,7 +239,7 @@ class Session:
         """
         if not profile.by_shape:
             return profile.stages
-        shapes = self.microbatch_shapes(step)
+        shapes = self.microbatch_shapes(step, replica=replica)
         if missing := set(shapes) - profile.by_shape.keys():
             raise InputError(
                 f"step {step} has {len(missing)} kinds of microbatches that were not profiled: profile rounds that "
@@ -233,9 +247,9 @@ class Session:
             )
         return [[profile.by_shape[shape][stage] for shape in shapes] for stage in range(self.config.pipeline.stages)]
 
-    def microbatch_shapes(self, step: int) -> list[str]:
-        """The shape of each microbatch of a step, on the first replica; see `Batch.shapes`."""
-        return self._workers.call(tasks.shapes, step=step)[0]
+    def microbatch_shapes(self, step: int, *, replica: int | None = None) -> list[str]:
+        """The shape of each microbatch of a step, on a replica, the longest unless given; see `Batch.shapes`."""
+        return self._of_replica(tasks.shapes, replica, step=step)[0]
 
     def profile_rounds(
         self, rounds: int, *, first_step: int = 0, by_layer: bool = True, ranks: Sequence[int] | None = None
@@ -498,8 +512,11 @@ class Session:
 
     @cached_property
     def message_bytes(self) -> list[int]:
-        """Size of each message of the program."""
-        return self._workers.call(tasks.message_bytes)[0]
+        """Size of each message of the longest replica's program."""
+        return self._message_bytes()
+
+    def _message_bytes(self, replica: int | None = None) -> list[int]:
+        return self._of_replica(tasks.message_bytes, replica)[0]
 
 
 def _stage_costs(config: RunConfig, costs: Sequence[StageCost] | None) -> Sequence[StageCost] | None:

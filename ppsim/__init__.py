@@ -47,6 +47,7 @@ from ppsim.schedule.program import Program
 from ppsim.schedule.schedule import Schedule
 from ppsim.schedule.sharding import Sharding
 from ppsim.search.search import SearchResult, search
+from ppsim.simulation.replicas import simulate_replicas
 from ppsim.simulation.simulate import simulate
 from ppsim.sweep.result import SweepResult, SweepRow, load_sweep
 from ppsim.sweep.sweep import sweep
@@ -138,6 +139,7 @@ __all__ = [
     "schedule_names",
     "search",
     "simulate",
+    "simulate_replicas",
     "step_memory",
     "sweep",
     "transformer_work",

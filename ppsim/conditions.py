@@ -66,6 +66,9 @@ class Conditions:
     reduction : Reduction or None
         Adds up the gradients of each stage over data-parallel replicas, and over the copies of a model that the ranks
         hold (`Schedule.copies`). Without it adding up takes no time.
+    gradients_ready_s : array of shape (stages,), or None
+        When the slowest replica has the gradients of each stage, on this step's clock: its reduction starts no earlier.
+        By default all replicas are as fast as this one. See `simulate_replicas`.
     collectives : Collectives or None
         Gathers parameters and reduces gradients where the schedule states its sharding (`Schedule.with_sharding`), in
         place of `reduction`. Without it sharding takes no time and no memory.
@@ -108,6 +111,7 @@ class Conditions:
     sharing_efficiency: float = 1.0
     speeds: Sequence[float] | None = None
     reduction: Reduction | None = None
+    gradients_ready_s: npt.ArrayLike | None = None
     collectives: Collectives | None = None
     host_link: HostLink | None = None
     blocking: bool = False
@@ -137,6 +141,10 @@ class Conditions:
                 f"receive_window is of receives posted ahead on links: with streams {self.streams!r} they are posted "
                 "where they stand in the schedule; leave one of the two out"
             )
+        if self.gradients_ready_s is not None:
+            self._set("gradients_ready_s", _amounts("gradients_ready_s", self.gradients_ready_s, "seconds"))
+            if self.reduction is None:
+                raise InputError("gradients_ready_s is what a reduction waits for: give reduction too")
         if self.collectives is not None:
             for name in ("reduction", "receive_window"):
                 if getattr(self, name) is not None:

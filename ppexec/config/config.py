@@ -11,7 +11,7 @@ from typing import Any
 import torch
 
 import ppsim
-from ppexec.config.batch_sizes import batch_sizes, samples_of
+from ppexec.config.batch_sizes import batch_sizes, counts_by_replica, samples_of
 from ppexec.config.bubble_warning import bubble_warning
 from ppexec.config.devices import check_gpus, check_processes, check_sharing, choose_device
 from ppexec.config.divisors import largest_divisor
@@ -29,6 +29,7 @@ from ppsim.checks import check_fields, check_whole
 from ppsim.errors import InputError
 from ppsim.files import read_text
 from ppsim.schedule.deadlock import smallest_receive_window
+from ppsim.simulation.gradient_reductions import stages_by_completion
 
 _PRESETS: dict[str, dict[str, int]] = {
     "small": {"hidden": 512, "seq": 64, "micro_batch_size": 2},
@@ -94,17 +95,17 @@ class RunConfig(MachineConfig, TrainingConfig, StepsConfig, ParallelConfig, Sche
         self._settle_model()
         microbatches, size = batch_sizes(
             global_batch_size=self.global_batch_size,
-            microbatches=self.microbatches,
+            microbatches=self.microbatches_by_replica,
             micro_batch_size=self.micro_batch_size,
             usual_size=preset["micro_batch_size"],
-            dp=self.dp,
         )
         self._set("microbatches", microbatches)
+        self._at_least("microbatches", 0)
         self._set("micro_batch_size", size)
         schedule = self.pipeline
         self._default("ranks", schedule.ranks)
         self._default("microbatches", schedule.microbatches)
-        self._default("global_batch_size", self.microbatches * self.micro_batch_size * self.dp)
+        self._default("global_batch_size", self.step_microbatches * self.micro_batch_size)
         # torchrun says how many of the processes are on this machine; they may differ from one to the next.
         here = int(os.environ.get("LOCAL_WORLD_SIZE", 0)) or self.world_size * (self.ranks if self.is_local else 1)
         self._default("threads", max((os.cpu_count() or 1) // here, 1))
@@ -112,6 +113,7 @@ class RunConfig(MachineConfig, TrainingConfig, StepsConfig, ParallelConfig, Sche
         if self.backend == "nccl" and self.devices != "shared":
             check_gpus(self.world_size)
         self._check_copies()
+        self._check_replicas()
         self._check_sharding()
         self._check_recompute()
         self._check_posts()
@@ -238,6 +240,24 @@ class RunConfig(MachineConfig, TrainingConfig, StepsConfig, ParallelConfig, Sche
                     "ranks"
                 )
 
+    def _check_replicas(self) -> None:
+        """Refuse replicas that could not add up their gradients or gather their parameters together."""
+        if len(set(self.microbatches_by_replica)) == 1:
+            return
+        if self.is_sharded:
+            raise InputError(
+                f"replica_microbatches {self.replica_microbatches} does not go with sharded parameters, which all "
+                "replicas gather at the same places: give all as many microbatches, or leave shard out"
+            )
+        first = stages_by_completion(self.pipeline.program)
+        for count, pipeline in {each.microbatches: each for each in self.pipelines}.items():
+            if stages_by_completion(pipeline.program) != first:
+                raise InputError(
+                    f"{pipeline.name} completes the stages of a rank in another order with {count} microbatches than "
+                    f"with {self.microbatches}, and replicas add up gradients in one order: give all replicas as many "
+                    "microbatches"
+                )
+
     def _check_sharding(self) -> None:
         """Refuse what does not go with sharded parameters."""
         if self.shard and self.dp == 1:
@@ -298,7 +318,10 @@ class RunConfig(MachineConfig, TrainingConfig, StepsConfig, ParallelConfig, Sche
                 f"receive_window {self.receive_window} is of receives posted ahead, and here they are posted where "
                 "they stand in the schedule: leave it out, or take communication 'derived' with streams 'link'"
             )
-        needed = smallest_receive_window(self.pipeline.program) if self.receive_window else 0
+        needed = 0
+        if self.receive_window:
+            programs = {pipeline.microbatches: pipeline.program for pipeline in self.pipelines}
+            needed = max(map(smallest_receive_window, programs.values()))
         if self.receive_window < needed:
             raise InputError(
                 f"receive_window {self.receive_window} is too small: a rank of this schedule waits for ever unless "
@@ -332,7 +355,31 @@ class RunConfig(MachineConfig, TrainingConfig, StepsConfig, ParallelConfig, Sche
         >>> [config.samples_of(microbatch) for microbatch in range(4)]
         [range(0, 3), range(3, 6), range(6, 8), range(8, 11)]
         """
-        return samples_of(microbatch, microbatches=self.microbatches * self.dp, samples=self.global_batch_size)
+        return samples_of(microbatch, microbatches=self.step_microbatches, samples=self.global_batch_size)
+
+    @property
+    def microbatches_by_replica(self) -> tuple[int, ...]:
+        """How many microbatches each replica has in a step (with accumulate: in a round), shape (dp,).
+
+        Examples
+        --------
+        >>> config = RunConfig(dp=2, replica_microbatches="5,4")
+        >>> config.microbatches_by_replica, config.microbatches, config.step_microbatches, config.global_batch_size
+        ((5, 4), 5, 9, 18)
+        """
+        if not self.replica_microbatches:
+            return (self.microbatches,) * self.dp
+        return counts_by_replica(self.replica_microbatches, dp=self.dp, microbatches=self.microbatches)
+
+    @property
+    def step_microbatches(self) -> int:
+        """How many microbatches all replicas have together in a step (with accumulate: in a round)."""
+        return sum(self.microbatches_by_replica)
+
+    @property
+    def longest_replica(self) -> int:
+        """The first of the replicas with the most microbatches: the one that is predicted and shown."""
+        return self.microbatches_by_replica.index(max(self.microbatches_by_replica))
 
     @property
     def torch_dtype(self) -> torch.dtype:
@@ -340,16 +387,52 @@ class RunConfig(MachineConfig, TrainingConfig, StepsConfig, ParallelConfig, Sche
         dtype: torch.dtype = getattr(torch, self.dtype)
         return dtype
 
-    @cached_property
+    @property
     def pipeline(self) -> ppsim.Schedule:
-        """The checked schedule, without its backwards if `forward_only`."""
+        """The checked schedule, without its backwards if `forward_only`; that of the longest replica."""
+        return self.pipelines[self.longest_replica]
+
+    @cached_property
+    def pipelines(self) -> tuple[ppsim.Schedule, ...]:
+        """The checked schedule of each replica, shape (dp,); one object for all that have as many microbatches."""
+        if not self.replica_microbatches:
+            return (self._checked_schedule(self.microbatches),) * self.dp
+        if self.from_csv is not None:
+            raise InputError(
+                f"replica_microbatches {self.replica_microbatches} builds a schedule for each replica, and "
+                f"{self.from_csv} is of {self.dp} replicas that do the same: leave it out, or take a schedule by name"
+            )
+        counts = self.microbatches_by_replica
+        found: dict[int, ppsim.Schedule] = {}
+        for replica, count in enumerate(counts):
+            try:
+                found[count] = found[count] if count in found else self._checked_schedule(count)
+            except InputError as error:
+                raise InputError(f"replica {replica}, {count} microbatches: {error}{self._near(count)}") from None
+        return tuple(found[count] for count in counts)
+
+    def _near(self, count: int) -> str:
+        """The nearest numbers of microbatches that the schedule takes, as the end of a complaint about another."""
+        reach = 2 * max(self.ranks or 2, self.microbatch_group or 0)
+        ways = range(count - 1, max(count - 1 - reach, 0), -1), range(count + 1, count + 1 + reach)
+        fitting = [str(found) for way in ways if (found := next(filter(self._takes, way), None)) is not None]
+        return f"; for this replica {' or '.join(fitting)} microbatches would do" if fitting else ""
+
+    def _takes(self, microbatches: int) -> bool:
+        try:
+            self._checked_schedule(microbatches)
+        except InputError:
+            return False
+        return True
+
+    def _checked_schedule(self, microbatches: int) -> ppsim.Schedule:
         if self.from_csv is None:
             if self.copies is not None:
                 raise InputError(f"copies {self.copies} says what a file holds: give from_csv too, or leave it out")
             schedule = ppsim.build_schedule(
                 self.schedule,
                 ranks=self.ranks or 2,
-                microbatches=self.microbatches or 8,
+                microbatches=microbatches or 8,
                 stages_per_rank=self.stages_per_rank,
                 microbatch_group=self.microbatch_group,
             )

@@ -57,6 +57,9 @@ class BatchConfig:
     microbatches: Essential[int] = 0
     """m, the number of microbatches of a step (with accumulate: of a round) per data-parallel replica; 0 takes the
     global batch's, else the file's, else 8."""
+    replica_microbatches: str = ""
+    """Microbatches of each data-parallel replica where they differ, such as 5,4, instead of microbatches; the schedule,
+    by name, is built for each. Empty: all replicas have as many."""
     global_batch_size: int = 0
     """Samples of a step (with accumulate: of a round) over all replicas; 0 takes microbatches x micro batch size x dp.
     What does not divide by the microbatches given makes the first ones larger by one."""

@@ -26,6 +26,7 @@ from ppexec.workers.pool import WorkerPool
 from ppsim import Collectives, HostLink, Network, Reduction, StageCost, Trace
 from ppsim.costs.by_microbatch import CostTable, StageCosts
 from ppsim.explain.memory_difference import first_difference
+from ppsim.simulation.gradient_reductions import ready_times
 from ppsim.simulation.memory_columns import with_columns
 from ppsim.simulation.timed_program import message_bytes
 from ppsim.trace.trace import known, median_step
@@ -224,6 +225,9 @@ def predict_and_measure(
 
     What copies of activations take (O, L) is measured while profiling, and what sharded parameters take (UNSHARD,
     REDUCE_GRAD) beside the steps. Bytes are predicted as they are counted, with copies that end where they stand.
+
+    Of replicas with different numbers of microbatches, the longest is predicted and measured. The others count as what
+    its reductions may have to wait for, at their mean times.
     """
     with contextlib.ExitStack() as owned:
         if pool is None and not under_torchrun():
@@ -240,15 +244,10 @@ def predict_and_measure(
         )
     if calibration is None:
         calibration = calibrated(found.known_steps)
-    stages, program, speeds = found.stages, config.pipeline.program, found.speeds
-    if speeds is not None:  # profiled with all ranks at work
-        stages = [
-            scaled(each, speeds[-1]) if isinstance(each, StageCost) else [scaled(cost, speeds[-1]) for cost in each]
-            for each in stages
-        ]
+    speeds = found.speeds
+    stages = found.stages if speeds is None else _scaled(found.stages, speeds[-1])  # profiled with all ranks at work
     is_shared = found.profile is not None and config.device == "cpu" and is_crowded(config)
-    options = calibration.options(program, message_bytes(program, stages))
-    options |= {
+    common = {
         "streams": config.streams,
         "cores": usable_cores() if is_shared else None,
         "sharing": "fair" if is_shared or speeds else "turns",
@@ -259,6 +258,16 @@ def predict_and_measure(
         "host_link": None if found.profile is None else found.profile.host_link,
         "blocking": config.is_blocking,
     }
+
+    def options_of(pipeline: ppsim.Schedule, stages: StageCosts) -> dict[str, Any]:
+        return calibration.options(pipeline.program, message_bytes(pipeline.program, stages)) | common
+
+    if found.reduction is not None and found.shorter:
+        pipelines = {each.microbatches: each for each in config.pipelines}
+        shorter = [(pipelines[count], own) for count, own in found.shorter.items()]
+        steps = [ppsim.simulate(pipeline, own, **options_of(pipeline, own)) for pipeline, own in shorter]
+        common["gradients_ready_s"] = np.max([ready_times(step) for step in steps], axis=0)
+    options = options_of(config.pipeline, stages)
     jitter, host_delay = calibration.jitter(timed=found.profile is None), 0.0
     if found.launch_s is not None:
         options, host_delay = with_host(config, stages, found.launch_s, options)
@@ -289,6 +298,14 @@ def predict_and_measure(
         launch_s=found.launch_s,
         host_delay=host_delay,
     )
+
+
+def _scaled(stages: StageCosts, factor: float) -> StageCosts:
+    """Stages whose actions all take this much longer, for each microbatch where these differ."""
+    return [
+        scaled(each, factor) if isinstance(each, StageCost) else [scaled(cost, factor) for cost in each]
+        for each in stages
+    ]
 
 
 def scaled(stage: StageCost, factor: float) -> StageCost:

@@ -47,7 +47,8 @@ class Round:
         model = config.model.rpartition(":")[2]
         mesh = f"dp {config.dp} x pp {config.ranks} x tp {config.tp}"
         what = "" if self.fault is None else f", rank {self.fault[0]} {self.fault[2]} at action {self.fault[1]}"
-        return f"round {self.number}: {model}, {config.schedule}, {mesh}, {config.microbatches} microbatches{what}"
+        counts = config.replica_microbatches or config.microbatches
+        return f"round {self.number}: {model}, {config.schedule}, {mesh}, {counts} microbatches{what}"
 
 
 def draw(seed: int, number: int) -> Round:
@@ -60,7 +61,7 @@ def draw(seed: int, number: int) -> Round:
             continue
         fault = None
         if dice.random() < _FAULTS_OF_ALL and config.backend == "gloo" and not config.forward_only:
-            program = config.pipeline.program
+            program = min(config.pipelines, key=lambda each: each.microbatches).program  # others have these actions too
             rank = dice.randrange(config.ranks)
             actions = int(program.rank_actions[rank + 1] - program.rank_actions[rank])
             fault = (rank, dice.randrange(actions), dice.choice(sorted(FAULTS)))
@@ -80,6 +81,8 @@ def _config(dice: random.Random) -> RunConfig:
     microbatches = dice.randint(1, 8)
     pipeline = ppsim.build_schedule(schedule, ranks=ranks, microbatches=microbatches)
     layers = pipeline.model_stages * dice.randint(1, 2)
+    shares = [microbatches, *(dice.randint(1, microbatches) for _ in range(dp - 1))]
+    dice.shuffle(shares)
     return RunConfig(
         model=model,
         schedule=schedule,
@@ -87,6 +90,7 @@ def _config(dice: random.Random) -> RunConfig:
         dp=dp,
         tp=tp,
         microbatches=microbatches,
+        replica_microbatches=",".join(map(str, shares)) if dp > 1 and dice.random() < 0.5 else "",
         layers=max(layers, 2),
         hidden=8 * dice.randint(1, 4),
         seq=dice.randint(2, 6),

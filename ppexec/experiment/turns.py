@@ -33,7 +33,8 @@ _SHARE = 0.25  # how long known runs take beside real steps; beside others, of w
 class Measured:
     """What one session measured.
 
-    profile: None if compute was timed. stages: what each takes, stated or profiled. traces: of undisturbed steps, and
+    profile: None if compute was timed. stages: what each takes, stated or profiled; of the longest replica. shorter:
+    those of replicas with fewer microbatches, by their number. traces: of undisturbed steps, and
     disturbed: of the others. known_steps: see `step_fit.calibrated`. memory: by rank, from an untimed step.
     launch_s: what the host spends on each action, see `Session.time_launches`.
     speeds: of a rank whose device n ranks use at once, over its speed alone, at n - 1; None where nobody shares a GPU.
@@ -41,6 +42,7 @@ class Measured:
 
     profile: Profile | None
     stages: StageCosts
+    shorter: dict[int, StageCosts]
     traces: list[Trace]
     known_steps: list[tuple[Trace, KnownRun]]
     disturbed: list[Trace]
@@ -125,9 +127,15 @@ def measure_in_turn(
         verified = session.verify() if verify and not is_timed else None
         advance("verify")
         profile = None if is_timed else session.summarise(rounds)
+
+        def stages_of(microbatches: int) -> StageCosts:
+            replica = config.microbatches_by_replica.index(microbatches)
+            return list(session.costs or []) if profile is None else session.stage_costs(profile, 0, replica=replica)
+
         return Measured(
             profile=profile,
-            stages=list(session.costs or []) if profile is None else session.stage_costs(profile, 0),
+            stages=stages_of(config.microbatches),
+            shorter={each: stages_of(each) for each in set(config.microbatches_by_replica) - {config.microbatches}},
             traces=traces,
             known_steps=known.kept if known else [],
             disturbed=disturbed,

@@ -226,7 +226,7 @@ def probe_reductions(worker: Worker) -> list[ReductionSample]:
     The stages take turns, as at the end of a step. The ranks of tp measure at the same time.
     """
     samples: list[ReductionSample] = []
-    pipeline, is_needed = worker.config.pipeline, worker.config.dp * worker.config.pipeline.copies > 1
+    pipeline, is_needed = worker.pipeline, worker.config.dp * worker.pipeline.copies > 1
     for turn in range(pipeline.model_stages if is_needed else 0):
         meet(worker.mesh)
         for stage in range(turn, pipeline.stages, pipeline.model_stages):

@@ -33,17 +33,17 @@ def peer_step(worker: Worker, name: str) -> Callable[[Batch], Any]:
         raise InputError("PyTorch's schedules know no R, O and L: leave them out to compare")
     (stage,) = (stage for stage in worker.stages.values() if isinstance(stage, Stage))
     module = _plain(worker, stage)
-    count, last = worker.config.pipeline.stages, stage.loss is not None
+    count, last = worker.pipeline.stages, stage.loss is not None
     pipeline_stage = PipelineStage(module, stage.index, count, worker.device.torch_device, group=worker.pipeline_group)
     loss = worker.model.loss
     schedule: Any
     if name == "torch-runtime":
-        schedule = _PipelineScheduleRuntime([pipeline_stage], worker.config.microbatches, loss_fn=loss)
+        schedule = _PipelineScheduleRuntime([pipeline_stage], worker.pipeline.microbatches, loss_fn=loss)
         schedule.pipeline_order = {}
-        _load_order(schedule, worker.config.pipeline.to_csv())
+        _load_order(schedule, worker.pipeline.to_csv())
     else:
         kind = ScheduleGPipe if name == "torch-gpipe" else Schedule1F1B
-        schedule = kind(pipeline_stage, worker.config.microbatches, loss_fn=loss)
+        schedule = kind(pipeline_stage, worker.pipeline.microbatches, loss_fn=loss)
 
     def step(batch: Batch) -> Any:
         inputs = (torch.cat(batch.inputs),) if stage.is_first else ()

@@ -2,9 +2,10 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 
+import numpy as np
 import torch
 from torch.utils import _pytree as pytree
 
@@ -61,9 +62,8 @@ def load_batch(
     *,
     seed: int,
     step: int,
-    microbatches: int,
+    microbatches: int | Sequence[int],
     samples_of: Callable[[int], range] = lambda microbatch: range(microbatch, microbatch + 1),
-    dp: int = 1,
     dp_rank: int = 0,
     rounds: int = 1,
     round_number: int = 0,
@@ -80,12 +80,12 @@ def load_batch(
         The model's: global microbatch index to (inputs, targets).
     seed, step : int
         What the order of the data depends on.
-    microbatches : int
-        Of the round, per replica.
+    microbatches : int, or sequence of int, shape (dp,)
+        Of the round, of each replica; one number for a single replica.
     samples_of : callable
         The global indices of a microbatch's samples, by its own global index; one each unless given.
-    dp, dp_rank : int
-        Number of replicas, and which of them reads.
+    dp_rank : int
+        Which replica reads.
     rounds, round_number : int
         Rounds of the step, and which of them is read.
     first_index : int
@@ -104,7 +104,6 @@ def load_batch(
         seed,
         step=step,
         microbatches=microbatches,
-        dp=dp,
         dp_rank=dp_rank,
         rounds=rounds,
         round_number=round_number,
@@ -113,7 +112,7 @@ def load_batch(
     batch = Batch(
         step=step,
         samples=[samples_of(index) for index in indices],
-        positions=(order - step * microbatches * rounds * dp).tolist(),
+        positions=(order - step * rounds * int(np.sum(microbatches))).tolist(),
         rounds=rounds,
         completes_step=round_number == rounds - 1,
     )

@@ -113,8 +113,7 @@ def microbatch_order(
     seed: int,
     *,
     step: int,
-    microbatches: int,
-    dp: int = 1,
+    microbatches: int | Sequence[int],
     dp_rank: int = 0,
     rounds: int = 1,
     round_number: int = 0,
@@ -125,34 +124,36 @@ def microbatch_order(
     ----------
     seed, step : int
         What the order depends on.
-    microbatches : int
-        m, per replica and round.
-    dp, dp_rank : int
-        Number of replicas, and which of them reads.
+    microbatches : int, or sequence of int, shape (dp,)
+        m of each replica, per round; one number for a single replica.
+    dp_rank : int
+        Which replica reads.
     rounds, round_number : int
         r, the rounds of the schedule in a step whose gradients are accumulated, and which of them it is.
 
     Returns
     -------
-    array of shape (microbatches,)
+    array of shape (m,)
 
     Notes
     -----
-    Step t reads the indices from t dp r m to (t + 1) dp r m, in random order. Each replica takes its part of that
-    order, and each round its part of that, so the global batch is the same for every dp with the same dp r m, and a
-    replica's order is the same for every r with the same r m.
+    With M the sum of m over the replicas, step t reads the indices from t r M to (t + 1) r M, in random order. Each
+    replica takes its part of that order, and each round its part of that, so the global batch is the same for all
+    replicas with the same r M, and a replica's order is the same for every r with the same r m.
 
     Examples
     --------
-    >>> whole = microbatch_order(0, step=0, microbatches=4)
-    >>> halves = [microbatch_order(0, step=0, microbatches=2, dp=2, dp_rank=rank) for rank in range(2)]
-    >>> bool((np.concatenate(halves) == whole).all())
+    >>> whole = microbatch_order(0, step=0, microbatches=5)
+    >>> parts = [microbatch_order(0, step=0, microbatches=[3, 2], dp_rank=rank) for rank in range(2)]
+    >>> bool((np.concatenate(parts) == whole).all())
     True
     """
-    total = microbatches * rounds * dp
-    begin = (dp_rank * rounds + round_number) * microbatches
+    by_replica = np.atleast_1d(microbatches)
+    total = rounds * int(by_replica.sum())
+    own = int(by_replica[dp_rank])
+    begin = rounds * int(by_replica[:dp_rank].sum()) + round_number * own
     order = np.random.Generator(np.random.Philox(derive(seed, "order", step))).permutation(total)
-    return step * total + order[begin : begin + microbatches]
+    return step * total + order[begin : begin + own]
 
 
 def sample_generator(seed: int, *, sample: int) -> torch.Generator:

@@ -30,7 +30,7 @@ class Evaluation:
     def __init__(self, worker: Worker) -> None:
         self._worker = worker
         config = worker.config
-        self._program = program = config.pipeline.forward_only().program
+        self._program = program = worker.pipeline.forward_only().program
         self._stages = [
             Stage(
                 stage.index,
@@ -51,9 +51,9 @@ class Evaluation:
             rank.number: {stage.index: stage for stage in self._stages if stage.index in rank.stages}
             for rank in worker.ranks
         }
-        specs = worker.specs_of(program, [worker.boundaries] * config.microbatches)
+        specs = worker.specs_of(program, [worker.boundaries] * worker.pipeline.microbatches)
         self._ranks = worker.build_ranks(program, specs, stages_of)
-        self._shapes = [worker.boundaries[0].name] * config.microbatches  # as the specs are
+        self._shapes = [worker.boundaries[0].name] * worker.pipeline.microbatches  # as the specs are
         self._sequence = sequence_of(program, list(stages_of))
 
     def loss(self) -> float:

@@ -38,7 +38,7 @@ class StepLosses:
     @classmethod
     def none(cls, worker: Worker, rounds: int) -> StepLosses:
         """Those of a step of so many rounds, of which nothing is known yet."""
-        count = rounds * worker.config.microbatches * worker.config.dp
+        count = rounds * worker.config.step_microbatches
         return cls(values=[0.0] * count, parts=[0.0] * count)
 
     def note(self, worker: Worker, batch: Batch, stages: Iterable[Stage]) -> None:

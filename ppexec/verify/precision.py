@@ -117,8 +117,8 @@ def compare_precision(config: RunConfig, reference: Wider, device: torch.device)
     if unit_rounding(wider) >= rounding:
         raise InputError(f"reference {reference!r} is not wider than {config.dtype!r}: take float32 or float64")
     wide.batches = [_widened(batch, wider) for batch in narrow.batches]
-    order = (tuple(range(config.microbatches)),)
-    narrow.run(order)
+    orders = [(tuple(range(count)),) for count in config.microbatches_by_replica]
+    narrow.run(*orders)
 
     def run_wide(number: int | None) -> tuple[list[torch.Tensor], list[list[torch.Tensor]]]:
         """With the narrower type's parameters, moved by one rounding if a number is given."""
@@ -126,7 +126,7 @@ def compare_precision(config: RunConfig, reference: Wider, device: torch.device)
         with torch.no_grad():
             for index, (parameter, value) in enumerate(pairs):
                 parameter.copy_(value if number is None else nudged(value, config.seed, number, index))
-        wide.run(order)
+        wide.run(*orders)
         return _found(wide)
 
     outputs, gradients = run_wide(None)
@@ -156,7 +156,7 @@ def compare_precision(config: RunConfig, reference: Wider, device: torch.device)
         output_share=max(
             share([a], [b], moved, 1, 1) for a, b, moved in zip(own_outputs, outputs, moved_outputs, strict=True)
         ),
-        gradient_share=max((share(a, b, moved, 2, config.microbatches) for a, b, moved in found), default=0.0),
+        gradient_share=max((share(a, b, moved, 2, config.step_microbatches) for a, b, moved in found), default=0.0),
         max_gradient_diff=max(
             (max(map(_far, a, b)) / max(max(float(g.abs().max()) for g in b), 1e-300) for a, b, _ in found if b),
             default=0.0,

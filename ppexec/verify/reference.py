@@ -77,6 +77,16 @@ def accumulation_orders(program: Program) -> list[Accumulation]:
     return [tuple(map(tuple, orders[stage::size])) for stage in range(size)]
 
 
+def _orders_of_replicas(config: RunConfig) -> list[tuple[Accumulation, ...]]:
+    """For each stage of the model, the order of each replica; as data comes in an evaluation."""
+    if config.forward_only:
+        every = tuple((tuple(range(count)),) for count in config.microbatches_by_replica)
+        return [every] * config.pipeline.model_stages
+    programs = {pipeline.microbatches: pipeline.program for pipeline in config.pipelines}
+    found = {count: accumulation_orders(program) for count, program in programs.items()}
+    return list(zip(*(found[count] for count in config.microbatches_by_replica), strict=True))
+
+
 class Reference:
     """The whole model in this process, from the same seeds, with the batches of all replicas.
 
@@ -124,9 +134,8 @@ class Reference:
             self._model.sample,
             seed=config.seed,
             step=0,
-            microbatches=config.microbatches,
+            microbatches=config.microbatches_by_replica,
             samples_of=config.samples_of,
-            dp=config.dp,
             dp_rank=dp_rank,
             has_first=True,
             has_last=True,
@@ -141,23 +150,24 @@ class Reference:
         numbers = [numbers_of(reduction, batch) for batch in self.batches]
         whole = sum(map(sum, numbers))
         for batch, of_batch in zip(self.batches, numbers, strict=True):
-            batch.shares.extend(shares_of(reduction, of_batch, whole, self._config.microbatches))
+            batch.shares.extend(shares_of(reduction, of_batch, whole, len(batch.inputs)))
 
-    def run(self, order: Accumulation) -> None:
+    def run(self, *orders: Accumulation) -> None:
         """Compute a step: forward and backward of each microbatch, one replica after the other.
 
         Parameters
         ----------
-        order : Accumulation
-            Sequence of a replica's microbatches, copy after copy. The gradients of each copy are added up apart, and
-            then the copies' sums.
+        *orders : Accumulation
+            Sequence of each replica's microbatches, copy after copy; one for all replicas alike. The gradients of each
+            copy are added up apart, and then the copies' sums.
 
         Notes
         -----
         The model's `reduction` says what the loss of a microbatch counts. With tp the step is computed again with every
         parameter moved by one rounding, to measure how much that changes outputs and gradients.
         """
-        self._step(order)
+        orders = orders * len(self.batches) if len(orders) == 1 else orders
+        self._step(orders)
         if not self._roundings:
             return
         outputs, magnitudes = self.outputs, dict(self._magnitudes)
@@ -167,7 +177,7 @@ class Reference:
             with torch.no_grad():
                 for index, (parameter, (value, _)) in enumerate(kept.items()):
                     parameter.copy_(nudged(value, self._config.seed, number, index))
-            self._step(order)
+            self._step(orders)
             for layer, module in enumerate(self.layers):
                 for p in module.parameters():
                     if p.grad is not None:
@@ -197,14 +207,14 @@ class Reference:
         bound = allowed(self._roundings, dtype, largest=largest, moved=moved)
         return torch.tensor([bound], dtype=torch.float64, device=output.device)
 
-    def _step(self, order: Accumulation) -> None:
+    def _step(self, orders: Sequence[Accumulation]) -> None:
         for layer in self.layers:
             layer.zero_grad(set_to_none=True)
         self._magnitudes.clear()
         self._shared.clear()
         self.outputs = [{} for _ in self.batches]
         terms = 0.0
-        for replica in range(len(self.batches)):
+        for replica, order in enumerate(orders):
             for number, of_copy in enumerate(order):
                 aside = self._taken_gradients() if number else {}
                 for microbatch in of_copy:
@@ -300,7 +310,7 @@ class Reference:
         every = [gradient_of(p) for p in self.layers[layer].parameters() if p.requires_grad]
         largest = max((float(gradient.abs().max()) for gradient in every if gradient.numel()), default=0.0)
         sharded = allowed(self._roundings, parameter.dtype, largest=largest, moved=self._moved.get(layer, 0.0))
-        terms = self._config.microbatches * self._config.dp * stages
+        terms = self._config.step_microbatches * stages
         slips = (terms - 1) * torch.finfo(parameter.dtype).eps / 2
         magnitude = self._shared.magnitude((layer, name)) if stages > 1 else self._magnitudes.get(parameter)
         if magnitude is None:
@@ -344,15 +354,14 @@ def compare_with_reference(
     that holds the pipeline's. Where stages add up their microbatches in different orders, the reference runs once for
     each order, and a stage is compared with the one of its order.
     """
-    config, schedule = worker.config, worker.config.pipeline
-    every = tuple(range(config.microbatches))
-    orders = [(every,)] * schedule.model_stages if config.forward_only else accumulation_orders(worker.program)
+    config, schedule = worker.config, worker.pipeline
+    orders = _orders_of_replicas(config)
     reference = Reference(config, worker.device.torch_device) if worker.rank == 0 else None
     result: list[Comparison] = []
-    for number, order in enumerate(dict.fromkeys(orders)):
+    for number, of_replicas in enumerate(dict.fromkeys(orders)):
         if reference is not None:
             # On the first rank's stream, since kernels are chosen by the part of the device that a stream may use.
-            worker.ranks[0].compute.submit(partial(reference.run, order), "the reference")
+            worker.ranks[0].compute.submit(partial(reference.run, *of_replicas), "the reference")
             worker.device.synchronize()
         if number == 0:
             for microbatch, copy in enumerate(schedule.routes.tolist()):
@@ -369,14 +378,14 @@ def compare_with_reference(
                     mine, other = unpack(outputs[microbatch], tensors), unpack(theirs, tensors)
                     result.append(_compare(mine, other, bound, what="output", layer=-1, name=str(microbatch)))
         for stage in range(0 if config.forward_only else schedule.stages):
-            if orders[stage % schedule.model_stages] == order:
+            if orders[stage % schedule.model_stages] == of_replicas:
                 result += _compare_gradients(worker, stage, reference)
     return result
 
 
 def _compare_gradients(worker: Worker, stage: int, reference: Reference | None) -> list[Comparison]:
     result: list[Comparison] = []
-    holder = worker.config.pipeline.placement[stage]
+    holder = worker.pipeline.placement[stage]
     held = worker.stages.get(stage)
     for position, layer in enumerate(range(*worker.layer_bounds[stage])):
         own = dict(held.layers[position].named_parameters()) if isinstance(held, Stage) else {}

@@ -56,7 +56,7 @@ class VerifyReport:
     @classmethod
     def of(cls, config: RunConfig, comparisons: Sequence[Comparison]) -> VerifyReport:
         """Sum up the comparisons of all workers. Raises InputError if an output is missing."""
-        expected = config.microbatches * config.dp * config.tp
+        expected = config.step_microbatches * config.tp
         outputs = [c for c in comparisons if c.what == "output"]
         gradients = [c for c in comparisons if c.what == "gradient"]
         if len(outputs) != expected:

@@ -277,7 +277,8 @@ class _Run:
 
     def __init__(self, config: RunConfig | None = None) -> None:
         self._config = config
-        self._board = None if config is None else Board.create(config.pipeline.program, self._ranks)
+        programs = [] if config is None else [pipeline.program for pipeline in config.pipelines]
+        self._board = Board.create(programs, self._ranks) if programs else None
 
     @property
     def _ranks(self) -> int:

@@ -6,6 +6,7 @@ import json
 import mmap
 import os
 from array import array
+from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -73,22 +74,22 @@ class Board:
 
     Parameters
     ----------
-    program : Program
-        What the ranks run.
+    programs : sequence of Program
+        What the ranks of each replica run.
     blocks : int
-        Number of ranks, over all replicas and ranks of tp.
+        Number of ranks, over all replicas and ranks of tp; those of a replica stand together.
     """
 
-    def __init__(self, program: Program, blocks: int, descriptor: int) -> None:
-        self._program, self._rows = program, len(program.stage)
-        self._block = _HEAD + 2 * self._rows
+    def __init__(self, programs: Sequence[Program], blocks: int, descriptor: int) -> None:
+        self._programs, self._blocks_of_replica = programs, blocks // len(programs)
+        self._block = _words_of_block(programs)
         self._blocks = blocks
         self._descriptor = descriptor
         self._memory = mmap.mmap(descriptor, _WORD_BYTES * self._block * blocks)
         self._words = memoryview(self._memory).cast("q")
 
     @classmethod
-    def create(cls, program: Program, blocks: int) -> Board | None:
+    def create(cls, programs: Sequence[Program], blocks: int) -> Board | None:
         """A new board; None where the system has no such memory."""
         if not hasattr(os, "memfd_create"):
             return None
@@ -96,8 +97,8 @@ class Board:
             descriptor = os.memfd_create("progress")
         except OSError:
             return None
-        os.ftruncate(descriptor, _WORD_BYTES * (_HEAD + 2 * len(program.stage)) * blocks)
-        return cls(program, blocks, descriptor)
+        os.ftruncate(descriptor, _WORD_BYTES * _words_of_block(programs) * blocks)
+        return cls(programs, blocks, descriptor)
 
     @property
     def address(self) -> str:
@@ -105,11 +106,11 @@ class Board:
         return f"/proc/{os.getpid()}/fd/{self._descriptor}"
 
     @classmethod
-    def open(cls, program: Program, blocks: int, address: str) -> Board:
+    def open(cls, programs: Sequence[Program], blocks: int, address: str) -> Board:
         """The board of another process."""
         descriptor = os.open(address, os.O_RDWR | os.O_CLOEXEC)
         try:
-            return cls(program, blocks, descriptor)
+            return cls(programs, blocks, descriptor)
         finally:
             os.close(descriptor)
 
@@ -121,7 +122,10 @@ class Board:
 
     def of_rank(self, block: int) -> RankProgress:
         """The writing end of a block."""
-        return RankProgress(self._of(block), self._rows)
+        return RankProgress(self._of(block), len(self._program_of(block).stage))
+
+    def _program_of(self, block: int) -> Program:
+        return self._programs[block // self._blocks_of_replica]
 
     def _of(self, block: int) -> memoryview:
         return self._words[block * self._block : (block + 1) * self._block]
@@ -137,15 +141,16 @@ class Board:
     def standing(self, block: int) -> str:
         """Where the rank stands, such as "in action 1F0 of step 3"; empty before its first step. Steps count from 1."""
         steps, row, message = self._of(block)[:3]
+        program = self._program_of(block)
         if not steps:
             return ""
         if message > 0:
-            _, _, waiting = waits_for(self._program, message - 1).partition(", ")
+            _, _, waiting = waits_for(program, message - 1).partition(", ")
             return f"{waiting}, in step {steps}"
         if row > 0:
-            return f"in action {self._program.action_of(row - 1)} of step {steps}"
+            return f"in action {program.action_of(row - 1)} of step {steps}"
         if row < 0:
-            return f"after action {self._program.action_of(-row - 1)} of step {steps}"
+            return f"after action {program.action_of(-row - 1)} of step {steps}"
         return f"at the start of step {steps}"
 
     def partial_trace(self, first: int, stride: int) -> PartialTrace | None:
@@ -156,13 +161,18 @@ class Board:
         first, stride : int
             The block of the pipeline's first rank, and the distance to the next rank's.
         """
-        start, end = np.zeros(self._rows, np.int64), np.zeros(self._rows, np.int64)
-        for rank in range(self._program.ranks):
-            rows = slice(self._program.rows_of(rank).start, self._program.rows_of(rank).stop)
-            words = np.array(self._of(first + rank * stride), np.int64)
-            start[rows] = words[_HEAD : _HEAD + self._rows][rows]
-            end[rows] = words[_HEAD + self._rows :][rows]
-        return PartialTrace(program=self._program, start_ns=start, end_ns=end) if start.any() else None
+        program = self._program_of(first)
+        start, end = np.zeros((2, len(program.stage)), np.int64)
+        for rank in range(program.ranks):
+            rows = slice(program.rows_of(rank).start, program.rows_of(rank).stop)
+            words = np.array(self._of(first + rank * stride), np.int64)[_HEAD:]
+            start[rows] = words[rows]
+            end[rows] = words[len(start) :][rows]
+        return PartialTrace(program=program, start_ns=start, end_ns=end) if start.any() else None
+
+
+def _words_of_block(programs: Sequence[Program]) -> int:
+    return _HEAD + 2 * max(len(program.stage) for program in programs)
 
 
 @dataclass(frozen=True, kw_only=True)

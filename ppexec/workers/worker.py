@@ -88,6 +88,8 @@ class Worker:
     ----------
     rank, dp_rank : int
         This process's number in its pipeline, and that of its replica. Both 0 in a run of one process.
+    pipeline : Schedule
+        That of its replica.
     ranks : list of Rank
         The ranks that this process holds: one of them, or all with backend "local".
     group : ProcessGroup or None
@@ -112,8 +114,9 @@ class Worker:
         self.group: dist.ProcessGroup | None = None if self.mesh is None else self.mesh.get_group("pp")
         self.rank = 0 if self.mesh is None else self.mesh.get_local_rank("pp")
         self.dp_rank = 0 if self.mesh is None else self.mesh.get_local_rank("dp")
-        self.program: Program = config.pipeline.program
-        self.layer_bounds = bounds(config.layer_sizes) * config.pipeline.copies
+        self.pipeline = config.pipelines[self.dp_rank]
+        self.program: Program = self.pipeline.program
+        self.layer_bounds = bounds(config.layer_sizes) * self.pipeline.copies
         self._kept: dict[Any, Any] = {}
         self._terms = 0.0
         self._odd_losses: dict[tuple[int, int, int], float] = {}
@@ -122,11 +125,11 @@ class Worker:
             sharpen_sleep()
             stages_of: dict[int, Mapping[int, Stage | TimedStage]] = {
                 rank: timed_stages(
-                    config.pipeline.stages_of(rank),
+                    self.pipeline.stages_of(rank),
                     costs,
                     trains=not config.forward_only,
                     device=self.device,
-                    copies=config.pipeline.copies,
+                    copies=self.pipeline.copies,
                 )
                 for rank in held
             }
@@ -136,7 +139,7 @@ class Worker:
             refuse_what_does_not_fit(self.model, config)
             self._boundaries = Boundaries(
                 self.model.layers,
-                holder=config.pipeline.placement[0],
+                holder=self.pipeline.placement[0],
                 group=self.group,
                 device=self.device.torch_device,
             )
@@ -154,7 +157,7 @@ class Worker:
             index: stage for stages in stages_of.values() for index, stage in stages.items()
         }
         # All are like the model's first.
-        self._open_shapes = [] if costs is not None else [self.boundaries[0].name] * config.microbatches
+        self._open_shapes = [] if costs is not None else [self.boundaries[0].name] * self.pipeline.microbatches
         self.ranks = self.build_ranks(
             self.program,
             self.message_specs,
@@ -180,7 +183,7 @@ class Worker:
         is idle. In a step it would wait for ever, since receives that are posted ahead keep the GPU busy.
         """
         number = torch.ones(1, device=self.device.torch_device)
-        for index in sorted(self.holders, key=lambda index: index % self.config.pipeline.model_stages):
+        for index in sorted(self.holders, key=lambda index: index % self.pipeline.model_stages):
             self.holders[index].allreduce([number]).wait()
             self.holders[index].allreduce_coalesced([number]).wait()
         batch = self.load(0)
@@ -215,7 +218,7 @@ class Worker:
         """
         if self.mesh is None or self.config.forward_only:
             return {}
-        pipeline = self.config.pipeline
+        pipeline = self.pipeline
         if pipeline.copies > 1:
             return copy_groups(pipeline.placement, pipeline.copies, self.mesh)
         if self.config.dp == 1:
@@ -225,21 +228,21 @@ class Worker:
     @property
     def has_first(self) -> bool:
         """Whether this process holds a first stage, whose input is data."""
-        return any(stage % self.config.pipeline.model_stages == 0 for stage in self.stages)
+        return any(stage % self.pipeline.model_stages == 0 for stage in self.stages)
 
     @property
     def has_last(self) -> bool:
         """Whether this process holds a last stage, which computes the loss."""
-        return any((stage + 1) % self.config.pipeline.model_stages == 0 for stage in self.stages)
+        return any((stage + 1) % self.pipeline.model_stages == 0 for stage in self.stages)
 
     def _real_stages(self, rank: int) -> dict[int, Stage]:
         """One rank's stages. Ranks of one process have a model each: its dropout works on one microbatch at a time."""
         model = self.model if rank == self.rank else load_model(self.config)
-        return {stage: self._real_stage(stage, model) for stage in self.config.pipeline.stages_of(rank)}
+        return {stage: self._real_stage(stage, model) for stage in self.pipeline.stages_of(rank)}
 
     def _real_stage(self, stage: int, model: Model) -> Stage:
         config, (begin, end) = self.config, self.layer_bounds[stage]
-        pipeline = config.pipeline
+        pipeline = self.pipeline
         return build_stage(
             stage,
             model,
@@ -247,7 +250,7 @@ class Worker:
             copies_input=self.overwriting[begin] < end,
             is_first=stage % pipeline.model_stages == 0,
             is_last=(stage + 1) % pipeline.model_stages == 0,
-            microbatches=config.microbatches * config.dp,
+            microbatches=config.step_microbatches,
             replicated=config.dp * pipeline.copies > 1,
             trains=not config.forward_only,
             recompute=config.recompute,
@@ -265,7 +268,7 @@ class Worker:
 
     def _at_end(self) -> list[GradientSums]:
         """Sums of copies, if this process holds all, and then of each copy's tied weights; none in an evaluation."""
-        pipeline = self.config.pipeline
+        pipeline = self.pipeline
         if self.costs is not None or self.config.forward_only:
             return []
         found: list[GradientSums] = []
@@ -288,7 +291,8 @@ class Worker:
     def _progress(self, address: str, held: Sequence[int]) -> dict[int, RankProgress]:
         """Where each rank of this process writes what it does."""
         config = self.config
-        board = Board.open(self.program, config.dp * config.ranks * config.tp, address)
+        programs = [pipeline.program for pipeline in config.pipelines]
+        board = Board.open(programs, config.dp * config.ranks * config.tp, address)
         tp_rank = 0 if self.mesh is None else self.mesh.get_local_rank("tp")
         return {rank: board.of_rank((self.dp_rank * config.ranks + rank) * config.tp + tp_rank) for rank in held}
 
@@ -364,7 +368,7 @@ class Worker:
         """The spec of each message if all microbatches are like the model's first."""
         if self.costs is not None:
             return message_specs(self.program, self.costs)
-        return self.specs_of(self.program, [self.boundaries] * self.config.microbatches)
+        return self.specs_of(self.program, [self.boundaries] * self.pipeline.microbatches)
 
     def specs_of(self, program: Program, boundaries: Sequence[Sequence[BoundarySpec]]) -> list[TensorSpec]:
         """The spec of each message: between stages s and s + 1 the output of the last layer of s, or its gradient.
@@ -424,9 +428,8 @@ class Worker:
             own or self.model.sample,
             seed=self.config.seed,
             step=step,
-            microbatches=self.config.microbatches,
+            microbatches=self.config.microbatches_by_replica,
             samples_of=self.config.samples_of,
-            dp=self.config.dp,
             dp_rank=self.dp_rank,
             rounds=rounds,
             round_number=round_number,
@@ -435,7 +438,7 @@ class Worker:
             has_last=self.has_last,
             device=self.device.torch_device,
         )
-        batch.boundaries.extend(self._boundaries.agree(lambda: batch.inputs, self.config.microbatches))
+        batch.boundaries.extend(self._boundaries.agree(lambda: batch.inputs, self.pipeline.microbatches))
         batch.shapes.extend(boundaries[0].name for boundaries in batch.boundaries)
         return batch
 
@@ -467,7 +470,7 @@ class Worker:
             return  # all count the same
         whole = self.over_replicas(sum(map(sum, numbers)))
         for batch, each in zip(batches, numbers, strict=True):
-            batch.shares.extend(shares_of(reduction, each, whole, self.config.microbatches))
+            batch.shares.extend(shares_of(reduction, each, whole, self.pipeline.microbatches))
 
     def over_replicas(self, number: float) -> float:
         """The sum of a number over the replicas. Collective over them."""
@@ -574,11 +577,11 @@ class Worker:
 
         Known on the ranks of the last stage, after the step.
         """
-        every = self.config.microbatches * self.config.dp * batch.rounds
+        alike = [1.0] * self.pipeline.microbatches
         if self.model.reduction == "sum":
-            return [1.0] * self.config.microbatches, self._terms
+            return alike, self._terms
         if not batch.shares:
-            return [1.0] * self.config.microbatches, float(every)
+            return alike, float(self.config.step_microbatches * batch.rounds)
         return [part for part, _ in batch.shares], batch.shares[0][1]
 
     def keep(self, key: Any, make: Callable[[], _Kept]) -> _Kept:

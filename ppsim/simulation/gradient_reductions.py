@@ -8,6 +8,7 @@ import numpy as np
 import numpy.typing as npt
 
 from ppsim.costs.by_microbatch import CostTable, StageCosts
+from ppsim.errors import InputError
 from ppsim.network.all_reduce import Reduction
 from ppsim.schedule.action import Kind
 from ppsim.schedule.program import Program
@@ -28,14 +29,36 @@ def gradient_rows(program: Program, reduction: Reduction | None) -> npt.NDArray[
     schedule = program.schedule
     if reduction is None or reduction.replicas * schedule.copies == 1 or schedule.is_forward_only:
         return np.zeros(0, np.int64)
+    return _last_rows(program)
+
+
+def ready_times(trace: Trace) -> Seconds:
+    """When the gradients of each stage were complete, shape (stages,); empty where its conditions reduce nothing."""
+    ready_s: Seconds = trace.end_s[gradient_rows(trace.program, trace.conditions.reduction)]
+    return ready_s
+
+
+def stages_by_completion(program: Program) -> list[int]:
+    """The stages of each rank, rank after rank, in the order in which their gradients are complete."""
+    stages: list[int] = np.argsort(_last_rows(program), kind="stable").tolist()
+    return stages
+
+
+def _last_rows(program: Program) -> npt.NDArray[np.int64]:
+    """The last B or W of each stage, shape (stages,)."""
     rows = np.flatnonzero((program.kind == Kind.B) | (program.kind == Kind.W))
-    last = np.zeros(schedule.stages, np.int64)
+    last = np.zeros(program.schedule.stages, np.int64)
     last[program.stage[rows]] = rows  # a stage is on one rank, whose rows ascend, so its last row stays
     return last
 
 
 def reduction_times(
-    program: Program, stages: StageCosts, reduction: Reduction, ready_s: Seconds
+    program: Program,
+    stages: StageCosts,
+    reduction: Reduction,
+    ready_s: Seconds,
+    *,
+    gradients_ready_s: npt.ArrayLike | None = None,
 ) -> tuple[Seconds, Seconds]:
     """Time each stage's reduction. It starts once the gradients are complete; those of a rank run one after another.
 
@@ -51,12 +74,26 @@ def reduction_times(
         How long one reduction of so many bytes takes.
     ready_s : array of shape (samples, stages)
         When the gradients of each stage are complete, in each sample of the step.
+    gradients_ready_s : array of shape (stages,), optional
+        When they are on the slowest replica (see `Conditions`).
 
     Returns
     -------
     start_s, end_s : arrays of shape (samples, stages)
+
+    Raises
+    ------
+    InputError
+        If `gradients_ready_s` has another shape.
     """
     schedule = program.schedule
+    if gradients_ready_s is not None:
+        if np.shape(gradients_ready_s) != (schedule.stages,):
+            raise InputError(
+                f"gradients_ready_s must have one number for each of {schedule.stages} stages, got the shape "
+                f"{np.shape(gradients_ready_s)}"
+            )
+        ready_s = np.maximum(ready_s, gradients_ready_s)
     shape = schedule.copies, schedule.model_stages
     holders = np.asarray(schedule.placement).reshape(shape)
     costs = CostTable(stages, schedule.microbatches).of_stages[: schedule.model_stages]
@@ -78,12 +115,15 @@ def reduction_times(
     return start_s, end_s
 
 
-def with_reductions(trace: Trace, stages: StageCosts, reduction: Reduction | None) -> Trace:
-    """Add the reductions' starts, ends and bytes to a trace. Without any it is returned unchanged."""
+def with_reductions(trace: Trace, stages: StageCosts) -> Trace:
+    """Add the starts, ends and bytes of the reductions in its conditions to a trace; unchanged without any."""
+    reduction, gradients_ready_s = trace.conditions.reduction, trace.conditions.gradients_ready_s
     rows = gradient_rows(trace.program, reduction)
     if reduction is None or not len(rows):
         return trace
-    start_s, end_s = reduction_times(trace.program, stages, reduction, trace.end_s[rows][None])
+    start_s, end_s = reduction_times(
+        trace.program, stages, reduction, trace.end_s[rows][None], gradients_ready_s=gradients_ready_s
+    )
     costs = CostTable(stages, trace.schedule.microbatches).of_stages
     sizes = np.array([cost.trained_bytes for cost in costs], np.int64)
     return replace(trace, reduce_start_s=start_s[0], reduce_end_s=end_s[0], reduce_bytes=sizes)

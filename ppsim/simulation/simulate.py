@@ -60,6 +60,7 @@ def simulate(
         - `streams`: who has a communicator, "link", "pair" or "rank"
         - `cores`, `devices`, `sharing`, `sharing_efficiency`, `speeds`: what ranks share, and how
         - `reduction`: gradients added up over data-parallel replicas, and over copies of the model
+        - `gradients_ready_s`: when the slowest replica has the gradients of each stage
         - `collectives`: parameters gathered and gradients reduced where the schedule states its sharding
         - `host_link`: how long activations take to host memory and back where the schedule states that
 
@@ -151,7 +152,7 @@ def predicted(
     )
     trace = offloaded_memory(trace, stages, times)
     trace = sharded_memory(trace, stages, conditions.collectives, times)
-    return with_reductions(trace, stages, conditions.reduction)
+    return with_reductions(trace, stages)
 
 
 def check_finite(*times_s: npt.NDArray[np.float64]) -> None:

@@ -100,7 +100,13 @@ def monte_carlo(
     check_finite(found.last_end_s)
     step_s = makespan_s = found.makespan_s
     if conditions.reduction is not None and len(rows):
-        _, end_s = reduction_times(program, stages, conditions.reduction, found.watched_end_s)
+        _, end_s = reduction_times(
+            program,
+            stages,
+            conditions.reduction,
+            found.watched_end_s,
+            gradients_ready_s=conditions.gradients_ready_s,
+        )
         step_s = np.maximum(makespan_s, end_s.max(axis=1) - found.step_start_s)
     if conditions.collectives is not None:
         step_s = np.maximum(makespan_s, found.reduced_s - found.step_start_s)

@@ -43,7 +43,7 @@ def _trained(config: RunConfig, steps: int) -> Curves:
     masters = [parameter.detach().float() for parameter in parameters] if config.master_weights else parameters
     optimizer = torch.optim.AdamW(masters, lr=config.learning_rate, weight_decay=config.weight_decay)
     scheduler = plain_schedule(config, optimizer)
-    count = config.microbatches * config.dp * config.accumulate
+    count = config.step_microbatches * config.accumulate
     curves = Curves()
     for step in range(steps):
         network.zero_grad()
@@ -81,7 +81,7 @@ def _held_out_loss(network: nn.Sequential, model: Model, config: RunConfig) -> f
     network = copy.deepcopy(network).eval()
     losses = []
     with torch.no_grad():
-        for number in range(config.evaluate_steps * config.microbatches * config.dp):
+        for number in range(config.evaluate_steps * config.step_microbatches):
             inputs, target = model.sample(HELD_OUT + number) if model.held_out is None else model.held_out(number)
             losses.append(float(model.loss(network(inputs), target)))
     return sum(losses) / len(losses)

@@ -306,6 +306,9 @@ def conditions(draw: st.DrawFn, schedule: Schedule, *, sharing: tuple[str | None
         else None,
         "reduction": draw(st.none() | st.just(Reduction(replicas=2, latency_s=0.5, bytes_per_s=4.0))),
     }
+    if given["reduction"] is not None:
+        ready = st.lists(exact_seconds(), min_size=schedule.stages, max_size=schedule.stages)
+        given["gradients_ready_s"] = draw(st.none() | ready)
     if draw(st.booleans()):
         given["host_link"] = draw(
             st.builds(HostLink, bytes_per_s=st.sampled_from([1.0, 8.0]), latency_s=exact_seconds(8))
@@ -319,7 +322,7 @@ def conditions(draw: st.DrawFn, schedule: Schedule, *, sharing: tuple[str | None
     else:
         given |= {"overlap": draw(st.sampled_from([1.0, 0.75])), "scale": draw(_factors(schedule))}
     if schedule.sharding is not None and draw(st.booleans()):
-        given |= {"receive_window": None, "reduction": None}
+        given |= {"receive_window": None, "reduction": None, "gradients_ready_s": None}
         given["collectives"] = draw(st.builds(Collectives, replicas=st.integers(1, 3), latency_s=exact_seconds(8)))
     chosen = draw(st.sampled_from(sharing))
     if chosen is not None:

@@ -15,6 +15,7 @@ from hypothesis import strategies as st
 
 import ppsim
 from ppexec import RunConfig
+from ppsim.schedule.named import registry
 
 
 def test_an_empty_configuration_is_a_small_run() -> None:
@@ -81,8 +82,68 @@ def test_a_batch_is_divided_over_the_given_microbatches(microbatches: int, dp: i
 
 
 def test_a_batch_smaller_than_its_microbatches_is_refused() -> None:
-    with pytest.raises(ValueError, match="global_batch_size 5 leaves nothing for some of 3 microbatches in each of 2"):
+    with pytest.raises(ValueError, match="global_batch_size 5 leaves nothing for some of 6 microbatches in 2 replicas"):
         RunConfig(global_batch_size=5, microbatches=3, dp=2)
+
+
+@given(st.lists(st.integers(1, 6), min_size=1, max_size=4), st.integers(0, 40))
+def test_replicas_may_have_unequal_parts_of_a_batch(counts: list[int], more: int) -> None:
+    parts, size = sum(counts), sum(counts) + more
+    config = RunConfig(dp=len(counts), replica_microbatches=", ".join(map(str, counts)), global_batch_size=size)
+    assert (list(config.microbatches_by_replica), config.microbatches) == (counts, max(counts))
+    assert [pipeline.microbatches for pipeline in config.pipelines] == counts
+    assert config.pipeline is config.pipelines[config.longest_replica]
+    wanted = torch.arange(size).tensor_split(parts)
+    assert [list(config.samples_of(index)) for index in range(parts)] == [part.tolist() for part in wanted]
+    assert config.micro_batch_size == max(map(len, wanted))
+    assert replace(config) == config
+    alone = RunConfig(dp=len(counts), replica_microbatches=config.replica_microbatches, micro_batch_size=3)
+    assert alone.global_batch_size == 3 * parts
+
+
+@pytest.mark.parametrize(
+    ("values", "message"),
+    [
+        ({"replica_microbatches": "5,x"}, "whole numbers of 1 or more, one for each replica, such as 5,4, got '5,x'"),
+        ({"replica_microbatches": "5,0"}, "whole numbers of 1 or more"),
+        ({"replica_microbatches": "5,-1"}, "whole numbers of 1 or more"),
+        ({"replica_microbatches": "5,4,3"}, r"5,4,3 has 3 number\(s\), but dp is 2: .* or take dp 3"),
+        ({"replica_microbatches": "5,4", "microbatches": 4}, "microbatches is 4: leave one of the two out"),
+        ({"replica_microbatches": "5,4", "from_csv": Path("some.csv")}, "leave it out, or take a schedule by name"),
+        ({"replica_microbatches": "5,4", "shard": 1}, "does not go with sharded parameters"),
+        ({"replica_microbatches": "5,4", "global_batch_size": 8}, "some of 9 microbatches in 2 replicas"),
+        ({"replica_microbatches": "1,200000"}, "microbatches must be at most 100000"),
+        (
+            {"replica_microbatches": "4,5", "schedule": "interleaved-1f1b", "microbatch_group": 4},
+            "replica 1, 5 microbatches: microbatch_group 4 .* for this replica 4 or 6 microbatches would do",
+        ),
+        ({"replica_microbatches": "5,4", "schedule": "chimera"}, "dp 2 does not go with chimera"),
+        ({"replica_microbatches": "2,9", "schedule": "1f1b", "ranks": 4, "receive_window": 1, "streams": "link",
+          "layers": 8, "communication": "early"}, "receive_window 1 is of receives posted ahead"),
+    ],
+)  # fmt: skip
+def test_unequal_replicas_that_cannot_be_are_refused(values: dict[str, Any], message: str) -> None:
+    with pytest.raises(ValueError, match=message):
+        RunConfig(**{"dp": 2, **values})
+
+
+def test_replicas_that_complete_stages_in_different_orders_are_refused(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Each would wait for the other's sum of another stage. No built-in schedule does so."""
+
+    def order(rank: int, ranks: int, microbatches: int) -> ppsim.Order:
+        every = range(microbatches)
+        forwards = [ppsim.Action(stage, ppsim.Kind.F, mb) for stage in (0, 1) for mb in every]
+        inputs = [ppsim.Action(stage, ppsim.Kind.I, mb) for stage in (1, 0) for mb in every]
+        weights = [ppsim.Action(stage, ppsim.Kind.W, mb) for stage in ((1, 0) if microbatches % 2 else (0, 1))
+                   for mb in every]  # fmt: skip
+        return ppsim.Order.of([*forwards, *inputs, *weights])
+
+    monkeypatch.setattr(registry, "_ENTRIES", dict(registry._ENTRIES))
+    registry.register("by-parity", order, stages_per_rank=2)
+    values = {"dp": 2, "ranks": 1, "schedule": "by-parity"}
+    assert RunConfig(**values, replica_microbatches="3,5").step_microbatches == 8
+    with pytest.raises(ValueError, match="by-parity completes the stages of a rank in another order with 4 microbatc"):
+        RunConfig(**values, replica_microbatches="5,4")
 
 
 @given(st.integers(1, 40), st.integers(1, 8))

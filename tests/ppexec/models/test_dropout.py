@@ -115,19 +115,19 @@ def test_a_stage_tells_which_step_and_samples_each_microbatch_is_of() -> None:
 
 
 def test_every_rank_knows_the_samples_and_replicas_share_them_out() -> None:
-    def load(*, dp: int, dp_rank: int, reads: bool) -> Batch:
+    def load(*shares: int, dp_rank: int, reads: bool) -> Batch:
         return load_batch(
             lambda index: (torch.zeros(1), torch.zeros(1)),
-            seed=3, step=2, microbatches=8 // dp, samples_of=lambda index: range(3 * index, 3 * index + 3), dp=dp,
+            seed=3, step=2, microbatches=shares, samples_of=lambda index: range(3 * index, 3 * index + 3),
             dp_rank=dp_rank,
             has_first=reads, has_last=False, device=torch.device("cpu"),
         )  # fmt: skip
 
-    whole = load(dp=1, dp_rank=0, reads=True)
+    whole = load(8, dp_rank=0, reads=True)
     assert whole.step == 2
     assert sorted(sample for samples in whole.samples for sample in samples) == list(range(2 * 24, 3 * 24))
-    assert load(dp=1, dp_rank=0, reads=False).samples == whole.samples
-    assert load(dp=2, dp_rank=0, reads=False).samples + load(dp=2, dp_rank=1, reads=True).samples == whole.samples
+    assert load(8, dp_rank=0, reads=False).samples == whole.samples
+    assert load(4, 4, dp_rank=0, reads=False).samples + load(4, 4, dp_rank=1, reads=True).samples == whole.samples
 
 
 # On real workers

@@ -162,13 +162,13 @@ def test_a_mask_that_does_not_divide_over_tp_is_refused_with_both_numbers() -> N
 
 
 @given(st.data(), numbers, st.integers(0, 20), st.integers(1, 24))
-def test_replicas_split_one_global_batch_whatever_their_number(
+def test_replicas_split_one_global_batch_whatever_their_shares(
     data: st.DataObject, seed: int, step: int, total: int
 ) -> None:
-    dp = data.draw(st.sampled_from(divisors(total)))
-    parts = [
-        seeds.microbatch_order(seed, step=step, microbatches=total // dp, dp=dp, dp_rank=rank) for rank in range(dp)
-    ]
+    cuts = sorted(data.draw(st.sets(st.integers(1, max(total - 1, 1)), max_size=total - 1)))
+    shares = np.diff([0, *cuts, total]).tolist()
+    parts = [seeds.microbatch_order(seed, step=step, microbatches=shares, dp_rank=rank) for rank in range(len(shares))]
+    assert [len(part) for part in parts] == shares
     assert np.array_equal(np.concatenate(parts), seeds.microbatch_order(seed, step=step, microbatches=total))
     assert sorted(np.concatenate(parts)) == list(range(step * total, (step + 1) * total))
 

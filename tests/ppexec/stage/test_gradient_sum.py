@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from typing import Any
 
+import numpy as np
 import pytest
 import torch
 import torch.distributed as dist
@@ -156,3 +157,30 @@ def test_without_replicas_or_gradients_no_reduction_is_predicted(pool: WorkerPoo
         outcome = predict_and_measure(config, pool=pool, verify=False, calibration=FREE)
         assert outcome.predicted.reduce_end_s is None
         assert outcome.summary()["step_with_reductions_s"] is None
+
+
+def test_an_experiment_of_unequal_replicas_predicts_the_longest(pool: WorkerPool) -> None:
+    """Also with microbatches of different size, each replica's own."""
+    config = tiny(dp=2, schedule="zb-v", microbatches=0, replica_microbatches="2,5", global_batch_size=10,
+                  micro_batch_size=0, steps=2)  # fmt: skip
+    outcome = predict_and_measure(config, pool=pool, calibration=FREE)
+    assert outcome.verified is not None
+    assert outcome.verified.passed
+    assert {trace.schedule.microbatches for trace in (outcome.predicted, *outcome.measured)} == {5}
+    summary = outcome.summary()
+    assert summary["memory"]["equal_at_every_action"]
+    assert summary["step_with_reductions_s"]["predicted"] == outcome.predicted.step_s > outcome.predicted.makespan_s
+    ready_s = outcome.predicted.conditions.gradients_ready_s
+    assert np.shape(ready_s) == (4,)
+    assert (np.asarray(ready_s) > 0).all()
+
+
+def test_a_prediction_knows_when_the_shorter_replica_is_ready(pool: WorkerPool) -> None:
+    """Timed compute on one rank each, without dispatch: sums start after F and B of the longest replica's three."""
+    cost = ppsim.StageCost(forward_s=0.01, backward_input_s=0.01, backward_weight_s=0.01, output_bytes=64,
+                           parameter_bytes=4096)  # fmt: skip
+    config = tiny(dp=2, ranks=1, layers=1, compute="timed", microbatches=0, replica_microbatches="1,3")
+    outcome = predict_and_measure(config, pool=pool, costs=[cost], calibration=FREE)
+    (expected,) = {trace.reduce_start_s[0] for trace in ppsim.simulate_replicas(config.pipelines, [cost])}
+    assert outcome.predicted.reduce_start_s.tolist() == pytest.approx([expected])
+    assert outcome.predicted.conditions.gradients_ready_s == pytest.approx([0.03])

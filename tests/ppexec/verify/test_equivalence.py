@@ -43,6 +43,10 @@ def meshes(draw: st.DrawFn) -> dict[str, Any]:
         "seed": draw(st.integers(0, 2**32)),
         "dtype": draw(st.sampled_from(["float32", "float64"])),
     }
+    if dp > 1 and draw(st.booleans()):
+        shares = draw(st.lists(st.integers(1, schedule.microbatches), min_size=dp - 1, max_size=dp - 1))
+        shares.insert(draw(st.integers(0, dp - 1)), schedule.microbatches)
+        values["replica_microbatches"] = ",".join(map(str, shares))
     if draw(st.integers(0, 3)) == 0:  # without a plan: alike on all ranks of tp
         return {**values, "model": draw(chains(length=sum(sizes))).name}
     return {
@@ -56,6 +60,7 @@ def meshes(draw: st.DrawFn) -> dict[str, Any]:
 
 @with_workers
 @example(values={"dp": 2, "ranks": 2, "tp": 2, "schedule": "zb-v", "microbatches": 4})
+@example(values={"dp": 2, "ranks": 2, "tp": 2, "schedule": "zb-v", "microbatches": 5, "replica_microbatches": "2,5"})
 @given(values=meshes())
 def test_any_mesh_computes_what_one_process_computes(values: dict[str, Any], pool: WorkerPool) -> None:
     """Bit by bit without dp and tp; with dp outputs bit by bit and gradients within the rounding of a reordered sum;
@@ -75,7 +80,7 @@ def test_any_mesh_computes_what_one_process_computes(values: dict[str, Any], poo
         assert (report.tolerance, report.output_tolerance) == (0, 0)
     trained = [parameter for layer in load_model(config).layers for parameter in layer.parameters()]
     names = sum(parameter.requires_grad for parameter in trained)
-    assert report.compared == config.tp * config.dp * (config.microbatches + names)
+    assert report.compared == config.tp * (config.step_microbatches + config.dp * names)
 
 
 EIGHT = [(dp, pp, tp) for dp in (1, 2) for pp in (1, 2) for tp in (1, 2)]
