@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import importlib.util
+from importlib import resources
 from pathlib import Path
 
 import plotly.graph_objects as go
@@ -62,7 +63,13 @@ def save_figure(figure: go.Figure, path: Path) -> None:
     """
     check_figure_path(path)
     if path.suffix == ".html":
-        write_text(path, figure.to_html(include_plotlyjs=True, div_id="figure"))
+        script = f"{resource('cell_numbers.js')}numberCells(document.getElementById('figure'));"
+        write_text(path, figure.to_html(include_plotlyjs=True, div_id="figure", post_script=script))
         return
     scale = _SHARPER if path.suffix == ".png" else 1
     write_bytes(path, figure.to_image(format=path.suffix[1:], width=figure.layout.width or _WIDTH_PX, scale=scale))
+
+
+def resource(name: str) -> str:
+    """The text of a file that stands beside this one: a script, a style sheet or a template of pages."""
+    return resources.files("ppsim.export").joinpath(name).read_text(encoding="utf-8")

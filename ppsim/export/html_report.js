@@ -5,7 +5,7 @@ const drawn = [];
 /* Draw a figure, given as plotly's JSON, in the element with that id. */
 function draw(id, figure, config) {
   drawn.push(id);
-  Plotly.newPlot(id, figure.data, figure.layout, config);
+  Plotly.newPlot(id, figure.data, figure.layout, config).then(numberCells);
 }
 
 /* Paper is narrower than most windows: figures take its width while printing, and the window's again afterwards. */

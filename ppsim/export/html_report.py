@@ -7,7 +7,6 @@ import json
 import re
 from collections.abc import Mapping
 from dataclasses import dataclass, field
-from importlib import resources
 from pathlib import Path
 from typing import Any
 
@@ -16,7 +15,7 @@ import plotly.graph_objects as go
 from markupsafe import Markup
 from plotly.offline import get_plotlyjs
 
-from ppsim.export.figure_file import save_figure
+from ppsim.export.figure_file import resource, save_figure
 from ppsim.export.table_cells import Table, cell_text, columns_of
 from ppsim.files import write_text
 
@@ -146,8 +145,8 @@ class Report:
         headed = [(number, part.heading) for number, part in enumerate(self.sections, start=1) if part.heading]
         return _template().render(
             report=self,
-            style=_resource("theme.css") + _resource("html_report.css"),
-            scripts=[get_plotlyjs(), _resource("html_report.js")] if has_figure else [],
+            style=resource("theme.css") + resource("html_report.css"),
+            scripts=[get_plotlyjs(), resource("cell_numbers.js"), resource("html_report.js")] if has_figure else [],
             contents=headed if len(headed) >= _CONTENTS_FROM else [],
             config=json.dumps(_CONFIG),
         )
@@ -157,11 +156,7 @@ class Report:
 def _template() -> jinja2.Template:
     environment = jinja2.Environment(autoescape=True, undefined=jinja2.StrictUndefined, keep_trailing_newline=True)
     environment.filters |= {"paragraphs": _paragraphs, "cell": cell_text, "columns": _columns, "drawable": _drawable}
-    return environment.from_string(_resource("html_report.html.jinja"))
-
-
-def _resource(name: str) -> str:
-    return resources.files("ppsim.export").joinpath(name).read_text(encoding="utf-8")
+    return environment.from_string(resource("html_report.html.jinja"))
 
 
 def _paragraphs(text: str) -> list[list[str]]:

@@ -13,11 +13,11 @@ from plotly.subplots import make_subplots
 from ppsim.checks import checked
 from ppsim.errors import InputError
 from ppsim.plots import style
+from ppsim.plots.lane_block import BAR
 from ppsim.plots.units import time_unit
 from ppsim.trace.trace import Trace
 
 _LANE_PX, _GAP_PX = 11, 44  # a rank's lane; what parts two panels, one above the other
-_BAR = 0.86  # of a lane's height
 
 
 @checked
@@ -100,7 +100,7 @@ def _panel(trace: Trace, scale: float) -> list[go.Bar]:
             orientation="h",
             y=np.arange(trace.ranks),
             x=np.full(trace.ranks, trace.makespan_s * scale),
-            width=_BAR,
+            width=BAR,
             marker={"color": style.BUBBLE, "line": {"width": 0}},
             hoverinfo="skip",
         )
@@ -119,7 +119,7 @@ def _panel(trace: Trace, scale: float) -> list[go.Bar]:
                 y=program.rank[rows],
                 base=(trace.start_s[rows] - zero_s) * scale,
                 x=length,
-                width=_BAR,
+                width=BAR,
                 marker={"color": colour, "line": {"color": "#ffffff", "width": 0.3}},
                 hovertext=[f"{stage}{kind.name}{microbatch}" for stage, microbatch in names],
                 hovertemplate="%{hovertext}, %{x:.3g}<extra></extra>",

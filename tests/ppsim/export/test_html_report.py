@@ -122,7 +122,7 @@ def test_everything_is_escaped():
     report.add(SCRIPT, text=SCRIPT, caption=SCRIPT, table=[{SCRIPT: SCRIPT}], definitions={SCRIPT: SCRIPT})
     report.add("Figure", figure=figure)
     page = Page(report.to_html())
-    assert len(page.scripts) == 3  # plotly, html_report.js, the figure; none of the texts
+    assert len(page.scripts) == 4  # plotly, cell_numbers.js, html_report.js, the figure; none of the texts
     assert page.text.count(SCRIPT) == 13
     assert "alert" in page.scripts[-1]
     assert "<" not in page.scripts[-1]

@@ -154,10 +154,10 @@ class TestTimeline:
 
     def test_many_traces_make_a_tall_figure_of_few_objects(self):
         few = timeline({"a": afab()})
-        many = timeline({f"schedule {index}": afab(ranks=8, microbatches=32) for index in range(12)})
+        many = timeline({f"schedule {index}": afab(ranks=8, microbatches=16) for index in range(12)})
         assert many.layout.height > 4 * few.layout.height
         assert len(many.data) == 3
-        assert sum(len(bar.x) for bar in kind_bars(many)) == 12 * 8 * 32 * 2
+        assert sum(len(bar.x) for bar in kind_bars(many)) == 12 * 8 * 16 * 2
         assert len(many.layout.annotations) == 12
 
     def test_names_are_escaped(self):
