@@ -335,11 +335,11 @@ class Session:
         -------
         Collectives or None
             With the seconds of each stage, measured while nothing else runs, and the bytes that are whole and that the
-            first replica keeps. None unless parameters are sharded.
+            longest replica keeps. None unless parameters are sharded.
         """
         if not self.config.is_sharded:
             return None
-        every = self._workers.call(tasks.probe_collectives)[: self.config.ranks * self.config.tp]
+        every = self._of_replica(tasks.probe_collectives)
         by_stage = {stage: sample for of_process in every for stage, sample in of_process.items()}
         stages = [by_stage[stage] for stage in range(self.config.pipeline.stages)]
         return Collectives(

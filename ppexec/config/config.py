@@ -25,6 +25,7 @@ from ppexec.config.groups import (
     TrainingConfig,
 )
 from ppexec.config.layer_cut import sizes_of_layout, sizes_of_partition
+from ppexec.config.shared_waits import wait_alike
 from ppsim.checks import check_fields, check_whole
 from ppsim.errors import InputError
 from ppsim.files import read_text
@@ -244,10 +245,12 @@ class RunConfig(MachineConfig, TrainingConfig, StepsConfig, ParallelConfig, Sche
         """Refuse replicas that could not add up their gradients or gather their parameters together."""
         if len(set(self.microbatches_by_replica)) == 1:
             return
-        if self.is_sharded:
+        if self.is_sharded and not wait_alike(self.pipelines):
+            whole = self.pipeline.stages // self.pipeline.ranks
             raise InputError(
-                f"replica_microbatches {self.replica_microbatches} does not go with sharded parameters, which all "
-                "replicas gather at the same places: give all as many microbatches, or leave shard out"
+                f"with shard {self.shard} replicas of {self.replica_microbatches} microbatches would not gather "
+                f"parameters in one sequence: take shard {whole}, with which a rank gathers each of its stages once, "
+                "or give all replicas as many microbatches"
             )
         first = stages_by_completion(self.pipeline.program)
         for count, pipeline in {each.microbatches: each for each in self.pipelines}.items():

@@ -15,6 +15,7 @@ from hypothesis import strategies as st
 
 import ppsim
 from ppexec import RunConfig
+from ppexec.config.shared_waits import wait_alike
 from ppsim.schedule.named import registry
 
 
@@ -110,7 +111,10 @@ def test_replicas_may_have_unequal_parts_of_a_batch(counts: list[int], more: int
         ({"replica_microbatches": "5,4,3"}, r"5,4,3 has 3 number\(s\), but dp is 2: .* or take dp 3"),
         ({"replica_microbatches": "5,4", "microbatches": 4}, "microbatches is 4: leave one of the two out"),
         ({"replica_microbatches": "5,4", "from_csv": Path("some.csv")}, "leave it out, or take a schedule by name"),
-        ({"replica_microbatches": "5,4", "shard": 1}, "does not go with sharded parameters"),
+        (
+            {"replica_microbatches": "5,4", "shard": 1, "schedule": "v-half"},
+            "with shard 1 replicas of 5,4 microbatches would not gather .* one sequence: take shard 2, with",
+        ),
         ({"replica_microbatches": "5,4", "global_batch_size": 8}, "some of 9 microbatches in 2 replicas"),
         ({"replica_microbatches": "1,200000"}, "microbatches must be at most 100000"),
         (
@@ -125,6 +129,23 @@ def test_replicas_may_have_unequal_parts_of_a_batch(counts: list[int], more: int
 def test_unequal_replicas_that_cannot_be_are_refused(values: dict[str, Any], message: str) -> None:
     with pytest.raises(ValueError, match=message):
         RunConfig(**{"dp": 2, **values})
+
+
+def test_unequal_replicas_may_share_parameters_that_each_rank_gathers_in_one_sequence() -> None:
+    for schedule, shard in (("v-half", 2), ("zb-h1", 1), ("looped-bfs", 1)):
+        assert RunConfig(dp=2, replica_microbatches="5,4", schedule=schedule, shard=shard).is_sharded
+
+
+def test_replicas_that_would_wait_for_each_other_in_a_circle_do_not_wait_alike() -> None:
+    """Rank 0 gathers stage 0 once more: after 0B0, which needs that rank 1 has reduced stage 2; or before 0F1, without
+    which rank 1 cannot reduce it."""
+    late = "0UNSHARD,0F0,0F1,0B0,0RESHARD,0UNSHARD,0B1,0REDUCE_GRAD\n"
+    early = "0UNSHARD,0F0,0RESHARD,0UNSHARD,0F1,0B0,0B1,0REDUCE_GRAD\n"
+    other = "1UNSHARD,2UNSHARD,1F0,2F0,2B0,1F1,2F1,2B1,2REDUCE_GRAD,1B0,1B1,1REDUCE_GRAD\n"
+    first, second = (ppsim.Schedule.from_csv(rank + other) for rank in (late, early))
+    assert wait_alike([first, first])
+    assert wait_alike([ppsim.Schedule.from_csv(early + other), second])
+    assert not wait_alike([first, second])
 
 
 def test_replicas_that_complete_stages_in_different_orders_are_refused(monkeypatch: pytest.MonkeyPatch) -> None:

@@ -33,6 +33,7 @@ def mesh(**changes: Any) -> RunConfig:
         {"schedule": "zb-v"},
         {"schedule": "interleaved-1f1b", "tp": 2, "accumulate": 2},
         {"dp": 3, "ranks": 1, "replica_microbatches": "1,6,2", "accumulate": 3, "shard_optimizer": True},
+        {"schedule": "zb-v", "shard": 2, "accumulate": 2},
         {**GPT, "replica_microbatches": "2,7"},
         {**GPT, "schedule": "zb-h1", "shard_optimizer": True},
         {"global_batch_size": 20, "micro_batch_size": 0, "device": "threads"},
@@ -45,7 +46,7 @@ def test_a_training_is_that_of_one_process(pool: WorkerPool, changes: dict[str, 
     config = mesh(**changes)
     report = ppexec.train(config, steps=3, pool=pool)
     one = ppexec.train(
-        mesh(**(changes | ONE | {"tp": 1, "shard_optimizer": False, "device": "cpu"})), steps=3, pool=pool
+        mesh(**(changes | ONE | {"tp": 1, "shard": 0, "shard_optimizer": False, "device": "cpu"})), steps=3, pool=pool
     )
     expected = plain_training(config, 3) if config.global_batch_size % 9 == 0 else one
     for found in (expected, one):
