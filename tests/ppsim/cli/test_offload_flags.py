@@ -24,6 +24,10 @@ def test_shares_and_rates_are_those_of_the_api(capsys: pytest.CaptureFixture[str
     printed = run_json(capsys, WORDS, "--offload-share 0.5 --copy-bytes-per-s 4 --copy-latency-s 0.5")
     assert printed["makespan_s"] == offloaded.makespan_s > simulate(schedule, [COST] * 4).makespan_s
     assert printed["memory"]["host_bytes"] == offloaded.memory.host_bytes.tolist()
+    words = "--offload-share 0.5 --copy-bytes-per-s 4 --copy-latency-s 0.5 --blocking"
+    host_link = HostLink(bytes_per_s=4.0, latency_s=0.5)
+    between = simulate(schedule.with_offload(share=0.5), [COST] * 4, host_link=host_link, blocking=True)
+    assert run_json(capsys, WORDS, words)["makespan_s"] == between.makespan_s > offloaded.makespan_s
     again = simulate(schedule.with_recompute(share=0.25), [COST] * 4)
     assert run_json(capsys, WORDS, "--recompute-share 0.25")["makespan_s"] == again.makespan_s
 
