@@ -319,7 +319,7 @@ class Session:
             runs. None without replicas and copies, in an evaluation, or if no stage has gradients; and of sharded
             parameters, see `probe_collectives`.
         """
-        if self.config.is_sharded:
+        if self._holds_shares:
             return None
         samples = [sample for process in self._workers.call(tasks.probe_reductions) for sample in process]
         if not samples:
@@ -336,8 +336,14 @@ class Session:
         Collectives or None
             With the seconds of each stage, measured while nothing else runs, and the bytes that are whole and that the
             longest replica keeps. None unless parameters are sharded.
+
+        Notes
+        -----
+        `fully_shard` copies a stage's share into a buffer before it gathers, and the whole out of it afterwards. On a
+        CPU a rank does that itself. Here it counts as running beside computations, as the gathering does, so a step
+        that gathers ahead of use is predicted shorter by that.
         """
-        if not self.config.is_sharded:
+        if not self._holds_shares:
             return None
         every = self._of_replica(tasks.probe_collectives)
         by_stage = {stage: sample for of_process in every for stage, sample in of_process.items()}
@@ -350,6 +356,11 @@ class Session:
             parameter_share_bytes=[share_bytes for _, share_bytes in stages],
             gradient_share_bytes=[sample.gradient_share_bytes for sample, _ in stages],
         )
+
+    @property
+    def _holds_shares(self) -> bool:
+        """Whether the ranks hold shares of parameters; those that wait instead of computing have none."""
+        return self.config.is_sharded and self.costs is None
 
     def probe_sizes(self, size_bytes: Sequence[int], *, rounds: int) -> list[PingSample]:
         """Measure messages of these sizes on every directed link between two ranks; sorted by size, then by link."""

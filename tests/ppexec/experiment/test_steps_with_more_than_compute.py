@@ -98,6 +98,15 @@ def test_timed_compute_moves_nothing_and_counts_it(pool: WorkerPool, tmp_path: P
     assert outcome.predicted.host_bytes.max() == 800
 
 
+def test_stated_costs_have_no_parameters_to_shard(pool: WorkerPool) -> None:
+    """With costs ranks wait, and add up plain gradients of the stated bytes, also where shard is asked for."""
+    cost = ppsim.StageCost(forward_s=2e-3, backward_input_s=2e-3, backward_weight_s=2e-3, parameter_bytes=4000)
+    outcome = ppexec.predict_and_measure(tiny(dp=2, shard=1), pool=pool, costs=[cost] * 2)
+    check(outcome)
+    assert outcome.collectives is None
+    assert outcome.reduction is not None
+
+
 def test_offloaded_activations_of_sharded_stages(pool: WorkerPool, tmp_path: Path) -> None:
     """What autograd saved of whole parameters stays, and is gathered anew before the backward that needs it."""
     outcome = ppexec.predict_and_measure(moved(tmp_path, "zb-v", recompute=0.5, dp=2, shard=1), pool=pool)
