@@ -13,6 +13,7 @@ from ppexec import RunConfig, Session, WorkerPool
 from ppsim import build_schedule
 from ppsim.errors import InputError
 from tests.support.checkpoints import held
+from tests.support.factories import spelled
 from tests.support.plain_training import plain_training
 from tests.support.remote import tiny
 
@@ -78,6 +79,20 @@ def test_offloaded_and_sharded_training_has_the_bits_of_a_plain_one(pool: Worker
     for shard in (0, 1):
         moved = ppexec.train(mesh(2, 2, from_csv=path, shard=shard), steps=3, pool=pool)
         assert (moved.losses, moved.gradient_norms) == (plain.losses, plain.gradient_norms)
+
+
+@pytest.mark.parametrize("kinds", [["frozen", "linear"], ["linear", "frozen"]], ids=str)
+def test_frozen_weights_are_gathered_and_not_reduced(pool: WorkerPool, kinds: list[str]) -> None:
+    """Stages of 8 x 8 weights and 8 biases; of a frozen one no gradient is there to share."""
+    layers = [[kind, 8, "float32"] if kind == "frozen" else [kind, 8, 8, "float32"] for kind in kinds]
+    values = {"model": spelled("chain", shape=[2, 8], integers=False, layers=layers), "layers": 2}
+    found = [ppexec.train(mesh(2, 2, shard=shard, **values), steps=3, pool=pool) for shard in (0, 1)]
+    assert found[0].losses == found[1].losses
+    assert found[0].gradient_norms == found[1].gradient_norms
+    outcome = ppexec.predict_and_measure(mesh(2, 2, shard=1, **values), pool=pool)
+    assert outcome.summary()["memory"]["first_difference"] is None
+    assert outcome.collectives.gradient_share_bytes == tuple(0 if k == "frozen" else 4 * 36 for k in kinds)
+    assert outcome.collectives.parameter_share_bytes == (4 * 36,) * 2
 
 
 def test_more_replicas_train_as_one_process_within_rounding(pool: WorkerPool) -> None:
