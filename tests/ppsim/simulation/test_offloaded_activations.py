@@ -32,11 +32,8 @@ from ppsim import (
 from ppsim.export.perfetto import perfetto_json
 from ppsim.schedule.offload import Offload
 from ppsim.schedule.review import review_csv
-from ppsim.simulation.engines.by_name import run_engine
-from ppsim.simulation.engines.shared_engine import run_shared
-from ppsim.simulation.sharing import Devices
-from ppsim.simulation.timed_program import TimedProgram
 from tests.support.evaluator import cells
+from tests.support.shared_devices import check_with_a_core_for_each
 from tests.support.strategies import exact_seconds, offloads, schedules, stage_costs
 
 COST = StageCost(forward_s=1, backward_input_s=1, backward_weight_s=1, activation_bytes=8, output_bytes=1)
@@ -106,18 +103,8 @@ def test_both_engines_give_the_times_and_bytes_of_a_walk_over_the_file(schedule:
         assert not found.copies_s.any()
     ensemble = monte_carlo(schedule, costs, jitter=Jitter(), samples=2, **options)
     assert ensemble.makespan_s.tolist() == [traces[0].makespan_s] * 2
-    _check_shared_device_with_a_core_for_each(schedule, costs, options)
-
-
-def _check_shared_device_with_a_core_for_each(schedule: Schedule, costs: list[StageCost], options: dict) -> None:
-    """Where nobody has to share, the engine of shared devices gives what the others give."""
-    conditions = Conditions(host_link=options["host_link"], blocking=options["blocking"])
-    timed = TimedProgram.of(schedule.program, costs, options["network"], conditions)
-    devices = Devices(of_rank=(0,) * schedule.ranks, sharing="turns", cores=schedule.ranks, speeds=())
-    alone, shared = run_engine("simpy", timed), run_shared(timed, devices)
-    for name in ("start_s", "end_s", "message_arrival_s", "side_start_s", "side_end_s"):
-        if len(timed.side.stage) or not name.startswith("side"):
-            assert np.array_equal(getattr(alone, name), getattr(shared, name)), name
+    conditions = Conditions(host_link=host_link, blocking=options["blocking"])
+    check_with_a_core_for_each(schedule, costs, options["network"], conditions)
 
 
 _CELL = re.compile(r"(\d+)([FBIWROL])(\d+)")

@@ -26,6 +26,7 @@ from ppsim import (
 )
 from ppsim.conditions import Conditions
 from ppsim.simulation.memory_columns import with_columns
+from tests.support.shared_devices import check_with_a_core_for_each
 from tests.support.strategies import schedules
 
 COST = StageCost(forward_s=1, backward_input_s=1, backward_weight_s=1, activation_bytes=10, parameter_bytes=100)
@@ -145,6 +146,7 @@ def test_both_engines_give_the_times_of_a_relaxation_to_the_bit(
     assert np.array_equal(traces[0].unsharded_bytes, traces[1].unsharded_bytes)
     if schedule.communication is None and streams == "link":
         _check_by_relaxation(traces[1], collectives)
+    check_with_a_core_for_each(schedule, costs, options.pop("network"), Conditions(**options))
     found = attribute(traces[1])
     parts = [math.fsum(part) for part in zip(*found.parts_s.values(), strict=True)]
     assert parts == pytest.approx(found.bubble_s.tolist(), abs=1e-9)
