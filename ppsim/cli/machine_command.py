@@ -47,6 +47,8 @@ class FitMachineCommand:
     """A share of the rows, drawn by --seed, that is not fitted but predicted."""
     seed: int = 0
     """Draws the rows that are held back."""
+    by_shape: bool = True
+    """Give layers of a shape that three rows or more have a factor of their own, beside the constants."""
     out: Essential[OptionalFile] = None
     """Write the machine, .json, for ppsim plan --machine."""
     json: Essential[bool] = False
@@ -72,7 +74,7 @@ class FitMachineCommand:
         drawn = drawn_order(len(measured), self.seed)
         kept = len(measured) - int(self.held_back * len(measured))
         fitted, rest = ([measured[index] for index in sorted(part)] for part in (drawn[:kept], drawn[kept:]))
-        fit = fit_machine(fitted, start)
+        fit = fit_machine(fitted, start, by_shape=self.by_shape)
         about = {"fitted": _about(fitted, fit.error)}
         if rest:
             about["held back"] = _about(rest, prediction_errors(rest, fit.machine))
@@ -81,7 +83,16 @@ class FitMachineCommand:
         if self.json:
             constants = {name: getattr(fit.machine, name) for name in CONSTANTS}
             spread = dict(fit.machine.spread)
-            command.print_json({"device": self.device, "constants": constants, "spread": spread, "errors": about})
+            factors = dict(fit.machine.layer_factors)
+            command.print_json(
+                {
+                    "device": self.device,
+                    "constants": constants,
+                    "spread": spread,
+                    "layer_factors": factors,
+                    "errors": about,
+                }
+            )
         else:
             print(_text(fit, about))
 
@@ -106,4 +117,10 @@ def _text(fit: MachineFit, about: dict[str, dict[str, Any]]) -> str:
         f"worst {found['worst_error']:.1%} ({found['worst_place']})"
         for name, found in about.items()
     ]
+    factors = list(fit.machine.layer_factors.values())
+    if factors:
+        lines.append(
+            f"{len(factors)} shapes of layers, in three steps or more each, have factors of their own, "
+            f"from {min(factors):.2f} to {max(factors):.2f}"
+        )
     return "\n".join([text_table(rows), "", *lines])

@@ -76,11 +76,13 @@ class LayerTable:
         self._ring = np.array(ring, np.float64).reshape(-1, 2)
         self._gathered = np.array([layer.expert_reduced_bytes for layer, _ in layers], np.float64)
         self._exchanged = np.array([layer.exchanged_bytes for layer, _ in layers], np.float64)
-        # Collectives launch while kernels wait for them anyway: what they cost hosts is `Machine.host_spread`.
         self._host = host
 
-    def seconds(self, machine: Machine) -> LayerSeconds:
-        """All layers' seconds on a machine. Raises InputError if its rate is for elements of another size."""
+    def seconds(self, machine: Machine, factors: Seconds | None = None) -> LayerSeconds:
+        """All layers' seconds on a machine, times the factors, shape (layers,), if there are any.
+
+        Raises InputError if the machine's rate is for elements of another size.
+        """
         other = sorted(self._dtype_bytes - {machine.dtype_bytes})
         if other:
             raise InputError(
@@ -100,17 +102,21 @@ class LayerTable:
         passed_s = machine.ring_step_s(self._ring, self._cp[:, None], self._tp[:, None])
         hiding_s = self._kernels.attention_s(machine, self._count * _PHASES).reshape(-1, _PHASES)[:, :2]
         communication += np.maximum(passed_s - hiding_s * ((self._cp - 1) / self._cp)[:, None], 0.0)
-        device[:, :2] += communication
+        # What follows a collective waits for it on every rank, so that hosts do not run ahead of it either.
         parts = np.maximum(device, host)
-        backward = np.maximum(device[:, 1] + device[:, 2], host[:, 1] + host[:, 2])
-        return LayerSeconds(
-            forward=parts[:, 0],
-            backward_input=parts[:, 1],
-            backward_weight=parts[:, 2],
-            backward=backward,
-            communication=communication.sum(axis=1),
-            exchange=exchange.sum(axis=1),
-        )
+        backward = np.maximum(device[:, 1] + device[:, 2], host[:, 1] + host[:, 2]) + communication[:, 1]
+        parts[:, :2] += communication
+        found = {
+            "forward": parts[:, 0],
+            "backward_input": parts[:, 1],
+            "backward_weight": parts[:, 2],
+            "backward": backward,
+            "communication": communication.sum(axis=1),
+            "exchange": exchange.sum(axis=1),
+        }
+        if factors is not None:
+            found = {name: seconds * factors for name, seconds in found.items()}
+        return LayerSeconds(**found)
 
 
 class _Kernels:

@@ -95,6 +95,9 @@ class Machine:
         What it is, and where its peaks are from.
     spread : mapping from str to float
         By constant, its standard error as a share of it, where a fit said one.
+    layer_factors : mapping from str to float
+        By a name of `TrainingStep.layer_shapes`, how many times as long as the constants say layers of that shape
+        take, where steps with them were measured. Layers of other shapes take what the constants say.
 
     Raises
     ------
@@ -137,6 +140,7 @@ class Machine:
     name: str = ""
     source: str = ""
     spread: Mapping[str, float] = field(default_factory=dict)
+    layer_factors: Mapping[str, float] = field(default_factory=dict)
 
     def __post_init__(self) -> None:
         check_fields(self)
@@ -156,6 +160,9 @@ class Machine:
                 raise InputError(f"spread names {shown(name)}, which is no constant: take {', '.join(CONSTANTS)}")
             if not (math.isfinite(share) and share >= 0):
                 raise InputError(f"spread of {name} must be finite and >= 0, got {share!r}")
+        for name, factor in self.layer_factors.items():
+            if not (math.isfinite(factor) and factor > 0):
+                raise InputError(f"layer_factors of {shown(name)} must be finite and > 0, got {factor!r}")
 
     @classmethod
     @checked
@@ -229,8 +236,10 @@ class Machine:
 
         Notes
         -----
-        A ring moves 2 (n - 1) / n of the bytes (Patarasuk and Yuan, 2009). Across nodes the rings of one node share its
-        adapters.
+        A ring moves 2 (n - 1) / n of the bytes (Patarasuk and Yuan, 2009). Across nodes, ranks of one node add up
+        first, so that only 2 (k - 1) / k of the bytes leave each of k nodes, and both go on at the same time, piece by
+        piece: NCCL's trees do so (Jeaugey, Massively Scale Your Deep Learning Training with NCCL 2.4, 2019). All groups
+        of a node share its adapters.
         """
         return np.asarray(2 * self._ring_s(size_bytes, ranks, stride) - self._latency_s(ranks, stride), np.float64)
 
@@ -266,11 +275,14 @@ class Machine:
         return occupied, np.where(crosses, self.network_latency_s, self.node_latency_s / 2)
 
     def _ring_s(self, size_bytes: Any, ranks: Any, stride: Any) -> Seconds:
-        """Once around a ring, with one latency."""
+        """Once around a ring within each node and, at the same time, once around the nodes; with one latency."""
         ranks, stride = np.asarray(ranks, np.float64), np.asarray(stride, np.float64)
+        together = np.maximum(self.devices_per_node // stride, 1)  # neighbours that share a node
+        nodes = np.ceil(ranks / together)
         shared = self.network_bytes_per_s / np.minimum(stride, self.devices_per_node)
-        rate = np.where(self._crosses(ranks, stride), np.minimum(shared, self.node_bytes_per_s), self.node_bytes_per_s)
-        return np.asarray(self._latency_s(ranks, stride) + (ranks - 1) / ranks * size_bytes / rate, np.float64)
+        within = (ranks - 1) / ranks * size_bytes / self.node_bytes_per_s
+        across = (nodes - 1) / nodes * size_bytes / shared
+        return np.asarray(self._latency_s(ranks, stride) + np.maximum(within, across), np.float64)
 
     def _latency_s(self, ranks: Any, stride: Any) -> Seconds:
         own = np.where(self._crosses(ranks, stride), self.network_latency_s, self.node_latency_s)

@@ -45,17 +45,17 @@ _KNOWN = {
 _FITTED_SOURCE = "constants fitted to 764 measured Megatron steps on A100 (VIA-Research/vTrain, data/, MIT)"
 _FITTED = {  # each constant and its spread
     "a100": {
-        "product_efficiency": (0.788, 0.02),
-        "product_fill": (394.0, 0.152),
-        "unaligned_efficiency": (0.427, 0.039),
-        "bandwidth_efficiency": (0.868, 0.074),
-        "kernel_s": (7.58e-6, 0.232),
-        "launch_s": (9.1e-5, 0.007),
-        "host_spread": (0.0373, 0.062),
-        "node_latency_s": (3.0e-4, 0.046),
-        "node_bytes_per_s": (3.26e11, 0.125),
-        "network_latency_s": (1.04e-4, 0.885),
-        "network_bytes_per_s": (1.09e11, 0.108),
+        "product_efficiency": (0.81, 0.02),
+        "product_fill": (263.0, 0.21),
+        "unaligned_efficiency": (0.381, 0.043),
+        "bandwidth_efficiency": (0.825, 0.046),
+        "kernel_s": (1.94e-5, 0.19),
+        "launch_s": (7.61e-5, 0.047),
+        "host_spread": (0.0304, 0.34),
+        "node_latency_s": (1.86e-4, 0.12),
+        "node_bytes_per_s": (3.89e11, 0.11),
+        "network_latency_s": (8.93e-5, 0.71),
+        "network_bytes_per_s": (5.92e10, 0.06),
     }
 }
 

@@ -17,7 +17,7 @@ from ppsim.planning.candidates import Choices, Cluster, balanced_blocks, balance
 from ppsim.planning.plans import Plan, Plans
 from ppsim.planning.step_memory import MEMORY_KINDS, StepMemory, least_memory, step_memory
 from ppsim.planning.step_table import StepSeconds, StepTable
-from ppsim.planning.training_step import TrainingStep, works_of
+from ppsim.planning.training_step import TrainingStep, measured_factors, works_of
 
 _ROUND = 64  # plans that are simulated before bounds are looked at again
 _PARTS = {
@@ -194,7 +194,7 @@ def _with_balanced(steps: Sequence[TrainingStep], machine: Machine) -> list[Trai
     """The steps, and after each the one whose blocks make up for embedding and head, where that differs."""
     distinct = {step.layer_key: step for step in steps}
     works = [(work, step.execution) for step in distinct.values() for work in step.layer_works.layers]
-    seconds = LayerTable(works).seconds(machine)
+    seconds = LayerTable(works).seconds(machine, measured_factors(list(distinct), machine))
     taken = iter((seconds.forward + seconds.backward).tolist())
     loads = {key: [next(taken) for _ in step.layer_works.layers] for key, step in distinct.items()}
     found = []

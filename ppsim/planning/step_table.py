@@ -14,7 +14,7 @@ from ppsim.estimate.layer_times import LayerSeconds, LayerTable
 from ppsim.estimate.machine import Machine
 from ppsim.estimate.work import Execution, LayerWork
 from ppsim.planning.pipeline_times import pipeline_ends, pipeline_program, splits_backward
-from ppsim.planning.training_step import TrainingStep
+from ppsim.planning.training_step import TrainingStep, measured_factors
 
 Seconds = npt.NDArray[np.float64]
 # Adam with float32 copies of 2-byte weights: master weight and two moments read and written (24), gradient cast (6),
@@ -61,6 +61,7 @@ class StepTable:
                 known[step.layer_key] = len(layers)
                 layers += [(work, step.execution) for work in step.layer_works.layers]
             self._first[row] = known[step.layer_key]
+        self._keys = list({step.layer_key: None for step in steps})
         self._layers = [layer for layer, _ in layers]
         self._table = LayerTable(layers)
         self._tp, self._replicas, self._pp = (
@@ -78,7 +79,7 @@ class StepTable:
 
     def seconds(self, machine: Machine, rows: Sequence[int] | None = None) -> StepSeconds:
         """The seconds on a machine of all steps, or of those named; arrays of shape (n,) either way."""
-        layer = self._table.seconds(machine)
+        layer = self._table.seconds(machine, measured_factors(self._keys, machine))
         count = len(self._steps)
         pipeline, busy, tensor, experts, gradients, optimizer, step = np.full((7, count), np.nan)
         for group in self._grouped(rows):
@@ -112,7 +113,7 @@ class StepTable:
         A rank starts once the stages before its first one have passed on the first microbatch, and then computes all
         its work; where backwards are not split, the stages before that one come after its last backward as well.
         """
-        layer = self._table.seconds(machine)
+        layer = self._table.seconds(machine, measured_factors(self._keys, machine))
         found = np.empty(len(self._steps))
         for group in self._grouped(None):
             stages = self._stages(layer, group)
@@ -280,9 +281,10 @@ def predict_steps(steps: Sequence[TrainingStep], machine: Machine) -> StepSecond
 
     Notes
     -----
-    A layer takes what its kernels and collectives take on the device, or its operations' launches on the host if that
-    is longer. The pipeline is simulated, message by message. Then each rank adds up its gradients over the replicas,
-    as far as that does not hide under the last backward, and updates its weights; the slowest rank ends the step.
+    A layer takes what its kernels take on the device, or its operations' launches on the host if that is longer, and
+    its collectives; where the machine has a factor for layers of its shape, so many times as long. The pipeline
+    is simulated, message by message. Then each rank adds up its gradients over the replicas, as far as that does not
+    hide under the last backward, and updates its weights; the slowest rank ends the step.
 
     Examples
     --------

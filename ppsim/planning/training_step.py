@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass, replace
+from collections.abc import Sequence
+from dataclasses import MISSING, dataclass, fields, replace
 from functools import cached_property, lru_cache
 from typing import Literal, NamedTuple
 
@@ -12,6 +13,7 @@ import numpy.typing as npt
 from ppsim.checks import check_fields, check_whole
 from ppsim.errors import InputError
 from ppsim.estimate.layer_work import block_work, embedding_work, head_work
+from ppsim.estimate.machine import Machine, Seconds
 from ppsim.estimate.transformer import Transformer
 from ppsim.estimate.work import Attention, Execution, LayerWork, Recompute
 from ppsim.schedule.named.registry import schedule_copies, schedule_placement, unmet_requirement
@@ -226,6 +228,11 @@ class TrainingStep:
         return _shortest(self.padded_model), self.execution
 
     @property
+    def layer_shapes(self) -> tuple[str, str]:
+        """Names of what the time of its layers depends on: of embedding and head, and of its blocks."""
+        return _layer_shapes(*self.layer_key)
+
+    @property
     def layer_works(self) -> LayerWorks:
         """The work of its layers."""
         return works_of(*self.layer_key)
@@ -300,3 +307,28 @@ def works_of(model: Transformer, execution: Execution) -> LayerWorks:
     """The work of a model's layers on one tensor-parallel rank."""
     blocks = tuple(block_work(kind, execution) for kind in model.kinds)
     return LayerWorks(embedding_work(model, execution), blocks, head_work(model, execution))
+
+
+@lru_cache(maxsize=4096)
+def _layer_shapes(model: Transformer, execution: Execution) -> tuple[str, str]:
+    said = f"{_said(model)}; {_said(execution)}"
+    return f"ends: {said}", f"blocks: {said}"
+
+
+def _said(value: Transformer | Execution) -> str:
+    """The fields that are not as by default."""
+    pairs = ((each, getattr(value, each.name)) for each in fields(value))
+    return ", ".join(
+        f"{each.name} {given}" for each, given in pairs if each.default is MISSING or given != each.default
+    )
+
+
+def measured_factors(keys: Sequence[tuple[Transformer, Execution]], machine: Machine) -> Seconds | None:
+    """The machine's factors of the layers of `works_of` of each key, one key after another; None if it has none."""
+    if not machine.layer_factors:
+        return None
+    found = []
+    for model, execution in keys:
+        ends, blocks = (machine.layer_factors.get(name, 1.0) for name in _layer_shapes(model, execution))
+        found += [ends, *[blocks] * len(model.kinds), ends]
+    return np.array(found)

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from dataclasses import replace
 
+import numpy as np
 import pytest
 
 from ppsim import Execution, Machine, Transformer, named_machine, transformer_work
@@ -47,6 +48,26 @@ def test_small_layers_take_the_hosts_launches() -> None:
     assert block.full_backward_s == pytest.approx(
         1e-3 * (len(works[1].backward_input_work) + len(works[1].backward_weight_work))
     )
+
+
+def test_hosts_do_not_hide_collectives() -> None:
+    """vTrain's steps on one node are the sum of both to 0.1 %. Cause of a bug: the longer one alone was taken."""
+    slow = replace(QUICK_HOST, launch_s=1e-3)
+    execution = Execution(micro_batch_size=1, seq=64, tp=2, split_vocabulary=True)
+    works = transformer_work(GPT, execution)
+    table = LayerTable([(works[1], execution)])
+    host_s = float(slow.host_s(len(works[1].forward_work), 2))
+    reduce_s = float(slow.all_reduce_s(64 * 1024 * 2, 2))
+    assert table.seconds(slow).forward[0] == pytest.approx(host_s + 2 * reduce_s)
+    assert table.seconds(slow).communication[0] == pytest.approx(4 * reduce_s)
+
+
+def test_factors_make_layers_longer() -> None:
+    execution = Execution(micro_batch_size=1, seq=64, tp=2, split_vocabulary=True)
+    table = LayerTable([(work, execution) for work in transformer_work(GPT, execution)[:3]])
+    plain, slower = table.seconds(QUICK_HOST), table.seconds(QUICK_HOST, np.array([1.0, 2.0, 1.0]))
+    for name in ("forward", "backward_input", "backward_weight", "backward", "communication"):
+        assert getattr(slower, name).tolist() == (getattr(plain, name) * [1, 2, 1]).tolist()
 
 
 def test_tensor_parallel_collectives_are_paid_and_sequence_parallel_ones_move_as_much() -> None:

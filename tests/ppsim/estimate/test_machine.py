@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import math
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
@@ -64,6 +65,11 @@ def test_collectives_within_a_node_and_across() -> None:
     assert float(PLAIN.all_reduce_s(8e9, 16, 8)) == pytest.approx(2e-3 + 2 * 15 / 16 * 8 * 2)
     # One ring over two whole nodes is no faster than its devices' links.
     assert float(PLAIN.all_reduce_s(8e9, 16, 1)) == pytest.approx(2e-3 + 2 * 15 / 16 * 8)
+    # Each of two nodes sends what its ranks added up once, not 15/8 times as one ring over all ranks would; four ranks
+    # of each of two groups on four nodes share them likewise.
+    thin = replace(PLAIN, network_bytes_per_s=4e8)
+    assert float(thin.all_reduce_s(8e9, 16, 1)) == pytest.approx(2e-3 + 8 / 0.4)
+    assert float(thin.all_reduce_s(8e9, 16, 2)) == pytest.approx(2e-3 + 2 * 3 / 4 * 8 / 0.2)
     occupied, latency = PLAIN.message_s(np.array([1e9, 1e9]), np.array([False, True]))
     assert occupied.tolist() == [1.0, 2.0]
     assert latency.tolist() == [5e-4, 2e-3]
@@ -76,7 +82,7 @@ def test_hosts_of_more_ranks_take_longer() -> None:
 
 def test_files_come_back(tmp_path: Path) -> None:
     path = tmp_path / "machine.json"
-    machine = named_machine("a100")
+    machine = replace(named_machine("a100"), layer_factors={"blocks: of some shape": 0.9})
     machine.save(path, fit={"steps": 3})
     assert Machine.from_file(path) == machine
     assert json.loads(path.read_text())["fit"] == {"steps": 3}
@@ -92,6 +98,7 @@ def test_files_come_back(tmp_path: Path) -> None:
         ({"product_efficiency": 1.5}, r"product_efficiency must be from 0\.1 to 1, got 1\.5"),
         ({"spread": {"mass": 1.0}}, "spread names 'mass', which is no constant"),
         ({"spread": {"launch_s": -1.0}}, "spread of launch_s must be finite"),
+        ({"layer_factors": {"blocks": 0.0}}, r"layer_factors of 'blocks' must be finite and > 0, got 0\.0"),
     ],
 )
 def test_wrong_files_are_refused(tmp_path: Path, document: object, message: str) -> None:

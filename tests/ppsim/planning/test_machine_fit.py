@@ -71,6 +71,52 @@ def test_what_steps_say_nothing_of_keeps_its_value_and_its_spread() -> None:
     assert np.abs(fit.error).max() < 1e-6
 
 
+def test_what_layers_of_a_shape_have_in_common_is_found() -> None:
+    """Layers take by chance more or less than constants say, by their shape; other steps of these shapes show it."""
+    ways = [(1, 4, 1), (2, 4, 1), (2, 8, 2), (4, 8, 1)]
+    shapes = [step for step in _steps() if step.devices == 1 or step.tp > 1]
+    names = sorted({name for step in shapes for name in step.layer_shapes})
+    chance = np.random.default_rng(0).normal(0, 0.1, len(names))
+    true = replace(START, layer_factors=dict(zip(names, np.exp(chance).tolist(), strict=True)))
+    steps = [replace(step, pp=pp, microbatches=m, dp=dp) for step in shapes for pp, m, dp in ways]
+    measured = [
+        MeasuredStep(step=step, seconds=float(seconds), place="")
+        for step, seconds in zip(steps, predict_steps(steps, true).step, strict=True)
+    ]
+    others = [replace(step, pp=4, dp=2, microbatches=16) for step in shapes]
+    asked = [
+        MeasuredStep(step=step, seconds=float(seconds), place="")
+        for step, seconds in zip(others, predict_steps(others, true).step, strict=True)
+    ]
+    found, without = (fit_machine(measured, START, by_shape=way).machine for way in (True, False))
+    assert set(found.layer_factors) == set(names)
+    assert without.layer_factors == {}
+    assert np.abs(prediction_errors(asked, found)).mean() < 0.01
+    assert np.abs(prediction_errors(asked, without)).mean() > 0.03
+
+
+def test_shapes_of_few_steps_get_no_factor() -> None:
+    """One run that was disturbed is no property of its shape."""
+    steps = [replace(_steps()[0], pp=pp) for pp in (1, 2)]
+    seconds = predict_steps(steps, START).step * 1.3
+    measured = [MeasuredStep(step=s, seconds=float(t), place="") for s, t in zip(steps, seconds, strict=True)]
+    assert fit_machine(measured, START).machine.layer_factors == {}
+
+
+def test_shapes_are_named_by_all_that_their_time_depends_on() -> None:
+    step = _steps()[0]
+    deeper = replace(step, model=replace(step.model, layers=24), dp=4, microbatches=2)
+    assert deeper.layer_shapes == step.layer_shapes
+    others = (
+        replace(step, micro_batch_size=2),
+        replace(step, tp=2),
+        replace(step, recompute="full"),
+        replace(step, attention="unfused"),
+        replace(step, model=replace(step.model, hidden=2048, head_dim=128)),
+    )
+    assert len({other.layer_shapes for other in (step, *others)}) == 1 + len(others)
+
+
 def test_no_steps_are_refused() -> None:
     with pytest.raises(ValueError, match="no measured steps"):
         fit_machine([], START)
