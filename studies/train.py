@@ -79,16 +79,18 @@ class Study(StudyCommand, RunConfig):
             self.on(mesh)
 
     def on(self, mesh: str) -> RunConfig:
-        """The run on a mesh; its microbatches are the step's, shared out over dp."""
+        """The run on a mesh; its microbatches are the step's, shared out over dp as evenly as possible."""
         sizes, _, schedule = mesh.partition(":")
         try:
             dp, pp, tp = (int(size) for size in sizes.split("x"))
         except ValueError:
             raise InputError(f"a mesh is three sizes, dp x pp x tp, such as 2x2x1, got {mesh!r}") from None
-        if dp < 1 or self.microbatches % dp:
-            raise InputError(f"{self.microbatches} microbatches do not divide over dp={dp} of mesh {mesh}: take others")
-        batches = self.microbatches // dp
-        return replace(self.plain(), dp=dp, ranks=pp, tp=tp, microbatches=batches, schedule=schedule or self.schedule)
+        if not 1 <= dp <= self.microbatches:
+            raise InputError(f"mesh {mesh} has {dp} replicas for {self.microbatches} microbatches: take 1 to that many")
+        each, more = divmod(self.microbatches, dp)
+        shares = ",".join(str(each + (replica < more)) for replica in range(dp))
+        mesh_of = {"dp": dp, "ranks": pp, "tp": tp, "microbatches": 0, "replica_microbatches": shares}
+        return replace(self.plain(), **mesh_of, schedule=schedule or self.schedule)
 
     def findings(self, directory: Path | None) -> Findings:
         """Train on every mesh, and go on from the checkpoints of another."""

@@ -115,7 +115,7 @@ def test_bad_flags_end_with_2_and_one_message(name: str, words: str, monkeypatch
 
 
 def test_meshes_train_alike_and_go_on_from_each_others_checkpoints(monkeypatch, capsys, tmp_path) -> None:
-    words = "--meshes 1x2x1 2x1x1 1x1x2 --hidden 8 --seq 2 --micro-batch-size 1 --microbatches 2 --steps 4"
+    words = "--meshes 1x2x1 2x1x1 1x1x2 --hidden 8 --seq 2 --micro-batch-size 1 --microbatches 3 --steps 4"
     code, out = run("train", f"{words} --out {tmp_path} --json", monkeypatch, capsys)
     found = json.loads(out)
     assert code == 0
@@ -143,7 +143,7 @@ def test_a_training_that_strays_is_not_equal() -> None:
     ("words", "message"),
     [
         ("--meshes 2x2", "three sizes, dp x pp x tp, such as 2x2x1, got '2x2'"),
-        ("--meshes 3x1x1", "8 microbatches do not divide over dp=3 of mesh 3x1x1"),
+        ("--meshes 9x1x1", "mesh 9x1x1 has 9 replicas for 8 microbatches: take 1 to that many"),
         ("--ranks 2", "takes its meshes from --meshes"),
         ("--steps 1", "steps must be 2 or more"),
     ],
