@@ -1,4 +1,4 @@
-"""Search at a limit: portfolio of policies, tuning, local moves on the critical path, then a beam."""
+"""Search at a limit: portfolio of policies, tuning, local moves on the critical path, a beam, and moves once more."""
 
 from __future__ import annotations
 
@@ -22,6 +22,9 @@ _TUNING_ACTIONS, _LEAST_TUNING_TRIES, _MOST_TUNING_TRIES = 2_000_000, 60, 1_500
 _MOVING_ACTIONS, _LEAST_MOVES, _MOST_MOVES = 8_000_000, 150, 6_000  # with fewer moves than the least none are tried
 _HEATS = (0.05, 0.3, 1.0)  # by how much a move may be worse at first, in mean durations of an action
 _BEAM_STEPS, _BEAM_EFFORT, _LEAST_WIDTH = 60_000, 10_000_000, 8  # chosen: a beam takes about half a second
+_WIDER, _CLOSE = 4, 1.005  # a beam that comes this close to the best so far is repeated so many times wider
+_RESTARTS, _RESTARTED = 24, 2_000  # chosen: moves from the best, up to this many actions; a second where they all run
+_RESTART_HEATS = (0.3, 1.0)  # chosen: in turn; lower ones end where they began
 _STARTS = 2  # how many policies are tuned
 _SEED = 20240  # any number; fixed, so that the same problem gives the same result
 SAME = 1 + 1e-12  # objectives this close are equal: sums of the same numbers in another order
@@ -65,7 +68,24 @@ def search_at(problem: Problem) -> tuple[Plan, float]:
         best, best_s = climb(problem, best, goal_s)
     if best_s > goal_s:
         best, best_s = _better(best, best_s, *_by_beam(problem, best_s))
+    if best_s > goal_s:
+        best, best_s = _restarted(problem, best, best_s, goal_s)
     return paired(problem, best, best_s)
+
+
+def _restarted(problem: Problem, plan: Plan, plan_s: float, goal_s: float) -> tuple[Plan, float]:
+    """The plan after short runs of moves, each from the best so far; many of these find more than a long one."""
+    best, best_s = plan, plan_s
+    mean_s = float(problem.tables.duration_s.mean())
+    for number in range(_RESTARTS if problem.actions <= _RESTARTED else 0):
+        if best_s <= goal_s:
+            break
+        other = best.copy()
+        heat_s = _RESTART_HEATS[number % len(_RESTART_HEATS)] * mean_s
+        other_s = float(improve(problem.tables, other, _moves(problem), heat_s, goal_s, _SEED + number))
+        if other_s <= best_s:  # an equal one too: the next run starts from another order
+            best, best_s = other, other_s
+    return best, best_s
 
 
 def _by_beam(problem: Problem, best_s: float) -> tuple[Plan, float]:
@@ -75,8 +95,15 @@ def _by_beam(problem: Problem, best_s: float) -> tuple[Plan, float]:
     often unlike both.
     """
     width = min(_BEAM_STEPS, _BEAM_EFFORT // (len(problem.placement) * problem.microbatches)) // problem.actions
-    plan = walk(problem, best_s, width=width).plan if width >= _LEAST_WIDTH else None
-    return (Plan.empty(problem), np.inf) if plan is None else (plan, plan.objective_s(problem))
+    found, found_s = Plan.empty(problem), np.inf
+    if width < _LEAST_WIDTH:
+        return found, found_s
+    for each in (width, _WIDER * width):
+        plan = walk(problem, min(best_s * _CLOSE, found_s), width=each).plan
+        if plan is None:
+            break
+        found, found_s = plan, plan.objective_s(problem)
+    return found, found_s
 
 
 def paired(problem: Problem, plan: Plan, plan_s: float) -> tuple[Plan, float]:

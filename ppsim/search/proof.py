@@ -16,7 +16,7 @@ SAME = 1 + 1e-9  # objectives this close are equal
 _EFFORT = 6_000_000
 _MOST_STEPS = 50_000
 _LEAST_STEPS = 2_000  # with fewer partial steps than this nothing would come of it
-_ROUNDS = 2  # chosen: how many goals are tried
+_ROUNDS = 3  # chosen: how many goals are tried
 
 
 class Proof(NamedTuple):
@@ -79,7 +79,8 @@ def _raised_bound_s(problem: Problem, bound_s: float, found_s: float) -> float:
 def _few_ranks(problem: Problem) -> list[list[int]]:
     """Ranks to look at alone: those at the ends and where a V turns, and one more."""
     ends = {0, problem.placement[-1], problem.ranks - 1}
-    sets = [ends, *({*ends, rank} for rank in (problem.ranks // 2, problem.ranks - 2) if rank > 0)]
+    more = sorted({rank for rank in (problem.ranks // 2, problem.ranks - 2) if rank > 0})
+    sets = [ends, *({*ends, rank} for rank in more)]
     return [sorted(ranks) for ranks in sets if len(ranks) < problem.ranks]
 
 

@@ -8,6 +8,8 @@ import pytest
 
 from ppsim import InputError, SearchResult, StageCost, search
 from ppsim.cli.main import main
+from ppsim.search import proof
+from ppsim.search.problem import make_problem
 from tests.support.all_orders import OPTIMA
 from tests.support.commandline import COSTS, refused
 
@@ -43,3 +45,13 @@ def test_the_command_line_says_what_is_proved(capsys: pytest.CaptureFixture[str]
     assert main(words.split()) == 0
     assert "(optimal)" in capsys.readouterr().out
     assert "time_limit_s must be seconds above 0" in refused(capsys, words, "--time-limit-s 0")
+
+
+@pytest.mark.parametrize("ranks", range(2, 9))
+def test_no_few_ranks_are_looked_at_twice(ranks: int) -> None:
+    """Cause: on four ranks the one in the middle is also the last but one, and a million steps were walked twice."""
+    stage = StageCost(forward_s=1, backward_input_s=1, backward_weight_s=1, activation_bytes=1)
+    problem = make_problem([stage] * ranks, ranks=ranks, microbatches=2)
+    sets = [tuple(each) for each in proof._few_ranks(problem)]
+    assert len(set(sets)) == len(sets)
+    assert all({0, ranks - 1} <= set(each) for each in sets)
