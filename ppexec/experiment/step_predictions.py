@@ -20,15 +20,15 @@ GROUPINGS = ("tp", "pp", "micro_batch_size", "devices")
 _RANKED = 4  # measured ways that a group must have, so that the first three are not all of them
 
 
-def held_back_errors(measured: Sequence[MeasuredStep], start: Machine, *, seed: int) -> Errors:
-    """Each half of the steps predicted by what was fitted to the other half, shape (steps,)."""
+def held_back_errors(measured: Sequence[MeasuredStep], start: Machine, *, seed: int, by_shape: bool = True) -> Errors:
+    """Each half of the steps predicted by what was fitted to the other half, shape (steps,); `by_shape` as there."""
     if len(measured) < 2:
         raise InputError(f"{len(measured)} measured steps cannot be halved: give 2 or more")
     drawn = drawn_order(len(measured), seed)
     halves = drawn[: len(drawn) // 2], drawn[len(drawn) // 2 :]
     found = np.empty(len(measured))
     for fitted, asked in (halves, halves[::-1]):
-        machine = fit_machine([measured[index] for index in fitted], start).machine
+        machine = fit_machine([measured[index] for index in fitted], start, by_shape=by_shape).machine
         found[asked] = prediction_errors([measured[index] for index in asked], machine)
     return found
 

@@ -18,7 +18,7 @@ from ppsim.planning.step_table import StepTable, predict_steps
 Numbers = npt.NDArray[np.float64]
 # Of a step's logarithm, as a run is expected to stray: how measurements weigh against the start. Steps of one run
 # differ by 1 to 3 %, and some runs are disturbed and take longer by a tenth or more: hence a t distribution's tails.
-_ERROR = 0.03
+_ERROR = 0.02
 _FREEDOM = 2.0
 _SHAPE_STEPS = 3  # fewer say as much of the chance of a run as of the shape
 _SHAPE_SPREAD = 0.08  # of the logarithm of a layer shape's factor, as the constants miss layers on A100
