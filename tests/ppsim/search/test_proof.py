@@ -51,7 +51,8 @@ def test_the_command_line_says_what_is_proved(capsys: pytest.CaptureFixture[str]
 def test_no_few_ranks_are_looked_at_twice(ranks: int) -> None:
     """Cause: on four ranks the one in the middle is also the last but one, and a million steps were walked twice."""
     stage = StageCost(forward_s=1, backward_input_s=1, backward_weight_s=1, activation_bytes=1)
-    problem = make_problem([stage] * ranks, ranks=ranks, microbatches=2)
+    free = {"network": None, "memory_limit_bytes": None, "stages_per_rank": 1, "placement": "loop"}
+    problem = make_problem([stage] * ranks, ranks=ranks, microbatches=2, objective="makespan", **free)
     sets = [tuple(each) for each in proof._few_ranks(problem)]
     assert len(set(sets)) == len(sets)
     assert all({0, ranks - 1} <= set(each) for each in sets)
