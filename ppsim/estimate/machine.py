@@ -277,11 +277,10 @@ class Machine:
     def _ring_s(self, size_bytes: Any, ranks: Any, stride: Any) -> Seconds:
         """Once around a ring within each node and, at the same time, once around the nodes; with one latency."""
         ranks, stride = np.asarray(ranks, np.float64), np.asarray(stride, np.float64)
-        together = np.maximum(self.devices_per_node // stride, 1)  # neighbours that share a node
-        nodes = np.ceil(ranks / together)
-        shared = self.network_bytes_per_s / np.minimum(stride, self.devices_per_node)
-        within = (ranks - 1) / ranks * size_bytes / self.node_bytes_per_s
-        across = (nodes - 1) / nodes * size_bytes / shared
+        groups = np.minimum(stride, self.devices_per_node)  # that share a node
+        nodes = np.ceil(ranks * groups / self.devices_per_node)
+        within = (1 - 1 / ranks) * size_bytes / self.node_bytes_per_s
+        across = (1 - 1 / nodes) * size_bytes * groups / self.network_bytes_per_s
         return np.asarray(self._latency_s(ranks, stride) + np.maximum(within, across), np.float64)
 
     def _latency_s(self, ranks: Any, stride: Any) -> Seconds:

@@ -184,11 +184,15 @@ class StepTable:
             if not parameters.any():
                 continue
             is_summed = (replicas > 1) & (parameters > 0)
-            scattered = machine.reduce_scatter_s(wide * parameters, replicas, stride)
-            whole = machine.all_reduce_s(wide * parameters, replicas, stride)
-            summed += np.where(is_summed, np.where(is_cut, scattered, whole), 0.0)
-            again = machine.reduce_scatter_s(2 * parameters, replicas, stride)
-            gathered += np.where(is_summed & is_cut, again, 0.0)
+            # Most often all steps are of one kind, and the other is not asked for: small calls count here.
+            if not is_cut.all():
+                whole = machine.all_reduce_s(wide * parameters, replicas, stride)
+                summed += np.where(is_summed & ~is_cut, whole, 0.0)
+            if is_cut.any():
+                scattered = machine.reduce_scatter_s(wide * parameters, replicas, stride)
+                again = machine.reduce_scatter_s(2 * parameters, replicas, stride)
+                summed += np.where(is_summed & is_cut, scattered, 0.0)
+                gathered += np.where(is_summed & is_cut, again, 0.0)
         exposed = np.maximum(summed - overlap * backward_s, 0.0) + gathered
         owned = np.where(is_cut, others / dp + experts / copies, others + experts)
         return exposed, machine.moving_s(OPTIMIZER_TRAFFIC_BYTES * owned)
