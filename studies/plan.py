@@ -14,13 +14,13 @@ Method     764 steps on A100 (published/vtrain). A machine's eleven constants, a
            predicts those on many.
 
 Answer     Over 20 draws of the halves the mean error is 0.7 % on one node, 5 to 6 % with constants alone. On many nodes
-           it is 6.4 %, from 5.9 to 7.0 by the draw, 3.1 % in the median; 6 % with one machine's factors and
+           it is 6.4 %, from 6.0 to 7.0 by the draw, 4 % in the median; 6 % with one machine's factors and
            constants for both, 9 % with those of one node. The fastest measured way is among the predicted first three
            in all groups.
            Steps on one node are no plain measurements: those without a pipeline are sums of parts to 0.05 %, as if
            composed from profiles of one layer each. A layer shape's part is up to a quarter off what the constants say,
            with no pattern in hidden, tp or micro batch: that is what factors are for.
-           On many nodes most steps are predicted to 3 %. Ten of 44 took 10 to 58 % longer than that, nine of them with
+           On many nodes most steps are predicted to 4 %. Ten of 44 took 10 to 58 % longer than that, nine of them with
            tp below 8. Some have the same layers as steps that ran as predicted, cut into other stages: no constants say
            which.
 """

@@ -19,6 +19,7 @@ Numbers = npt.NDArray[np.float64]
 # Of a step's logarithm, as a run is expected to stray: how measurements weigh against the start. Steps of one run
 # differ by 1 to 3 %, and some runs are disturbed and take longer by a tenth or more: hence a t distribution's tails.
 _ERROR = 0.02
+_BLIND_ERROR = 0.03  # likewise of a step whose layers have no factors, which the constants miss a little too
 _FREEDOM = 2.0
 _SHAPE_STEPS = 3  # fewer say as much of the chance of a run as of the shape
 _SHAPE_SPREAD = 0.08  # of the logarithm of a layer shape's factor, as the constants miss layers on A100
@@ -127,6 +128,8 @@ class _Problem:
         # The columns of each step's own factors, shape (2, steps), or (0, 0); -1 where it has none.
         owned = [[numbers.get(name, -1) for name in part] for part in zip(*shapes, strict=True)]
         self._owned = np.array(owned, np.int64)
+        has_factors = (self._owned >= 0).all(axis=0) if by_shape else np.zeros(len(measured), bool)
+        self._error = np.where(has_factors, _ERROR, _BLIND_ERROR)
         free = len(self._names)
         known = list(CONSTANTS.values())
         self.begin = np.concatenate([np.log([getattr(start, name) for name in CONSTANTS]), np.zeros(free)])
@@ -151,7 +154,7 @@ class _Problem:
 
     def errors(self, values: Numbers) -> Numbers:
         """Logarithms of predicted over measured times, in units of what runs are expected to stray."""
-        return np.asarray(np.log(self.table.seconds(self.machine(values)).step / self.measured_s) / _ERROR)
+        return np.asarray(np.log(self.table.seconds(self.machine(values)).step / self.measured_s) / self._error)
 
     def quadratic(self, values: Numbers, errors: Numbers) -> tuple[Numbers, Numbers]:
         """Half the loss's slope, and the form whose minimum is the next step's."""

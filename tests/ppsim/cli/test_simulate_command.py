@@ -48,7 +48,13 @@ def test_every_flag_is_an_option_and_changes_the_step(
 
 def test_every_option_has_a_flag_but_arrays_and_what_replicas_do(capsys: pytest.CaptureFixture[str]) -> None:
     """Reductions, collectives and copies have flags of their own: --replicas, --active-stages, --offload-share, ..."""
-    with_flags = {each.name for each in fields(Conditions)} - {"durations_s", "reduction", "collectives", "host_link"}
+    with_flags = {each.name for each in fields(Conditions)} - {
+        "durations_s",
+        "gradients_ready_s",
+        "reduction",
+        "collectives",
+        "host_link",
+    }
     _, out, _ = run(capsys, "simulate --help-all")
     assert {name for name in with_flags if flag_of(name) not in out} == set()
 
