@@ -13,8 +13,8 @@ Method     Primus's run of 1F1B on 8 GPUs (20 iterations): each step from its ow
 
 Answer     Primus: a step is predicted from its own durations to 0.12 % and from other steps to 0.3 % (medians), 0.6 %
            at worst but for two disturbed ones, which nothing in the others foretells (-6 and -7 %). Its memory is
-           within 0.4 %. Megatron-LM's activations are within 2.3 %, its times within 4 % (2.8 % on average). DeepSeek's
-           pair takes 4 % longer than if all of its communication were hidden.
+           within 0.4 %. Megatron-LM's activations are within 2.3 %, its times within 5.1 % (3.5 % on average).
+           DeepSeek's pair takes 4 % longer than if all of its communication were hidden.
 """
 
 from __future__ import annotations

@@ -16,7 +16,7 @@ SAME = 1 + 1e-9  # objectives this close are equal
 _EFFORT = 6_000_000
 _MOST_STEPS = 50_000
 _LEAST_STEPS = 2_000  # with fewer partial steps than this nothing would come of it
-_ROUNDS = 3  # chosen: how many goals are tried
+_ROUNDS, _MORE_ROUNDS, _MORE_FROM = 2, 3, 30_000  # chosen: how many goals are tried, more where so many steps fit
 
 
 class Proof(NamedTuple):
@@ -63,7 +63,7 @@ def _raised_bound_s(problem: Problem, bound_s: float, found_s: float) -> float:
     for part in without_overlap(problem):
         for ranks in (*_few_ranks(problem), None):
             high_s = found_s
-            for number in range(_ROUNDS):
+            for number in range(_MORE_ROUNDS if most_steps >= _MORE_FROM else _ROUNDS):
                 if high_s <= bound_s * SAME:
                     break
                 goal_s = high_s if number == 0 else (bound_s + high_s) / 2
