@@ -13,9 +13,9 @@ Method     764 steps on A100 (published/vtrain). A machine's eleven constants, a
            both kinds together the halves are of all steps. "One node asked for many" fits all steps on one node, and
            predicts those on many.
 
-Answer     Over 20 draws of the halves the mean error is 0.7 % on one node, 5 to 6 % with constants alone. On many nodes
-           it is 6.4 %, from 6.0 to 7.0 by the draw, 4 % in the median; 6 % with one machine's factors and
-           constants for both, 9 % with those of one node. The fastest measured way is among the predicted first three
+Answer     The mean error is 0.6 % on one node, 5.6 % with constants alone. On many nodes it is 6.7 %, 4 % in the median
+           (6.4 % over 8 draws of the halves, from 6.0 to 7.0); 6.3 % with one machine's factors and constants for both,
+           9 % with those of one node. The fastest measured way is among the predicted first three
            in all groups.
            Steps on one node are no plain measurements: those without a pipeline are sums of parts to 0.05 %, as if
            composed from profiles of one layer each. A layer shape's part is up to a quarter off what the constants say,

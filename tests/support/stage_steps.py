@@ -2,18 +2,21 @@
 
 from __future__ import annotations
 
+import copy
 import gc
 from collections.abc import Collection
 from typing import Any, NamedTuple
 
 import torch
+from hypothesis import strategies as st
 from torch import nn
 
 from ppexec.machine.device import HostDevice
 from ppexec.models.batch import Batch
+from ppexec.models.dropout import Randomness, SeededDropout
 from ppexec.stage.ledger import Ledger, tensors_of
 from ppexec.stage.stage import Stage
-from tests.support.layers import WIDTH
+from tests.support.layers import LAYERS, WIDTH
 
 HOST = HostDevice().host_buffer
 MICROBATCHES = 3
@@ -26,6 +29,47 @@ def uses_nothing(_: torch.Tensor) -> None:
 def stage_of(layers: list[nn.Module], kind: type[Stage] = Stage, *, index: int = 1, **changes: Any) -> Stage:
     """A stage of these layers that trains, in the middle of a model unless changes say otherwise."""
     return kind(index, layers, first_layer=0, **{"loss": None, "microbatches": 3, "trains": True, **changes})
+
+
+class StageCase(NamedTuple):
+    """A stage of random layers, which may be first or last, and how its backward goes.
+
+    kinds: of `LAYERS`. has_dropout: whether one keyed by its microbatch stands among them.
+    """
+
+    kinds: list[int]
+    is_first: bool
+    is_last: bool
+    is_split: bool
+    has_dropout: bool
+    seed: int
+
+    def stages(self, other: type[Stage] = Stage) -> tuple[Stage, Stage]:
+        """A plain stage, and one of the same weights that is to have the same bits."""
+        torch.manual_seed(self.seed)
+        layers = [LAYERS[kind]() for kind in self.kinds]
+        randomness = Randomness(self.seed) if self.has_dropout else None
+        if randomness is not None:
+            layers.insert(1, SeededDropout(0.4, layer=0, site="between", randomness=randomness))
+        changes: dict[str, Any] = {"index": 0 if self.is_first else 1, "randomness": randomness}
+        if self.is_last:
+            changes["loss"] = nn.functional.mse_loss
+        pair = stage_of(layers, **changes), stage_of(copy.deepcopy(layers), other, **changes)
+        for copied in pair[1].layers:
+            if isinstance(copied, SeededDropout) and randomness is not None:
+                copied.randomness = randomness  # deepcopy made one of its own
+        return pair
+
+
+STAGE_CASES = st.builds(
+    StageCase,
+    kinds=st.lists(st.integers(0, len(LAYERS) - 1), min_size=1, max_size=4),
+    is_first=st.booleans(),
+    is_last=st.booleans(),
+    is_split=st.booleans(),
+    has_dropout=st.booleans(),
+    seed=st.integers(0, 2**31),
+)
 
 
 class StepData(NamedTuple):

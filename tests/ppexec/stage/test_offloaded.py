@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import copy
 import gc
 from pathlib import Path
 from typing import Any
@@ -22,39 +21,32 @@ from ppexec.models.mlp import MLPBlock
 from ppexec.stage.ledger import Ledger, tensors_of
 from ppexec.stage.offloaded import Offloadable
 from tests.support.chains import Case, cases
-from tests.support.layers import LAYERS, WIDTH
+from tests.support.layers import WIDTH
 from tests.support.remote import tiny
 from tests.support.settings import with_workers
-from tests.support.stage_steps import HOST, StepData, assert_same_bits, stage_of, stepped, uses_nothing
+from tests.support.stage_steps import (
+    HOST,
+    STAGE_CASES,
+    StageCase,
+    StepData,
+    assert_same_bits,
+    stage_of,
+    stepped,
+    uses_nothing,
+)
 from tests.support.strategies import offloads, schedules
 
 pytestmark = pytest.mark.filterwarnings("ignore:.*fewer than 2 x ranks")
 
 
 @settings(max_examples=40)
-@given(
-    kinds=st.lists(st.integers(0, len(LAYERS) - 1), min_size=1, max_size=4),
-    is_first=st.booleans(),
-    is_last=st.booleans(),
-    is_split=st.booleans(),
-    again=st.sets(st.sampled_from([0, 1, 2])),
-    counts=st.booleans(),
-    seed=st.integers(0, 2**31),
-)
-def test_gradients_outputs_and_losses_have_the_same_bits(
-    kinds: list[int], is_first: bool, is_last: bool, is_split: bool, again: set[int], counts: bool, seed: int
-) -> None:
+@given(case=STAGE_CASES, again=st.sets(st.sampled_from([0, 1, 2])), counts=st.booleans())
+def test_gradients_outputs_and_losses_have_the_same_bits(case: StageCase, again: set[int], counts: bool) -> None:
     """Microbatches 0 and 2 move, some are recomputed."""
-    torch.manual_seed(seed)
-    layers = [LAYERS[kind]() for kind in kinds]
-    changes: dict[str, Any] = {"index": 0 if is_first else 1}
-    if is_last:
-        changes["loss"] = nn.functional.mse_loss
-    stages = [stage_of(each, **changes) for each in (layers, copy.deepcopy(layers))]
-    data = StepData.drawn(is_last=is_last)
-    how: dict[str, Any] = {"split": is_split, "again": again, "counts": counts}
-    plain, moved = (stepped(stage, data, moved=b, **how) for stage, b in zip(stages, ((), (0, 2)), strict=True))
-    assert_same_bits((stages[0], stages[1]), (plain, moved))
+    plain, other = case.stages()
+    data = StepData.drawn(is_last=case.is_last)
+    how: dict[str, Any] = {"split": case.is_split, "again": again, "counts": counts}
+    assert_same_bits((plain, other), (stepped(plain, data, **how), stepped(other, data, moved=(0, 2), **how)))
 
 
 @pytest.mark.parametrize("is_split", [False, True])

@@ -2,58 +2,34 @@
 
 from __future__ import annotations
 
-import copy
 from pathlib import Path
-from typing import Any
 
 import pytest
 import torch
 from hypothesis import given, settings
-from hypothesis import strategies as st
 from torch import nn
 
 import ppexec
 import ppsim
 from ppexec import Session, WorkerPool
-from ppexec.models.dropout import Randomness, SeededDropout
 from ppexec.models.mlp import MLPBlock
 from ppexec.stage.ledger import Ledger, tensors_of
 from ppsim.simulation.memory_levels import activation_levels
-from tests.support.layers import LAYERS, WIDTH
+from tests.support.layers import WIDTH
 from tests.support.remote import tiny
-from tests.support.stage_steps import StepData, assert_same_bits, stage_of, stepped
+from tests.support.stage_steps import STAGE_CASES, StageCase, StepData, assert_same_bits, stage_of, stepped
 
 pytestmark = pytest.mark.filterwarnings("ignore:.*fewer than 2 x ranks")
 
 
 @settings(max_examples=40)
-@given(
-    kinds=st.lists(st.integers(0, len(LAYERS) - 1), min_size=1, max_size=4),
-    is_first=st.booleans(),
-    is_last=st.booleans(),
-    is_split=st.booleans(),
-    drop=st.booleans(),
-    seed=st.integers(0, 2**31),
-)
-def test_gradients_outputs_and_losses_have_the_same_bits(
-    kinds: list[int], is_first: bool, is_last: bool, is_split: bool, drop: bool, seed: int
-) -> None:
+@given(case=STAGE_CASES)
+def test_gradients_outputs_and_losses_have_the_same_bits(case: StageCase) -> None:
     """Microbatches 0 and 2 are recomputed, with another between, so that dropout must be drawn by its key."""
-    torch.manual_seed(seed)
-    layers = [LAYERS[kind]() for kind in kinds]
-    randomness = Randomness(seed) if drop else None
-    if randomness is not None:
-        layers.insert(1, SeededDropout(0.4, layer=0, site="between", randomness=randomness))
-    changes: dict[str, Any] = {"index": 0 if is_first else 1, "randomness": randomness}
-    if is_last:
-        changes["loss"] = nn.functional.mse_loss
-    stages = [stage_of(each, **changes) for each in (layers, copy.deepcopy(layers))]
-    for copied in stages[1].layers:
-        if isinstance(copied, SeededDropout):
-            copied.randomness = randomness  # deepcopy made one of its own
-    data = StepData.drawn(is_last=is_last)
-    sent = [stepped(stage, data, split=is_split, again=b) for stage, b in zip(stages, ((), (0, 2)), strict=True)]
-    assert_same_bits((stages[0], stages[1]), (sent[0], sent[1]))
+    plain, other = case.stages()
+    data = StepData.drawn(is_last=case.is_last)
+    sent = stepped(plain, data, split=case.is_split), stepped(other, data, split=case.is_split, again=(0, 2))
+    assert_same_bits((plain, other), sent)
 
 
 @pytest.mark.parametrize("blocks", [1, 3])

@@ -2,30 +2,26 @@
 
 from __future__ import annotations
 
-import copy
 from pathlib import Path
-from typing import Any
 
 import pytest
 import torch
 from hypothesis import assume, given, settings
-from hypothesis import strategies as st
 from torch import nn
 
 import ppexec
 import ppsim
 from ppexec import Session, WorkerPool
-from ppexec.models.dropout import Randomness, SeededDropout
 from ppexec.models.mlp import MLPBlock
 from ppexec.stage.ledger import Ledger, tensors_of
 from ppexec.stage.recomputing_stage import RecomputingStage
 from ppexec.stage.stage import Stage
 from ppsim.simulation.memory_levels import activation_levels
 from tests.support.chains import Case, cases
-from tests.support.layers import LAYERS, WIDTH
+from tests.support.layers import WIDTH
 from tests.support.remote import tiny
 from tests.support.settings import with_workers
-from tests.support.stage_steps import StepData, assert_same_bits, stage_of, stepped
+from tests.support.stage_steps import STAGE_CASES, StageCase, StepData, assert_same_bits, stage_of, stepped
 
 pytestmark = pytest.mark.filterwarnings("ignore:.*fewer than 2 x ranks")
 
@@ -45,32 +41,13 @@ class Counting(nn.Module):
 
 
 @settings(max_examples=40)
-@given(
-    kinds=st.lists(st.integers(0, len(LAYERS) - 1), min_size=1, max_size=4),
-    is_first=st.booleans(),
-    is_last=st.booleans(),
-    is_split=st.booleans(),
-    drop=st.booleans(),
-    seed=st.integers(0, 2**31),
-)
-def test_a_stage_computed_anew_has_the_same_bits(
-    kinds: list[int], is_first: bool, is_last: bool, is_split: bool, drop: bool, seed: int
-) -> None:
-    torch.manual_seed(seed)
-    layers = [LAYERS[kind]() for kind in kinds]
-    randomness = Randomness(seed) if drop else None
-    if randomness is not None:
-        layers.insert(1, SeededDropout(0.4, layer=0, site="between", randomness=randomness))
-    changes: dict[str, Any] = {"index": 0 if is_first else 1, "randomness": randomness}
-    if is_last:
-        changes["loss"] = nn.functional.mse_loss
-    plain = stage_of(layers, **changes)
-    anew = stage_of(copy.deepcopy(layers), RecomputingStage, **changes)
-    for copied in anew.layers:
-        if isinstance(copied, SeededDropout):
-            copied.randomness = randomness  # deepcopy made one of its own
-    data = StepData.drawn(is_last=is_last)
-    assert_same_bits((plain, anew), (stepped(plain, data, split=is_split), stepped(anew, data, split=is_split)))
+@given(case=STAGE_CASES)
+def test_a_stage_computed_anew_has_the_same_bits(case: StageCase) -> None:
+    plain, anew = case.stages(RecomputingStage)
+    data = StepData.drawn(is_last=case.is_last)
+    assert_same_bits(
+        (plain, anew), (stepped(plain, data, split=case.is_split), stepped(anew, data, split=case.is_split))
+    )
 
 
 @pytest.mark.parametrize("is_split", [False, True])
