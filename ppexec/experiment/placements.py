@@ -90,7 +90,7 @@ def deferred_by_torch(schedule: Schedule) -> Schedule:
     sent = passes._add_send_recv(orders, schedule.placement.__getitem__, schedule.stages)
     rows = passes._defer_recv_ops(sent, schedule.placement.__getitem__)
     text = "\n".join(",".join(map(str, rows[rank])) for rank in range(schedule.ranks))
-    return Schedule.from_csv(text, name=schedule.name)
+    return Schedule.from_csv(text, name=schedule.name, copies=schedule.copies)
 
 
 def predict_placements(

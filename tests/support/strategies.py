@@ -178,7 +178,7 @@ def offloads(draw: st.DrawFn, schedule: Schedule) -> Schedule:
         ]
         for own, order in zip(copies, schedule.orders, strict=True)
     ]
-    return Schedule.of(cells, name=schedule.name)
+    return Schedule.of(cells, name=schedule.name, copies=schedule.copies)
 
 
 def assume_runs(schedule: Schedule, streams: str = "link") -> None:
