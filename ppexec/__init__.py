@@ -7,7 +7,8 @@ from ppexec.models.model import Model
 from ppexec.session import Session
 from ppexec.train.train import TrainReport
 from ppexec.verify.verify import VerifyReport
-from ppexec.workers.pool import WorkerError, WorkerPool
+from ppexec.workers.pool import WorkerPool
+from ppexec.workers.watched_run import WorkerError
 
 __all__ = [
     "Model",

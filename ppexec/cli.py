@@ -15,7 +15,7 @@ from typing import Any
 import ppexec
 from ppexec.api import profile_with_stages
 from ppexec.config.config import RunConfig
-from ppexec.session import under_torchrun
+from ppexec.workers.session_workers import under_torchrun
 from ppsim import save_costs
 from ppsim.cli import command
 from ppsim.cli.command import OptionalFile

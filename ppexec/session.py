@@ -2,16 +2,12 @@
 
 from __future__ import annotations
 
-import atexit
-import os
 import warnings
 from collections.abc import Callable, Sequence
 from dataclasses import replace
 from functools import cached_property
 from pathlib import Path
-from typing import Any, Protocol, TypeVar
-
-import torch.distributed as dist
+from typing import Any, TypeVar
 
 import ppsim
 from ppexec.calibrate.calibration import Calibration
@@ -20,8 +16,6 @@ from ppexec.calibrate.step_fit import calibrated
 from ppexec.calibrate.tasks import run_known
 from ppexec.config.config import RunConfig
 from ppexec.machine.environment import describe_environment, is_crowded
-from ppexec.machine.mesh import WORLD_BACKENDS
-from ppexec.machine.nccl import prepare_process
 from ppexec.measure import tasks
 from ppexec.measure.allocator import AllocatorPeak
 from ppexec.measure.assemble import RankMemory, assemble_trace
@@ -35,19 +29,14 @@ from ppexec.train.tasks import train as train_steps
 from ppexec.train.train import TrainReport
 from ppexec.verify.tasks import verify as verify_step
 from ppexec.verify.verify import VerifyReport
-from ppexec.workers.failure import Cause, Failure
-from ppexec.workers.pool import WorkerError, WorkerPool
-from ppexec.workers.worker import Worker
+from ppexec.workers.pool import WorkerPool
+from ppexec.workers.session_workers import PoolWorkers, TorchrunWorkers, Workers, under_torchrun
 from ppsim import Collectives, Link, Network, Reduction, StageCost, Trace
 from ppsim.costs.by_microbatch import costs_of_copies
 from ppsim.errors import InputError
 from ppsim.files import check_directory
 
 _Answer = TypeVar("_Answer")
-
-
-class _Workers(Protocol):
-    def call(self, task: Callable[..., _Answer], **arguments: Any) -> list[_Answer]: ...
 
 
 class Session:
@@ -90,9 +79,9 @@ class Session:
             if config.tp > 1 and ":" not in config.model:
                 check_plan(load_model(config), config.tp)  # built-in models cost nothing until they are made real
         self._own_pool: WorkerPool | None = None
-        self._workers: _Workers
+        self._workers: Workers
         if under_torchrun():
-            self._workers = _TorchrunWorkers(config, self.costs)
+            self._workers = TorchrunWorkers(config, self.costs)
             return
         if pool is None:
             pool = self._own_pool = WorkerPool()
@@ -101,7 +90,7 @@ class Session:
         except BaseException:
             self.close()
             raise
-        self._workers = _PoolWorkers(pool, config.world_size)
+        self._workers = PoolWorkers(pool, config.world_size)
 
     def __enter__(self) -> Session:
         return self
@@ -537,46 +526,3 @@ def _stage_costs(config: RunConfig, costs: Sequence[StageCost] | None) -> Sequen
             raise InputError("timed compute needs costs: give a cost file, or profile the model first")
         costs = ppsim.partition(config.layer_costs, stages=config.pipeline.model_stages, method=config.layer_sizes)
     return None if costs is None else costs_of_copies(costs, config.pipeline.copies, config.pipeline.stages)
-
-
-def under_torchrun() -> bool:
-    """Whether this process was started by torchrun as one of a group."""
-    return "TORCHELASTIC_RUN_ID" in os.environ and "RANK" in os.environ
-
-
-class _PoolWorkers:
-    def __init__(self, pool: WorkerPool, world_size: int) -> None:
-        self._pool, self._world_size = pool, world_size
-
-    def call(self, task: Callable[..., _Answer], **arguments: Any) -> list[_Answer]:
-        return self._pool.call(self._world_size, task, **arguments)
-
-
-def _leave_world() -> None:
-    if dist.is_initialized():
-        dist.destroy_process_group()
-
-
-class _TorchrunWorkers:
-    """The worker in this process; every process gathers all results."""
-
-    def __init__(self, config: RunConfig, costs: Sequence[StageCost] | None) -> None:
-        if not dist.is_initialized():
-            if config.device == "cuda":
-                prepare_process(int(os.environ["RANK"]), shares_gpu=config.devices == "shared")
-            dist.init_process_group(WORLD_BACKENDS[config.backend])
-            atexit.register(_leave_world)  # a process that ends with its groups' threads running may abort
-        self._worker = Worker(config, costs)
-
-    def call(self, task: Callable[..., _Answer], **arguments: Any) -> list[_Answer]:
-        """Call a task here, as every process does, and gather their answers. Raises as `WorkerPool.call`."""
-        results: list[Any] = [None] * dist.get_world_size()
-        try:
-            dist.all_gather_object(results, task(self._worker, **arguments))
-        except Exception as error:
-            failure = Failure.of(error)
-            if failure.cause == Cause.INPUT:
-                raise
-            message = f"process {dist.get_rank()} failed during {task.__name__!r}: {failure.message}"
-            raise WorkerError(message, failure.details) from error
-        return results

@@ -14,7 +14,7 @@ from typing import Any
 from tqdm import tqdm
 
 from ppexec.cli import save_partial_trace, show_warning
-from ppexec.workers.pool import WorkerError
+from ppexec.workers.watched_run import WorkerError
 from ppsim.cli import command
 from ppsim.errors import InputError
 from ppsim.essential import Essential

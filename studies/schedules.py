@@ -11,9 +11,10 @@ Method     The model is profiled once. By default each schedule then runs with t
            once more with real compute, to compare its gradients with those of one process. `--compute real` measures
            real compute.
 
-Answer     On two cores (AMD EPYC, gloo, torch 2.13), 4 ranks, 8 microbatches, all twelve: for 5 % more memory than
-           1F1B's, zb-v takes 16 % less time; v-min takes 1F1B's time with half its memory. Steps are predicted 0.8 to
-           5.8 % short of the measured median (2.9 % in the median); peak memory is equal and all gradients bit-equal.
+Answer     On two cores (AMD EPYC, gloo, torch 2.13), 4 ranks, 8 microbatches, all seventeen on equal layers (--costs
+           studies/results/equal_layers.json): steps are predicted -1.3 to +1.4 % off the measured median (0.5 % in the
+           median); peak memory is equal and all gradients bit-equal. For 5 % more memory than 1F1B's, zb-v takes 22 %
+           less time; v-min takes 1F1B's time with half its memory.
 
 Writes DIR/report.html (table, trade-off, timelines under each other) and summary.json.
 """

@@ -11,8 +11,9 @@ from ppexec.machine.waiting import sharpen_sleep
 from ppexec.models.batch import Batch
 from ppexec.stage.stage import Stage
 from ppexec.stage.timed import TimedStage, message_specs, timed_stages
+from ppexec.workers.rank import Rank, run_step, sequence_of
 from ppexec.workers.step_record import StepRecord
-from ppexec.workers.worker import Rank, Worker, run_step, sequence_of
+from ppexec.workers.worker import Worker
 from ppsim.schedule.deadlock import smallest_receive_window
 
 

@@ -13,6 +13,7 @@ import torch
 import ppsim
 from ppexec.config.batch_sizes import batch_sizes, counts_by_replica, samples_of
 from ppexec.config.bubble_warning import bubble_warning
+from ppexec.config.combinations import check_graphs, check_schedule, check_training
 from ppexec.config.devices import check_gpus, check_processes, check_sharing, choose_device
 from ppexec.config.divisors import largest_divisor
 from ppexec.config.groups import (
@@ -25,12 +26,9 @@ from ppexec.config.groups import (
     TrainingConfig,
 )
 from ppexec.config.layer_cut import sizes_of_layout, sizes_of_partition
-from ppexec.config.shared_waits import wait_alike
 from ppsim.checks import check_fields, check_whole
 from ppsim.errors import InputError
 from ppsim.files import read_text
-from ppsim.schedule.deadlock import smallest_receive_window
-from ppsim.simulation.gradient_reductions import stages_by_completion
 
 _PRESETS: dict[str, dict[str, int]] = {
     "small": {"hidden": 512, "seq": 64, "micro_batch_size": 2},
@@ -85,10 +83,10 @@ class RunConfig(MachineConfig, TrainingConfig, StepsConfig, ParallelConfig, Sche
             self._at_least(name, 0)
         if not 0 < self.timeout_s < 1e7:
             raise InputError(f"timeout_s must be seconds > 0 (and below 1e7), got {self.timeout_s}")
-        self._check_training()
+        check_training(self)
         self._set("device", choose_device(self.device, backend=self.backend, streams=self.streams))
         check_sharing(self.devices, backend=self.backend, dp=self.dp, tp=self.tp)
-        self._check_graphs()
+        check_graphs(self)
         preset = _PRESETS[self.preset]
         for name in ("hidden", "seq"):
             self._default(name, preset[name])
@@ -113,57 +111,8 @@ class RunConfig(MachineConfig, TrainingConfig, StepsConfig, ParallelConfig, Sche
         check_processes(dp=self.dp, ranks=self.ranks, tp=self.tp)
         if self.backend == "nccl" and self.devices != "shared":
             check_gpus(self.world_size)
-        self._check_copies()
-        self._check_replicas()
-        self._check_sharding()
-        self._check_recompute()
-        self._check_posts()
-        self._check_window()
+        check_schedule(self)
         self.layer_costs, self.layer_sizes  # noqa: B018  (refuse a bad file or cut now, not in the workers)
-
-    def _check_training(self) -> None:
-        for name in ("learning_rate", "min_learning_rate", "weight_decay"):
-            if not 0 <= getattr(self, name) < 1e6:
-                raise InputError(f"{name} must be a number of 0 or more, got {getattr(self, name)}")
-        if self.clip_norm is not None and not 0 < self.clip_norm < 1e30:
-            raise InputError(f"clip_norm must be a number above 0, got {self.clip_norm}: leave it out to clip nothing")
-        if self.master_weights and self.dtype != "bfloat16":
-            raise InputError(
-                f"master_weights has no meaning with dtype {self.dtype!r}, whose weights are updated as they are: take "
-                "--dtype bfloat16, or leave it out"
-            )
-        if self.shard_optimizer and self.dp == 1:
-            raise InputError("shard_optimizer is over data-parallel replicas: take dp 2 or more, or leave it out")
-        if self.learning_rate_decay == "none":
-            for name in ("learning_rate_decay_steps", "min_learning_rate"):
-                if getattr(self, name):
-                    raise InputError(
-                        f"{name}={getattr(self, name)} has no meaning without a decay: take learning_rate_decay "
-                        "linear or cosine"
-                    )
-        elif not self.learning_rate_decay_steps:
-            raise InputError(
-                f"learning_rate_decay {self.learning_rate_decay!r} needs learning_rate_decay_steps: give the number of "
-                "steps after the warm-up over which the rate falls"
-            )
-        if self.min_learning_rate > self.learning_rate:
-            raise InputError(
-                f"min_learning_rate {self.min_learning_rate} is above learning_rate {self.learning_rate}: take at most "
-                "that"
-            )
-
-    def _check_graphs(self) -> None:
-        """Refuse what a recording of actions cannot do."""
-        if not self.graphs:
-            return
-        for name, plain, why in (
-            ("tp", 1, "its sums over ranks are not recorded"),
-            ("accumulate", 1, "a recorded step makes its gradients anew"),
-            ("dropout", 0.0, "a recorded action would drop the same elements in every step"),
-            ("compute", "real", "there is nothing to record"),
-        ):
-            if getattr(self, name) != plain:
-                raise InputError(f"graphs do not go with {name}={getattr(self, name)}: {why}; leave one of the two out")
 
     def _at_least(self, name: str, least: int) -> None:
         value = getattr(self, name)
@@ -219,117 +168,6 @@ class RunConfig(MachineConfig, TrainingConfig, StepsConfig, ParallelConfig, Sche
         See `ppsim.Conditions.blocking`. A CPU has no streams for that.
         """
         return self.device == "cpu" and (self.pipeline.offload is not None or self.is_sharded)
-
-    def _check_copies(self) -> None:
-        """Refuse what does not go with several copies of the model."""
-        pipeline = self.pipeline
-        if pipeline.copies == 1:
-            return
-        if pipeline.copies > 2:
-            raise InputError(f"{pipeline.name} has {pipeline.copies} copies of the model: a run takes at most 2")
-        for name in ("dp", "tp"):
-            if getattr(self, name) > 1:
-                raise InputError(
-                    f"{name} {getattr(self, name)} does not go with {pipeline.name}, which holds {pipeline.copies} "
-                    f"copies of the model: take {name} 1, or a schedule in one direction"
-                )
-        for stage in range(pipeline.model_stages):
-            rank, other = pipeline.placement[stage], pipeline.placement[stage + pipeline.model_stages]
-            if rank == other:
-                raise InputError(
-                    f"rank {rank} holds both copies of stage {stage}, whose parameters would be one: place them on two "
-                    "ranks"
-                )
-
-    def _check_replicas(self) -> None:
-        """Refuse replicas that could not add up their gradients or gather their parameters together."""
-        if len(set(self.microbatches_by_replica)) == 1:
-            return
-        if self.is_sharded and not wait_alike(self.pipelines):
-            whole = self.pipeline.stages // self.pipeline.ranks
-            raise InputError(
-                f"with shard {self.shard} replicas of {self.replica_microbatches} microbatches would not gather "
-                f"parameters in one sequence: take shard {whole}, with which a rank gathers each of its stages once, "
-                "or give all replicas as many microbatches"
-            )
-        first = stages_by_completion(self.pipeline.program)
-        for count, pipeline in {each.microbatches: each for each in self.pipelines}.items():
-            if stages_by_completion(pipeline.program) != first:
-                raise InputError(
-                    f"{pipeline.name} completes the stages of a rank in another order with {count} microbatches than "
-                    f"with {self.microbatches}, and replicas add up gradients in one order: give all replicas as many "
-                    "microbatches"
-                )
-
-    def _check_sharding(self) -> None:
-        """Refuse what does not go with sharded parameters."""
-        if self.shard and self.dp == 1:
-            raise InputError(f"shard {self.shard} is over data-parallel replicas: take dp 2 or more, or leave it out")
-        if self.shard and self.compute == "timed":
-            raise InputError(
-                f"shard {self.shard} is of parameters, and compute 'timed' has none: take compute 'real', or leave "
-                "shard out"
-            )
-        if not self.is_sharded:
-            return
-        for name, plain in (
-            ("tp", 1),
-            ("backend", "gloo"),
-            ("device", "cpu"),
-            ("graphs", False),
-            ("shard_optimizer", False),
-        ):
-            if getattr(self, name) != plain:
-                raise InputError(
-                    f"{name} {getattr(self, name)} does not go with sharded parameters: take {name} {plain}, or leave "
-                    f"{f'shard {self.shard}' if self.shard else 'UNSHARD'} out"
-                )
-        missing = [] if self.forward_only else self.pipeline.program.collectives.unreduced(self.pipeline.stages)
-        if missing:
-            raise InputError(
-                f"the schedule gathers parameters, and {missing[0]}REDUCE_GRAD is missing: add it after the stage's "
-                "last backward, or take shard 1"
-            )
-
-    def _check_recompute(self) -> None:
-        """Refuse what does not go with a schedule that says what is recomputed, or goes to host memory."""
-        again = [str(action) for order in self.pipeline.orders for action in order.take(order.kind == ppsim.Kind.R)[:1]]
-        if self.pipeline.offload is not None:
-            for name, plain in (("recompute", False), ("graphs", False), ("tp", 1)):
-                if getattr(self, name) != plain:
-                    raise InputError(
-                        f"the schedule offloads activations, and {name} {getattr(self, name)} does not go with that: "
-                        f"take {name} {plain}, or leave O and L out"
-                    )
-        for name, why in (
-            ("recompute", "computes every layer once more by itself"),
-            ("graphs", "replays forwards that keep what their backward needs"),
-        ):
-            if again and getattr(self, name):
-                raise InputError(f"the schedule has {again[0]}, and {name} {why}: leave one of the two out")
-
-    def _check_posts(self) -> None:
-        if self.is_local and self.pipeline.communication is not None:
-            raise InputError(
-                "the schedule states where its messages are sent and received, and backend 'local' has no transport "
-                "that waits for that: take communication 'derived', or backend 'gloo' or 'nccl'"
-            )
-
-    def _check_window(self) -> None:
-        if self.receive_window and self.pipeline.program.is_posted(self.streams):
-            raise InputError(
-                f"receive_window {self.receive_window} is of receives posted ahead, and here they are posted where "
-                "they stand in the schedule: leave it out, or take communication 'derived' with streams 'link'"
-            )
-        needed = 0
-        if self.receive_window:
-            programs = {pipeline.microbatches: pipeline.program for pipeline in self.pipelines}
-            needed = max(map(smallest_receive_window, programs.values()))
-        if self.receive_window < needed:
-            raise InputError(
-                f"receive_window {self.receive_window} is too small: a rank of this schedule waits for ever unless "
-                f"{needed} receives are posted at once on a link; take {needed} or more, or 0"
-            )
 
     @property
     def world_size(self) -> int:

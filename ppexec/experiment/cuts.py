@@ -16,7 +16,7 @@ import ppsim
 from ppexec.config.config import RunConfig
 from ppexec.experiment.profiling import profiling_config
 from ppexec.measure.assemble import with_memory
-from ppexec.measure.profile import LayerSamples
+from ppexec.measure.layer_profiler import LayerSamples
 from ppexec.session import Session
 from ppexec.workers.pool import WorkerPool
 from ppsim import LayerCost, StageCost, Trace

@@ -16,8 +16,8 @@ import numpy.typing as npt
 
 import ppsim
 from ppexec.config.config import RunConfig
+from ppexec.workers.rank import sequence_of
 from ppexec.workers.runtime import RUN_AHEAD
-from ppexec.workers.worker import sequence_of
 from ppsim import Program, Trace
 from ppsim.costs.by_microbatch import StageCosts
 

@@ -19,7 +19,8 @@ from ppexec.experiment.faults import FAULTS, arm
 from ppexec.experiment.soak_models import KINDS
 from ppexec.measure.assemble import with_memory
 from ppexec.session import Session
-from ppexec.workers.pool import WorkerError, WorkerPool
+from ppexec.workers.pool import WorkerPool
+from ppexec.workers.watched_run import WorkerError
 from ppsim.errors import InputError
 from ppsim.explain.memory_difference import first_difference
 from ppsim.simulation.memory_columns import with_columns

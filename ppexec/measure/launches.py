@@ -9,7 +9,8 @@ from functools import partial
 from statistics import median
 
 from ppexec.machine.clock import now_ns
-from ppexec.workers.worker import Rank, Worker, run_step
+from ppexec.workers.rank import Rank, run_step
+from ppexec.workers.worker import Worker
 
 
 def launch_times(worker: Worker, *, steps: int) -> list[list[float]]:

@@ -19,9 +19,9 @@ from ppexec.machine.mesh import meet
 from ppexec.measure.allocator import AllocatorPeak, allocator_peak
 from ppexec.measure.assemble import RankMemory
 from ppexec.measure.launches import launch_times
+from ppexec.measure.layer_profiler import LayerProfiler, LayerSamples, run_in_turn
 from ppexec.measure.link_probe import LinkSample, probe_links, probe_sizes
 from ppexec.measure.ping import PingSample
-from ppexec.measure.profile import LayerProfiler, LayerSamples, run_in_turn
 from ppexec.measure.torch_schedules import time_compute, time_peer
 from ppexec.models.shapes import tensors_in
 from ppexec.stage.gradient_sum import ReductionSample, probe_reduction
@@ -29,8 +29,9 @@ from ppexec.stage.ledger import Ledger, optimizer_bytes, parameter_bytes, tensor
 from ppexec.stage.sharded import ShardingSample, probe_sharding
 from ppexec.stage.stage import Stage
 from ppexec.transport.shared_memory import SharedTransport
+from ppexec.workers.rank import Rank
 from ppexec.workers.step_record import StepRecord
-from ppexec.workers.worker import OPTIMIZER, Rank, Worker
+from ppexec.workers.worker import OPTIMIZER, Worker
 
 
 def measure(worker: Worker, *, steps: int, first_step: int = 0) -> list[list[StepRecord]]:

@@ -56,7 +56,7 @@ def tensors_in(value: Tree) -> list[torch.Tensor]:
 
 def differentiable(tensors: Sequence[torch.Tensor]) -> list[torch.Tensor]:
     """Those that can have a gradient: of floating point or complex numbers."""
-    return [tensor for tensor in tensors if _has_gradient(tensor.dtype)]
+    return [tensor for tensor in tensors if tensor.is_floating_point() or tensor.is_complex()]
 
 
 def _has_gradient(dtype: torch.dtype) -> bool:

@@ -113,3 +113,16 @@ def tie(layers: Mapping[int, nn.Module], tied: Sequence[Sequence[Place]]) -> Non
         held = [place for place in places if place[0] in layers]
         for layer, name in held[1:]:
             put_parameter(layers[layer], name, layers[held[0][0]].get_parameter(held[0][1]))
+
+
+def tied_over_stages(tied: Iterable[Sequence[Place]], stage_of_layers: Sequence[int]) -> set[Place]:
+    """The places whose gradients are added up over several stages.
+
+    Parameters
+    ----------
+    tied : iterable of sequences of places
+        As in `Model`.
+    stage_of_layers : sequence of int, shape (layers,)
+        Stage of each layer.
+    """
+    return {place for places in tied if len(places_by_stage(places, stage_of_layers)) > 1 for place in places}

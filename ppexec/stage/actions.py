@@ -10,6 +10,8 @@ from ppexec.stage.stage import Stage
 from ppexec.stage.timed import TimedStage
 from ppsim import Kind
 
+_F, _R, _B, _I = Kind.F, Kind.R, Kind.B, Kind.I  # looked up once: every action passes here
+
 
 def act(
     stage: Stage | TimedStage,
@@ -48,15 +50,15 @@ def act(
     Tensor or None
         The output of F, the gradient of the input for B and I.
     """
-    if kind == Kind.F:
+    if kind == _F:
         target = batch.targets[microbatch] if stage.loss is not None else None
         return stage.forward(microbatch, value, target, split=split, again=again, moves=moves)
-    if kind == Kind.R:
+    if kind == _R:
         stage.recompute(microbatch, split=split)
         return None
-    if kind == Kind.B:
+    if kind == _B:
         return stage.backward(microbatch, value)
-    if kind == Kind.I:
+    if kind == _I:
         return stage.backward_input(microbatch, value)
     stage.backward_weight(microbatch)
     return None

@@ -11,6 +11,8 @@ from ppexec.models.shapes import TensorSpec, Tree, pack, tensors_in, unpack
 
 def message_of(output: Tree) -> torch.Tensor:
     """An output as it is sent."""
+    if isinstance(output, torch.Tensor):
+        return output.detach().contiguous()
     tensors = [tensor.detach() for tensor in tensors_in(output)]
     return pack(tensors, tensors[0].device).contiguous()
 
@@ -26,4 +28,6 @@ def gradients_of(outputs: Sequence[torch.Tensor], message: torch.Tensor | None) 
         return []
     if message is None:
         raise RuntimeError("a stage without a loss starts its backward from its output's gradient: give it")
+    if len(outputs) == 1:
+        return [message]
     return unpack(message, [TensorSpec.of(output) for output in outputs])

@@ -28,6 +28,7 @@ from ppexec.stage.split_backward import SplitBackward, Unit, add_weight_gradient
 from ppexec.stage.tensor_parallel import local, local_gradient
 from ppsim.errors import InputError
 
+_NOTHING = nullcontext()  # made once: every forward enters one
 _MOST_SHARES = 64  # kept, where they change from step to step
 
 
@@ -210,10 +211,10 @@ class Stage:
         if not self.is_first:
             for tensor in differentiable(entering):
                 tensor.requires_grad_()
-        cutting: AbstractContextManager[list[Unit]] = self._split.recording(self.ledger) if split else nullcontext([])
+        cutting: AbstractContextManager[list[Unit] | None] = self._split.recording(self.ledger) if split else _NOTHING
         loss = None
         saving = offloadable or self.ledger
-        with saving.saving() if saving else nullcontext(), cutting as units:
+        with saving.saving() if saving else _NOTHING, cutting as units:
             output = self._chain(value)
             if self.loss is not None and target is not None:
                 loss = self._loss_of(microbatch, output, target)
@@ -222,7 +223,7 @@ class Stage:
                     loss.data = kept  # mse_loss leaves its mean in memory as large as the output; the graph needs none
         # The runtime holds input and output until the backward ends, whether or not autograd saved them.
         self._held[microbatch] = held = _Held(entering, tensors_in(output), loss)
-        self._units[microbatch] = units
+        self._units[microbatch] = units or []
         if self.ledger:
             for tensor in (*held.inputs, *held.outputs):
                 self.ledger.hold(tensor)

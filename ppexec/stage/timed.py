@@ -108,7 +108,8 @@ class TimedStage:
         moves: bool = False,
     ) -> torch.Tensor | None:
         """Wait for the time of F, and give a message of the output's size."""
-        self._moved_bytes[microbatch] = self._cost.kept_bytes if again else self._cost.moved_bytes
+        if moves:
+            self._moved_bytes[microbatch] = self._cost.kept_bytes if again else self._cost.moved_bytes
         if self.ledger and self.trains:
             self.ledger.add(self._cost.kept_bytes if again else self._cost.activation_bytes)
         self._spend_s(self._cost.forward_s)

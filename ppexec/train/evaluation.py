@@ -9,7 +9,8 @@ from ppexec.stage.draws import Draws
 from ppexec.stage.stage import Stage
 from ppexec.stage.timed import TimedStage
 from ppexec.train.gradients import StepLosses, total
-from ppexec.workers.worker import Worker, run_step, sequence_of
+from ppexec.workers.rank import run_step, sequence_of
+from ppexec.workers.worker import Worker
 
 
 class Evaluation:
@@ -70,7 +71,7 @@ class Evaluation:
                 losses.note(worker, batch, self._stages)
                 terms += sum(float(number) for stage in self._stages for number in stage.terms.values())
         if worker.model.reduction == "sum" and any(stage.loss is not None for stage in self._stages):
-            losses.whole = worker.over_replicas(terms)
+            losses.whole = worker.loss_weights.over_replicas(terms)
         return StepLosses.of_row(total(worker, losses.row(worker))).mean
 
     @contextmanager

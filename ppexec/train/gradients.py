@@ -45,7 +45,7 @@ class StepLosses:
         """Note the losses of a round just run."""
         for stage in stages:
             if stage.losses:
-                parts, self.whole = worker.parts(batch)
+                parts, self.whole = worker.loss_weights.of(batch)
                 for microbatch, loss in stage.losses.items():
                     at = batch.positions[microbatch]
                     self.values[at], self.parts[at] = float(loss), parts[microbatch]

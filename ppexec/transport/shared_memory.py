@@ -120,7 +120,8 @@ class SharedTransport:
         """Take the specs of the next steps; False if a message is larger than the slots of its link."""
         if not self._layout.holds(specs):
             return False
-        self._specs = self._slots.specs = list(specs)
+        self._specs = list(specs)
+        self._slots.use(specs)
         self._sizes = [spec.size_bytes for spec in specs]
         self._incoming_bytes = sum(
             size for size, destination in zip(self._sizes, self._destination, strict=True) if destination == self._rank

@@ -76,21 +76,24 @@ class Slots:
         Shape and type of each message.
     memory : memoryview
         The shared memory, at least `layout.size_bytes` long.
-
-    Attributes
-    ----------
-    specs : list of TensorSpec, shape (messages,)
-        May be replaced between two steps by others that the layout holds.
     """
 
     def __init__(self, layout: Layout, specs: Sequence[TensorSpec], memory: memoryview) -> None:
         self.words = memory[: _WORD_BYTES * len(specs)].cast("q")
-        self._layout, self.specs = layout, list(specs)
+        self._layout = layout
         self._whole = torch.frombuffer(memory, dtype=torch.uint8)
         counts = np.bincount(layout.links, minlength=len(layout.starts)).tolist()
         self._free = [list(range(count))[::-1] for count in counts]
         self._under_way: list[dict[int, int]] = [{} for _ in counts]  # message -> its slot, in the order of sending
-        self._tensors: dict[tuple[int, int, TensorSpec], torch.Tensor] = {}
+        self._tensors: dict[tuple[int, int, int], torch.Tensor] = {}  # by link, slot and number of the spec
+        self._numbers: dict[TensorSpec, int] = {}
+        self.use(specs)
+
+    def use(self, specs: Sequence[TensorSpec]) -> None:
+        """Take the specs of the next steps, which the layout holds; shape (messages,)."""
+        self._specs = list(specs)
+        # A number stands for a spec, since to look up a spec takes as long as to copy a small message.
+        self._spec_of = [self._numbers.setdefault(spec, len(self._numbers)) for spec in specs]
 
     def take(self, message: int) -> int:
         """Choose a free slot for a message whose word is 0; only its sender may call this."""
@@ -105,10 +108,11 @@ class Slots:
 
     def tensor(self, message: int, slot: int) -> torch.Tensor:
         """A slot's memory, as a tensor with the message's shape and type."""
-        link, spec = self._layout.links[message], self.specs[message]
-        found = self._tensors.get((link, slot, spec))
+        key = link, slot, _ = self._layout.links[message], slot, self._spec_of[message]
+        found = self._tensors.get(key)
         if found is None:
+            spec = self._specs[message]
             start = self._layout.starts[link] + slot * self._layout.slot_bytes[link]
             found = self._whole[start : start + spec.size_bytes].view(spec.dtype).view(spec.shape)
-            self._tensors[link, slot, spec] = found
+            self._tensors[key] = found
         return found

@@ -223,7 +223,7 @@ class LocalTransport:
     """One rank's end of links within a process: a message is a copy on its link's stream.
 
     The host must call `send` for a message before `receive`. So it submits the actions of all ranks in a sequence that
-    the program allows (see `ppexec.workers.worker.sequence_of`).
+    the program allows (see `ppexec.workers.rank.sequence_of`).
 
     Parameters
     ----------

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from ppexec.machine.mesh import meet
-from ppexec.verify.reference import Comparison, compare_with_reference
+from ppexec.verify.comparison import Comparison, compare_with_reference
 from ppexec.workers.worker import Worker
 
 

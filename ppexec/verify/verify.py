@@ -10,7 +10,7 @@ from typing import Any
 import torch
 
 from ppexec.config.config import RunConfig
-from ppexec.verify.reference import Comparison
+from ppexec.verify.comparison import Comparison
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -8,12 +8,10 @@ from dataclasses import dataclass, field
 from functools import partial
 from typing import Protocol
 
-import torch
 import torch.distributed as dist
 
 from ppexec.machine.device import Device, Event, HostDevice, Mark, Pending, Stream
 from ppexec.models.batch import Batch, fitted
-from ppexec.models.shapes import Tree
 from ppexec.stage.actions import act
 from ppexec.stage.gradient_sum import Reduction
 from ppexec.stage.ledger import Ledger
@@ -25,6 +23,7 @@ from ppexec.workers.progress import RankProgress
 from ppexec.workers.rank_rows import RankRow, actions_of, copies_of, sharding_of, spelled
 from ppexec.workers.step_record import StepRecord
 from ppsim import Kind, Program
+from ppsim.schedule.program_tables import Post
 
 RUN_AHEAD = 8
 """How many actions the host may run ahead of an asynchronous device; up to half as many more.
@@ -120,6 +119,7 @@ class Runtime:
         self._model_stages = program.schedule.model_stages
         # Ranks that share two stages may end them in different orders, and a stream adds up one after the other.
         self._reduces_at_end = self._device.is_asynchronous and program.schedule.copies > 1
+        self._reduces_between = bool(self._holders) and not self._reduces_at_end
         self.actions = actions_of(program, rank, stages)
         self._posts = [
             [post for post in posts if post.is_send or transport.takes_posts] for posts in program.posts_of(rank)
@@ -196,19 +196,27 @@ class Runtime:
             self._recorded_key = key_of(batch)
             self._compute.submit(partial(self._record, batch), "recording the actions")
         self.transport.start()
-        self._post(0)
-        self._shard(0)  # nothing is there yet to be copied
+        self._go_to(0)
 
-    def _post(self, place: int) -> None:
-        """Post the sends and receives that stand at a place: 0 before the first action, k after k actions."""
-        for message, is_send in self._posts[place]:
+    def _go_to(self, place: int) -> None:
+        """Start what stands at a place between actions: 0 before the first, k after k of them."""
+        if posts := self._posts[place]:
+            self._post(posts)
+        if self._sharding:
+            self._shard(place)
+        if self._copies:
+            self._copy(place)
+
+    def _post(self, posts: Sequence[Post]) -> None:
+        """Post some sends and receives."""
+        for message, is_send in posts:
             if is_send:
                 self.transport.send(message, self._under_way.unsent.pop(message))
             else:
                 self.transport.post(message)
 
     def _shard(self, place: int) -> None:
-        """Gather, let go and reduce what stands at a place, as `_post`."""
+        """Gather, let go and reduce what stands at a place."""
         record = self._under_way.record
         for kind, index in self._sharding.get(place, ()):
             parameters = self._sharded[index]
@@ -225,7 +233,7 @@ class Runtime:
                 record.unsharded[-rows:] = [max(record.unsharded[-1], self._whole_bytes)] * rows
 
     def _copy(self, place: int) -> None:
-        """Start the copies that stand at a place, as `_post`, each on the stream of its direction.
+        """Start the copies that stand at a place, each on the stream of its direction.
 
         Where bytes are counted they run on the stream of the computations, so that every level is that of its place.
         """
@@ -275,54 +283,65 @@ class Runtime:
         for stage in self.stages.values():
             stage.begin(batch)
 
-    def _computed(self, row: RankRow, value: Tree | None, step: _Step) -> torch.Tensor | None:
-        """What a row's action gives."""
-        if self._recording is not None and step.ledgers is None:
-            return self._recording.replay(row.row, value, step.batch)
-        how = {"split": row.is_split, "again": row.is_recomputed, "moves": row.is_moved}
-        return act(row.stage, row.kind, row.microbatch, value, step.batch, **how)
-
     def act(self, action: int) -> None:
         """Submit one action, and the sends and receives that stand after it."""
         step, rows, compute = self._under_way, self.actions[action], self._compute
-        for row in rows:
-            if row.stage.index in self._sharded:
-                self._sharded[row.stage.index].wait()
-        inputs = [self._input(row, step) for row in rows]
-        outputs = [Pending() for _ in rows]
-        for row in rows:
-            if row.kind != Kind.F and (row.stage.index, row.microbatch) in step.loaded:
-                compute.wait(step.loaded.pop((row.stage.index, row.microbatch)))
-        compute.submit(partial(self._run, rows, inputs, outputs, step), self._labels[action])
-        for row, output in zip(rows, outputs, strict=True):
+        if self._sharded:
+            for row in rows:
+                if row.stage.index in self._sharded:
+                    self._sharded[row.stage.index].wait()
+        works = [(row, self._input(row, step), Pending()) for row in rows]
+        if step.loaded:
+            for row in rows:
+                if row.kind != Kind.F and (row.stage.index, row.microbatch) in step.loaded:
+                    compute.wait(step.loaded.pop((row.stage.index, row.microbatch)))
+        compute.submit(partial(self._run, works, step), self._labels[action])
+        for row, _, output in works:
             if row.message_out >= 0:
                 step.unsent[row.message_out] = output
             elif row.local_output:
                 step.results[row.row] = output
-        self._post(action + 1)
-        self._shard(action + 1)
-        self._copy(action + 1)
-        for row in rows:
-            if row.reduces and not self._reduces_at_end and step.batch.completes_step:
-                self._reduce(row.stage, step)
+        self._go_to(action + 1)
+        if self._reduces_between and step.batch.completes_step:
+            for row in rows:
+                if row.reduces:
+                    self._reduce(row.stage, step)
         if step.ledgers is not None:
             step.record.posted.extend([self.transport.posted_bytes] * len(rows))
+        if self._device.is_asynchronous:
+            self._bound_lead(step)
+
+    def _bound_lead(self, step: _Step) -> None:
+        """Let the host wait where it is too far ahead of the device."""
         step.submitted += 1
-        if self._device.is_asynchronous and step.submitted % (RUN_AHEAD // 2) == 0:
-            step.ahead.append(compute.record())
+        if step.submitted % (RUN_AHEAD // 2) == 0:
+            step.ahead.append(self._compute.record())
             if len(step.ahead) > 2:
                 step.ahead.popleft().synchronize()
 
-    def _run(self, rows: Sequence[RankRow], inputs: list[Pending], outputs: list[Pending], step: _Step) -> None:
-        """Compute an action; runs on the compute stream."""
+    def _run(self, works: Sequence[tuple[RankRow, Pending, Pending]], step: _Step) -> None:
+        """Compute an action, from the input of each of its rows to the output; runs on the compute stream."""
         mark, progress = self._device.mark if step.is_timed else _no_mark, self._progress
-        for row, given, output in zip(rows, inputs, outputs, strict=True):
+        recording = self._recording if step.ledgers is None else None
+        for row, given, output in works:
             value = given.take()
             now = mark()
             if progress is not None:
                 progress.begin_row(row.row, now)
             step.start.append(now)
-            output.value = self._computed(row, value, step)
+            if recording is not None:
+                output.value = recording.replay(row.row, value, step.batch)
+            else:
+                output.value = act(
+                    row.stage,
+                    row.kind,
+                    row.microbatch,
+                    value,
+                    step.batch,
+                    split=row.is_split,
+                    again=row.is_recomputed,
+                    moves=row.is_moved,
+                )
             now = mark()
             step.end.append(now)
             if progress is not None:
@@ -332,18 +351,19 @@ class Runtime:
                 # Row by row: after its F an overlapped pair holds both its microbatches, after its B one of them.
                 step.record.levels.append(sum(ledger.level_bytes for ledger in step.ledgers.values()))
                 step.record.host.append(step.host_bytes)
-        for row, output in zip(rows, outputs, strict=True):
             if row.local_output and row.message_out < 0 and output.value is not None:
                 # A view would keep the whole tensor alive that it is a view of.
                 output.value = fitted(output.value)
-            is_last_output = row.kind == Kind.F and (row.stage.index + 1) % self._model_stages == 0
-            if step.keeps_outputs and is_last_output and output.value is not None:
-                step.record.outputs[row.microbatch] = output.value.clone()
+        if step.keeps_outputs:
+            for row, _, output in works:
+                is_last = row.kind == Kind.F and (row.stage.index + 1) % self._model_stages == 0
+                if is_last and output.value is not None:
+                    step.record.outputs[row.microbatch] = output.value.clone()
         if step.ledgers is not None:
             gradients = sum(stage.gradient_bytes for stage in self.stages.values() if isinstance(stage, Stage))
-            step.record.gradients.extend([gradients] * len(rows))
+            step.record.gradients.extend([gradients] * len(works))
             if self._sharded:
-                step.record.unsharded.extend([self._whole_bytes] * len(rows))
+                step.record.unsharded.extend([self._whole_bytes] * len(works))
 
     def _reduce(self, stage: Stage | TimedStage, step: _Step) -> None:
         """Start to add up a stage's gradients over the processes that hold it, while the next actions compute."""

@@ -5,9 +5,7 @@ A worker is asked to do tasks. A task is a function that takes the worker, such 
 
 from __future__ import annotations
 
-import math
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from dataclasses import dataclass, replace
 from functools import cached_property, partial
 from typing import Any, TypeVar, cast
 
@@ -16,60 +14,41 @@ import torch
 import torch.distributed as dist
 from torch.distributed.device_mesh import DeviceMesh
 
-import ppsim
 from ppexec.config.config import RunConfig
 from ppexec.machine.clock import offset_to_first_ns
-from ppexec.machine.device import Device, Stream
+from ppexec.machine.device import Device
 from ppexec.machine.make_device import make_device
 from ppexec.machine.mesh import build_mesh
 from ppexec.machine.quiet import set_apart_what_stays, undisturbed
 from ppexec.machine.waiting import sharpen_sleep
 from ppexec.models.batch import Batch, load_batch, read_sample
 from ppexec.models.load import load_model, refuse_what_does_not_fit
-from ppexec.models.model import Model, Place
-from ppexec.models.reduction import numbers_of, shares_of
+from ppexec.models.model import Model
 from ppexec.models.seeds import HELD_OUT
 from ppexec.models.shapes import Boundaries, BoundarySpec, TensorSpec, Tree, first_overwriting
-from ppexec.models.ties import places_by_stage
 from ppexec.stage.actions import act
 from ppexec.stage.build import build_stage
-from ppexec.stage.copied import CopiedGradients, copy_groups
+from ppexec.stage.copied import copy_groups
 from ppexec.stage.ledger import Ledger
 from ppexec.stage.stage import Stage
-from ppexec.stage.tensor_parallel import check_plan, local_gradient
-from ppexec.stage.tied import TiedGradients
+from ppexec.stage.tensor_parallel import check_plan
 from ppexec.stage.timed import TimedStage, message_specs, timed_stages
 from ppexec.transport.choice import TransportChoice
-from ppexec.transport.streams import StreamTransport
-from ppexec.transport.transport import Transport
+from ppexec.workers.loss_weights import LossWeights
 from ppexec.workers.progress import Board, RankProgress
+from ppexec.workers.rank import Rank, run_step, sequence_of
 from ppexec.workers.runtime import GradientSums, Runtime
 from ppexec.workers.step_record import StepRecord
+from ppexec.workers.sums_at_end import sums_at_end
 from ppsim import Kind, Program, StageCost
 from ppsim.costs.partition import bounds
-from ppsim.errors import InputError, RunError
+from ppsim.errors import InputError
 from ppsim.schedule.streams import Streams
 
 _Kept = TypeVar("_Kept")
 
 OPTIMIZER = "optimizer"
 """Key under which training keeps its optimizer in the worker."""
-
-
-@dataclass(frozen=True, kw_only=True)
-class Rank:
-    """One rank of the pipeline: its stages, its compute stream, its end of the links, and its runtime."""
-
-    number: int
-    stages: Mapping[int, Stage | TimedStage]
-    compute: Stream
-    transport: Transport
-    runtime: Runtime
-
-    def with_transport(self, transport: Transport) -> Rank:
-        """The same rank with another end of the links."""
-        self.runtime.transport = transport
-        return replace(self, transport=transport)
 
 
 class Worker:
@@ -118,7 +97,6 @@ class Worker:
         self.program: Program = self.pipeline.program
         self.layer_bounds = bounds(config.layer_sizes) * self.pipeline.copies
         self._kept: dict[Any, Any] = {}
-        self._terms = 0.0
         self._odd_losses: dict[tuple[int, int, int], float] = {}
         held = range(config.ranks) if self.mesh is None else [self.rank]
         if costs is not None:
@@ -156,6 +134,16 @@ class Worker:
         self.stages: dict[int, Stage | TimedStage] = {
             index: stage for stages in stages_of.values() for index, stage in stages.items()
         }
+        self.loss_weights = LossWeights(
+            config,
+            "mean" if costs is not None else self.model.reduction,
+            self.pipeline.microbatches,
+            self.mesh,
+            self.device.torch_device,
+        )
+        at_end: list[GradientSums] = []
+        if costs is None and not config.forward_only:
+            at_end = sums_at_end(self.model, self.pipeline, config.stage_of_layers, self.real_stages, self.mesh)
         # All are like the model's first.
         self._open_shapes = [] if costs is not None else [self.boundaries[0].name] * self.pipeline.microbatches
         self.ranks = self.build_ranks(
@@ -163,7 +151,7 @@ class Worker:
             self.message_specs,
             stages_of,
             holders=self.holders,
-            at_end=self._at_end(),
+            at_end=at_end,
             progress=None if board is None else self._progress(board, held),
             records=config.graphs and costs is None,
             streams=config.streams,
@@ -259,34 +247,6 @@ class Worker:
             mesh=None if self.mesh is None else self.mesh["tp"],
             shard_mesh=self.mesh["dp"] if self.mesh is not None and config.is_sharded else None,
         )
-
-    @cached_property
-    def tied_over_stages(self) -> set[Place]:
-        """The places whose gradients are added up over several stages."""
-        stage_of = self.config.stage_of_layers
-        return {place for places in self.model.tied if len(places_by_stage(places, stage_of)) > 1 for place in places}
-
-    def _at_end(self) -> list[GradientSums]:
-        """Sums of copies, if this process holds all, and then of each copy's tied weights; none in an evaluation."""
-        pipeline = self.pipeline
-        if self.costs is not None or self.config.forward_only:
-            return []
-        found: list[GradientSums] = []
-        if pipeline.copies > 1 and self.mesh is None:
-            found.append(CopiedGradients({stage.index: stage for stage in self.real_stages}, pipeline.copies))
-        for first in range(0, pipeline.stages if self.tied_over_stages else 0, pipeline.model_stages):
-            end = first + pipeline.model_stages
-            held = [stage for stage in self.real_stages if first <= stage.index < end]
-            found.append(
-                TiedGradients(
-                    self.model.tied,
-                    stage_of=self.config.stage_of_layers,
-                    placement=pipeline.placement[first:end],
-                    modules={stage.first_layer + at: layer for stage in held for at, layer in enumerate(stage.layers)},
-                    mesh=self.mesh,
-                )
-            )
-        return found
 
     def _progress(self, address: str, held: Sequence[int]) -> dict[int, RankProgress]:
         """Where each rank of this process writes what it does."""
@@ -419,7 +379,7 @@ class Worker:
             return [Batch()] * rounds
         batches = [self._load(step, rounds, number, held_out=held_out) for number in range(rounds)]
         if batches[0].targets:
-            self._share(batches)
+            self.loss_weights.share(batches)
         return batches
 
     def _load(self, step: int, rounds: int, round_number: int, *, held_out: bool) -> Batch:
@@ -462,42 +422,9 @@ class Worker:
         opened = self.transports.open(program, specs, computes, streams=self.config.streams)
         return [rank.with_transport(opened[rank.number]) for rank in ranks]
 
-    def _share(self, batches: Sequence[Batch]) -> None:
-        """Let the batches of a step know what their losses count, on the ranks of the last stage."""
-        reduction, dp = self.model.reduction, self.config.dp
-        numbers = [numbers_of(reduction, batch) for batch in batches]
-        if reduction == "mean" and dp == 1 and len({number for each in numbers for number in each}) == 1:
-            return  # all count the same
-        whole = self.over_replicas(sum(map(sum, numbers)))
-        for batch, each in zip(batches, numbers, strict=True):
-            batch.shares.extend(shares_of(reduction, each, whole, self.pipeline.microbatches))
-
-    def over_replicas(self, number: float) -> float:
-        """The sum of a number over the replicas. Collective over them."""
-        if self.mesh is None or self.config.dp == 1:
-            return number
-        total = torch.tensor([number], dtype=torch.float64, device=self.device.torch_device)
-        dist.all_reduce(total, group=self.mesh.get_group("dp"))
-        return float(total)
-
-    def _divide_gradients(self) -> None:
-        """Divide the gradients by the number of terms that the losses of the step counted. Collective."""
-        terms = self._terms
-        if self.group is not None:
-            total = torch.tensor([terms], dtype=torch.float64, device=self.device.torch_device)
-            dist.all_reduce(total, group=self.group)
-            terms = float(total)
-        self._terms = terms = self.over_replicas(terms)
-        if not 0 < terms < math.inf:
-            raise RunError(f"the losses of the step counted {terms:g} terms: their numbers must be > 0 together")
-        for parameter in {parameter: None for stage in self.real_stages for parameter in stage.parameters}:
-            gradient = local_gradient(parameter)
-            if gradient is not None:
-                gradient.div_(terms)
-
     def clear(self) -> None:
         """Drop gradients and losses of the last step."""
-        self._terms = 0.0
+        self.loss_weights.clear()
         for stage in self.stages.values():
             stage.clear()
 
@@ -566,23 +493,8 @@ class Worker:
             record.shift(self.offset_ns)
             if batch.boundaries and any(each is not batch.boundaries[0] for each in batch.boundaries):
                 record.message_bytes = [spec.size_bytes for spec in self.specs_of(self.program, batch.boundaries)]
-        if self.costs is None and self.model.reduction == "sum" and not self.config.forward_only:
-            self._terms += sum(float(number) for stage in self.real_stages for number in stage.terms.values())
-            if batch.completes_step:
-                self._divide_gradients()
+        self.loss_weights.count_terms(self.real_stages, completes_step=batch.completes_step)
         return records
-
-    def parts(self, batch: Batch) -> tuple[list[float], float]:
-        """What the loss of each microbatch counts in that of the step, and by what their sum is divided.
-
-        Known on the ranks of the last stage, after the step.
-        """
-        alike = [1.0] * self.pipeline.microbatches
-        if self.model.reduction == "sum":
-            return alike, self._terms
-        if not batch.shares:
-            return alike, float(self.config.step_microbatches * batch.rounds)
-        return [part for part, _ in batch.shares], batch.shares[0][1]
 
     def keep(self, key: Any, make: Callable[[], _Kept]) -> _Kept:
         """The value under a key, which `make` makes at the first call. Tasks keep here what their next call needs."""
@@ -602,91 +514,3 @@ class Worker:
 
 def _act(stage: Stage, kind: Kind, value: Tree | None, batch: Batch, is_split: bool) -> None:
     act(stage, kind, 0, value, batch, split=is_split)
-
-
-def run_step(
-    device: Device,
-    ranks: Sequence[Rank],
-    sequence: Sequence[tuple[int, int]],
-    batch: Batch,
-    *,
-    ledgers: Mapping[int, Ledger] | None = None,
-    keep_outputs: bool = False,
-    is_timed: bool = True,
-    act: Callable[[Rank, int], None] | None = None,
-) -> list[StepRecord]:
-    """Run one step of some ranks that share a process.
-
-    Parameters
-    ----------
-    device : Device
-        Where they compute.
-    ranks : sequence of Rank
-        The ranks.
-    sequence : sequence of (int, int)
-        In what sequence to submit their actions, from `sequence_of`.
-    batch : Batch
-        The microbatches of the step.
-    ledgers : mapping, optional
-        Stage number -> ledger that counts the stage's activation bytes.
-    keep_outputs : bool
-        Whether to keep the last stage's outputs in its record.
-    is_timed : bool
-        Whether to record times.
-    act : callable, optional
-        Submits an action of a rank, instead of the rank's runtime.
-
-    Returns
-    -------
-    list of StepRecord
-        One for each rank, on this process's clock.
-    """
-    if is_timed:
-        device.begin()
-    for rank in ranks:
-        rank.runtime.begin(batch, ledgers=ledgers, keep_outputs=keep_outputs, is_timed=is_timed)
-    acts = [rank.runtime.act if act is None else partial(act, rank) for rank in ranks]
-    *others, last = ranks
-    try:
-        for held, action in sequence:
-            acts[held](action)
-        for rank in others:
-            rank.runtime.end()
-            last.compute.wait(rank.compute.record())
-        last.runtime.end()
-        device.synchronize()
-    except TimeoutError as error:
-        found = [rank.transport.missing() for rank in ranks if isinstance(rank.transport, StreamTransport)]
-        raise RuntimeError("; ".join([*filter(None, found), f"timed out: {error}"])) from error
-    return [rank.runtime.record() for rank in ranks]
-
-
-def sequence_of(program: Program, held: Sequence[int]) -> list[tuple[int, int]]:
-    """A sequence in which one process can submit the actions of the ranks it holds.
-
-    A message is sent before it is received: actions of several ranks come in the order in which they would start if F,
-    I and W took equally long.
-
-    Parameters
-    ----------
-    program : Program
-        What runs.
-    held : sequence of int
-        The ranks of this process.
-
-    Returns
-    -------
-    list of (int, int)
-        Position of the rank in `held`, and number of the action on that rank.
-    """
-    if len(held) == 1:
-        rank = held[0]
-        return [(0, action) for action in range(int(program.rank_actions[rank + 1] - program.rank_actions[rank]))]
-    unit = ppsim.StageCost(forward_s=1, backward_input_s=1, backward_weight_s=1)
-    trace = ppsim.simulate(program.schedule, [unit] * program.schedule.stages)
-    first_row = program.action_start[:-1]
-    order = np.argsort(trace.start_s[first_row], kind="stable")
-    rank_of = program.rank[first_row][order]
-    position = {rank: at for at, rank in enumerate(held)}
-    own = (order - program.rank_actions[rank_of]).tolist()
-    return [(position[rank], action) for rank, action in zip(rank_of.tolist(), own, strict=True) if rank in position]

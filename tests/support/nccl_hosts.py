@@ -19,8 +19,8 @@ from ppexec.machine.device import Event, Mark, Stream
 from ppexec.models.batch import Batch
 from ppexec.stage.timed import message_specs, timed_stages
 from ppexec.transport.streams import GroupChannel, Pair, StreamTransport
+from ppexec.workers.rank import Rank, run_step, sequence_of
 from ppexec.workers.runtime import Runtime
-from ppexec.workers.worker import Rank, run_step, sequence_of
 from ppsim import Program, StageCost
 from ppsim.schedule.streams import Streams
 

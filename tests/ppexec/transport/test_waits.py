@@ -16,9 +16,9 @@ from ppexec.models.batch import Batch
 from ppexec.models.shapes import TensorSpec
 from ppexec.stage.timed import timed_stages
 from ppexec.transport.streams import StreamTransport
+from ppexec.workers.rank import Rank, run_step
 from ppexec.workers.runtime import Runtime
 from ppexec.workers.watch import Watch
-from ppexec.workers.worker import Rank, run_step
 from ppsim import StageCost, build_schedule
 from tests.support.remote import tiny
 

@@ -19,7 +19,8 @@ import ppsim
 from ppexec import Model, Session, WorkerPool
 from ppexec.models.load import load_model
 from ppexec.models.seeds import microbatch_order
-from ppexec.verify.reference import Comparison, accumulation_orders
+from ppexec.verify.comparison import Comparison
+from ppexec.verify.reference import accumulation_orders
 from ppexec.verify.verify import VerifyReport
 from tests.support.chains import Case, cases
 from tests.support.factories import newest_results, spelled
