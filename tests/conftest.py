@@ -78,8 +78,6 @@ def pytest_configure(config: pytest.Config) -> None:
     """Take few examples where the fast tests alone are wanted and no profile is."""
     if config.getoption("markexpr") == "fast" and not config.getoption("--hypothesis-profile"):
         settings.load_profile("fast")
-    if config.getoption("dist", "no") == "load":
-        config.option.dist = "loadgroup"  # tests that share a costly fixture are marked as one group
 
 
 def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item]) -> None:

@@ -283,6 +283,7 @@ def directory(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return path
 
 
+@pytest.mark.one_in(4)
 @pytest.mark.timeout(60)
 @pytest.mark.parametrize(("main", "words"), _cases())
 def test_bad_flags_are_refused(

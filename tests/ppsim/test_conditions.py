@@ -9,7 +9,7 @@ from typing import Any
 
 import numpy as np
 import pytest
-from hypothesis import find, given
+from hypothesis import Phase, find, given, settings
 from hypothesis import strategies as st
 
 from ppsim import Conditions, InputError, Network, Reduction, StageCost, Trace, build_schedule, simulate
@@ -25,7 +25,7 @@ def test_every_option_is_drawn_where_any_option_is_tested(name: str) -> None:
     """So that a new option comes under all tests that draw conditions."""
     posted = SCHEDULE.with_communication("early")  # 1F1B hangs on streams of pairs and ranks, unless received early
     drawn_of = st.sampled_from([SCHEDULE, posted, SCHEDULE.with_sharding()]).flatmap(strategies.conditions)
-    find(drawn_of, lambda drawn: name in drawn.to_dict())
+    find(drawn_of, lambda drawn: name in drawn.to_dict(), settings=settings(phases=[Phase.generate], max_examples=2000))
 
 
 @given(st.data())
