@@ -3,9 +3,9 @@
 from __future__ import annotations
 
 import functools
-import inspect
 import sys
 from datetime import timedelta
+from typing import Any
 
 import torch.distributed as dist
 from torch.distributed.device_mesh import DeviceMesh, init_device_mesh
@@ -17,6 +17,7 @@ WORLD_BACKENDS = {"gloo": "gloo", "nccl": "cpu:gloo,cuda:nccl", "local": "gloo"}
 
 
 _Cached = type(functools.lru_cache(int))
+_SHARDED = "torch.distributed.tensor"
 
 
 def join_world(*, rank: int, world_size: int, store: dist.Store, backend: str, timeout_s: float) -> None:
@@ -110,11 +111,15 @@ def forget_worlds() -> None:
     redistribute = sys.modules.get("torch.distributed.tensor._redistribute")
     getattr(redistribute, "clear_redistribute_planner_cache", lambda: None)()
     # Others grow with every shape that is seen, and keep the groups of old meshes open.
-    modules = [module for name, module in sys.modules.items() if name.startswith("torch.distributed.tensor")]
-    owners = [*modules, *(each for module in modules for each in vars(module).values() if isinstance(each, type))]
-    for owner in owners:
-        for name in list(vars(owner)):
-            function = inspect.getattr_static(owner, name)
-            function = getattr(function, "__func__", function)
-            if isinstance(function, _Cached):
-                function.cache_clear()
+    for function in _cached_functions(sum(name.startswith(_SHARDED) for name in sys.modules)):
+        function.cache_clear()
+
+
+@functools.lru_cache(maxsize=1)
+def _cached_functions(modules: int) -> list[Any]:
+    """The functions of PyTorch's sharded tensors that keep results. `modules`, their number, says when to look anew."""
+    found = [module for name, module in sys.modules.items() if name.startswith(_SHARDED)]
+    owners = [*found, *(each for module in found for each in vars(module).values() if isinstance(each, type))]
+    held = [value for owner in owners for value in vars(owner).values()]
+    functions = [getattr(value, "__func__", value) for value in held]
+    return [function for function in functions if isinstance(function, _Cached)]

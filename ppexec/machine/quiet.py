@@ -4,18 +4,29 @@ from __future__ import annotations
 
 import contextlib
 import gc
+import sys
 from collections.abc import Iterator
 
 from torch.distributed.device_mesh import DeviceMesh
 
 from ppexec.machine.mesh import meet
 
+_modules_set_apart = 0
+
 
 def set_apart_what_stays() -> None:
-    """Collect the garbage of the last run, and exclude what is left from later ones, which makes them short."""
-    gc.unfreeze()
-    gc.collect()
-    gc.freeze()
+    """Collect the garbage of the last run, and exclude imported modules from later collections, which makes them short.
+
+    Nothing is excluded for good that belongs to a run: a model would stay in memory when its run is over.
+    """
+    global _modules_set_apart
+    if len(sys.modules) > _modules_set_apart:
+        _modules_set_apart = len(sys.modules)
+        gc.unfreeze()
+        gc.collect()
+        gc.freeze()
+    else:
+        gc.collect()
 
 
 @contextlib.contextmanager

@@ -53,7 +53,7 @@ def initialize_layer(layer: nn.Module, *, index: int, seed: int, device: torch.d
         for name, parameter in layer.named_parameters():
             owner = _owner(layer, name)
             if owner is not None:
-                torch.manual_seed(parameter_seed(seed, layer=index, name=name))
+                torch.default_generator.manual_seed(parameter_seed(seed, layer=index, name=name))
                 owner.reset_parameters()  # type: ignore[operator]
                 drawn[name] = parameter.detach().clone()
     with torch.no_grad():

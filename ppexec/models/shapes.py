@@ -219,9 +219,18 @@ def infer_boundaries(layers: Sequence[nn.Module], inputs: BoundarySpec) -> list[
     >>> [spec.message.shape for spec in specs]
     [(3, 4), (3, 16), (3, 16), (3, 2)]
     """
+    return _walk(layers, inputs)[0]
+
+
+def _walk(layers: Sequence[nn.Module], inputs: BoundarySpec) -> tuple[list[BoundarySpec], list[int]]:
+    """What `infer_boundaries` and `first_overwriting` give, from one run on the meta device."""
     specs = [inputs]
     value = inputs.empty("meta")
+    given: list[tuple[int, torch.Tensor, int]] = []
+    overwriting = [len(layers)] * len(layers)
     for index, layer in enumerate(layers):
+        # A tensor and its views share one version counter.
+        given += [(index, tensor, tensor._version) for tensor in tensors_in(value)]
         try:
             value = _on_meta(layer, value)
         except Exception as error:
@@ -233,7 +242,12 @@ def infer_boundaries(layers: Sequence[nn.Module], inputs: BoundarySpec) -> list[
             specs.append(BoundarySpec.of(value))
         except ValueError as error:
             raise InputError(f"layer {index} ({type(layer).__name__}) gives {error}") from None
-    return specs
+        for before, tensor, version in given:
+            if overwriting[before] == len(layers) and tensor._version != version:
+                overwriting[before] = index
+        storages = {tensor.untyped_storage()._cdata for tensor in tensors_in(value)}
+        given = [each for each in given if each[1].untyped_storage()._cdata in storages]
+    return specs, overwriting
 
 
 class Boundaries:
@@ -249,6 +263,11 @@ class Boundaries:
         The ranks of the pipeline; None where one process has them all.
     device : torch.device
         What the group's collectives take tensors from.
+
+    Attributes
+    ----------
+    overwriting : list of int, shape (layers,)
+        What `first_overwriting` gives for the first kind of input.
     """
 
     def __init__(
@@ -262,6 +281,7 @@ class Boundaries:
         self._layers, self._holder, self._group, self._device = layers, holder, group, device
         self._numbers: dict[BoundarySpec, int] = {}
         self._known: list[list[BoundarySpec]] = []
+        self.overwriting: list[int] = []
 
     def agree(self, read: Callable[[], Sequence[Tree]], count: int) -> list[list[BoundarySpec]]:
         """Let all ranks know the boundaries of some microbatches. Collective.
@@ -314,7 +334,9 @@ class Boundaries:
     def _found(self, numbers: Sequence[int], new: Sequence[Tree]) -> list[list[BoundarySpec]]:
         for value in new:
             spec = BoundarySpec.of(value)
-            self._known.append(infer_boundaries(self._layers, spec))
+            boundaries, overwriting = _walk(self._layers, spec)
+            self.overwriting = self.overwriting or overwriting
+            self._known.append(boundaries)
             self._numbers[spec] = len(self._numbers)
         return [self._known[number] for number in numbers]
 
@@ -334,19 +356,7 @@ def first_overwriting(layers: Sequence[nn.Module], inputs: BoundarySpec) -> list
     list of int, shape (layers,)
         The number of layers where none does.
     """
-    value = inputs.empty("meta")
-    given: list[tuple[int, torch.Tensor, int]] = []
-    found = [len(layers)] * len(layers)
-    for index, layer in enumerate(layers):
-        # A tensor and its views share one version counter.
-        given += [(index, tensor, tensor._version) for tensor in tensors_in(value)]
-        value = _on_meta(layer, value)
-        for before, tensor, version in given:
-            if found[before] == len(layers) and tensor._version != version:
-                found[before] = index
-        storages = {tensor.untyped_storage()._cdata for tensor in tensors_in(value)}
-        given = [each for each in given if each[1].untyped_storage()._cdata in storages]
-    return found
+    return _walk(layers, inputs)[1]
 
 
 def _on_meta(layer: nn.Module, value: Tree) -> Tree:

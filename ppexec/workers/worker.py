@@ -25,7 +25,7 @@ from ppexec.models.batch import Batch, load_batch, read_sample
 from ppexec.models.load import load_model, refuse_what_does_not_fit
 from ppexec.models.model import Model
 from ppexec.models.seeds import HELD_OUT
-from ppexec.models.shapes import Boundaries, BoundarySpec, TensorSpec, Tree, first_overwriting
+from ppexec.models.shapes import Boundaries, BoundarySpec, TensorSpec, Tree
 from ppexec.stage.actions import act
 from ppexec.stage.build import build_stage
 from ppexec.stage.copied import copy_groups
@@ -122,7 +122,7 @@ class Worker:
                 device=self.device.torch_device,
             )
             (self.boundaries,) = self._boundaries.agree(lambda: [read_sample(self.model.sample, 0)[0]], 1)
-            self.overwriting = first_overwriting(self.model.layers, self.boundaries[0])
+            self.overwriting = self._boundaries.overwriting
             stages_of = {rank: self._real_stages(rank) for rank in held}
         self.transports = TransportChoice(
             group=self.group,
