@@ -9,13 +9,15 @@ Method     PyTorch's ScheduleGPipe, Schedule1F1B and schedule runtime and ours r
            The floor is the prediction from F and B alone, each measured in a plain loop without messages in between. A
            step is timed from the barrier before it to the last rank's end. Overhead is (step - floor) / microbatches.
 
-Answer     On two cores (AMD EPYC, torch 2.13), tiny tensors, three runs: AFAB costs 52 to 87 us a microbatch beside
-           its computations, 0.05 to 0.07 of ScheduleGPipe's 0.99 to 1.18 ms; 1F1B 45 to 106 us, 0.07 to 0.16 of
-           Schedule1F1B's 0.50 to 0.87 ms. With hidden 512 and seq 256 a step takes 0.99 to 1.02 of the floor and 0.95
-           to 0.98 of PyTorch's. Most of the difference is in how messages travel: small ones between ranks of one
-           machine go through shared memory, two copies and a flag that a waiting rank looks at. Over gloo (as
-           `--receive-window 64` asks for) AFAB costs 0.37 ms and 1F1B 1.10 ms, since a message wakes a thread of
-           gloo's and then a sleeping receiver, 0.1 to 0.3 ms, and says that it is there only to who sleeps for it.
+Answer     On two cores (AMD EPYC, torch 2.13), tiny tensors, five runs: AFAB costs 129 to 183 us a microbatch beside
+           its computations, 0.08 to 0.11 of ScheduleGPipe's 1.6 to 1.8 ms; 1F1B 163 to 223 us, 0.15 to 0.28 of
+           Schedule1F1B's 0.8 to 1.1 ms. Of a step of 25 ms that is a fifth; PyTorch's steps are two to three times as
+           long. Alone, without computation, the runtime with its messages takes 34 to 46 us a microbatch; in a step its
+           code has left the caches. With hidden 512 and seq 256 a step takes 0.99 to 1.07 of the floor. Most of the
+           difference is in how messages travel: small ones between ranks of one machine go through shared memory, two
+           copies and a flag that a waiting rank looks at. Over gloo (as `--receive-window 64` asks for) AFAB costs 0.37
+           ms and 1F1B 1.10 ms, since a message wakes a thread of gloo's and then a sleeping receiver, 0.1 to 0.3 ms,
+           and says that it is there only to who sleeps for it.
 
 Writes DIR/report.html and summary.json.
 """

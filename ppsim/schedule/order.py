@@ -260,7 +260,18 @@ def _run(stage: npt.ArrayLike, kind: Kind, microbatches: npt.ArrayLike | range) 
     """Actions of one kind."""
     if isinstance(microbatches, range):  # NumPy would make a list of it, which for a mistyped length fills the memory
         microbatches = np.arange(microbatches.start, microbatches.stop, microbatches.step)
-    return Order(stage, int(kind), microbatches)
+    microbatch = np.atleast_1d(np.asarray(microbatches))
+    if type(stage) is not int or microbatch.ndim != 1:
+        return Order(stage, int(kind), microbatches)
+    # One stage, as in most orders: what need not be checked is not, which for small orders takes longest.
+    narrowed("an order's stage", np.asarray([stage]), LARGEST_NUMBER)
+    shape = microbatch.shape
+    return Order._of_orders(
+        np.full(shape, stage, np.int32),
+        np.full(shape, kind, np.int8),
+        narrowed("an order's microbatch", microbatch, LARGEST_NUMBER).astype(np.int32),
+        np.zeros(shape, bool),
+    )
 
 
 def concatenate(orders: Sequence[Order]) -> Order:
@@ -324,7 +335,9 @@ def in_slots(*runs: tuple[Order, npt.ArrayLike]) -> Order:
     slots = np.concatenate([np.asarray(slots) for _, slots in runs])
     if len(slots) != len(together.stage):
         raise InputError(f"in_slots needs a slot for each part, got {len(slots)} for {len(together.stage)} parts")
-    return together.take(np.argsort(slots, kind="stable"))
+    by_slot = np.argsort(slots, kind="stable")
+    columns = (together.stage[by_slot], together.kind[by_slot], together.microbatch[by_slot])
+    return Order._of_orders(*columns, np.zeros(len(slots), bool))
 
 
 def first_microbatches(order: Order, microbatches: int) -> Order:
