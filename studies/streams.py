@@ -15,7 +15,8 @@ Method     Interleaved 1F1B as in two reports to PyTorch: two ranks with four mi
 
 Answer     With one communicator for each rank, receives that stand where their messages are sent (PyTorch's placement)
            hang nowhere, but hold up sends: on eight ranks a step takes 1.45 times as long as with a communicator for
-           each link; on four ranks 1.18 times, and 1.22 measured (two cores that had other work too).
+           each link, and 1.47 measured; on four ranks 1.10, and 1.10 measured (`--ranks 4`, two cores). Steps are
+           predicted 1 to 6 % short where receives stand ahead of their use, and up to 10 % at their use on eight ranks.
            Receives at their use, and those that `_defer_recv_ops` moves, hang on communicators of pairs and of ranks:
            two ranks that send to each other both send first. A communicator for each link (or pair, with receives when
            sent) costs nothing. The report's 9,700 against 7,300 tokens/s is a ratio of 1.33, from two ranks whose

@@ -12,8 +12,8 @@ from ppsim.search.problem import Problem
 
 SAME = 1 + 1e-9  # objectives this close are equal
 # Effort is counted in microbatches of stages looked at, some ten million a second, so that time does not grow with the
-# problem. Chosen: a search whose bound is not reached spends about a second more.
-_EFFORT = 6_000_000
+# problem. Chosen: on two cores a search of the hardest problems of 4 to 8 ranks ends within ten seconds.
+_EFFORT = 4_000_000
 _MOST_STEPS = 50_000
 _LEAST_STEPS = 2_000  # with fewer partial steps than this nothing would come of it
 _ROUNDS, _MORE_ROUNDS, _MORE_FROM = 2, 3, 30_000  # chosen: how many goals are tried, more where so many steps fit
