@@ -27,6 +27,7 @@ BAND = "rgba(128, 128, 128, 0.2)"  # of uncertainty
 FAINT = "rgba(128, 128, 128, 0.8)"
 _INK = "#1f2933"
 ENTRIES_ABOVE = 4
+_ENTRY_PX = 30  # height of a line of the legend
 
 
 def series_colour(index: int) -> str:
@@ -68,7 +69,7 @@ def layout(*, height: int, title: str | None, top: int = 40, bottom: int = 44, e
     Parameters
     ----------
     height : int
-        Pixels of the plot.
+        Pixels of the plot; more where a legend beside it would not fit.
     title : str
         Of the figure.
     top, bottom : int
@@ -76,6 +77,8 @@ def layout(*, height: int, title: str | None, top: int = 40, bottom: int = 44, e
     entries : int
         Number of entries in the legend. It stands above the plot, or beside it if it has too many.
     """
+    if entries > ENTRIES_ABOVE:
+        height = max(height, _ENTRY_PX * entries)
     above = {"orientation": "h", "x": 0, "xanchor": "left", "y": 1 + (top - 30) / height, "yanchor": "bottom"}
     beside = {"orientation": "v", "x": 1.01, "xanchor": "left", "y": 1, "yanchor": "top"}
     top += 34 if title else 0

@@ -31,7 +31,7 @@ def memory_against_bubble(entries: Sequence[Mapping[str, Any]]) -> go.Figure:
                 legendgroup=entry["schedule"],
                 showlegend=source == "measured",
                 marker={
-                    "symbol": symbol.replace("circle", ("circle", "diamond")[series_round(number) % 2]),
+                    "symbol": symbol.replace("circle", ("circle", "diamond", "square")[series_round(number) % 3]),
                     "size": size,
                     "color": series_colour(number),
                     "line": {"width": 2 if source == "predicted" else 0},
