@@ -168,11 +168,11 @@ class Conditions:
             if not is_fair:
                 raise InputError("speeds are of ranks that compute at once: give them with sharing 'fair'")
             for name in ("cores", "sharing_efficiency"):
-                if name in self.to_dict():
+                if self._is_given(name):
                     raise InputError(f"speeds say how fast ranks run together: leave out {name} or speeds")
         elif self.cores is None and self.devices is None:
             for name in ("sharing", "sharing_efficiency"):
-                if name in self.to_dict():
+                if self._is_given(name):
                     raise InputError(
                         f"{name} {getattr(self, name)!r} is of ranks that share a device: give it with cores or devices"
                     )
@@ -181,6 +181,10 @@ class Conditions:
                 f"sharing_efficiency {self.sharing_efficiency!r} is of ranks that compute at once: give it with "
                 "sharing 'fair'"
             )
+
+    def _is_given(self, name: str) -> bool:
+        """Whether an option differs from its default."""
+        return bool(getattr(self, name) != type(self).__dataclass_fields__[name].default)
 
     def _set(self, name: str, value: Any) -> None:
         object.__setattr__(self, name, value)

@@ -106,7 +106,7 @@ class SideTable(NamedTuple):
     @property
     def is_copy(self) -> npt.NDArray[np.bool_]:
         """Whether each entry is an O or an L, shape (entries,)."""
-        found: npt.NDArray[np.bool_] = np.isin(self.kind, (Kind.O, Kind.L))
+        found: npt.NDArray[np.bool_] = (self.kind == Kind.O) | (self.kind == Kind.L)
         return found
 
     def unreduced(self, stages: int) -> list[int]:

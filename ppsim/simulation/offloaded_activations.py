@@ -48,6 +48,8 @@ def copied_bytes(program: Program, stages: StageCosts) -> Bytes:
 
 def copy_seconds(program: Program, stages: StageCosts, host_link: HostLink | None) -> npt.NDArray[np.float64]:
     """Seconds of each copy, shape (copies,): 0 without `host_link`."""
+    if not len(program.offload.stage):
+        return np.zeros(0)
     sizes = copied_bytes(program, stages)
     found: npt.NDArray[np.float64] = np.zeros(len(sizes)) if host_link is None else host_link.copy_s(sizes)
     return found
