@@ -54,7 +54,7 @@ class PlacementRow:
             "case": self.case,
             "receives": self.place,
             "communicator of each": self.streams,
-            "step": "HANGS" if self.predicted_s is None else f"{self.predicted_s * 1e3:.1f} ms",
+            "predicted": "HANGS" if self.predicted_s is None else f"{self.predicted_s * 1e3:.1f} ms",
             "waits for streams": "" if self.waits_s is None else f"{self.waits_s * 1e3:.1f} ms",
             "measured": "" if self.measured_s is None else f"{self.measured_s * 1e3:.1f} ms",
         }
