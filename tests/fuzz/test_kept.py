@@ -65,4 +65,4 @@ def test_inputs_are_values_or_input_errors(name: str) -> None:
             except Exception as error:
                 raise AssertionError(f"{data[:300]!r} raised {type(error).__name__}: {error}") from error
             assert time.perf_counter() - began < 20, data[:300]  # 2 s for the fuzzer, on a machine of its own
-    assert refused > 100
+    assert refused > 30
