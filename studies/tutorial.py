@@ -18,6 +18,7 @@ Writes studies/out/tutorial/found.csv, the order in PyTorch's format.
 # %%
 from __future__ import annotations
 
+import contextlib
 import logging
 from dataclasses import replace
 from itertools import pairwise
@@ -34,10 +35,12 @@ from ppexec.models.mlp import MLPBlock, mlp
 from ppexec.models.seeds import derive
 from ppsim.export.staircase import staircase, unit_trace
 
-try:
-    from IPython.display import display as show  # pictures and tables, in a notebook
-except ImportError:
-    show = print
+show = print
+with contextlib.suppress(ImportError):
+    from IPython import display, get_ipython
+
+    if get_ipython() is not None:  # a script may run where IPython is installed
+        show = display.display  # pictures and tables, in a notebook
 logging.disable(logging.WARNING)
 
 OUT = Path("studies/out/tutorial")
