@@ -13,6 +13,7 @@ from __future__ import annotations
 import os
 import sys
 import zlib
+from collections import Counter
 from collections.abc import Iterator
 from pathlib import Path
 from typing import TYPE_CHECKING
@@ -39,6 +40,11 @@ _SLOW = (
     "tests/bad_input/test_flags.py",
     "tests/fuzz/test_kept.py",
     "tests/ppexec/experiment/",
+    "tests/ppexec/measure/test_footprint.py",
+    "tests/ppexec/stage/test_offloaded.py",
+    "tests/ppexec/stage/test_recompute_action.py",
+    "tests/ppexec/stage/test_recomputing_stage.py",
+    "tests/ppexec/test_session.py",
     "tests/ppexec/measure/test_allocator.py",
     "tests/ppexec/models/test_gpt.py::test_the_command_line",
     "tests/ppexec/models/test_models.py::test_what_a_model_prints",
@@ -56,6 +62,9 @@ _SLOW = (
     "tests/ppsim/advice/",
     "tests/ppsim/cli/test_examples.py",
     "tests/ppsim/cli/test_explore_command.py",
+    "tests/ppsim/cli/test_offload_flags.py::test_a_search",
+    "tests/ppsim/export/test_cell_numbers.py",
+    "tests/ppsim/export/test_figure_file.py",
     "tests/ppsim/cli/test_main.py::test_a_network_file_is_the_network_that_flags_spell",
     "tests/ppsim/cli/test_flags.py::test_any_words_give_an_answer_or_one_message",
     "tests/ppsim/estimate/test_estimate.py::test_costs_are_partitioned_simulated_and_searched",
@@ -85,10 +94,12 @@ def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item
     takes_all = settings().max_examples >= settings.get_profile("thorough").max_examples or any(
         "::" in word for word in config.args
     )
-    left_out = [] if takes_all else [item for item in items if not _is_sampled(item)]
-    if left_out:
-        config.hook.pytest_deselected(items=left_out)
-        items[:] = [item for item in items if _is_sampled(item)]
+    kept = items if takes_all else [item for item in items if _is_sampled(item)]
+    if config.getoption("markexpr") == "fast" and not takes_all:
+        kept = _thinned(kept)
+    if len(kept) < len(items):
+        config.hook.pytest_deselected(items=[item for item in items if item not in set(kept)])
+        items[:] = kept
     for item in items:
         if "pool" not in getattr(item, "fixturenames", ()) and not item.nodeid.startswith(_SLOW):
             item.add_marker(pytest.mark.fast)
@@ -98,6 +109,18 @@ def _is_sampled(item: pytest.Item) -> bool:
     """Whether an entry is among those kept, by a number made from its name: the same on every machine."""
     mark = item.get_closest_marker("one_in")
     return mark is None or zlib.crc32(item.nodeid.encode()) % mark.args[0] == 0
+
+
+def _thinned(items: list[pytest.Item]) -> list[pytest.Item]:
+    """Every third entry of each parametrized test, and its first: entries of one test run much the same lines."""
+    counts: Counter[str] = Counter()
+    kept = []
+    for item in items:
+        name, _, entry = item.nodeid.partition("[")
+        if not entry or counts[name] % 3 == 0:
+            kept.append(item)
+        counts[name] += 1
+    return kept
 
 
 @pytest.fixture(scope="session")

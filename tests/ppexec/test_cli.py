@@ -116,6 +116,7 @@ BAD = [
 ]
 
 
+@pytest.mark.one_in(3)
 @pytest.mark.parametrize("command", ["run", "verify", "profile"])
 @pytest.mark.parametrize(("flags", "message"), BAD)
 def test_bad_input_is_one_message_and_exit_code_2(

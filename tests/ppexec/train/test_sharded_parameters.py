@@ -53,6 +53,7 @@ CASES = [
 ]
 
 
+@pytest.mark.one_in(2)
 @pytest.mark.parametrize(("at", "changes"), CASES, ids=str)
 def test_a_training_has_the_bits_of_one_without(
     pool: WorkerPool, tmp_path: Path, at: tuple[int, int], changes: dict[str, Any]

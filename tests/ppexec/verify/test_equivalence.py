@@ -150,6 +150,7 @@ def test_only_modules_that_are_cut_count() -> None:
     assert sharded_roundings(load_model(config), config) == pytest.approx(expected)
 
 
+@pytest.mark.one_in(2)
 @pytest.mark.parametrize("tp", [1, 2])
 @pytest.mark.parametrize("tied", [False, True])
 @pytest.mark.parametrize("schedule", ["1f1b", "zb-h1"])

@@ -43,6 +43,7 @@ def test_every_schedule(pool: WorkerPool, schedule: str) -> None:
     check(tiny(schedule=schedule, layers=8, graphs=True, backend="local"), pool)
 
 
+@pytest.mark.one_in(2)
 @pytest.mark.parametrize("where", WHERE, ids=spelled)
 @pytest.mark.parametrize("schedule", ["1f1b", "zb-v"])
 def test_everywhere(pool: WorkerPool, schedule: str, where: dict[str, Any]) -> None:

@@ -103,6 +103,7 @@ def fitting_named(stages, limit, *, ranks, microbatches, network, stages_per_ran
     return found
 
 
+@pytest.mark.one_in(2)
 @pytest.mark.parametrize("objective", ["makespan", "rank_time"])
 @pytest.mark.parametrize("kind", ["even", "uneven", "cheap full backward"])
 def test_more_memory_is_never_worse_and_no_named_schedule_is_better(objective: str, kind: str) -> None:
