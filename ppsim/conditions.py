@@ -184,7 +184,7 @@ class Conditions:
 
     def _is_given(self, name: str) -> bool:
         """Whether an option differs from its default."""
-        return bool(getattr(self, name) != type(self).__dataclass_fields__[name].default)
+        return not np.array_equal(getattr(self, name), getattr(Conditions, name))
 
     def _set(self, name: str, value: Any) -> None:
         object.__setattr__(self, name, value)
@@ -196,12 +196,7 @@ class Conditions:
 
     def to_dict(self) -> dict[str, Any]:
         """The options that differ from their defaults, as JSON values."""
-        given: dict[str, Any] = {}
-        for each in fields(self):
-            value, default = getattr(self, each.name), each.default
-            if not np.array_equal(value, default):  # type: ignore[arg-type]
-                given[each.name] = _plain(value)
-        return given
+        return {each.name: _plain(getattr(self, each.name)) for each in fields(self) if self._is_given(each.name)}
 
     @classmethod
     @checked

@@ -12,12 +12,11 @@ Method     PyTorch's ScheduleGPipe, Schedule1F1B and schedule runtime and ours r
 Answer     On two cores (AMD EPYC, torch 2.13), tiny tensors, five runs: AFAB costs 129 to 183 us a microbatch beside
            its computations, 0.08 to 0.11 of ScheduleGPipe's 1.6 to 1.8 ms; 1F1B 163 to 223 us, 0.15 to 0.28 of
            Schedule1F1B's 0.8 to 1.1 ms. Of a step of 25 ms that is a fifth; PyTorch's steps are two to three times as
-           long. Alone, without computation, the runtime with its messages takes 34 to 46 us a microbatch; in a step its
-           code has left the caches. With hidden 512 and seq 256 a step takes 0.99 to 1.07 of the floor. Most of the
-           difference is in how messages travel: small ones between ranks of one machine go through shared memory, two
-           copies and a flag that a waiting rank looks at. Over gloo (as `--receive-window 64` asks for) AFAB costs 0.37
-           ms and 1F1B 1.10 ms, since a message wakes a thread of gloo's and then a sleeping receiver, 0.1 to 0.3 ms,
-           and says that it is there only to who sleeps for it.
+           long. With stages that take no time the runtime and its messages take 34 to 46 us a microbatch. With hidden
+           512 and seq 256 a step takes 0.99 to 1.07 of the floor. Most of the difference is in how messages travel:
+           small ones between ranks of one machine go through shared memory, two copies and a flag that a waiting rank
+           looks at. Over gloo (as `--receive-window 64` asks for) AFAB costs 0.37 ms and 1F1B 1.10 ms: a message wakes
+           a thread of gloo's and then a sleeping receiver, which takes 0.1 to 0.3 ms.
 
 Writes DIR/report.html and summary.json.
 """

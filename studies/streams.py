@@ -111,11 +111,11 @@ class Study(StudyCommand):
 def report(rows: list[PlacementRow], traces: dict[str, ppsim.Trace]) -> Report:
     """All rows, who waits for whom where it hangs, and the timelines of the second case."""
     hung = [row for row in rows if row.predicted_s is None]
-    ended = [row.predicted_s for row in rows if row.predicted_s is not None and row.case == rows[-1].case]
+    ended_s = [row.predicted_s for row in rows if row.predicted_s is not None and row.case == rows[-1].case]
     page = Report(
         title="Where receives are posted",
         lead=f"{len(hung)} of {len(rows)} placements hang, or bring a wrong tensor. The slowest of the others takes "
-        f"{max(ended) / min(ended):.2f} times as long as the fastest ({rows[-1].case}).",
+        f"{max(ended_s) / min(ended_s):.2f} times as long as the fastest ({rows[-1].case}).",
     )
     page.add("All placements", text="Cases are issues of PyTorch.", table=[row.cells for row in rows])
     page.add(

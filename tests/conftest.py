@@ -98,7 +98,8 @@ def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item
     if config.getoption("markexpr") == "fast" and not takes_all:
         kept = _thinned(kept)
     if len(kept) < len(items):
-        config.hook.pytest_deselected(items=[item for item in items if item not in set(kept)])
+        chosen = set(kept)
+        config.hook.pytest_deselected(items=[item for item in items if item not in chosen])
         items[:] = kept
     for item in items:
         if "pool" not in getattr(item, "fixturenames", ()) and not item.nodeid.startswith(_SLOW):
@@ -125,7 +126,7 @@ def _thinned(items: list[pytest.Item]) -> list[pytest.Item]:
 
 @pytest.fixture(scope="session")
 def pool() -> Iterator[WorkerPool]:
-    """Worker processes for the whole test session: the first costs seconds, every further run milliseconds."""
+    """Worker processes for the whole test session: the first costs seconds, every further run a tenth of one."""
     from ppexec import WorkerPool
 
     with WorkerPool() as workers:

@@ -41,8 +41,8 @@ class WorkerPool:
     """Worker processes, one for each rank of a run. More are started when a run needs more.
 
     Use it as a context manager, or call `close`. The first start takes seconds, since the server that workers are
-    forked from imports torch. Every further run starts in milliseconds. If a worker dies or fails, the call raises,
-    and all workers are ended. The next run starts new ones.
+    forked from imports torch. Every further run starts in a tenth of a second. If a worker dies or fails, the call
+    raises, and all workers are ended. The next run starts new ones.
     """
 
     def __init__(self) -> None:

@@ -60,12 +60,8 @@ def run_step(
         In what sequence to submit their actions, from `sequence_of`.
     batch : Batch
         The microbatches of the step.
-    ledgers : mapping, optional
-        Stage number -> ledger that counts the stage's activation bytes.
-    keep_outputs : bool
-        Whether to keep the last stage's outputs in its record.
-    is_timed : bool
-        Whether to record times.
+    ledgers, keep_outputs, is_timed
+        As of `Runtime.begin`.
     act : callable, optional
         Submits an action of a rank, instead of the rank's runtime.
 

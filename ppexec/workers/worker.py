@@ -465,12 +465,8 @@ class Worker:
         ----------
         batch : Batch
             The microbatches, from `load`.
-        ledgers : mapping, optional
-            Stage number -> ledger that counts the stage's activation bytes.
-        keep_outputs : bool
-            Whether to keep the last stage's outputs in its record.
-        is_timed : bool
-            Whether to record times.
+        ledgers, keep_outputs, is_timed
+            As of `Runtime.begin`.
 
         Returns
         -------

@@ -8,7 +8,7 @@ from typing import Any
 import plotly.graph_objects as go
 from plotly.subplots import make_subplots
 
-from ppsim.plots.style import GRID, layout, series_colour
+from ppsim.plots.style import layout, series_colour
 
 
 def bubble_and_memory(points: Sequence[Mapping[str, Any]]) -> go.Figure:
@@ -41,11 +41,10 @@ def bubble_and_memory(points: Sequence[Mapping[str, Any]]) -> go.Figure:
                     col=column,
                     **look,
                 )
-    picture.update_layout(layout(height=460, title=None, bottom=60))
+    picture.update_layout(layout(height=460, title=None, bottom=60), overwrite=True)  # with the template of subplots
     picture.update_layout(legend={"orientation": "v", "x": 1.02, "y": 1, "xanchor": "left", "yanchor": "top"})
     ticks = sorted({point["microbatches"] for point in points})
-    picture.update_xaxes(title_text="microbatches m", type="log", tickvals=ticks, gridcolor=GRID)
-    picture.update_yaxes(gridcolor=GRID)
+    picture.update_xaxes(title_text="microbatches m", type="log", tickvals=ticks)
     picture.update_yaxes(title_text="bubble fraction", tickformat=".0%", rangemode="tozero", col=1)
     picture.update_yaxes(title_text="peak activations [microbatches]", type="log", tickvals=ticks, col=2)
     return picture

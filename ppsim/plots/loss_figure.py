@@ -8,7 +8,7 @@ from collections.abc import Mapping, Sequence
 import plotly.graph_objects as go
 from plotly.subplots import make_subplots
 
-from ppsim.plots.style import GRID, layout, series_colour
+from ppsim.plots.style import layout, series_colour
 
 
 def loss_curves(
@@ -38,10 +38,9 @@ def loss_curves(
         picture.add_scatter(x=steps, y=apart, mode="lines+markers", row=1, col=2, **look)
     line = {"color": "#888888", "dash": "dash"}
     picture.add_scatter(x=steps, y=allowed, name="allowed", mode="lines", line=line, row=1, col=2)
-    picture.update_layout(layout(height=460, title=None, bottom=60))
+    picture.update_layout(layout(height=460, title=None, bottom=60), overwrite=True)  # with the template of subplots
     picture.update_layout(legend={"orientation": "v", "x": 1.02, "y": 1, "xanchor": "left", "yanchor": "top"})
-    picture.update_xaxes(title_text="step", gridcolor=GRID)
-    picture.update_yaxes(gridcolor=GRID)
+    picture.update_xaxes(title_text="step")
     picture.update_yaxes(title_text="loss", col=1)
     picture.update_yaxes(title_text="distance from one process's", type="log", exponentformat="power", col=2)
     return picture

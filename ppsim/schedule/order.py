@@ -81,7 +81,7 @@ class Order(Sequence[Action | OverlappedPair]):
         microbatch: npt.NDArray[np.int32],
         joined: npt.NDArray[np.bool_],
     ) -> Order:
-        """An order of columns that come from orders: checked already, which for small orders takes longest."""
+        """An order of columns that are known to be right. To check a short order takes longer than to make it."""
         order = cls.__new__(cls)
         order.stage, order.kind, order.microbatch, order.joined = stage, kind, microbatch, joined
         order._freeze()
@@ -263,7 +263,7 @@ def _run(stage: npt.ArrayLike, kind: Kind, microbatches: npt.ArrayLike | range) 
     microbatch = np.atleast_1d(np.asarray(microbatches))
     if type(stage) is not int or microbatch.ndim != 1:
         return Order(stage, int(kind), microbatches)
-    # One stage, as in most orders: what need not be checked is not, which for small orders takes longest.
+    # Most orders have one stage: kinds and pairs need no check then.
     narrowed("an order's stage", np.asarray([stage]), LARGEST_NUMBER)
     shape = microbatch.shape
     return Order._of_orders(
