@@ -75,7 +75,7 @@ class LayerProfiler:
     stages : mapping
         Stage number -> stage, for the stages of this rank.
     overwriting : sequence of int
-        See `ppexec.models.shapes.first_overwriting`.
+        See `ppexec.models.boundaries.first_overwriting`.
     device : Device, optional
         Where the rank computes; the CPU if not given.
     compute : Stream, optional

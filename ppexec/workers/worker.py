@@ -22,10 +22,11 @@ from ppexec.machine.mesh import build_mesh
 from ppexec.machine.quiet import set_apart_what_stays, undisturbed
 from ppexec.machine.waiting import sharpen_sleep
 from ppexec.models.batch import Batch, load_batch, read_sample
+from ppexec.models.boundaries import Boundaries
 from ppexec.models.load import load_model, refuse_what_does_not_fit
 from ppexec.models.model import Model
 from ppexec.models.seeds import HELD_OUT
-from ppexec.models.shapes import Boundaries, BoundarySpec, TensorSpec, Tree
+from ppexec.models.shapes import BoundarySpec, TensorSpec, Tree
 from ppexec.stage.actions import act
 from ppexec.stage.build import build_stage
 from ppexec.stage.copied import copy_groups

@@ -11,8 +11,9 @@ from hypothesis import strategies as st
 from torch import nn
 
 from ppexec.measure.footprint import Footprint, measure_footprint
+from ppexec.models.boundaries import first_overwriting, infer_boundaries
 from ppexec.models.mlp import MLPBlock
-from ppexec.models.shapes import BoundarySpec, first_overwriting, infer_boundaries
+from ppexec.models.shapes import BoundarySpec
 from ppexec.stage.ledger import Ledger, gradient_bytes, tensors_of
 from ppexec.stage.stage import Stage
 from tests.support.chains import Chain, chains

@@ -9,16 +9,8 @@ import torch
 from hypothesis import given
 from torch import nn
 
-from ppexec.models.shapes import (
-    Boundaries,
-    BoundarySpec,
-    TensorSpec,
-    differentiable,
-    first_overwriting,
-    infer_boundaries,
-    pack,
-    tensors_in,
-)
+from ppexec.models.boundaries import Boundaries, first_overwriting, infer_boundaries
+from ppexec.models.shapes import BoundarySpec, TensorSpec, differentiable, pack, tensors_in
 from tests.support.chains import Chain, chains
 
 

@@ -1,0 +1,188 @@
+"""Boundaries: what crosses the boundaries of a chain of layers, found by running it without data."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from typing import Any
+
+import torch
+import torch.distributed as dist
+from torch import nn
+
+from ppexec.models.shapes import BoundarySpec, Tree, tensors_in
+from ppsim.errors import InputError
+
+
+def infer_boundaries(layers: Sequence[nn.Module], inputs: BoundarySpec) -> list[BoundarySpec]:
+    """The specs of what crosses the boundaries between layers, by running the chain on the meta device.
+
+    Nothing is computed and no parameter is touched. The layers may differ in shape and dtype.
+
+    Parameters
+    ----------
+    layers : sequence of Module
+        The chain.
+    inputs : BoundarySpec
+        Of one microbatch's input.
+
+    Returns
+    -------
+    list of BoundarySpec, shape (layers + 1,)
+        Before each layer, and after the last.
+
+    Raises
+    ------
+    InputError
+        For the first layer that cannot take what it is given, or gives something else than tensors.
+
+    Examples
+    --------
+    >>> chain = [nn.Linear(4, 16), nn.GELU(), nn.Linear(16, 2)]
+    >>> specs = infer_boundaries(chain, BoundarySpec.of(torch.zeros(3, 4)))
+    >>> [spec.message.shape for spec in specs]
+    [(3, 4), (3, 16), (3, 16), (3, 2)]
+    """
+    return _walk(layers, inputs)[0]
+
+
+def _walk(layers: Sequence[nn.Module], inputs: BoundarySpec) -> tuple[list[BoundarySpec], list[int]]:
+    """What `infer_boundaries` and `first_overwriting` give, from one run on the meta device."""
+    specs = [inputs]
+    value = inputs.empty("meta")
+    given: list[tuple[int, torch.Tensor, int]] = []
+    overwriting = [len(layers)] * len(layers)
+    for index, layer in enumerate(layers):
+        # A tensor and its views share one version counter.
+        given += [(index, tensor, tensor._version) for tensor in tensors_in(value)]
+        try:
+            value = _on_meta(layer, value)
+        except Exception as error:
+            raise InputError(
+                f"layer {index} ({type(layer).__name__}) cannot take {specs[-1]}: {error}. Mend the layer "
+                "before it, and hold constant tensors as buffers, so that shapes can be known without running"
+            ) from error
+        try:
+            specs.append(BoundarySpec.of(value))
+        except ValueError as error:
+            raise InputError(f"layer {index} ({type(layer).__name__}) gives {error}") from None
+        for before, tensor, version in given:
+            if overwriting[before] == len(layers) and tensor._version != version:
+                overwriting[before] = index
+        storages = {tensor.untyped_storage()._cdata for tensor in tensors_in(value)}
+        given = [each for each in given if each[1].untyped_storage()._cdata in storages]
+    return specs, overwriting
+
+
+class Boundaries:
+    """The boundaries of a chain, for each kind of input that it has been given.
+
+    Parameters
+    ----------
+    layers : sequence of Module
+        The whole chain, which every rank has.
+    holder : int
+        Rank in the group of the first stage, the only one that reads inputs.
+    group : ProcessGroup or None
+        The ranks of the pipeline; None where one process has them all.
+    device : torch.device
+        What the group's collectives take tensors from.
+
+    Attributes
+    ----------
+    overwriting : list of int, shape (layers,)
+        What `first_overwriting` gives for the first kind of input.
+    """
+
+    def __init__(
+        self,
+        layers: Sequence[nn.Module],
+        *,
+        holder: int = 0,
+        group: dist.ProcessGroup | None = None,
+        device: torch.device | str = "cpu",
+    ) -> None:
+        self._layers, self._holder, self._group, self._device = layers, holder, group, device
+        self._numbers: dict[BoundarySpec, int] = {}
+        self._known: list[list[BoundarySpec]] = []
+        self.overwriting: list[int] = []
+
+    def agree(self, read: Callable[[], Sequence[Tree]], count: int) -> list[list[BoundarySpec]]:
+        """Let all ranks know the boundaries of some microbatches. Collective.
+
+        Parameters
+        ----------
+        read : callable
+            Gives their inputs. Called on the holder only.
+        count : int
+            How many there are.
+
+        Returns
+        -------
+        list of list of BoundarySpec
+            For each microbatch what `infer_boundaries` gives.
+
+        Raises
+        ------
+        InputError
+            On every rank, for inputs that cannot be read, or a chain that does not fit together.
+        """
+        if self._group is None:
+            return self._found(*self._numbered(read()))
+        numbers = torch.zeros(count, dtype=torch.int64)
+        news: list[Any] = [None]
+        is_holder = dist.get_rank(self._group) == self._holder
+        if is_holder:
+            try:
+                found, new = self._numbered(read())
+                numbers, news = torch.tensor(found, dtype=torch.int64), [new]
+            except ValueError as error:
+                numbers, news = torch.full_like(numbers, len(self._known)), [error]
+        numbers = numbers.to(self._device)
+        dist.broadcast(numbers, group=self._group, group_src=self._holder)
+        found = numbers.tolist()
+        if max(found) >= len(self._known):
+            dist.broadcast_object_list(news, group=self._group, group_src=self._holder)
+            if isinstance(news[0], Exception):
+                raise news[0]
+            return self._found(found, news[0])
+        return self._found(found, [])
+
+    def _numbered(self, inputs: Sequence[Tree]) -> tuple[list[int], list[Tree]]:
+        """The number of each input's kind, and an input on the meta device of each new kind."""
+        specs = [BoundarySpec.of(value) for value in inputs]
+        new = [spec for spec in dict.fromkeys(specs) if spec not in self._numbers]
+        numbers = {**self._numbers, **{spec: len(self._known) + at for at, spec in enumerate(new)}}
+        return [numbers[spec] for spec in specs], [spec.empty("meta") for spec in new]
+
+    def _found(self, numbers: Sequence[int], new: Sequence[Tree]) -> list[list[BoundarySpec]]:
+        for value in new:
+            spec = BoundarySpec.of(value)
+            boundaries, overwriting = _walk(self._layers, spec)
+            self.overwriting = self.overwriting or overwriting
+            self._known.append(boundaries)
+            self._numbers[spec] = len(self._numbers)
+        return [self._known[number] for number in numbers]
+
+
+def first_overwriting(layers: Sequence[nn.Module], inputs: BoundarySpec) -> list[int]:
+    """For each layer the first one, itself or a later one, that works in place on this layer's input.
+
+    Parameters
+    ----------
+    layers : sequence of Module
+        A chain that `infer_boundaries` has accepted.
+    inputs : BoundarySpec
+        Of the first layer.
+
+    Returns
+    -------
+    list of int, shape (layers,)
+        The number of layers where none does.
+    """
+    return _walk(layers, inputs)[1]
+
+
+def _on_meta(layer: nn.Module, value: Tree) -> Tree:
+    tensors = {name: tensor.detach().to("meta") for name, tensor in [*layer.named_parameters(), *layer.named_buffers()]}
+    with torch.no_grad():
+        return torch.func.functional_call(layer, tensors, (value,))
