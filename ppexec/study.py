@@ -50,7 +50,10 @@ class Findings:
 
 @dataclass(frozen=True, kw_only=True)
 class StudyCommand:
-    """A study as a command. Each study derives from it, adds its flags as fields, and implements `findings`."""
+    """Where a study's results go.
+
+    Each study derives from it, adds its flags as fields, and implements `findings`.
+    """
 
     out: Essential[Path | None] = None
     """Directory for report.html and summary.json; nothing is written without one."""

@@ -102,7 +102,7 @@ class Outcome:
     @property
     def largest_stages(self) -> list[StageCost]:
         """One cost of each stage: that of its microbatch with the most bytes where they differ."""
-        costs = CostTable(self.stages, self.config.microbatches)
+        costs = CostTable.of(self.stages, self.config.microbatches)
         return [
             max(each, key=lambda cost: (cost.activation_bytes, cost.output_bytes)) for each in costs.of_microbatches
         ]

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
-from typing import Any, TypeVar
+from typing import Any, TypeVar, overload
 
 import numpy as np
 import numpy.typing as npt
@@ -43,8 +43,8 @@ def costs_of_copies(stages: Sequence[_Cost], copies: int, wanted: int, *, noun: 
     raise InputError(f"{len(stages)} {noun} for a schedule of {wanted} stages: give one for each{several}")
 
 
-class CostTable:
-    """A number of every stage and microbatch.
+class CostTable(Sequence[StageCost | Sequence[StageCost]]):
+    """The costs of all stages, checked, with tables of their numbers. `CostTable.of` takes it as it takes costs.
 
     Parameters
     ----------
@@ -61,6 +61,7 @@ class CostTable:
     """
 
     def __init__(self, stages: StageCosts, microbatches: int) -> None:
+        self._given = stages
         every: list[list[StageCost]] = [[each] if isinstance(each, StageCost) else list(each) for each in stages]
         self._width = max((len(costs) for costs in every), default=1)
         for stage, costs in enumerate(every):
@@ -77,6 +78,29 @@ class CostTable:
                     "microbatch: its weights are the same for all, so give the same"
                 )
         self._every = every
+        # Stages and microbatches mostly share their costs: each object is read once.
+        distinct = {id(cost): cost for costs in every for cost in costs}
+        numbers = {key: number for number, key in enumerate(distinct)}
+        self._distinct = list(distinct.values())
+        which = [[numbers[id(cost)] for cost in costs] for costs in every]
+        self._which = np.array(which, np.intp).reshape(-1, self._width)
+
+    @classmethod
+    def of(cls, stages: StageCosts, microbatches: int) -> CostTable:
+        """The table of these costs; of a table itself. Raises CostError as `CostTable` does."""
+        return stages if isinstance(stages, CostTable) else cls(stages, microbatches)
+
+    def __len__(self) -> int:
+        return len(self._given)
+
+    @overload
+    def __getitem__(self, stage: int) -> StageCost | Sequence[StageCost]: ...
+
+    @overload
+    def __getitem__(self, stage: slice) -> StageCosts: ...
+
+    def __getitem__(self, stage: int | slice) -> StageCost | Sequence[StageCost] | StageCosts:
+        return self._given[stage]
 
     @property
     def of_stages(self) -> list[StageCost]:
@@ -90,7 +114,7 @@ class CostTable:
 
     def table(self, read: Callable[[StageCost], float], kind: npt.DTypeLike) -> npt.NDArray[Any]:
         """A number of every cost, shape (stages, microbatches), or (stages, 1) if none depends on the microbatch."""
-        return np.array([[read(cost) for cost in costs] for costs in self._every], kind).reshape(-1, self._width)
+        return np.array([read(cost) for cost in self._distinct], kind)[self._which]
 
     def column(self, microbatch: npt.NDArray[Any]) -> npt.NDArray[Any] | int:
         """The column of such a table for each of some microbatches."""

@@ -5,6 +5,7 @@ from __future__ import annotations
 import math
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field, replace
+from functools import cached_property
 from itertools import pairwise
 from pathlib import Path
 from typing import Any
@@ -93,7 +94,7 @@ class Network:
         """
         write_links(path, self.default, self.links, environment=environment, samples=samples)
 
-    @property
+    @cached_property
     def default(self) -> Link:
         """The link of every pair that `links` does not have."""
         return Link(latency_s=self.latency_s, gap_s=self.gap_s, bytes_per_s=self.bytes_per_s, larger=self.larger)

@@ -18,6 +18,9 @@ from ppsim.schedule.program_tables import Integers, Messages, ProgramTables, row
 
 _CELLS_AT_ONCE = 2**18  # so that no 64-bit index as large as the program is made
 _MOST_ROWS = 2**31 - 1  # the tables hold 32-bit numbers: half the memory, and half of what an engine must read
+_KINDS = (Kind.F, Kind.W, Kind.B, Kind.I, Kind.R)  # what is wrong is told in this sequence
+_PLACE_OF_KIND = np.zeros(len(Kind), np.int64)
+_PLACE_OF_KIND[list(_KINDS)] = np.arange(len(_KINDS))
 
 
 def lower(
@@ -173,30 +176,24 @@ class _Rows:
     def __init__(self, shape: tuple[int, int], table: _Table, copies: int) -> None:
         self.table, self.copies = table, copies
         self.shape = shape  # (stages of a copy, microbatches)
-        self.of_kind = {kind: self._index(kind) for kind in (Kind.F, Kind.W, Kind.B, Kind.I, Kind.R)}
+        places = _PLACE_OF_KIND[table.kind]
+        places *= shape[0] * shape[1]
+        places += self._cells()
+        index = np.full(len(_KINDS) * shape[0] * shape[1], -1, np.int32)
+        index[places] = np.arange(len(places), dtype=np.int32)  # of several the last to be written stays
+        self.of_kind = dict(zip(_KINDS, index.reshape(-1, *shape), strict=True))
         self.forward, self.weight, full = self.of_kind[Kind.F], self.of_kind[Kind.W], self.of_kind[Kind.B]
         self.backward = np.where(full >= 0, full, self.of_kind[Kind.I])
         self.is_forward_only = bool((table.kind == Kind.F).all())
 
-    def _cells(self, kind: Kind) -> tuple[Integers, Integers]:
-        """The rows with an action of this kind, and the number of the (stage, microbatch) of each."""
-        rows = np.flatnonzero(self.table.kind == kind)
-        # Fits 32 bits: there are no more cells than rows (`_check_enough`).
-        stage = self.table.stage[rows]
-        if self.copies > 1:
-            stage %= np.int32(self.shape[0])
-        return rows, stage * np.int32(self.shape[1]) + self.table.microbatch[rows]
-
-    def _index(self, kind: Kind) -> Integers:
-        """The row of each (stage, microbatch) with an action of this kind; of several the last."""
-        rows, cell = self._cells(kind)
-        index = np.full(self.shape[0] * self.shape[1], -1, np.int32)
-        index[cell] = rows
-        return index.reshape(self.shape)
+    def _cells(self) -> Integers:
+        """The number of the (stage, microbatch) of each row; fits 32 bits, as there are no more cells than rows."""
+        stage = self.table.stage if self.copies == 1 else self.table.stage % np.int32(self.shape[0])
+        return stage * np.int32(self.shape[1]) + self.table.microbatch
 
     def violations(self) -> Iterator[Violation]:
         """All that is astray, else all that is doubled. Where nothing is: all that is missing or out of order."""
-        for complaints in (self._astray(), (each for kind in self.of_kind for each in self._doubled(kind))):
+        for complaints in (self._astray(), self._doubled()):
             found = list(complaints)
             yield from found
             if found:
@@ -232,14 +229,16 @@ class _Rows:
             )
             yield Violation(message, rows)
 
-    def _doubled(self, kind: Kind) -> Iterator[Violation]:
-        if np.count_nonzero(self.of_kind[kind] >= 0) == np.count_nonzero(self.table.kind == kind):
+    def _doubled(self) -> Iterator[Violation]:
+        if sum(np.count_nonzero(index >= 0) for index in self.of_kind.values()) == len(self.table.kind):
             return
-        rows, cell = self._cells(kind)
-        counts = np.bincount(cell, minlength=self.shape[0] * self.shape[1])
-        for each in np.flatnonzero(counts > 1).tolist():
-            found = rows[cell == each].tolist()
-            yield Violation(f"{self.table.action_of(found[0])} occurs {counts[each]} times: keep one", tuple(found))
+        cells = self._cells()
+        for kind in self.of_kind:
+            rows = np.flatnonzero(self.table.kind == kind)
+            counts = np.bincount(cells[rows], minlength=self.shape[0] * self.shape[1])
+            for each in np.flatnonzero(counts > 1).tolist():
+                found = rows[cells[rows] == each].tolist()
+                yield Violation(f"{self.table.action_of(found[0])} occurs {counts[each]} times: keep one", tuple(found))
 
     def _incomplete(self) -> Iterator[Violation]:
         """Every (stage, microbatch) has one F and one way back, or nothing has a backward."""

@@ -217,7 +217,8 @@ def narrowed(what: str, column: npt.NDArray[Any], largest: int) -> npt.NDArray[A
     """The column, once its numbers are known to fit; a cast alone would wrap larger ones without a word."""
     if column.size and column.dtype.kind not in "iu":
         raise ScheduleError(f"{what} must be whole numbers of 0 to {largest}, got {column.dtype}")
-    if column.size and not (column.min() >= 0 and column.max() <= largest):
+    # Read as if they had no sign, negative numbers are larger than any that is allowed: one comparison tells.
+    if column.size and column.view(f"u{column.dtype.itemsize}").max() > largest:
         wrong = column.min() if column.min() < 0 else column.max()
         raise ScheduleError(f"{what} must be 0 to {largest}, got {wrong}")
     return column
@@ -264,11 +265,15 @@ def _run(stage: npt.ArrayLike, kind: Kind, microbatches: npt.ArrayLike | range) 
     if type(stage) is not int or microbatch.ndim != 1:
         return Order(stage, int(kind), microbatches)
     # Most orders have one stage: kinds and pairs need no check then.
-    narrowed("an order's stage", np.asarray([stage]), LARGEST_NUMBER)
+    if not 0 <= stage <= LARGEST_NUMBER:
+        narrowed("an order's stage", np.asarray([stage]), LARGEST_NUMBER)
     shape = microbatch.shape
+    stages, kinds = np.empty(shape, np.int32), np.empty(shape, np.int8)
+    stages.fill(stage)
+    kinds.fill(kind)
     return Order._of_orders(
-        np.full(shape, stage, np.int32),
-        np.full(shape, kind, np.int8),
+        stages,
+        kinds,
         narrowed("an order's microbatch", microbatch, LARGEST_NUMBER).astype(np.int32),
         np.zeros(shape, bool),
     )

@@ -96,7 +96,7 @@ def reduction_times(
         ready_s = np.maximum(ready_s, gradients_ready_s)
     shape = schedule.copies, schedule.model_stages
     holders = np.asarray(schedule.placement).reshape(shape)
-    costs = CostTable(stages, schedule.microbatches).of_stages[: schedule.model_stages]
+    costs = CostTable.of(stages, schedule.microbatches).of_stages[: schedule.model_stages]
     taken_s = np.array(
         [
             replace(reduction, replicas=reduction.replicas * len(set(ranks))).seconds(cost.trained_bytes)
@@ -124,6 +124,6 @@ def with_reductions(trace: Trace, stages: StageCosts) -> Trace:
     start_s, end_s = reduction_times(
         trace.program, stages, reduction, trace.end_s[rows][None], gradients_ready_s=gradients_ready_s
     )
-    costs = CostTable(stages, trace.schedule.microbatches).of_stages
+    costs = CostTable.of(stages, trace.schedule.microbatches).of_stages
     sizes = np.array([cost.trained_bytes for cost in costs], np.int64)
     return replace(trace, reduce_start_s=start_s[0], reduce_end_s=end_s[0], reduce_bytes=sizes)

@@ -46,7 +46,7 @@ def activation_levels(program: Program, stages: StageCosts) -> npt.NDArray[np.in
     """
     if program.schedule.is_forward_only:
         return np.zeros(len(program.stage), np.int64)
-    costs = CostTable(stages, program.schedule.microbatches)
+    costs = CostTable.of(stages, program.schedule.microbatches)
     whole = costs.table(lambda cost: cost.activation_bytes, np.int64)
     kept = costs.table(lambda cost: cost.weight_activation_bytes, np.int64)
     until_again = costs.table(lambda cost: cost.kept_bytes, np.int64)
@@ -84,13 +84,15 @@ def gradient_levels(program: Program, stages: StageCosts) -> npt.NDArray[np.int6
     CostError
         For sums that 64 bits do not hold.
     """
-    costs = CostTable(stages, program.schedule.microbatches).of_stages
+    costs = CostTable.of(stages, program.schedule.microbatches).of_stages
     sizes = np.array(_fitting([cost.trained_bytes for cost in costs], "parameter_bytes"), np.int64)
-    rows = np.flatnonzero((program.kind == Kind.B) | (program.kind == Kind.W))
-    touched, first = np.unique(program.stage[rows], return_index=True)
+    rows = np.flatnonzero((program.kind == Kind.B) | (program.kind == Kind.W))[::-1]
+    first = np.full(len(sizes), -1)
+    first[program.stage[rows]] = rows  # of several the last to be written stays: the earliest
     change = np.zeros(len(program.stage), np.int64)
-    change[rows[first]] = sizes[touched]
-    return _after_rows(program, change)[program.action_start[1:] - 1][program.row_action]
+    change[first[first >= 0]] = sizes[first >= 0]
+    after = _after_rows(program, change)
+    return after[program.action_start[1:] - 1][program.row_action] if program.has_pairs else after
 
 
 def parameters_per_rank(program: Program, stages: StageCosts) -> npt.NDArray[np.int64]:
@@ -112,7 +114,7 @@ def parameters_per_rank(program: Program, stages: StageCosts) -> npt.NDArray[np.
     CostError
         For sums that 64 bits do not hold.
     """
-    costs = CostTable(stages, program.schedule.microbatches).of_stages
+    costs = CostTable.of(stages, program.schedule.microbatches).of_stages
     held = np.zeros(program.ranks, np.int64)
     sizes = _fitting([cost.parameter_bytes for cost in costs], "parameter_bytes")
     np.add.at(held, np.asarray(program.schedule.placement), sizes)

@@ -35,7 +35,7 @@ def copied_bytes(program: Program, stages: StageCosts) -> Bytes:
     array of shape (copies,)
         `moved_bytes`; of a microbatch that has an R `kept_bytes`, all that an F leaves.
     """
-    table, costs = program.offload, CostTable(stages, program.schedule.microbatches)
+    table, costs = program.offload, CostTable.of(stages, program.schedule.microbatches)
     cell = table.stage, costs.column(table.microbatch)
     whole = costs.table(lambda cost: cost.moved_bytes, np.int64)[cell]
     until_again = costs.table(lambda cost: cost.kept_bytes, np.int64)[cell]

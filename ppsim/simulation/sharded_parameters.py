@@ -46,7 +46,7 @@ def collective_seconds(
     if collectives is None:
         return np.zeros(0)
     schedule, table = program.schedule, program.collectives
-    costs = CostTable(stages, schedule.microbatches).of_stages
+    costs = CostTable.of(stages, schedule.microbatches).of_stages
     if schedule.copies > 1:
         raise InputError(
             f"collectives are of one copy of the model, and this schedule has {schedule.copies}: give a reduction"
@@ -133,7 +133,7 @@ def sharded_memory(trace: Trace, stages: StageCosts, collectives: Collectives | 
     if collectives is None:
         return trace
     program, table = trace.program, trace.program.collectives
-    costs = CostTable(stages, trace.schedule.microbatches).of_stages
+    costs = CostTable.of(stages, trace.schedule.microbatches).of_stages
     parameters = [cost.parameter_bytes for cost in costs]
     whole = collectives.whole_bytes or parameters
     shares = np.zeros(program.ranks, np.int64)

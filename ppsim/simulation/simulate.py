@@ -9,7 +9,7 @@ import numpy.typing as npt
 
 from ppsim.checks import checked
 from ppsim.conditions import Conditions
-from ppsim.costs.by_microbatch import StageCosts, costs_of_copies
+from ppsim.costs.by_microbatch import CostTable, StageCosts, costs_of_copies
 from ppsim.errors import InputError
 from ppsim.network.network import Network
 from ppsim.schedule.schedule import Schedule
@@ -20,6 +20,8 @@ from ppsim.simulation.offloaded_activations import offloaded_memory
 from ppsim.simulation.sharded_parameters import sharded_memory
 from ppsim.simulation.timed_program import TimedProgram
 from ppsim.trace.trace import Trace
+
+_FREE, _PLAIN = Network(), Conditions()  # made once: a small step takes hardly longer than they do
 
 
 @checked
@@ -96,9 +98,9 @@ def simulate(
     >>> simulate(schedule, [cost] * 2, slow_ranks={1: 2.0}).makespan_s
     27.0
     """
-    network = Network() if network is None else network
-    conditions = (conditions or Conditions()).having(options)
-    stages = costs_of_copies(stages, schedule.copies, schedule.stages)
+    network = _FREE if network is None else network
+    conditions = (conditions or _PLAIN).having(options)
+    stages = CostTable(costs_of_copies(stages, schedule.copies, schedule.stages), schedule.microbatches)
     timed = TimedProgram.of(schedule.program, stages, network, conditions)
     details = {"engine": engine, **network_details(network)}
     return predicted(timed, stages, engine=engine, conditions=conditions, details=details)

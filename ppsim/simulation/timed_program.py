@@ -108,9 +108,9 @@ class TimedProgram:
                 "receive_window cannot be given for a schedule that offloads activations: leave it out, or take "
                 "schedule.with_offload(share=0)"
             )
-        side_s = np.zeros(len(side.stage))
-        side_s[~side.is_copy] = collective_seconds(program, stages, conditions.collectives)
-        side_s[side.is_copy] = copy_seconds(program, stages, conditions.host_link)
+        side_s, is_copy = np.zeros(len(side.stage)), side.is_copy
+        side_s[~is_copy] = collective_seconds(program, stages, conditions.collectives)
+        side_s[is_copy] = copy_seconds(program, stages, conditions.host_link)
         return cls(
             program=program,
             message_bytes=sizes,
@@ -189,7 +189,7 @@ def row_durations(program: Program, stages: StageCosts, *, overlap: float = 1.0,
     InputError
         If `scale` does not broadcast to (stages, microbatches).
     """
-    costs = CostTable(stages, program.schedule.microbatches)
+    costs = CostTable.of(stages, program.schedule.microbatches)
     rows = program.kind, program.stage, costs.column(program.microbatch)
     communication_s = _by_kind(costs, _COMMUNICATION_S)
     durations_s: Seconds = (_by_kind(costs, _COMPUTE_S) + communication_s)[rows]
@@ -197,12 +197,13 @@ def row_durations(program: Program, stages: StageCosts, *, overlap: float = 1.0,
         first = program.action_start[:-1][np.diff(program.action_start) == 2]
         pair = np.stack([first, first + 1])
         durations_s[pair] *= pair_share(durations_s[pair], communication_s[rows][pair]) * overlap
+    given: Seconds = np.asarray(scale, np.float64)
     shape = (program.schedule.stages, program.schedule.microbatches)
     try:
-        factors = np.broadcast_to(np.asarray(scale, np.float64), shape)
+        factors = np.broadcast_to(given, shape)
     except ValueError:
-        raise InputError(f"scale has shape {np.shape(scale)}: give one that broadcasts to {shape}") from None
-    if (factors == 1).all():
+        raise InputError(f"scale has shape {given.shape}: give one that broadcasts to {shape}") from None
+    if (given == 1).all():
         return durations_s
     with np.errstate(over="ignore"):  # whoever adds the times up says what is too large
         return durations_s * factors[program.stage, program.microbatch]
@@ -273,7 +274,7 @@ def message_bytes(program: Program, stages: StageCosts) -> npt.NDArray[np.int64]
 
     From stage s to s + 1 `output_bytes` of s. From s + 1 to s its `backward_message_bytes`.
     """
-    costs = CostTable(stages, program.schedule.microbatches)
+    costs = CostTable.of(stages, program.schedule.microbatches)
     producer, consumer = program.messages.producer, program.messages.consumer
     lower, column = (
         np.minimum(program.stage[producer], program.stage[consumer]),
@@ -296,13 +297,13 @@ def _durations(program: Program, stages: StageCosts, conditions: Conditions) -> 
             raise InputError(
                 f"durations_s has shape {durations_s.shape}: give one number for each of the program's {rows} rows"
             )
+    if not conditions.slow_ranks:
+        return durations_s
     factors = np.ones(program.ranks)
-    for rank, factor in (conditions.slow_ranks or {}).items():
+    for rank, factor in conditions.slow_ranks.items():
         if not 0 <= rank < program.ranks:
             raise InputError(f"slow_ranks has rank {rank}, but there are {program.ranks} ranks, counted from 0")
         factors[rank] = factor
-    if not conditions.slow_ranks:
-        return durations_s
     with np.errstate(over="ignore"):  # as above
         return durations_s * factors[program.rank]
 

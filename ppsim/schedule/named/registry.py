@@ -5,7 +5,7 @@ from __future__ import annotations
 import difflib
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
-from functools import partial
+from functools import lru_cache, partial
 from typing import cast
 
 from ppsim.checks import check_memory, check_whole, checked
@@ -40,6 +40,7 @@ class _Entry:
 
 
 _ACTION_BYTES = 64  # at least, of an action while a schedule is built
+_FEW_ACTIONS = 4096  # of schedules that are kept: a few megabytes in all
 _ENTRIES: dict[str, _Entry] = {}
 _ALIASES: dict[str, str] = {}
 
@@ -237,6 +238,13 @@ def build_schedule(
         _ACTION_BYTES * actions,
         "take fewer microbatches or ranks",
     )
+    build = _built_before if actions <= _FEW_ACTIONS else _built
+    # Plain numbers: NumPy's are equal to them, and whoever asks next would get them.
+    group = None if microbatch_group is None else int(microbatch_group)
+    return build(entry, int(ranks), int(microbatches), int(v), group)
+
+
+def _built(entry: _Entry, ranks: int, microbatches: int, v: int, microbatch_group: int | None) -> Schedule:
     extra = (*((v,) if entry.chunked else ()), *((microbatch_group,) if entry.grouped else ()))
     return Schedule(
         orders=tuple(entry.orders(ranks, microbatches, *extra)),
@@ -245,6 +253,10 @@ def build_schedule(
         name=entry.name,
         copies=entry.copies,
     )
+
+
+# Studies ask for the same few schedules with many costs. A schedule cannot change, and keeps the tables made from it.
+_built_before = lru_cache(maxsize=64)(_built)
 
 
 def _check_group(entry: _Entry, ranks: int, microbatches: int, group: int) -> None:

@@ -292,6 +292,7 @@ def test_recomputed_and_offloaded_actions_are_moved(visit: Open) -> None:
     page = visit(f"#second=&csv={packed('0F0,0O0,0F1,0L0,0B0,0R1,0B1')}")
     page.locator("#timeline").focus()
     page.keyboard.press("ArrowRight")
+    settled(page)
     assert "go to host memory" in page.inner_text("#card")
     page.keyboard.press("Alt+ArrowRight")
     settled(page)
@@ -321,6 +322,7 @@ def test_offloading_and_sharding_are_drawn_and_explained(visit: Open) -> None:
     assert "0UNSHARD" in page.input_value("#csv")
     page.locator("#timeline").focus()
     page.keyboard.press("ArrowRight")
+    settled(page)
     assert "0UNSHARD: its parameters, gathered at" in page.inner_text("#card")
     page.fill("#offload", "150")
     settled(page)
@@ -331,6 +333,7 @@ def test_keys_move_an_action_and_violations_are_listed_at_once(visit: Open) -> N
     page = visit("#second=&ranks=2&microbatches=2")
     page.locator("#timeline").focus()
     page.keyboard.press("ArrowRight")
+    settled(page)
     assert page.inner_text("#card h3") == "0F0 on rank 0"
     for _ in range(3):
         page.keyboard.press("Alt+ArrowRight")
