@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import heapq
 import math
 from collections import Counter
 from collections.abc import Sequence
@@ -30,6 +31,7 @@ if TYPE_CHECKING:
 _DEVICE_HELP = tyro.conf.arg(help=f"The device: {', '.join(machine_names())}.")
 _SHOWN = 10  # plans in the printed table
 _SHOWN_LOSERS = 5
+_CHOSEN = ("tp", "pp", "dp", "cp", "ep", "b", "schedule", "v", "recompute")  # columns of what a plan chooses
 _CSV = "schedule.csv"  # what the flags name where --csv writes none
 
 
@@ -153,8 +155,9 @@ def _text(plans: Plans, csv: str) -> str:
     summary = ", ".join(f"{count} {what}" for what, count in counts.items())
     parts = ", ".join(f"{name} {seconds:.3g} s" for name, seconds in best.parts_s.items() if seconds > 0)
     memory = ", ".join(f"{name} {size / 1e9:.1f}" for name, size in best.memory_bytes.items() if size > 0)
-    beaten = [each for each in plans.losers if each.is_bound][:_SHOWN_LOSERS]
-    unfit = [each for each in plans.losers if each.fits is False][:_SHOWN_LOSERS]
+    beaten = [each for each in plans.losers if each.is_bound and each.fits is not False][:_SHOWN_LOSERS]
+    too_large = [each for each in plans.losers if each.fits is False]
+    nearest = heapq.nsmallest(_SHOWN_LOSERS, too_large, key=lambda each: each.total_bytes)
     lines = [
         f"{plans.considered} plans considered: {summary or 'no other'}",
         "",
@@ -167,10 +170,15 @@ def _text(plans: Plans, csv: str) -> str:
         "torchtitan: " + _flags(best.torchtitan_flags(csv)),
         "Megatron-LM: " + _flags(best.megatron_flags),
     ]
-    for title, rows in (("ruled out before a simulation, the nearest:", beaten), ("do not fit, the nearest:", unfit)):
+    for title, rows in (("ruled out by a bound, the fastest:", beaten), ("do not fit, the smallest:", nearest)):
         if rows:
-            lines += ["", title, *(f"  {each.step.words}: {each.reason}" for each in rows)]
+            lines += ["", title, *(f"  {each.step.words}{_cut(each)}: {each.reason}" for each in rows)]
     return "\n".join(lines)
+
+
+def _cut(each: Plan) -> str:
+    """How the blocks are cut, of a plan that does not cut them evenly."""
+    return "" if each.step.blocks is None else f", {each.layout}"
 
 
 def _flags(given: list[str] | None) -> str:
@@ -178,9 +186,12 @@ def _flags(given: list[str] | None) -> str:
 
 
 def _table(shown: Sequence[Plan]) -> str:
-    """A row for each plan; cp and ep where there are any."""
+    """A row for each plan; cp and ep where there are any, and the layout where plans differ in nothing else."""
     rows = [_cells(each) for each in shown]
     unused = {name for name in ("cp", "ep") if all(row[name] == 1 for row in rows)}
+    choices = [tuple(row[name] for name in _CHOSEN) for row in rows]
+    if len(set(choices)) == len(choices):
+        unused.add("layout")
     return text_table([{name: value for name, value in row.items() if name not in unused} for row in rows])
 
 
@@ -197,6 +208,7 @@ def _cells(each: Plan) -> dict[str, Any]:
         "schedule": step.schedule,
         "v": step.stages_per_rank,
         "recompute": step.recompute,
+        "layout": each.layout,
         "step (s)": f"{each.step_s:.4g}",
         "bubble": f"{each.parts_s['bubble'] / each.step_s:.1%}",
         "used": f"{each.utilisation:.1%}",

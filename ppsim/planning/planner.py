@@ -250,7 +250,7 @@ def _excess(memory: StepMemory, limit: int, is_exact: bool) -> str:
     largest = max(kinds, key=lambda name: kinds[name])
     return (
         f"needs {'' if is_exact else 'at least '}{total / 1e9:.1f} GB on rank {int(memory.total.argmax())}, "
-        f"{(total - limit) / 1e9:.1f} GB more than {limit / 1e9:.1f} GB; most of it {largest}, "
+        f"{(total - limit) / 1e9:.3g} GB more than {limit / 1e9:.1f} GB; most of it {largest}, "
         f"{kinds[largest] / 1e9:.1f} GB"
     )
 

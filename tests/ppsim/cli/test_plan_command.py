@@ -45,7 +45,23 @@ def test_plans_are_printed_and_written(tmp_path: Path, capsys: pytest.CaptureFix
     assert main(["plan", *JOB, "--device", "a100"]) == 0
     said = capsys.readouterr().out
     assert f"{document['considered']} plans considered" in said
-    assert "ruled out before a simulation" in said
+    assert "ruled out by a bound, the fastest:" in said
+
+
+def test_rows_can_be_told_apart(capsys: pytest.CaptureFixture[str]) -> None:
+    """Cause: plans that differ in their cut alone stood as equal rows, and what does not fit was listed twice."""
+    model = ["--layers", "30", "--hidden", "2048", "--heads", "16", "--vocabulary", "151936"]
+    job = ["--device", "a100", "--devices", "8", "--global-batch", "64", "--seq", "2048", "--memory-gb", "12"]
+    assert main(["plan", *model, *job, "--schedules", "1f1b", "--keep", "5"]) == 0
+    lines = capsys.readouterr().out.splitlines()
+    table = lines[2 : lines.index("", 2)]
+    columns = table[0].split()
+    assert columns[columns.index("recompute") + 1] == "layout"
+    chosen = [tuple(row.split()[: columns.index("layout") + 1]) for row in table[1:]]
+    assert len(set(chosen)) == len(chosen) < len(table)
+    assert "do not fit, the smallest:" in lines
+    losers = [line for line in lines if line.startswith("  tp ")]
+    assert len(set(losers)) == len(losers) > 0
 
 
 def test_a_fitted_machine_is_taken(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
