@@ -18,7 +18,7 @@ from ppexec.config.config import RunConfig
 from ppexec.workers.session_workers import under_torchrun
 from ppsim import save_costs
 from ppsim.cli import command
-from ppsim.cli.command import OptionalFile
+from ppsim.cli.command import OptionalFile, OptionalFolder
 from ppsim.errors import InputError
 from ppsim.essential import Essential
 from ppsim.export.text_table import text_table
@@ -170,9 +170,9 @@ class Profile(Run):
 class Train(Run):
     """Train by --steps optimizer steps (AdamW); prints each one's loss."""
 
-    save: OptionalFile = None
+    save: OptionalFolder = None
     """Directory for a checkpoint after the last step."""
-    resume: OptionalFile = None
+    resume: OptionalFolder = None
     """Checkpoint to go on from, saved on any mesh."""
 
     def execute(self) -> None:

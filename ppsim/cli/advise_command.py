@@ -11,7 +11,7 @@ import tyro
 from ppsim.advice.advise import Advice, advise
 from ppsim.advice.candidate import Candidate
 from ppsim.cli import command
-from ppsim.cli.command import OptionalFile, OptionalName, OptionalReal
+from ppsim.cli.command import OptionalFile, OptionalFolder, OptionalName, OptionalReal
 from ppsim.cli.run_commands import FORMAT_HELP
 from ppsim.errors import InputError
 from ppsim.files import check_directory, check_files, write_text
@@ -36,7 +36,7 @@ class AdviseCommand:
     """Schedule of the table to write, by name (default: the best that fits)."""
     csv: OptionalFile = None
     """Write that schedule in PyTorch's CSV format."""
-    out: OptionalFile = None
+    out: OptionalFolder = None
     """Folder to write advice.html (with timelines and the bubble by cause) and schedule.csv to."""
     json: bool = False
     """Print one JSON object instead of text."""

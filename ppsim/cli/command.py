@@ -95,6 +95,7 @@ OptionalWhole = Annotated[int | None, _WHOLE, HINT]
 OptionalReal = Annotated[float | None, _REAL, HINT]
 OptionalName = Annotated[str | None, _NAME, HINT]
 OptionalFile = Annotated[Path | None, one_word(_path, Path, "FILE", "a path that a file can have"), HINT]
+OptionalFolder = Annotated[Path | None, one_word(_path, Path, "DIR", "a path that a folder can have"), HINT]
 Real = Annotated[float, _REAL, HINT]
 
 

@@ -10,7 +10,7 @@ import numpy as np
 import tyro
 
 from ppsim.cli import command
-from ppsim.cli.command import OptionalFile
+from ppsim.cli.command import OptionalFolder
 from ppsim.cli.tables import about_of
 from ppsim.export.text_table import text_table
 from ppsim.files import check_directory
@@ -29,7 +29,7 @@ class ImportCommand:
     path: tyro.conf.Positional[Path]
     """A folder with a file for each pipeline rank."""
     format: Annotated[str, FORMAT_HELP] = "auto"
-    out: OptionalFile = None
+    out: OptionalFolder = None
     """Folder to write step_<n>.trace, run.json and schedule.csv to."""
     json: bool = False
     """Print one JSON object instead of text."""
