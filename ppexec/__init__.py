@@ -5,8 +5,8 @@ from ppexec.config.config import RunConfig
 from ppexec.experiment.experiment import Outcome, predict_and_measure
 from ppexec.models.model import Model
 from ppexec.session import Session
-from ppexec.train.train import TrainReport
-from ppexec.verify.verify import VerifyReport
+from ppexec.training.train import TrainReport
+from ppexec.verification.verify import VerifyReport
 from ppexec.workers.pool import WorkerPool
 from ppexec.workers.watched_run import WorkerError
 

@@ -9,9 +9,9 @@ from ppexec.config.config import RunConfig
 from ppexec.measure.assemble import with_memory
 from ppexec.measure.profile import Profile
 from ppexec.session import Session
-from ppexec.train.checkpoint import newest
-from ppexec.train.train import TrainReport
-from ppexec.verify.verify import VerifyReport
+from ppexec.training.checkpoint import newest
+from ppexec.training.train import TrainReport
+from ppexec.verification.verify import VerifyReport
 from ppexec.workers.pool import WorkerPool
 from ppsim import LayerCost, StageCost, Trace
 from ppsim.files import check_directory

@@ -23,12 +23,12 @@ from ppexec.measure.ping import PingSample
 from ppexec.measure.profile import Profile, summarise
 from ppexec.models.load import load_model, resolve_factory
 from ppexec.stage.tensor_parallel import check_plan
-from ppexec.train import checkpoint
-from ppexec.train.tasks import load_checkpoint, next_step, nudge, save_checkpoint
-from ppexec.train.tasks import train as train_steps
-from ppexec.train.train import TrainReport
-from ppexec.verify.tasks import verify as verify_step
-from ppexec.verify.verify import VerifyReport
+from ppexec.training import checkpoint
+from ppexec.training.tasks import load_checkpoint, next_step, nudge, save_checkpoint
+from ppexec.training.tasks import train as train_steps
+from ppexec.training.train import TrainReport
+from ppexec.verification.tasks import verify as verify_step
+from ppexec.verification.verify import VerifyReport
 from ppexec.workers.pool import WorkerPool
 from ppexec.workers.session_workers import PoolWorkers, TorchrunWorkers, Workers, under_torchrun
 from ppsim import Collectives, Link, Network, Reduction, StageCost, Trace

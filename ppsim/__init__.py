@@ -27,6 +27,9 @@ from ppsim.network.link import Link, LinkPiece
 from ppsim.network.network import Network
 from ppsim.notebook.compare_schedules import ScheduleComparison, compare_schedules
 from ppsim.notebook.ways import hand_in as _hand_in
+from ppsim.order_search.search import SearchResult, search
+from ppsim.parameter_sweep.result import SweepResult, SweepRow, load_sweep
+from ppsim.parameter_sweep.sweep import sweep
 from ppsim.planning.candidates import Choices, Cluster
 from ppsim.planning.machine_fit import MachineFit, fit_machine
 from ppsim.planning.measured_steps import MeasuredStep, read_measured_steps
@@ -46,11 +49,8 @@ from ppsim.schedule.posts import Posts
 from ppsim.schedule.program import Program
 from ppsim.schedule.schedule import Schedule
 from ppsim.schedule.sharding import Sharding
-from ppsim.search.search import SearchResult, search
 from ppsim.simulation.replicas import simulate_replicas
 from ppsim.simulation.simulate import simulate
-from ppsim.sweep.result import SweepResult, SweepRow, load_sweep
-from ppsim.sweep.sweep import sweep
 from ppsim.trace.trace import Trace
 from ppsim.variation.ensemble import Ensemble
 from ppsim.variation.jitter import Jitter

@@ -61,8 +61,8 @@ from ppexec.study import Findings, StudyCommand, progress, study_main, without_a
 from ppsim.errors import InputError
 from ppsim.export.html_report import Report
 from ppsim.export.text_table import text_table
+from ppsim.parameter_sweep.store import Store
 from ppsim.plots import accuracy_figure
-from ppsim.sweep.store import Store
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -16,6 +16,9 @@ from typing import Any, NamedTuple
 
 import pytest
 
+import ppexec
+import ppsim
+
 ROOT = Path(__file__).parents[1]
 PACKAGES = ["ppsim", "ppexec", "studies"]
 CONTRACTS = tomllib.loads((ROOT / "pyproject.toml").read_text(encoding="utf-8"))["tool"]["importlinter"]["contracts"]
@@ -157,6 +160,13 @@ def test_no_circle_of_modules() -> None:
 def test_no_circle_of_rooms(package: str) -> None:
     rooms = [(room_of(importer, package), room_of(imported, package)) for importer, imported in read_imports()]
     assert circles((first, second) for first, second in rooms if first and second and first != second) == []
+
+
+def test_no_public_name_is_also_a_module() -> None:
+    """Cause: `ppsim.search` was a function that hid a package, so that `ppsim.search.problem` was there or not."""
+    for package in (ppsim, ppexec):
+        hidden = [name for name in package.__all__ if f"{package.__name__}.{name}" in _modules()]
+        assert hidden == []
 
 
 def test_imports_of_every_kind_are_read() -> None:

@@ -37,7 +37,7 @@ from tests.support.remote import tiny
 ROOT = Path(__file__).parents[1]
 SOURCES = [path for name in ("ppsim", "ppexec", "studies") for path in sorted((ROOT / name).rglob("*.py"))]
 # A sweep's function goes to its own worker processes through their pipe; it is read from no file.
-PICKLES = {ROOT / "ppsim/sweep/worker.py"}
+PICKLES = {ROOT / "ppsim/parameter_sweep/worker.py"}
 
 
 def _calls(tree: ast.AST) -> Iterator[tuple[str, ast.Call]]:
@@ -60,7 +60,7 @@ def test_no_file_becomes_code(path: Path) -> None:
             assert given.get("allow_pickle") == "False", where
         if name == "torch.load":
             assert given.get("weights_only") == "True", where
-        # PyTorch's own reader of checkpoints unpickles: ppexec/train/stored.py has one that does not.
+        # PyTorch's own reader of checkpoints unpickles: ppexec/training/stored.py has one that does not.
         assert name.rpartition(".")[2] != "FileSystemReader", where
         if name == "dcp.load":
             assert given.get("storage_reader") == "reader", where

@@ -16,8 +16,8 @@ from ppexec.experiment.experiment import Outcome, predict_and_measure
 from ppexec.machine.outside_load import OutsideLoad
 from ppexec.workers.pool import WorkerPool
 from ppsim import StageCost
-from ppsim.sweep.key import canonical_json, digest
-from ppsim.sweep.store import PointOutcome, Store
+from ppsim.parameter_sweep.key import canonical_json, digest
+from ppsim.parameter_sweep.store import PointOutcome, Store
 
 Group = Literal["timed", "real", "shared-cores"]
 GROUPS: tuple[Group, ...] = ("timed", "real", "shared-cores")

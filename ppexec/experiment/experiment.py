@@ -20,7 +20,7 @@ from ppexec.machine.environment import is_crowded, usable_cores
 from ppexec.machine.outside_load import OutsideLoad
 from ppexec.measure.assemble import with_memory
 from ppexec.measure.profile import Profile
-from ppexec.verify.verify import VerifyReport
+from ppexec.verification.verify import VerifyReport
 from ppexec.workers.pool import WorkerPool
 from ppexec.workers.session_workers import under_torchrun
 from ppsim import Collectives, HostLink, Network, Reduction, StageCost, Trace

@@ -15,7 +15,7 @@ from ppexec.machine.outside_load import OutsideLoad, Window
 from ppexec.measure.assemble import RankMemory
 from ppexec.measure.profile import Profile
 from ppexec.session import Session
-from ppexec.verify.verify import VerifyReport
+from ppexec.verification.verify import VerifyReport
 from ppexec.workers.pool import WorkerPool
 from ppsim import Collectives, Reduction, StageCost, Trace
 from ppsim.costs.by_microbatch import StageCosts

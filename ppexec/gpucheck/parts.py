@@ -18,7 +18,7 @@ from ppexec.experiment.overhead import PEER_OF
 from ppexec.gpucheck.durations import durations
 from ppexec.measure.allocator import predicted_peak_bytes
 from ppexec.session import Session
-from ppexec.verify.precision import Wider, compare_precision
+from ppexec.verification.precision import Wider, compare_precision
 from ppexec.workers.pool import WorkerPool
 from ppsim import Kind
 

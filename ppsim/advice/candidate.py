@@ -10,12 +10,12 @@ import numpy as np
 import numpy.typing as npt
 
 from ppsim.errors import InputError
+from ppsim.order_search.search import search
 from ppsim.runs.run_costs import RunCosts
 from ppsim.schedule.action import Kind
 from ppsim.schedule.named.registry import build_schedule, schedule_copies, schedule_names, takes_stages_per_rank
 from ppsim.schedule.placement import loop_placement, v_placement
 from ppsim.schedule.schedule import Schedule
-from ppsim.search.search import search
 from ppsim.trace.trace import Trace
 
 # The least that W is tried to take of a whole backward; `costs_of` takes a half, as of a linear layer. Attention's

@@ -27,11 +27,11 @@ from ppsim.errors import InputError
 from ppsim.export.staircase import staircase, unit_trace
 from ppsim.export.trace_files import write_trace
 from ppsim.files import check_files, write_text
+from ppsim.order_search.search import search
 from ppsim.schedule.action import Kind
 from ppsim.schedule.deadlock import smallest_receive_window
 from ppsim.schedule.schedule import Schedule
 from ppsim.schedule.streams import Streams
-from ppsim.search.search import search
 from ppsim.trace.trace import known
 
 _DESCRIPTION = "Predict a pipeline schedule's step time, bubble and activation memory."

@@ -9,10 +9,10 @@ from ppsim.errors import ScheduleError
 from ppsim.export.staircase import unit_trace
 from ppsim.export.svg_timeline import MOST_ROWS, svg_timeline
 from ppsim.export.table_cells import Table, cell_text, columns_of
+from ppsim.order_search.search import SearchResult
 from ppsim.plots.units import bytes_text, time_unit
 from ppsim.runs.run import Run
 from ppsim.schedule.schedule import Schedule
-from ppsim.search.search import SearchResult
 from ppsim.trace.trace import Trace
 
 _MOST_LINES = 24

@@ -4,9 +4,9 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING
 
+from ppsim.order_search.search import SearchResult
 from ppsim.runs.run import Run
 from ppsim.schedule.schedule import Schedule
-from ppsim.search.search import SearchResult
 from ppsim.shown import show_with
 from ppsim.trace.trace import Trace
 

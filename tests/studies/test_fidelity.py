@@ -11,7 +11,7 @@ from ppexec import WorkerPool
 from ppexec.experiment import accuracy
 from ppexec.experiment.cases import GROUPS, Case, case_row, cases, measure_missing, run_case, stored_rows
 from ppexec.machine.outside_load import CpuTimes, OutsideLoad
-from ppsim.sweep.store import Store
+from ppsim.parameter_sweep.store import Store
 from tests.support.studies import run
 
 

@@ -9,9 +9,9 @@ import math
 import numpy as np
 
 import ppsim
-from ppsim.search.plan import Plan
-from ppsim.search.plan_times import objective_of, peak_of_rank, run_plan
-from ppsim.search.problem import Problem
+from ppsim.order_search.plan import Plan
+from ppsim.order_search.plan_times import objective_of, peak_of_rank, run_plan
+from ppsim.order_search.problem import Problem
 
 # p, m, v, placement, limit in microbatches of a rank, and the least makespan with F = I = W = 1 a stage and weights'
 # share of the activations 1/2: found by an exhaustive solver that is not part of this project.

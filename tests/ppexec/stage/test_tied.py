@@ -18,7 +18,7 @@ from ppexec.models.load import load_model
 from ppexec.stage.build import build_stage
 from ppexec.stage.stage import Stage
 from ppexec.stage.tied import SharedWeights, build_layers
-from ppexec.verify.tasks import verify as verify_step
+from ppexec.verification.tasks import verify as verify_step
 from tests.support.factories import kept_gradients, spelled
 from tests.support.launching import torchrun
 from tests.support.remote import on_every_rank, tiny

@@ -7,10 +7,10 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from ppsim import Link, Network, StageCost, Trace, schedule_names, simulate
+from ppsim.order_search.lower_bound import lower_bound_s
+from ppsim.order_search.problem import make_problem
 from ppsim.schedule.placement import loop_placement, v_placement
 from ppsim.schedule.schedule import Schedule
-from ppsim.search.lower_bound import lower_bound_s
-from ppsim.search.problem import make_problem
 from tests.support.named import ONE_WAY, built
 
 SECONDS = st.floats(0.01, 4)
