@@ -45,7 +45,7 @@ def check_all(config: RunConfig, pool: WorkerPool) -> None:
 def test_every_schedule_hands_on_several_tensors(pool: WorkerPool, schedule: str, recompute: bool) -> None:
     form = FORMS[ppsim.schedule_names().index(schedule) % 3]
     ranks, microbatches = allowed(schedule, 3, 6)
-    numbers = {"ranks": ranks, "microbatches": microbatches, "recompute": recompute}
+    numbers = {"ranks": ranks, "microbatches": microbatches, "layers": 2 * ranks, "recompute": recompute}
     check_all(of_form(form, schedule=schedule, **numbers, **THREADS), pool)
 
 
