@@ -9,16 +9,16 @@ Method     Everything is a ratio taken in one run: ours and what it is held agai
            compared, with quartiles beside them. engines: 1F1B on 32 ranks with 256 microbatches and latency, whole
            `simulate` calls with their trace, against bare SimPy timeouts of the same number. scale: building, checking
            and predicting small and large 1F1B schedules (the largest in a process of its own, whose peak memory is
-           read), and a search. pytorch: PyTorch's own lowering and tick simulator on the same orders. sweep: 2,000 simulations
-           through a store in SQLite against a plain loop. executor: see executor_overhead.py.
+           read), and a search. pytorch: PyTorch's own lowering and tick simulator on the same orders. sweep: 2,000
+           simulations through a store in SQLite against a plain loop. executor: see executor_overhead.py.
 
 Answer     On two cores (AMD EPYC, torch 2.13): SimPy's engine runs at 0.54 to 0.56 of the rate of bare timeouts, 0.6 M
            actions/s with lowering and trace, 4.7 times PyTorch's lowering and tick simulator; the compiled engine does
            59 M actions/s. 1F1B on 64 ranks with 1,024 microbatches is built, checked and predicted in 0.05 s, on 1,024
            ranks with 4,096 in 4 to 5 s and 1.9 GB; a search at 64 x 1,024 takes 0.24 s. In an hour when all this took
            twice as long, 8 ranks with 32 took 1.8 to 3.6 ms the first time, and 0.6 to 0.9 ms with other costs. A sweep
-           of simulations of 3 ms gains 1.1 from the second core, starting its processes included, and finds 46,000 points/s in its store.
-           Beside its computations a microbatch costs 0.05 to 0.09 ms, 0.05 to 0.16 of PyTorch's.
+           of simulations of 3 ms gains 1.1 from the second core, starting its processes included, and finds 46,000
+           points/s in its store. Beside its computations a microbatch costs 0.05 to 0.09 ms, 0.05 to 0.16 of PyTorch's.
 
 Where the time goes, and why it cannot go much lower
   SimPy engine   An event costs SimPy itself 0.9 us (made, pushed on a heap, popped, its callback called), and an action
