@@ -247,7 +247,7 @@ def attribute(trace: Trace, *, expected: StageCosts | None = None) -> Attributio
     after another:
 
     1. Actions take no longer than usual. What this saves is the straggler's.
-    2. Every message sets off as it is made, on a link of its own.
+    2. No message waits for a post or a communicator. It still queues behind the messages ahead on its link.
     3. Messages cost nothing.
     4. No action waits for parameters.
     5. No action waits for activations.
@@ -339,7 +339,7 @@ def _assembled(graph: StepGraph, parts: BubbleParts, usual: Seconds) -> Attribut
         **sums,
         warm_up_of_s=of["warm_up"],
         drain_of_s=of["drain"],
-        queueing_s=of["messages"]["queueing"],
+        queueing_s=of["messages"]["queue"],
         transfer_s=of["messages"]["transfer"],
         latency_s=of["messages"]["latency"],
         messages_knock_on_s=of["messages"]["knock_on"],

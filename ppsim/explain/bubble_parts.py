@@ -1,12 +1,14 @@
 """Bubble parts: each rank's bubble by what was waited for and why.
 
-What a rank waits for is read off the times, see `explain.waits`. Why computation came late is found by replaying the
-step without one cause after another.
+The recorded times show what a rank waits for, see `explain.waits`. Where it waits for computation, replays show why
+that is late: the step is run again without stragglers, then also without waits for streams, for messages, and so on.
 """
 
 from __future__ import annotations
 
 import math
+from collections.abc import Callable
+from itertools import pairwise
 from typing import NamedTuple
 
 import numpy as np
@@ -30,71 +32,52 @@ Seconds = npt.NDArray[np.float64]
 
 BubbleParts = dict[tuple[str, str], Seconds]  # (part, cause) -> seconds of each rank, shape (p,)
 
-# Where in its rank's order an action's wait stands. For a rank whose order is F0 F1 F2 B0 F3 B1 B2 B3:
+# The phase that an action's wait belongs to. For a rank whose order is F0 F1 F2 B0 F3 B1 B2 B3:
 #
 #     wait before   F0      F1 F2 B0   F3        B1 B2 B3
 #     phase         start   filling    steady    emptying
 _PHASES = 4
 START, FILLING, STEADY, EMPTYING = range(_PHASES)
-_AFTER_START = slice(FILLING, None)
 
-_FITTED = 1e-9  # of the makespan: parts that miss the bubble by more are scaled, by less the largest one is corrected
+# The parts that can make computation late, in the order in which the replays take them away, and the waits that belong
+# to each. A straggler is never waited for as such: one waits for computation that it made late.
+OWN_WAITS: dict[str, tuple[Cause, ...]] = {
+    "straggler": (),
+    "streams": (Cause.STREAM,),
+    "messages": (Cause.QUEUE, Cause.TRANSFER, Cause.LATENCY),
+    "collectives": (Cause.COLLECTIVE,),
+    "copies": (Cause.COPY,),
+    "device": (Cause.DEVICE,),
+}
 
-
-class Replays(NamedTuple):
-    """The step's times without one cause after another; each is also without the causes before it."""
-
-    recorded: GraphTimes
-    without_excess: GraphTimes  # no action longer than usual
-    without_streams: GraphTimes  # every message sets off as it is made, on a link of its own
-    without_messages: GraphTimes
-    without_collectives: GraphTimes
-    without_copies: GraphTimes
-    without_device_waits: GraphTimes
+_FITTED = 1e-9  # as a share of the makespan, see `_fitted`
 
 
 class Roots(NamedTuple):
-    """Seconds of idle time by what it comes from, all arrays of one shape; the sum of all is the idle time.
+    """Idle time by its root, in seconds. All arrays have one shape, and their sum is the idle time.
 
-    queueing, stream, transfer, latency, collective, copy, device: what is waited for at the moment. All else is waiting
-    for computation, by what made that late: an action longer than usual (straggler), streams, messages, collectives,
-    copies or devices elsewhere (late_streams, late_messages, ...), or nothing of these (compute).
+    Parameters
+    ----------
+    own : dict of Cause to array
+        What is waited for at the moment, computation aside.
+    knock_on : dict of str to array
+        Waiting for computation that a part, one of `OWN_WAITS`, made late elsewhere in the pipeline.
+    compute : array
+        Waiting for computation that none of them made late.
     """
 
-    queueing: Seconds
-    stream: Seconds
-    transfer: Seconds
-    latency: Seconds
-    collective: Seconds
-    copy: Seconds
-    device: Seconds
-    straggler: Seconds
-    late_streams: Seconds
-    late_messages: Seconds
-    late_collectives: Seconds
-    late_copies: Seconds
-    late_device: Seconds
+    own: dict[Cause, Seconds]
+    knock_on: dict[str, Seconds]
     compute: Seconds
 
-    @property
-    def messages(self) -> Seconds:
-        """All that messages cause."""
-        return (self.queueing + self.transfer + self.latency) + self.late_messages
+    def of(self, part: str) -> Seconds:
+        """All idle time that a part causes: its own waits and its knock-on."""
+        return sum((self.own[cause] for cause in OWN_WAITS[part]), start=self.knock_on[part])
 
     @property
-    def streams(self) -> Seconds:
-        """All that streams cause."""
-        return self.stream + self.late_streams
-
-    @property
-    def collectives(self) -> Seconds:
-        """All that gathering parameters causes."""
-        return self.collective + self.late_collectives
-
-    @property
-    def copies(self) -> Seconds:
-        """All that loading activations causes."""
-        return self.copy + self.late_copies
+    def total(self) -> Seconds:
+        """The idle time."""
+        return sum((self.of(part) for part in OWN_WAITS), start=self.compute)
 
 
 def split_bubbles(graph: StepGraph, usual_s: Seconds) -> BubbleParts:
@@ -117,7 +100,6 @@ def split_bubbles(graph: StepGraph, usual_s: Seconds) -> BubbleParts:
     See `explain.attribution.attribute`.
     """
     trace, program = graph.trace, graph.program
-    rounding_s = ROUNDING * trace.makespan_s
     phase = phases_of(trace)
 
     def by_phase(seconds: Seconds) -> Seconds:
@@ -125,132 +107,141 @@ def split_bubbles(graph: StepGraph, usual_s: Seconds) -> BubbleParts:
         cell = graph.wiring.rank * _PHASES + phase
         return np.asarray(np.bincount(cell, seconds, program.ranks * _PHASES), np.float64).reshape(-1, _PHASES)
 
-    waits, replays = follow_waits(graph), replays_of(graph, usual_s)
-    before = roots_of(
-        [by_phase(waits.before_s[:, cause]) for cause in Cause],
-        [by_phase(idle_before(graph, times)) for times in replays],
-        rounding_s,
-    )
-    after = roots_of(list(waits.after_s.T), [idle_after(graph, times) for times in replays], rounding_s)
+    def later(seconds: Seconds) -> Seconds:
+        """Sums over the phases after the first action's wait, shape (p,)."""
+        return np.asarray(seconds[:, FILLING:].sum(axis=1), np.float64)
 
-    # Of the waiting for computation that nothing made late, equal stages with free messages would wait for as much: the
-    # pipeline fills or empties. What is beyond that is imbalance, and so is all of it in the steady phase. Before the
-    # first action all of it counts as filling.
-    equal_s = by_phase(idle_with_equal_stages(graph, usual_s))
-    inherent = inherent_of(before.compute, equal_s, np.arange(_PHASES), rounding_s)
+    before, after = idle_roots(graph, usual_s, sums=by_phase)
+    inherent = inherent_of(graph, usual_s, before.compute, np.arange(_PHASES), sums=by_phase)
 
-    in_pairs = np.bincount(graph.wiring.rank, np.maximum(graph.inner_s, 0.0), program.ranks)
+    # Warm-up takes all idle time before a rank's first action, drain all after its last. In between they take only the
+    # inherent waiting for computation. The rest of that is imbalance, and other waits go to their own parts.
     parts: BubbleParts = {
         ("warm_up", "compute"): inherent[:, START] + inherent[:, FILLING],
-        ("warm_up", "messages"): before.messages[:, START],
-        ("warm_up", "streams"): before.streams[:, START],
-        ("warm_up", "collectives"): before.collectives[:, START],
-        ("warm_up", "copies"): before.copies[:, START],
-        ("warm_up", "device"): (before.device + before.late_device)[:, START],
-        ("warm_up", "straggler"): before.straggler[:, START],
         ("drain", "compute"): after.compute + inherent[:, EMPTYING],
-        ("drain", "messages"): after.messages,
-        ("drain", "streams"): after.streams,
-        ("drain", "collectives"): after.collectives,
-        ("drain", "copies"): after.copies,
-        ("drain", "device"): after.device + after.late_device,
-        ("drain", "straggler"): after.straggler,
         ("imbalance", ""): (before.compute - inherent).sum(axis=1),
-        ("messages", "queueing"): before.queueing[:, _AFTER_START].sum(axis=1),
-        ("messages", "transfer"): before.transfer[:, _AFTER_START].sum(axis=1),
-        ("messages", "latency"): before.latency[:, _AFTER_START].sum(axis=1),
-        ("messages", "knock_on"): before.late_messages[:, _AFTER_START].sum(axis=1),
-        ("streams", ""): before.stream[:, _AFTER_START].sum(axis=1),
-        ("streams", "knock_on"): before.late_streams[:, _AFTER_START].sum(axis=1),
-        ("collectives", ""): before.collective[:, _AFTER_START].sum(axis=1),
-        ("collectives", "knock_on"): before.late_collectives[:, _AFTER_START].sum(axis=1),
-        ("copies", ""): before.copy[:, _AFTER_START].sum(axis=1),
-        ("copies", "knock_on"): before.late_copies[:, _AFTER_START].sum(axis=1),
-        ("device", ""): before.device[:, _AFTER_START].sum(axis=1) + in_pairs,
-        ("device", "knock_on"): before.late_device[:, _AFTER_START].sum(axis=1),
-        ("straggler", ""): before.straggler[:, _AFTER_START].sum(axis=1),
     }
+    for part, causes in OWN_WAITS.items():
+        parts["warm_up", part] = before.of(part)[:, START]
+        parts["drain", part] = after.of(part)
+        parts[part, "knock_on"] = later(before.knock_on[part])
+        parts |= {(part, cause.name.lower()): later(before.own[cause]) for cause in causes}
+    parts["device", "device"] += np.bincount(graph.wiring.rank, np.maximum(graph.inner_s, 0.0), program.ranks)
     return _fitted(parts, trace)
 
 
-def inherent_of(compute: Seconds, equal_s: Seconds, phase: npt.NDArray[np.int64], rounding_s: float) -> Seconds:
-    """The waiting for computation that belongs to the pipeline's filling and emptying; the rest is imbalance."""
-    inherent = np.where(compute <= equal_s + rounding_s, compute, equal_s)
-    return np.where(phase == STEADY, 0.0, np.where(phase == START, compute, inherent))
-
-
-def replays_of(graph: StepGraph, usual_s: Seconds) -> Replays:
-    edge_times = cut_to_usual(graph, usual_s)
-    # Recorded times are kept as they are where nothing is cut: a replay would differ by rounding.
-    without_excess = graph.times if edge_times is graph.edge_times else replay(graph.wiring, edge_times)
-    wiring = graph.wiring.without_streams()
-    without_streams = replay(wiring, edge_times) if graph.wiring.is_on_streams else without_excess
-    edge_times = without_messages(edge_times)
-    free_messages = replay(wiring, edge_times)
-    edge_times = without_collectives(graph, edge_times)
-    gathered = replay(wiring, edge_times) if graph.gathered_s.any() else free_messages
-    edge_times = without_copies(graph, edge_times)
-    return Replays(
-        recorded=graph.times,
-        without_excess=without_excess,
-        without_streams=without_streams,
-        without_messages=free_messages,
-        without_collectives=gathered,
-        without_copies=replay(wiring, edge_times) if graph.loaded_s.any() else gathered,
-        without_device_waits=replay(wiring, without_device_waits(edge_times)),
-    )
-
-
-def roots_of(waits: list[Seconds], idle: list[Seconds], rounding_s: float) -> Roots:
-    """Split the waiting for computation by what made it late.
-
-    Taking a cause away shortens the idle time by what is waited for that cause itself, and by what it makes computation
-    late elsewhere. The first is known, so the rest is the second, but at most as much as there is to explain.
+def idle_roots(
+    graph: StepGraph, usual_s: Seconds, *, sums: Callable[[Seconds], Seconds] = lambda seconds: seconds
+) -> tuple[Roots, Roots]:
+    """Split the idle time before each action, and after each rank's last action, by its root.
 
     Parameters
     ----------
-    waits : list of arrays of one shape
-        Seconds by `Cause`.
+    graph : StepGraph
+        The step.
+    usual_s : array of shape (rows,)
+        What each row usually takes.
+    sums : function of an array of shape (actions,)
+        Adds up what belongs together before it is split, such as all actions of a rank and phase. By default each
+        action is split by itself.
+
+    Returns
+    -------
+    before : Roots
+        Arrays of the shape that `sums` returns.
+    after : Roots
+        Arrays of shape (p,).
+    """
+    rounding_s = ROUNDING * graph.trace.makespan_s
+    waits, replays = follow_waits(graph), _replays(graph, usual_s)
+    before = _roots(
+        {cause: sums(waits.before_s[:, cause]) for cause in Cause},
+        [sums(idle_before(graph, times)) for times in replays],
+        rounding_s,
+    )
+    after = _roots(
+        {cause: waits.after_s[:, cause] for cause in Cause},
+        [_idle_after(graph, times) for times in replays],
+        rounding_s,
+    )
+    return before, after
+
+
+def _replays(graph: StepGraph, usual_s: Seconds) -> list[GraphTimes]:
+    """The recorded times, then those without the first of `OWN_WAITS`, without the first two, and so on."""
+    wiring, edge_times = graph.wiring, cut_to_usual(graph, usual_s)
+    found = [graph.times]
+    # Where nothing is taken away, the times before are kept as they are: a replay would differ by rounding.
+    found.append(found[-1] if edge_times is graph.edge_times else replay(wiring, edge_times))
+    # Without streams no message waits for a post or a communicator. It still queues on its own link.
+    wiring = wiring.without_streams()
+    found.append(replay(wiring, edge_times) if graph.wiring.is_on_streams else found[-1])
+    edge_times = without_messages(edge_times)
+    found.append(replay(wiring, edge_times))
+    edge_times = without_collectives(graph, edge_times)
+    found.append(replay(wiring, edge_times) if graph.gathered_s.any() else found[-1])
+    edge_times = without_copies(graph, edge_times)
+    found.append(replay(wiring, edge_times) if graph.loaded_s.any() else found[-1])
+    found.append(replay(wiring, without_device_waits(edge_times)))
+    return found
+
+
+def _roots(waits: dict[Cause, Seconds], idle: list[Seconds], rounding_s: float) -> Roots:
+    """Split the waiting for computation by what made that late.
+
+    Parameters
+    ----------
+    waits : dict of Cause to array
+        Seconds waited for each cause; arrays of one shape.
     idle : list of arrays of that shape
-        The idle time in each of `Replays`.
+        The idle time in each of `_replays`.
     rounding_s : float
         What is shorter is rounding.
+
+    Notes
+    -----
+    Each replay takes one part away. Idle time shrinks by two things: the part's own waits, which are known, and the
+    waiting for computation that it had made late. So the second is what idle time shrinks by beyond the first, at least
+    0 and at most the waiting for computation that no part before accounts for.
     """
-    compute, queueing, stream, transfer, latency, device, collective, copy = waits
-    recorded, without_excess, without_streams, without_messages, without_collectives, *last = idle
-    without_copies, without_device_waits = last
-    straggler = _share(recorded - without_excess, compute, rounding_s)
-    compute = compute - straggler
-    late_streams = _share(without_excess - without_streams - stream, compute, rounding_s)
-    compute = compute - late_streams
-    late_messages = _share(without_streams - without_messages - (queueing + transfer + latency), compute, rounding_s)
-    compute = compute - late_messages
-    late_collectives = _share(without_messages - without_collectives - collective, compute, rounding_s)
-    compute = compute - late_collectives
-    late_copies = _share(without_collectives - without_copies - copy, compute, rounding_s)
-    compute = compute - late_copies
-    late_device = _share(without_copies - without_device_waits - device, compute, rounding_s)
-    return Roots(
-        queueing=queueing,
-        stream=stream,
-        transfer=transfer,
-        latency=latency,
-        collective=collective,
-        copy=copy,
-        device=device,
-        straggler=straggler,
-        late_streams=late_streams,
-        late_messages=late_messages,
-        late_collectives=late_collectives,
-        late_copies=late_copies,
-        late_device=late_device,
-        compute=compute - late_device,
-    )
+    own = dict(waits)
+    compute = own.pop(Cause.COMPUTE)
+    knock_on = {}
+    for (part, causes), (idle_with, idle_without) in zip(OWN_WAITS.items(), pairwise(idle), strict=True):
+        spared = idle_with - idle_without - sum(own[cause] for cause in causes)
+        knock_on[part] = np.where(spared > rounding_s, np.minimum(spared, compute), 0.0)
+        compute = compute - knock_on[part]
+    return Roots(own=own, knock_on=knock_on, compute=compute)
 
 
-def _share(spared: Seconds, most: Seconds, rounding_s: float) -> Seconds:
-    """What was spared, at most `most`, and nothing where it is negative or rounding."""
-    return np.where(spared > rounding_s, np.minimum(spared, most), 0.0)
+def inherent_of(
+    graph: StepGraph,
+    usual_s: Seconds,
+    compute: Seconds,
+    phase: npt.NDArray[np.int64],
+    *,
+    sums: Callable[[Seconds], Seconds] = lambda seconds: seconds,
+) -> Seconds:
+    """The waiting for computation that belongs to the pipeline's filling and emptying. The rest is imbalance.
+
+    Parameters
+    ----------
+    graph, usual_s, sums
+        As in `idle_roots`.
+    compute : array
+        Waiting for computation that nothing made late.
+    phase : array
+        The phase of each entry in the last dimension of `compute`.
+
+    Notes
+    -----
+    Before a rank's first action all of it is inherent, in the steady phase none. While the pipeline fills or empties it
+    is at most the wait that equal stages with free messages would have.
+    """
+    equal_s = sums(idle_before(graph, replay(graph.wiring.without_streams(), equal_stages(graph, usual_s))))
+    rounding_s = ROUNDING * graph.trace.makespan_s
+    at_most_equal = np.where(compute <= equal_s + rounding_s, compute, equal_s)
+    return np.where(phase == STEADY, 0.0, np.where(phase == START, compute, at_most_equal))
 
 
 def phases_of(trace: Trace) -> npt.NDArray[np.int64]:
@@ -279,12 +270,7 @@ def idle_before(graph: StepGraph, times: GraphTimes) -> Seconds:
     return np.maximum(times.start_s - np.where(previous >= 0, times.end_s[previous], 0.0), 0.0)
 
 
-def idle_with_equal_stages(graph: StepGraph, usual_s: Seconds) -> Seconds:
-    """The idle time before each action if stages were equal and messages free, shape (actions,)."""
-    return idle_before(graph, replay(graph.wiring.without_streams(), equal_stages(graph, usual_s)))
-
-
-def idle_after(graph: StepGraph, times: GraphTimes) -> Seconds:
+def _idle_after(graph: StepGraph, times: GraphTimes) -> Seconds:
     """The idle time after each rank's last action, shape (p,)."""
     last = np.zeros(graph.program.ranks)
     np.maximum.at(last, graph.wiring.rank, times.end_s)
@@ -292,9 +278,10 @@ def idle_after(graph: StepGraph, times: GraphTimes) -> Seconds:
 
 
 def _fitted(parts: BubbleParts, trace: Trace) -> BubbleParts:
-    """The parts, corrected so that on each rank their exact sum is the bubble.
+    """The parts, corrected so that on each rank they add up to the bubble.
 
-    They differ from it by rounding only, unless rows of a rank overlap: then all are shortened alike.
+    Usually they miss it by rounding only, and the largest part takes the difference. Where rows of a rank overlap they
+    miss it by more: then all parts are scaled.
     """
     table = np.maximum(np.stack(list(parts.values())), 0.0)
     for rank, bubble_s in enumerate(trace.bubble_s.tolist()):

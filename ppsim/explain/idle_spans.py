@@ -11,18 +11,14 @@ from ppsim.explain.attribution import PARTS, Attribution
 from ppsim.explain.bubble_parts import (
     EMPTYING,
     FILLING,
+    OWN_WAITS,
     START,
     Roots,
-    idle_after,
-    idle_before,
-    idle_with_equal_stages,
+    idle_roots,
     inherent_of,
     phases_of,
-    replays_of,
-    roots_of,
 )
 from ppsim.explain.usual_durations import ROUNDING
-from ppsim.explain.waits import Cause, follow_waits
 
 Seconds = npt.NDArray[np.float64]
 Integers = npt.NDArray[np.integer]
@@ -69,13 +65,9 @@ def idle_spans(found: Attribution) -> IdleSpans:
     """
     graph, usual_s = found.graph, found.usual_s
     rounding_s = ROUNDING * found.trace.makespan_s
-    waits, replays = follow_waits(graph), replays_of(graph, usual_s)
-    before = roots_of(
-        [waits.before_s[:, cause] for cause in Cause], [idle_before(graph, times) for times in replays], rounding_s
-    )
-    after = roots_of(list(waits.after_s.T), [idle_after(graph, times) for times in replays], rounding_s)
+    before, after = idle_roots(graph, usual_s)
     phase = phases_of(found.trace)
-    inherent = inherent_of(before.compute, idle_with_equal_stages(graph, usual_s), phase, rounding_s)
+    inherent = inherent_of(graph, usual_s, before.compute, phase)
 
     previous, actions, ranks = graph.wiring.previous, len(phase), found.trace.ranks
     last_s = np.zeros(ranks)
@@ -88,7 +80,11 @@ def idle_spans(found: Attribution) -> IdleSpans:
     begin_s = np.concatenate([np.where(previous >= 0, graph.times.end_s[previous], 0.0), last_s, within_s[0] - zero_s])
     end_s = np.concatenate([graph.times.start_s, np.full(ranks, graph.end_s), within_s[1] - zero_s])
     parts_s = np.concatenate(
-        [_before_actions(before, inherent, phase), _after_the_last(after), _device_alone(graph.inner_s[in_pairs])]
+        [
+            _before_actions(before, inherent, phase),
+            _one_part("drain", after.total),
+            _one_part("device", graph.inner_s[in_pairs]),
+        ]
     )
     action = np.concatenate([np.arange(actions), np.full(ranks, -1), in_pairs])
 
@@ -102,35 +98,15 @@ def idle_spans(found: Attribution) -> IdleSpans:
 
 def _before_actions(roots: Roots, inherent: Seconds, phase: Integers) -> Seconds:
     """The parts of the span before each action, shape (actions, parts)."""
-    total = _total(roots)
-    steady = {
+    later = {part: roots.of(part) for part in OWN_WAITS} | {
         "warm_up": np.where(phase == FILLING, inherent, 0.0),
         "drain": np.where(phase == EMPTYING, inherent, 0.0),
         "imbalance": roots.compute - inherent,
-        "messages": roots.messages,
-        "streams": roots.streams,
-        "collectives": roots.collectives,
-        "copies": roots.copies,
-        "device": roots.device + roots.late_device,
-        "straggler": roots.straggler,
     }
-    return np.stack(
-        [np.where(phase == START, total if part == "warm_up" else 0.0, steady[part]) for part in PARTS], axis=1
-    )
+    first = _one_part("warm_up", roots.total)
+    return np.where((phase == START)[:, None], first, np.stack([later[part] for part in PARTS], axis=1))
 
 
-def _device_alone(seconds: Seconds) -> Seconds:
-    """The parts of spans within overlapped pairs, shape (spans, parts): the device's own time."""
-    return np.stack([seconds if part == "device" else np.zeros_like(seconds) for part in PARTS], axis=1)
-
-
-def _total(roots: Roots) -> Seconds:
-    """All idle time of some roots."""
-    with_messages = roots.compute + roots.messages + roots.streams
-    return with_messages + roots.collectives + roots.copies + (roots.device + roots.late_device) + roots.straggler
-
-
-def _after_the_last(roots: Roots) -> Seconds:
-    """The parts of the span after each rank's last action, shape (p, parts): all of it is drain."""
-    total = _total(roots)
-    return np.stack([total if part == "drain" else np.zeros_like(total) for part in PARTS], axis=1)
+def _one_part(name: str, seconds: Seconds) -> Seconds:
+    """The parts of spans that belong to one part as a whole, shape (spans, parts)."""
+    return np.stack([seconds if part == name else np.zeros_like(seconds) for part in PARTS], axis=1)

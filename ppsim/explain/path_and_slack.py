@@ -16,7 +16,9 @@ from ppsim.schedule.program import Program
 if TYPE_CHECKING:
     import pandas
 
-SEGMENTS = ("compute", "queueing", "transfer", "latency", "device")
+SEGMENTS = ("compute", "posting", "transfer", "latency", "collectives", "copies", "device")
+
+_WAITED_FOR = {"collectives": "parameters", "copies": "activations", "device": "the device"}
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -26,9 +28,11 @@ class Segment:
     Parameters
     ----------
     what : str
-        "compute": `row` is computed on `rank`. "queueing": the message's sender has it ready, but does not begin.
-        "transfer", "latency": the message is on its link, or has left it and is not there yet. "device": `rank` has the
-        inputs of `row` and is free, yet does not start it, because of a shared device or an executor's own time.
+        "compute": `row` is computed on `rank`. "posting": the message is made and its link is free, but the transfer
+        has not begun. "transfer", "latency": the message is on its link, or has left it and is not there yet.
+        "collectives", "copies", "device": `rank` is free and the messages for `row` are there, but `row` has not
+        started. It waits for its stage's parameters, for activations from host memory, or for a shared device or the
+        executor.
     start_s, end_s : float
         Seconds from the step's start.
     rank : int
@@ -67,8 +71,8 @@ class CriticalPath:
     Notes
     -----
     It is read from the end. The last action of the step began when its rank was free and its input was there. It waited
-    for the later of the two, which waited for something itself, and so on. A message that had to queue waited for the
-    one ahead of it on the link. Where two were equally late, the rank's own action is taken.
+    for the later of the two, which waited for something itself, and so on. A message behind others waited for the
+    transfer ahead of it on the link. Where two were equally late, the rank's own action is taken.
     """
 
     program: Program
@@ -96,8 +100,8 @@ class CriticalPath:
         action = self.program.action_of(segment.row)
         if segment.what == "compute":
             return f"{action} on rank {segment.rank}"
-        if segment.what == "device":
-            return f"device wait before {action} on rank {segment.rank}"
+        if segment.destination < 0:
+            return f"wait for {_WAITED_FOR[segment.what]} before {action} on rank {segment.rank}"
         return f"{segment.what} of {action} from rank {segment.rank} to {segment.destination}"
 
     def to_frame(self) -> pandas.DataFrame:
@@ -167,7 +171,13 @@ class _WayBack:
             self._found.append(Segment(what="compute", start_s=begin_s, end_s=self.now_s, rank=rank, row=row))
             self.now_s = begin_s
         ready_s = float(times.ready_s[action])
-        self._cross("device", ready_s, rank=rank, row=rows[0])
+        there_s = {  # what the action waited for when the messages were there, the last of it first
+            "device": float(max(ready_s, graph.gathered_s[action], graph.loaded_s[action])),
+            "copies": float(max(ready_s, graph.gathered_s[action])),
+            "collectives": ready_s,
+        }
+        for what, begin_s in there_s.items():
+            self._cross(what, begin_s, rank=rank, row=rows[0])
         before = int(wiring.previous[action])
         free_s = times.end_s[before] if before >= 0 else 0.0
         inputs = [message for message in wiring.inputs[action].tolist() if message >= 0]
@@ -176,7 +186,7 @@ class _WayBack:
         return int(max(inputs, key=times.arrival_s.__getitem__))
 
     def cross_messages(self, message: int) -> int:
-        """Go to the end of the action that the message waited for: the last to post it, or that of a message ahead."""
+        """Go to the end of the action that posted the message last, or that posted the message which kept its link."""
         graph, wiring, times = self.graph, self.graph.wiring, self.graph.times
         while True:
             producer = int(wiring.producer[message])
@@ -190,7 +200,7 @@ class _WayBack:
             # its departure already.
             self._cross("latency", float(graph.shown_left_s[message]), **place)
             self._cross("transfer", float(times.message_start_s[message]), **place)
-            self._cross("queueing", float(times.message_ready_s[message]), **place)
+            self._cross("posting", float(times.message_ready_s[message]), **place)
             ready_s = times.message_ready_s[message]
             posters = (int(wiring.sent_after[message]), int(wiring.received_after[message]))
             late = next((poster for poster in posters if poster >= 0 and times.end_s[poster] >= ready_s), None)

@@ -18,7 +18,7 @@ def critical_lines(blocks: Sequence[tuple[Trace, float]], unit: Unit) -> list[go
     """Lines for the critical path of each trace, whose rank r has the lane y = top + r.
 
     A solid line runs through computations and along messages: from the sender's lane, where a message is ready, to the
-    receiver's, where it arrives. A dotted line marks an action that waits although its inputs are there.
+    receiver's, where it arrives. A dotted line marks an action that waits although its messages are there.
     """
     lines: dict[bool, tuple[list[float | None], list[float | None]]] = {False: ([], []), True: ([], [])}
     for trace, top in blocks:
@@ -32,12 +32,12 @@ def critical_lines(blocks: Sequence[tuple[Trace, float]], unit: Unit) -> list[go
                 lanes = segment.destination - segment.rank
                 begin += lanes * (segment.start_s - same[0].start_s) / span
                 end = lane + lanes * (segment.end_s - same[0].start_s) / span
-            x, y = lines[segment.what == "device"]
+            x, y = lines[segment.what in ("collectives", "copies", "device")]
             x += [segment.start_s * unit.scale, segment.end_s * unit.scale, None]
             y += [begin, end, None]
     return [
         go.Scatter(
-            name="device wait on the critical path" if is_wait else "critical path",
+            name="free rank waits, on the critical path" if is_wait else "critical path",
             legendgroup="critical path",
             legendrank=2002 + is_wait,
             showlegend=not is_wait,

@@ -225,6 +225,8 @@ def test_by_hand() -> None:
     found = attribute(trace)
     assert found.copies_s.tolist() == [4.0]
     assert found.bubble_s.tolist() == [4.0]
+    assert found.critical_path.by_what_s["copies"] == 4.0
+    assert found.critical_path.label(found.critical_path.segments[3]) == "wait for activations before 0B0 on rank 0"
 
 
 @pytest.mark.parametrize("engine", ["simpy", "compiled"])

@@ -59,6 +59,8 @@ def test_a_rank_waits_for_its_parameters_and_holds_them_whole_from_place_to_plac
     found = attribute(trace)
     assert found.collectives_s.tolist() == [1.5 + 3.0]
     assert found.bubble_s.tolist() == [4.5]
+    assert found.critical_path.by_what_s["collectives"] == 4.5
+    assert found.critical_path.label(found.critical_path.segments[1]) == "wait for parameters before 1F0 on rank 0"
     assert with_columns(trace, optimizer="adam").optimizer_bytes.tolist() == [2 * 50]
 
 
