@@ -47,18 +47,23 @@ class Session:
     config : RunConfig
         What is run.
     pool : WorkerPool, optional
-        Whose processes are the workers; those of a pool of its own unless given. Under torchrun the processes that
-        exist are the workers, and each of them must make the same calls.
+        The processes to run in. By default the session starts its own, and `close` ends them. Under torchrun the
+        processes that torchrun started are the workers, and each of them must make the same calls.
     costs : sequence of StageCost, optional
-        Of each stage. The ranks then wait instead of computing, as with `compute="timed"`, which takes the costs from
-        the configuration's cost file.
+        The cost of each stage. With costs the ranks wait for these times instead of computing. `compute="timed"` in the
+        configuration does the same with the costs of its cost file.
 
     Raises
     ------
     InputError
-        For a run that cannot be.
+        If the configuration cannot be run.
     WorkerError
-        If a worker fails or dies; so do all methods.
+        If a worker fails or dies. Every method may raise it too.
+
+    Notes
+    -----
+    With data parallelism, replicas may have different numbers of microbatches. Where a method returns values of one
+    replica, it is the longest: the first of those with the most microbatches.
 
     Examples
     --------
@@ -111,32 +116,36 @@ class Session:
         steps : int
             How many.
         first_step : int
-            Number of the first; it decides which data is read.
+            Number of the first step. It decides which data is read.
         replica : int, optional
-            Whose steps to give; those of the first replica with the most microbatches unless given.
+            The replica to return traces of. By default the longest.
 
         Returns
         -------
         list of Trace
-            One for each step, of the replica and the first rank of tp, without activation bytes (see `memory`).
+            One for each step. They hold no activation bytes, see `memory`. With tensor parallelism they are those of
+            the first tensor-parallel rank.
         """
         replica = self.config.longest_replica if replica is None else replica
         by_rank = self._by_rank(tasks.measure, replica=replica, steps=steps, first_step=first_step)
         self._warn_of_losses()
         program = self.config.pipelines[replica].program
         specs = self.message_bytes if replica == self.config.longest_replica else self._message_bytes(replica)
-        conditions = ppsim.Conditions(streams=self.config.streams, blocking=self.config.is_blocking)
         return [
-            assemble_trace(program, [records[step] for records in by_rank], specs, conditions=conditions)
+            assemble_trace(program, [records[step] for records in by_rank], specs, conditions=self._conditions)
             for step in range(steps)
         ]
+
+    @property
+    def _conditions(self) -> ppsim.Conditions:
+        """What a prediction has to assume about these ranks' streams."""
+        return ppsim.Conditions(streams=self.config.streams, blocking=self.config.is_blocking)
 
     def run_known(self, known: KnownRun) -> Trace:
         """Run and time one step of a known run on these ranks."""
         program = known.schedule.program
-        return assemble_trace(
-            program, self._by_rank(run_known, known=known), [known.size_bytes] * len(program.messages)
-        )
+        records = self._by_rank(run_known, known=known)
+        return assemble_trace(program, records, [known.size_bytes] * len(program.messages), conditions=self._conditions)
 
     def calibrate(self, message_bytes: Sequence[int], *, action_s: float, rounds: int = 3) -> Calibration:
         """Measure what running a schedule costs on these ranks beside its computations.
@@ -146,8 +155,8 @@ class Session:
         message_bytes : sequence of int
             Sizes of the messages to predict.
         action_s : float
-            Seconds of a known run's forward. It should be as long as that of the run to predict, since caches grow cold
-            meanwhile.
+            Seconds that a forward takes in the known runs. Give that of the run to predict: the longer an action
+            computes, the colder are the caches for the messages after it.
         rounds : int
             How often each known run is measured.
         """
@@ -157,7 +166,7 @@ class Session:
         return calibrated([(self.run_known(each), each) for _ in range(rounds) for each in every])
 
     def known_runs(self, message_bytes: Sequence[int], action_s: float) -> list[KnownRun]:
-        """The known runs that calibrate these ranks. Some keep cores busy if computing ranks outnumber the cores."""
+        """The known runs that `calibrate` measures. Some keep cores busy, if computing ranks outnumber the cores."""
         return known_runs(
             self.config.ranks,
             message_bytes,
@@ -173,7 +182,7 @@ class Session:
     def memory(self) -> list[RankMemory]:
         """For each rank of the longest replica, all bytes that are counted in one untimed step.
 
-        Those of the optimizer are counted after `train` or `load_checkpoint`, which make it.
+        The optimizer's bytes are counted only after `train` or `load_checkpoint`, which make the optimizer.
         """
         return self._by_rank(tasks.count_memory)
 
@@ -182,7 +191,7 @@ class Session:
         return self._of_replica(tasks.device_peak)
 
     def _of_replica(self, task: Callable[..., _Answer], replica: int | None = None, **arguments: Any) -> list[_Answer]:
-        """The answers of a replica's processes, the longest one's unless given, each from its first rank of tp."""
+        """What the processes of a replica answer, one for each pipeline rank: its first tensor-parallel rank."""
         config, every = self.config, self._workers.call(task, **arguments)
         first = (config.longest_replica if replica is None else replica) * config.ranks * config.tp
         return every[first : first + config.ranks * config.tp : config.tp]
@@ -190,7 +199,7 @@ class Session:
     def _by_rank(
         self, task: Callable[..., list[_Answer]], *, replica: int | None = None, **arguments: Any
     ) -> list[_Answer]:
-        """The answers of a replica's ranks, as above."""
+        """What the pipeline ranks of a replica answer. A process holds several with `devices="shared"`."""
         return [answer for of_process in self._of_replica(task, replica, **arguments) for answer in of_process]
 
     @cached_property
@@ -214,12 +223,12 @@ class Session:
         step : int
             Number of the step; it decides which data is read.
         replica : int, optional
-            Whose microbatches; those of the longest replica unless given.
+            The replica whose microbatches are meant. By default the longest.
 
         Returns
         -------
         list of list of StageCost, shape (stages, microbatches)
-            As `ppsim.simulate` takes them; one StageCost for each stage if all microbatches are of one kind.
+            As `ppsim.simulate` takes them. If all microbatches have one shape: one StageCost for each stage.
 
         Raises
         ------
@@ -237,7 +246,7 @@ class Session:
         return [[profile.by_shape[shape][stage] for shape in shapes] for stage in range(self.config.pipeline.stages)]
 
     def microbatch_shapes(self, step: int, *, replica: int | None = None) -> list[str]:
-        """The shape of each microbatch of a step, on a replica, the longest unless given; see `Batch.shapes`."""
+        """The shape of each microbatch of a step, see `Batch.shapes`. By default on the longest replica."""
         return self._of_replica(tasks.shapes, replica, step=step)[0]
 
     def profile_rounds(
@@ -274,8 +283,9 @@ class Session:
             (step, microbatch, sample), loss = min(found)
             others = f" ({len(found) - 1} more such losses)" if len(found) > 1 else ""
             warnings.warn(
-                f"the loss of microbatch {microbatch} (from sample {sample} on) in step {step} is {loss}{others}: so "
-                "are its gradients, and equal ones show little; look at the data, the initial weights and the dtype",
+                f"the loss of microbatch {microbatch} (from sample {sample} on) in step {step} is {loss}{others}: its "
+                "gradients are no finite numbers either, and comparing them shows little; look at the data, the "
+                "initial weights and the dtype",
                 stacklevel=3,
             )
 
@@ -304,11 +314,11 @@ class Session:
         Returns
         -------
         Reduction or None
-            Fitted to the times of each stage's gradients, half of them and a quarter, each added up while nothing else
-            runs. None without replicas and copies, in an evaluation, or if no stage has gradients; and of sharded
-            parameters, see `probe_collectives`.
+            Fitted to three sizes for each stage: all of its gradients, a half and a quarter of them, each added up
+            while nothing else runs. None without replicas and copies, in an evaluation, if no stage has gradients, or
+            if parameters are sharded (see `probe_collectives`).
         """
-        if self._holds_shares:
+        if self._is_sharded:
             return None
         samples = [sample for process in self._workers.call(tasks.probe_reductions) for sample in process]
         if not samples:
@@ -323,16 +333,16 @@ class Session:
         Returns
         -------
         Collectives or None
-            With the seconds of each stage, measured while nothing else runs, and the bytes that are whole and that the
-            longest replica keeps. None unless parameters are sharded.
+            For each stage the seconds, measured while nothing else runs, the bytes of its whole parameters, and the
+            bytes of the shares that ranks of the longest replica keep. None unless parameters are sharded.
 
         Notes
         -----
-        `fully_shard` copies a stage's share into a buffer before it gathers, and the whole out of it afterwards. On a
-        CPU a rank does that itself. Here it counts as running beside computations, as the gathering does, so a step
-        that gathers ahead of use is predicted shorter by that.
+        `fully_shard` copies a stage's share into a buffer before it gathers, and the whole parameters out of it
+        afterwards. On a CPU the rank makes these copies itself. The result counts them as part of the gathering, which
+        runs beside computations. So a step that gathers ahead of use is predicted shorter, by the time of the copies.
         """
-        if not self._holds_shares:
+        if not self._is_sharded:
             return None
         every = self._of_replica(tasks.probe_collectives)
         by_stage = {stage: sample for of_process in every for stage, sample in of_process.items()}
@@ -347,18 +357,24 @@ class Session:
         )
 
     @property
-    def _holds_shares(self) -> bool:
-        """Whether the ranks hold shares of parameters; those that wait instead of computing have none."""
+    def _is_sharded(self) -> bool:
+        """Whether the ranks hold shares of parameters. Ranks that wait instead of computing have no parameters."""
         return self.config.is_sharded and self.costs is None
 
     def probe_sizes(self, size_bytes: Sequence[int], *, rounds: int) -> list[PingSample]:
-        """Measure messages of these sizes on every directed link between two ranks; sorted by size, then by link."""
+        """Measure messages of these sizes on every directed link between two ranks.
+
+        Returns
+        -------
+        list of PingSample
+            Sorted by size, then by link.
+        """
         by_rank = self._by_rank(tasks.probe_by_size, size_bytes=list(size_bytes), rounds=rounds)
         samples = [sample for rank in by_rank for sample in rank]
         return sorted(samples, key=lambda sample: (sample.size_bytes, sample.source, sample.destination))
 
     def time_compute(self, rounds: int) -> list[list[dict[str, float]]]:
-        """Measure F and B in a plain loop without messages; it takes one stage on each rank.
+        """Measure F and B in a plain loop without messages. Each rank must have one stage.
 
         Returns
         -------
@@ -392,13 +408,17 @@ class Session:
         ]
 
     def time_launches(self, steps: int) -> list[float] | None:
-        """Measure what the host spends on submitting each action, in `steps` steps that are timed for nothing else.
+        """Measure how long the host takes to submit each action.
+
+        Parameters
+        ----------
+        steps : int
+            How many steps to run. Nothing else is timed in them.
 
         Returns
         -------
-        list of float or None
-            Seconds of each action of the program, all of them in the host's time. None on a device that the host does
-            not run ahead of: there a rank's computing is the host's.
+        list of float, shape (actions,), or None
+            Host seconds of each action of the program. None on a CPU, where the host computes the action itself.
         """
         self._refuse_timed("launch")
         if self.config.device == "cpu":
@@ -413,12 +433,12 @@ class Session:
         return VerifyReport.of(self.config, comparisons)
 
     def train(self, steps: int) -> TrainReport:
-        """Go on with the training by optimizer steps (AdamW).
+        """Train for some optimizer steps (AdamW).
 
         Parameters
         ----------
         steps : int
-            How many. The first call starts at step 0, or after the loaded checkpoint.
+            How many. The first call starts at step 0, or after the loaded checkpoint, and each call after the last.
 
         Returns
         -------
@@ -428,7 +448,8 @@ class Session:
         Raises
         ------
         RunError
-            If a loss or a gradient is not finite, unless the configuration skips such steps. The step updates nothing.
+            If a loss or a gradient is not finite, unless the configuration skips such steps. Such a step updates no
+            parameter.
         """
         self._refuse_timed("train")
         self._refuse_copies()
@@ -457,7 +478,7 @@ class Session:
         Raises
         ------
         InputError, RunError
-            If it cannot be written; RunError where only the writing shows it.
+            If it cannot be written. InputError if that shows before writing begins.
         """
         self._refuse_timed("save")
         self._refuse_copies()
@@ -465,12 +486,12 @@ class Session:
         return self._workers.call(save_checkpoint, directory=directory.absolute())[0]
 
     def load_checkpoint(self, directory: Path) -> int:
-        """Go on from a checkpoint.
+        """Continue from a checkpoint.
 
         Parameters
         ----------
         directory : Path
-            Its folder, or a directory whose newest checkpoint is taken.
+            The checkpoint's folder, or a directory of checkpoints. Of these the newest is loaded.
 
         Returns
         -------
@@ -484,7 +505,7 @@ class Session:
         """
         self._refuse_timed("load")
         self._refuse_copies()
-        checkpoint.newest(directory)
+        checkpoint.newest(directory)  # raises here rather than on every rank, if there is none
         return self._workers.call(load_checkpoint, directory=directory.absolute())[0]
 
     def _refuse_copies(self) -> None:
@@ -496,6 +517,7 @@ class Session:
 
     def nudge(self) -> None:
         """Move every parameter by one rounding, to see how much rounding alone changes a training."""
+        self._refuse_timed("nudge")
         self._workers.call(nudge)
 
     def environment(self) -> dict[str, Any]:
@@ -524,5 +546,6 @@ def _stage_costs(config: RunConfig, costs: Sequence[StageCost] | None) -> Sequen
     if costs is None and config.compute == "timed":
         if config.layer_costs is None:
             raise InputError("timed compute needs costs: give a cost file, or profile the model first")
+        # layer_sizes is the cut already: the number of layers of each stage, by whichever method was asked for
         costs = ppsim.partition(config.layer_costs, stages=config.pipeline.model_stages, method=config.layer_sizes)
     return None if costs is None else costs_of_copies(costs, config.pipeline.copies, config.pipeline.stages)

@@ -1,11 +1,11 @@
-"""What can be wrong with what a user brings, and what can go wrong in a run."""
+"""Errors: input that cannot be used, and runs that fail."""
 
 
 class InputError(ValueError):
-    """Something a user brought cannot be used; the message says what, where, the value and the remedy.
+    """A user's input cannot be used. The message says what, where, the value and the remedy.
 
-    Every error of a user's input is one of these, and a command ends with exit code 2 for it. Any other ValueError that
-    leaves this project is a fault of ours.
+    Every error in a user's input is one of these, and a command ends with exit code 2 for it. Any other ValueError is a
+    fault of this project.
 
     Attributes
     ----------
@@ -19,7 +19,7 @@ class InputError(ValueError):
 
 
 class ScheduleError(InputError):
-    """A schedule that is incomplete, out of order or cannot end; the message says what, where and the remedy.
+    """A schedule is incomplete, out of order or cannot end. The message says what, where and the remedy.
 
     Attributes
     ----------
@@ -33,11 +33,11 @@ class ScheduleError(InputError):
 
 
 class CostError(InputError):
-    """A cost, or a file of costs, that has no meaning; the message names the field, its value and the remedy."""
+    """A cost, or a file of costs, has no meaning. The message names the field, its value and the remedy."""
 
 
 class RunError(RuntimeError):
-    """A run that began and could not end; the message says where it stood and why. A command ends with exit code 1.
+    """A run began and could not end. The message says where it stood and why. A command ends with exit code 1.
 
     Attributes
     ----------

@@ -1,4 +1,4 @@
-"""Published: figures that others published, computed anew from the costs stated beside them."""
+"""Published: figures from papers, beside the same figures simulated from the costs that the papers state."""
 
 from __future__ import annotations
 
@@ -25,10 +25,11 @@ class PublishedRow:
     source, what : str
         Whose figure, and of what.
     published, ours : float
+        The figure in the paper, and the simulated one.
     demand : str
-        What `ours` is to be, in words.
+        How `ours` must relate to `published`, in words.
     holds : bool
-        Whether it is.
+        Whether it does.
     """
 
     source: str
@@ -45,7 +46,7 @@ class PublishedRow:
 
     @property
     def cells(self) -> dict[str, str]:
-        """The figures as a row of a table."""
+        """Both figures as a row of a table, by column."""
         return {
             "figure": self.what,
             "published": f"{self.published:.4f}",
@@ -56,7 +57,7 @@ class PublishedRow:
 
 
 def published_rows(directory: Path, *, with_search: bool) -> Iterator[PublishedRow]:
-    """Compute all figures anew, source by source.
+    """Simulate all figures, source by source.
 
     Parameters
     ----------

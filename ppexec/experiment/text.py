@@ -1,4 +1,4 @@
-"""Findings: an experiment's outcome in words and rows, for terminals and reports."""
+"""Text: an experiment's outcome as sentences and table rows, for terminals and reports."""
 
 from __future__ import annotations
 
@@ -9,7 +9,10 @@ from ppexec.experiment.experiment import Outcome
 
 
 def comparison_rows(outcome: Outcome) -> list[dict[str, str]]:
-    """quantity, predicted, measured, spread (quartiles), error: a row for step, bubble, and each rank's memory."""
+    """Rows of a table: step time, step with reductions if there are any, bubble fraction, memory of each rank.
+
+    Columns: quantity, predicted, measured, quartiles (of measured times), error.
+    """
     summary = outcome.summary()
     step, bubble, held = summary["step_time_s"], summary["bubble_fraction"], summary["activation_bytes"]
     whole = summary["step_with_reductions_s"]
@@ -61,15 +64,15 @@ _COLUMNS = {
 
 
 def memory_rows(outcome: Outcome) -> list[dict[str, str]]:
-    """A row for each rank and clock: the peak of every column that both clocks know, in MiB."""
+    """Rows of a table: peak memory of each rank, predicted and measured, in MiB by kind, for kinds known to both."""
     held = outcome.summary()["memory"]
-    clocks = ("predicted", "measured")
-    known = [name for name in _COLUMNS if all(name in held[clock] for clock in clocks)]
+    sources = ("predicted", "measured")
+    known = [name for name in _COLUMNS if all(name in held[source] for source in sources)]
     return [
-        {"rank": str(rank), "clock": clock}
-        | {f"{_COLUMNS[name]} (MiB)": f"{held[clock][name][rank] / 2**20:.3f}" for name in known}
+        {"rank": str(rank), "source": source}
+        | {f"{_COLUMNS[name]} (MiB)": f"{held[source][name][rank] / 2**20:.3f}" for name in known}
         for rank in range(outcome.config.ranks)
-        for clock in clocks
+        for source in sources
     ]
 
 
@@ -86,13 +89,12 @@ def memory_verdict(outcome: Outcome) -> str:
 
 
 def verdict(outcome: Outcome) -> str:
-    """What a reader should know first, in two or three sentences."""
+    """What a reader should know first, in a few sentences."""
     is_equal = outcome.summary()["memory"]["equal_at_every_action"]
     memory = "equal to the byte after every action" if is_equal else "not equal"
     parts = [
-        f"The prediction is {abs(outcome.step_time_error):.1%} "
-        f"{'above' if outcome.step_time_error > 0 else 'below'} the median of {len(outcome.measured)} measured steps; "
-        f"the memory held is {memory}."
+        f"The predicted step is {_beside(outcome.step_time_error)} the median of {len(outcome.measured)} measured "
+        f"steps. The memory held is {memory}."
     ]
     if not is_equal:
         parts.append(memory_verdict(outcome))
@@ -102,7 +104,7 @@ def verdict(outcome: Outcome) -> str:
         if verified.first_difference is None:
             parts.append(f"{what} are bit-equal to those of one process without a pipeline.")
         elif verified.passed:
-            parts.append(f"{what} are those of one process up to the rounding of another order of adding up.")
+            parts.append(f"{what} equal those of one process, but for rounding: sums are taken in another order.")
         else:
             parts.append(f"Against one process without a pipeline, {verified.first_difference}.")
     cores = outcome.environment["cores"]
@@ -110,11 +112,17 @@ def verdict(outcome: Outcome) -> str:
     if is_real and outcome.config.world_size * outcome.config.threads > cores:
         efficiency = outcome.calibration.sharing_efficiency
         parts.append(
-            f"There are {outcome.config.world_size} ranks of {outcome.config.threads} thread(s) on {cores} cores: the "
-            f"prediction shares them evenly, at {efficiency:.2f} of what they could do for one replica, as known runs "
-            "beside the steps showed."
+            f"{outcome.config.world_size} ranks of {outcome.config.threads} thread(s) share {cores} cores. The "
+            f"prediction divides the cores evenly among the ranks, and assumes {efficiency:.2f} of their full "
+            "throughput, as measured in calibration runs between the steps."
         )
     return " ".join(parts)
+
+
+def _beside(error: float) -> str:
+    """An error in words: "1.2% longer than"."""
+    size = f"{abs(error):.1%}"
+    return "as long as" if size == "0.0%" else f"{size} {'longer' if error > 0 else 'shorter'} than"
 
 
 def environment_rows(values: Mapping[str, Any]) -> dict[str, str]:

@@ -1,10 +1,13 @@
-"""SM groups: half of a GPU's multiprocessors shared out, so that each rank of one process has its own (green contexts).
+"""SM groups: a GPU's multiprocessors divided among the ranks of one process (green contexts).
 
-The groups are disjoint; memory bandwidth, L2 cache and power stay common. Half of the multiprocessors stay idle, so
-that none of these is at its limit, and ranks do not slow one another down. Measured on an H100 in bfloat16: with four
-groups of 32 at work the GPU was at its power limit, clocks fell from 1980 to some 1400 MHz and followed the load with
-a delay of some 50 ms, and a forward took 1.34 times what it took alone; with four groups of 16 an action took 1.05
-times. Copies between ranks have plain streams: 128 MiB took 0.13 ms beside half of the GPU at work, 0.6 ms beside all.
+The groups are disjoint. Memory bandwidth, L2 cache and power are still shared. So groups take only half of the
+multiprocessors, and the rest stays idle: then none of the shared resources is at its limit, and ranks do not slow one
+another down. Measured on an H100 in bfloat16:
+
+- Four groups of 32 at work bring the GPU to its power limit. Clocks fall from 1980 to some 1400 MHz, some 50 ms after
+  the load, and a forward takes 1.34 times as long as alone.
+- With four groups of 16 an action takes 1.05 times as long as alone.
+- Copies between ranks run on plain streams. 128 MiB take 0.13 ms with half of the GPU at work, 0.6 ms with all of it.
 
 Source: CUDA driver API, "Green Contexts" (cuDevSmResourceSplitByCount).
 """
@@ -16,8 +19,8 @@ from typing import Any
 import torch
 
 _FAILURES = (ImportError, AttributeError, RuntimeError, TypeError, ValueError)
-"""What an absent or an older driver or binding answers with. Plain streams do then, so no run fails for it."""
-_STEP = 8  # multiprocessors: Hopper hands out multiples
+"""What is raised where the driver or its Python binding is absent or too old. Plain streams are used then."""
+_STEP = 8  # multiprocessors: Hopper's groups are multiples of it
 
 
 class SMGroups:
@@ -28,15 +31,15 @@ class SMGroups:
     device : torch.device
         The GPU.
     parts : int
-        How many groups.
+        How many groups. Each has at least 8 multiprocessors, so many parts take more than half of the GPU.
 
     Attributes
     ----------
     streams : list of torch.cuda.Stream
         One for each part; plain streams where the driver has no groups.
     description : dict
-        "multiprocessors" (of the GPU), "parts", "each" (the size of each group, or None without groups) and, where
-        there are none, "why_not".
+        "multiprocessors": of the GPU. "parts". "each": list of the groups' sizes, or None without groups. "why_not":
+        why there are no groups, if so.
     """
 
     def __init__(self, device: torch.device, parts: int) -> None:
@@ -58,7 +61,8 @@ class SMGroups:
 
         torch.zeros(1, device=self._device)  # the primary context must be there
         kind = driver.CUdevResourceType.CU_DEV_RESOURCE_TYPE_SM
-        number = _checked(driver.cuDeviceGet(self._device.index or 0))
+        index = torch.cuda.current_device() if self._device.index is None else self._device.index
+        number = _checked(driver.cuDeviceGet(index))
         every = _checked(driver.cuDeviceGetDevResource(number, kind))
         each = max(total // 2 // parts // _STEP * _STEP, _STEP)
         groups, found, _ = _checked(driver.cuDevSmResourceSplitByCount(parts, every, 0, each))
@@ -80,7 +84,7 @@ class SMGroups:
         return torch.cuda.ExternalStream(int(stream), device=self._device)
 
     def close(self) -> None:
-        """Destroy the contexts; their streams must have nothing to do."""
+        """Destroy the contexts. Their streams must have finished all work."""
         if self._contexts:
             from cuda.bindings import driver
 

@@ -35,8 +35,8 @@ def partition(
     stages : int
         Number of stages.
     method : "even", "optimal", "layout" or sequence of int
-        "even" gives every stage as many layers. "optimal" makes the largest stage, by seconds of F + B, as small as
-        possible. "layout" cuts as `layout` says. Numbers are the layers of each stage.
+        "even" gives every stage equally many layers. "optimal" minimises the time of the longest stage, in seconds of
+        F + B. "layout" cuts as `layout` says. A sequence gives the number of layers of each stage.
     layout : str or Layout, optional
         Megatron's `--pipeline-model-parallel-layout`, with a letter for each layer; see `Layout`.
     frees_outputs : bool
@@ -46,7 +46,7 @@ def partition(
     Returns
     -------
     list of StageCost
-        The cost of each stage. A stage without layers takes no time; it holds, and hands on, what it receives.
+        The cost of each stage. A stage without layers takes no time. It holds what it receives and passes it on.
 
     Raises
     ------
@@ -152,10 +152,11 @@ def bounds(sizes: Sequence[int]) -> list[tuple[int, int]]:
 
 
 def _optimal_sizes(work_s: list[float], stages: int) -> list[int]:
-    """Dynamic programming over prefixes: best[k][n] is the smallest possible largest stage of n layers in k stages.
+    """The min-max cut, by dynamic programming: best[k][n] is the longest stage's time if k stages hold n layers.
 
-    If the last stage begins at layer j, the largest stage is max(best[k-1][j], sum of layers j to n). The first term
-    grows with j and the second falls, so bisection finds where they cross. It takes O(stages * layers * log layers).
+    If the last of the k stages begins at layer j, the longest takes max(best[k-1][j], sum of layers j to n). The first
+    term grows with j and the second falls, so bisection finds where they cross. It takes
+    O(stages * layers * log layers).
     """
     count = len(work_s)
     prefix = [0.0, *accumulate(work_s)]
@@ -182,4 +183,5 @@ def _optimal_sizes(work_s: list[float], stages: int) -> list[int]:
 
 
 def _first_part_larger(best: list[float], prefix: list[float], total: float, cut: int) -> bool:
+    """Whether, cut there, the stages before take longer than the last one."""
     return best[cut] >= total - prefix[cut]

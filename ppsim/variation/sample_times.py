@@ -1,4 +1,8 @@
-"""Sample times: what rows and messages take in each sample of a step, by seed and sample alone."""
+"""Sample times: random durations of rows and messages, one set for each sample of a step.
+
+A row is one F, B, I or W of the program. An action is what a rank starts at once: a row, or the two rows of an
+overlapped pair. The same seed gives sample k the same times in every call.
+"""
 
 from __future__ import annotations
 
@@ -31,9 +35,20 @@ class _Stream(IntEnum):
 
 
 class BlockTimes(NamedTuple):
-    """What a block of n samples takes. All but durations may have one row for all samples.
+    """The times of a block of n samples.
 
-    duration_s: shape (n, rows). dispatch_s: shape (n, actions). occupied_s, latency_s: shape (n, messages).
+    Parameters
+    ----------
+    duration_s : array of shape (n, rows)
+        How long each row takes.
+    dispatch_s : array of shape (n, actions) or (1, actions)
+        How long each action's dispatching takes.
+    occupied_s, latency_s : arrays of shape (n, messages) or (1, messages)
+        How long each message keeps its link, and how long it travels afterwards.
+
+    Notes
+    -----
+    Where nothing varies an array has length 1 on the first axis, for all samples.
     """
 
     duration_s: Seconds
@@ -42,7 +57,7 @@ class BlockTimes(NamedTuple):
     latency_s: Seconds
 
     def of_sample(self, timed: TimedProgram, index: int) -> TimedProgram:
-        """The timed program with the times of one sample."""
+        """The timed program with the times of the sample at this place of the block."""
         duration_s, dispatch_s, occupied_s, latency_s = (each[min(index, len(each) - 1)] for each in self)
         return replace(timed, duration_s=duration_s, dispatch_s=dispatch_s, occupied_s=occupied_s, latency_s=latency_s)
 
@@ -54,20 +69,20 @@ class SampleTimes:
     Parameters
     ----------
     timed : TimedProgram
-        The means.
+        The mean times.
     jitter : Jitter
         How times vary.
     seed : int
-        What they are drawn from.
+        Seed of the random numbers.
     calm_ranks, calm_links : frozenset of int
-        Ranks and links (by number) that keep their means, but for the factor of the whole step. What the others draw
-        stays the same.
+        Ranks and links (by number) that do not vary by themselves: they keep their means, times the factor of the whole
+        step. Other ranks and links draw the same times as without them.
 
     Notes
     -----
-    Samples are drawn in blocks. The size of a block follows from the program alone. Block k draws from Philox (Salmon
-    et al., SC 2011) keyed by the seed, with counters that hold k and the stream. So a sample depends on no other block,
-    and neither on the number of samples nor on threads.
+    Samples are drawn in blocks. The size of a block depends on the program alone. Block k draws from Philox (Salmon et
+    al., SC 2011) keyed by the seed, with counters that hold k and the kind of jitter. So a sample depends neither on
+    other blocks, nor on how many samples are drawn, nor on threads.
     """
 
     timed: TimedProgram
@@ -99,17 +114,17 @@ class SampleTimes:
         return _log_normal(self._generator(stream, block).standard_normal((self.block_size, width)), relative_std)
 
     def _picked(self, measured: Seconds, stream: _Stream, block: int, width: int) -> Seconds:
-        """Measured amounts, each as likely as any other, shape (block_size, width)."""
+        """Measured values drawn with replacement, all equally likely, shape (block_size, width)."""
         return measured[self._generator(stream, block).integers(len(measured), size=(self.block_size, width))]
 
     def _is_calm(self) -> npt.NDArray[np.bool_] | None:
-        """Whether each action is of a calm rank, shape (actions,). None without calm ranks."""
+        """Whether each action runs on a calm rank, shape (actions,). None without calm ranks."""
         program = self.timed.program
         rank = program.rank[program.action_start[:-1]]
         return np.isin(rank, list(self.calm_ranks)) if self.calm_ranks else None
 
     def _durations(self, block: int) -> Seconds:
-        """Means times factors of action, rank and step, with hiccups and lateness added to an action's last row."""
+        """Means times the factors of action, rank and step. Hiccups and lateness are added to an action's last row."""
         jitter, program = self.jitter, self.timed.program
         is_calm = self._is_calm()
         factors = self._action_factors(block)

@@ -22,13 +22,13 @@ class StepTimes:
     Parameters
     ----------
     start_s, end_s : arrays of shape (rows,)
-        Of each row.
+        When each row starts and ends.
     message_start_s, message_left_s, message_arrival_s : arrays of shape (messages,)
         When each transfer begins, when its link is free again, and when it is there.
     side_start_s, side_end_s : arrays of shape (entries,)
-        Of each UNSHARD, REDUCE_GRAD, O and L.
+        When each UNSHARD, REDUCE_GRAD, O (copy to host memory) and L (copy back) starts and ends.
     side : SideTable
-        What these are.
+        The table of these entries.
     """
 
     start_s: Seconds
@@ -50,7 +50,10 @@ class StepTimes:
         message_arrival_s: Seconds,
         side_start_s: Seconds | None = None,
     ) -> StepTimes:
-        """The times of a step by the starts of its actions: the second row of a pair starts when the first ends."""
+        """Compute all times of a step from the starts of its actions and messages.
+
+        The second row of an overlapped pair starts when the first ends.
+        """
         program = timed.program
         if program.has_pairs:
             first, last = program.action_start[:-1], program.action_start[1:] - 1
@@ -80,7 +83,7 @@ class StepTimes:
 
     @staticmethod
     def beside(timed: TimedProgram, start_s: Seconds | None) -> dict[str, Any]:
-        """The fields of what runs beside computations, by its starts; none without it."""
+        """The three fields of UNSHARD, REDUCE_GRAD, O and L, from their starts. Empty for None."""
         if start_s is None:
             return {}
         return {"side_start_s": start_s, "side_end_s": start_s + timed.side_s, "side": timed.side}
@@ -93,7 +96,8 @@ class BatchTimes:
     Parameters
     ----------
     first_start_s, last_end_s, compute_s : arrays of shape (n, p)
-        Of each rank. The first two are the step's first start on a rank without actions.
+        When each rank's first action starts, when its last ends, and how long it computes. On a rank without actions
+        the first two are the step's first start.
     watched_end_s : array of shape (n, watched)
         When the rows asked for end.
     start_s : array of shape (n, rows)
