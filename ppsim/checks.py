@@ -50,24 +50,31 @@ def checked(function: Callable[_P, _R]) -> Callable[_P, _R]:
     Traceback (most recent call last):
     ppsim.errors.InputError: count must be a whole number, got '4'
     """
-    signature = inspect.signature(function)
+    parameters = inspect.signature(function).parameters.values()
+    by_place = [each.name for each in parameters if each.kind in (each.POSITIONAL_ONLY, each.POSITIONAL_OR_KEYWORD)]
+    further = [each.name for each in parameters if each.kind == each.VAR_POSITIONAL]
+    others = [each.name for each in parameters if each.kind == each.VAR_KEYWORD]
 
     @functools.cache
-    def checks() -> dict[str, _Check]:
-        annotations = {name: hint for name, hint in function.__annotations__.items() if name != "return"}
-        return _checks(annotations, getattr(function, "__globals__", {}))
+    def checks() -> tuple[dict[str, _Check], list[tuple[str, _Check]]]:
+        """The checks of single arguments by name, and that of arguments beyond `by_place` with its name."""
+        ignored = ("return", *others)
+        annotations = {name: hint for name, hint in function.__annotations__.items() if name not in ignored}
+        known = _checks(annotations, getattr(function, "__globals__", {}))
+        of_further = [(name, known.pop(name)) for name in further if name in known]
+        return known, of_further
 
+    # Binding by `inspect` would take longer than the checks. Whether the call has the arguments that it needs, and no
+    # others, the function itself says.
     @functools.wraps(function)
     def with_checks(*args: _P.args, **kwargs: _P.kwargs) -> _R:
-        given = signature.bind(*args, **kwargs).arguments
-        for name, check in checks().items():
-            if name in given:
-                kind = signature.parameters[name].kind
-                if kind is inspect.Parameter.VAR_POSITIONAL:
-                    for number, value in enumerate(given[name]):
-                        check(f"{name}[{number}]", value)
-                elif kind is not inspect.Parameter.VAR_KEYWORD:
-                    check(name, given[name])
+        known, of_further = checks()
+        for name, value in (*zip(by_place, args, strict=False), *kwargs.items()):
+            if name in known:
+                known[name](name, value)
+        for name, check in of_further:
+            for number, value in enumerate(args[len(by_place) :]):
+                check(f"{name}[{number}]", value)
         return function(*args, **kwargs)
 
     return with_checks

@@ -112,8 +112,14 @@ class CostTable(Sequence[StageCost | Sequence[StageCost]]):
         """The costs of each stage: one for all microbatches, or one for each."""
         return self._every
 
-    def table(self, read: Callable[[StageCost], float], kind: npt.DTypeLike) -> npt.NDArray[Any]:
-        """A number of every cost, shape (stages, microbatches), or (stages, 1) if none depends on the microbatch."""
+    def table(self, read: Callable[[StageCost], Any], kind: npt.DTypeLike) -> npt.NDArray[Any]:
+        """What `read` reads from every cost: a number, or a tuple of n numbers.
+
+        Returns
+        -------
+        array of shape (stages, columns) or (stages, columns, n)
+            A column for each microbatch, or one if no cost depends on the microbatch; see `column`.
+        """
         return np.array([read(cost) for cost in self._distinct], kind)[self._which]
 
     def column(self, microbatch: npt.NDArray[Any]) -> npt.NDArray[Any] | int:

@@ -6,7 +6,10 @@ from dataclasses import dataclass
 from functools import cached_property
 from typing import TYPE_CHECKING
 
+import numpy as np
+
 from ppsim.checks import checked
+from ppsim.schedule.action import Kind
 from ppsim.schedule.deadlock import Circle, execution_order, find_circle
 from ppsim.schedule.program_tables import Integers, ProgramTables
 from ppsim.schedule.side_table import SideTable
@@ -77,6 +80,14 @@ class Program(ProgramTables):
         if streams not in self._graphs:
             self._graphs[streams] = MessageGraph.of(self, streams)
         return self._graphs[streams]
+
+    @cached_property
+    def first_gradient_row(self) -> Integers:
+        """The row of each stage's first B or W, its first gradients of weights, shape (stages,); -1 for none."""
+        rows = np.flatnonzero((self.kind == Kind.B) | (self.kind == Kind.W))[::-1]
+        first = np.full(self.schedule.stages, -1)
+        first[self.stage[rows]] = rows  # of several the last to be written stays: the earliest
+        return first
 
     @cached_property
     def collectives(self) -> SideTable:

@@ -423,7 +423,7 @@ class Schedule:
         found[self.program.microbatch] = self.program.stage // self.model_stages
         return found
 
-    @property
+    @cached_property
     def is_forward_only(self) -> bool:
         """True if no rank computes a backward: an evaluation pass."""
         return all(bool((order.kind == Kind.F).all()) for order in self.orders)

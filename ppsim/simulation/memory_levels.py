@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import operator
 from collections.abc import Sequence
 from itertools import pairwise
 
@@ -13,6 +14,7 @@ from ppsim.errors import CostError, InputError
 from ppsim.schedule.action import Kind
 from ppsim.schedule.program import Program
 
+_HELD_BYTES = operator.attrgetter("activation_bytes", "weight_activation_bytes", "kept_bytes")
 OPTIMIZERS = {"sgd": (0, 0), "momentum": (1, 0), "adam": (2, 1), "adamw": (2, 1)}  # numbers a parameter, step counters
 
 
@@ -47,9 +49,7 @@ def activation_levels(program: Program, stages: StageCosts) -> npt.NDArray[np.in
     if program.schedule.is_forward_only:
         return np.zeros(len(program.stage), np.int64)
     costs = CostTable.of(stages, program.schedule.microbatches)
-    whole = costs.table(lambda cost: cost.activation_bytes, np.int64)
-    kept = costs.table(lambda cost: cost.weight_activation_bytes, np.int64)
-    until_again = costs.table(lambda cost: cost.kept_bytes, np.int64)
+    whole, kept, until_again = costs.table(_HELD_BYTES, np.int64).transpose(2, 0, 1)
     most = np.maximum(np.maximum(whole, kept), until_again)
     if program.schedule.microbatches // whole.shape[1] * sum(map(int, most.ravel())) >= 2**63:
         raise CostError("the activations of all microbatches exceed 2**63 bytes: give smaller activation_bytes")
@@ -86,10 +86,8 @@ def gradient_levels(program: Program, stages: StageCosts) -> npt.NDArray[np.int6
     """
     costs = CostTable.of(stages, program.schedule.microbatches).of_stages
     sizes = np.array(_fitting([cost.trained_bytes for cost in costs], "parameter_bytes"), np.int64)
-    rows = np.flatnonzero((program.kind == Kind.B) | (program.kind == Kind.W))[::-1]
-    first = np.full(len(sizes), -1)
-    first[program.stage[rows]] = rows  # of several the last to be written stays: the earliest
     change = np.zeros(len(program.stage), np.int64)
+    first = program.first_gradient_row
     change[first[first >= 0]] = sizes[first >= 0]
     after = _after_rows(program, change)
     return after[program.action_start[1:] - 1][program.row_action] if program.has_pairs else after

@@ -116,9 +116,7 @@ class TimedProgram:
             message_bytes=sizes,
             duration_s=_durations(program, stages, conditions),
             dispatch_s=_by_action(program, "dispatch_s", conditions.dispatch_s),
-            send_s=np.where(_sends(program), conditions.send_s, 0.0)
-            if np.ndim(conditions.send_s) == 0
-            else _by_action(program, "send_s", conditions.send_s),
+            send_s=_send_times(program, conditions.send_s),
             occupied_s=occupied_s,
             latency_s=latency_s,
             receive_window=_checked_window(program, conditions.receive_window),
@@ -209,6 +207,7 @@ def row_durations(program: Program, stages: StageCosts, *, overlap: float = 1.0,
         return durations_s * factors[program.stage, program.microbatch]
 
 
+_BACK_AND_AHEAD_BYTES = operator.attrgetter("backward_message_bytes", "output_bytes")
 # Fields of StageCost by kind.
 _COMPUTE_S = {
     Kind.F: "forward_s",
@@ -228,10 +227,9 @@ _COMMUNICATION_S = {
 
 def _by_kind(costs: CostTable, names: Mapping[Kind, str]) -> Seconds:
     """Seconds of each kind, stage and microbatch, shape (kinds, stages, columns)."""
-    found = {kind: costs.table(operator.attrgetter(name), np.float64) for kind, name in names.items()}
-    seconds = np.zeros((len(Kind), *found[Kind.F].shape))
-    for kind, of_kind in found.items():
-        seconds[kind] = of_kind
+    found = costs.table(operator.attrgetter(*names.values()), np.float64)
+    seconds = np.zeros((len(Kind), *found.shape[:-1]))
+    seconds[list(names)] = found.transpose(2, 0, 1)
     return seconds
 
 
@@ -276,14 +274,11 @@ def message_bytes(program: Program, stages: StageCosts) -> npt.NDArray[np.int64]
     """
     costs = CostTable.of(stages, program.schedule.microbatches)
     producer, consumer = program.messages.producer, program.messages.consumer
-    lower, column = (
-        np.minimum(program.stage[producer], program.stage[consumer]),
-        costs.column(program.microbatch[producer]),
-    )
-    ahead = costs.table(lambda cost: cost.output_bytes, np.int64)[lower, column]
-    back = costs.table(lambda cost: cost.backward_message_bytes, np.int64)[lower, column]
-    found: npt.NDArray[np.int64] = np.where(program.kind[producer] == Kind.F, ahead, back)
-    return found
+    lower = np.minimum(program.stage[producer], program.stage[consumer])
+    is_ahead = (program.kind[producer] == Kind.F).astype(np.intp)
+    both = costs.table(_BACK_AND_AHEAD_BYTES, np.int64)
+    sizes: npt.NDArray[np.int64] = both[lower, costs.column(program.microbatch[producer]), is_ahead]
+    return sizes
 
 
 def _durations(program: Program, stages: StageCosts, conditions: Conditions) -> Seconds:
@@ -315,11 +310,14 @@ def _by_action(program: Program, name: str, given_s: npt.ArrayLike) -> Seconds:
     return np.full(program.actions, given_s, np.float64)
 
 
-def _sends(program: Program) -> npt.NDArray[np.bool_]:
-    """Whether each action sends a message, shape (actions,)."""
-    sends = np.zeros(program.actions, bool)
-    sends[program.row_action[program.message_out >= 0]] = True
-    return sends
+def _send_times(program: Program, given_s: npt.ArrayLike) -> Seconds:
+    """Seconds of sending after each action, shape (actions,). One number holds for the actions that send."""
+    if np.ndim(given_s) > 0:
+        return _by_action(program, "send_s", given_s)
+    send_s = np.zeros(program.actions)
+    if given_s != 0:
+        send_s[program.row_action[program.message_out >= 0]] = given_s
+    return send_s
 
 
 def _checked_window(program: Program, window: int | None) -> int | None:
