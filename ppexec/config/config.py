@@ -14,7 +14,7 @@ import ppsim
 from ppexec.config.batch_sizes import batch_sizes, counts_by_replica, samples_of
 from ppexec.config.bubble_warning import bubble_warning
 from ppexec.config.combinations import check_graphs, check_schedule, check_training
-from ppexec.config.devices import check_gpus, check_processes, check_sharing, choose_device
+from ppexec.config.devices import check_backend_limits, check_gpus, check_processes, choose_device
 from ppexec.config.divisors import largest_divisor
 from ppexec.config.groups import (
     BatchConfig,
@@ -85,7 +85,7 @@ class RunConfig(MachineConfig, TrainingConfig, StepsConfig, ParallelConfig, Sche
             raise InputError(f"timeout_s must be seconds > 0 (and below 1e7), got {self.timeout_s}")
         check_training(self)
         self._set("device", choose_device(self.device, backend=self.backend, streams=self.streams))
-        check_sharing(self.devices, backend=self.backend, dp=self.dp, tp=self.tp)
+        check_backend_limits(self.devices, backend=self.backend, dp=self.dp, tp=self.tp)
         check_graphs(self)
         preset = _PRESETS[self.preset]
         for name in ("hidden", "seq"):

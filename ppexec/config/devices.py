@@ -9,27 +9,28 @@ import torch
 from ppsim.errors import InputError
 from ppsim.schedule.streams import Streams
 
-_MOST_PROCESSES = 1024  # that one machine is asked to start
+_MOST_PROCESSES = 1024  # that one machine starts
 
 
 def choose_device(device: str, *, backend: str, streams: Streams) -> str:
-    """Choose the device where it is "auto", and refuse one that does not fit the backend.
+    """Choose the device if it is "auto", and refuse one that does not fit the backend.
 
     Returns
     -------
     str
-        "cpu", "threads" or "cuda".
+        "cuda", "cpu", or "threads": the CPU with a thread for each stream, asynchronous as a GPU.
 
     Raises
     ------
     InputError
-        With what fits.
+        If the device does not fit. The message names the devices that do.
     """
     if device == "auto":
-        # Only streams of their own run one message after another beside the computations.
-        own_streams = backend == "local" or streams != "link"
+        # With communicators of a pair or a rank, and with backend local, messages run one after another on streams
+        # beside the computations.
+        needs_streams = backend == "local" or streams != "link"
         on_gpu = backend == "nccl" or (backend == "local" and torch.cuda.is_available())
-        device = "cuda" if on_gpu else "threads" if own_streams else "cpu"
+        device = "cuda" if on_gpu else "threads" if needs_streams else "cpu"
     able = {"gloo": ("cpu", "threads"), "nccl": ("cuda",), "local": ("cuda", "threads")}[backend]
     if device not in able:
         raise InputError(f"backend {backend!r} works with device {' or '.join(able)}, not {device!r}")
@@ -46,8 +47,8 @@ def choose_device(device: str, *, backend: str, streams: Streams) -> str:
     return device
 
 
-def check_sharing(devices: str, *, backend: str, dp: int, tp: int) -> None:
-    """Refuse shared devices, or a mesh, that the backend has not."""
+def check_backend_limits(devices: str, *, backend: str, dp: int, tp: int) -> None:
+    """Refuse shared GPUs without nccl, and dp or tp above 1 with local."""
     if devices == "shared" and backend != "nccl":
         raise InputError(
             f"devices='shared' needs backend 'nccl', got {backend!r}: leave it out (with local, ranks always share one "
@@ -60,7 +61,7 @@ def check_sharing(devices: str, *, backend: str, dp: int, tp: int) -> None:
 
 
 def check_processes(*, dp: int, ranks: int, tp: int) -> None:
-    """Refuse more processes than a machine can have. Those that torchrun has started exist."""
+    """Refuse more processes than one machine starts. Those of torchrun run already and are not counted."""
     count = dp * ranks * tp
     if count > _MOST_PROCESSES and "LOCAL_WORLD_SIZE" not in os.environ:
         raise InputError(
@@ -70,7 +71,7 @@ def check_processes(*, dp: int, ranks: int, tp: int) -> None:
 
 
 def check_gpus(processes: int) -> None:
-    """Refuse more processes on this machine than it has GPUs. torchrun says how many of them are here."""
+    """Refuse more processes on this machine than it has GPUs. Without torchrun all of them are on this machine."""
     here, gpus = int(os.environ.get("LOCAL_WORLD_SIZE", processes)), torch.cuda.device_count()
     if here > gpus:
         raise InputError(

@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from functools import partial
+from typing import NamedTuple
 
 import torch
 from torch.utils import _pytree as pytree
@@ -18,15 +19,42 @@ from ppexec.stage.ledger import tensors_of
 from ppexec.stage.stage import Stage
 from ppsim import Kind, Program
 
-TIMES = ("forward_s", "backward_s", "backward_input_s", "backward_weight_s")
-_FIELD = {
+LAYER_TIMES = ("forward_s", "backward_s", "backward_input_s", "backward_weight_s")  # recomputing is a stage's
+_FIELD_OF_KIND = {
     Kind.F: "forward_s",
     Kind.B: "backward_s",
     Kind.I: "backward_input_s",
     Kind.W: "backward_weight_s",
     Kind.R: "recompute_s",
 }
-_OF_STAGES = tuple(_FIELD.values())
+_STAGE_TIMES = tuple(_FIELD_OF_KIND.values())
+
+
+class Span(NamedTuple):
+    """An action on the device's clock. number: of the stage, or of the layer."""
+
+    kind: Kind
+    number: int
+    microbatch: int
+    begin: Mark
+    end: Mark
+
+
+class CopySpan(NamedTuple):
+    """A copy to host memory or back on the device's clock."""
+
+    size_bytes: int
+    begin: Mark
+    end: Mark
+
+
+@dataclass(kw_only=True)
+class RoundTimes:
+    """What a round notes: every action of whole stages and of layers, and every copy."""
+
+    stages: list[Span] = field(default_factory=list)
+    layers: list[Span] = field(default_factory=list)
+    copies: list[CopySpan] = field(default_factory=list)
 
 
 @dataclass(kw_only=True)
@@ -38,19 +66,22 @@ class LayerSamples:
     seconds : dict
         Field of LayerCost -> layer -> seconds of each microbatch.
     stage_seconds : dict
-        The same by stage, for whole stages.
+        Field of StageCost -> stage -> seconds of each microbatch.
     sizes : dict
-        Layer -> field of LayerCost -> bytes, of the layer as a stage of its own.
+        Layer -> field of LayerCost -> bytes of microbatch 0, of the layer as a stage of its own.
     stage_sizes : dict
-        The same by stage, for whole stages.
+        Stage -> field of StageCost -> bytes of microbatch 0.
     by_shape : dict
-        Kind of input (see `Batch.shapes`) -> `stage_seconds` and `stage_sizes` of its microbatches.
+        Input shape (see `Batch.shapes`) -> `stage_seconds` of the microbatches with it, and their `stage_sizes` with
+        the bytes of messages.
     copy_seconds : dict
-        Bytes -> seconds of each copy of so many to host memory or back.
+        Size in bytes -> seconds of each copy of that size, to host memory or back.
     """
 
-    seconds: dict[str, dict[int, list[float]]] = field(default_factory=lambda: {name: {} for name in TIMES})
-    stage_seconds: dict[str, dict[int, list[float]]] = field(default_factory=lambda: {name: {} for name in _OF_STAGES})
+    seconds: dict[str, dict[int, list[float]]] = field(default_factory=lambda: {name: {} for name in LAYER_TIMES})
+    stage_seconds: dict[str, dict[int, list[float]]] = field(
+        default_factory=lambda: {name: {} for name in _STAGE_TIMES}
+    )
     sizes: dict[int, dict[str, int | None]] = field(default_factory=dict)
     stage_sizes: dict[int, dict[str, int]] = field(default_factory=dict)
     by_shape: dict[str, tuple[dict[str, dict[int, list[float]]], dict[int, dict[str, int | None]]]] = field(
@@ -64,7 +95,8 @@ class LayerProfiler:
 
     The rank runs its actions in the order of the program, so it holds the memory that it holds in a run. It moves
     activations to host memory and back where that stands in the order, between its actions. Inputs and gradients that
-    would come from other stages are noise. Bytes are counted once, for each layer and each stage.
+    would come from other stages are random numbers (zeros if they are integers). Bytes are counted once for each layer,
+    and once for each stage and input shape.
 
     Parameters
     ----------
@@ -75,7 +107,8 @@ class LayerProfiler:
     stages : mapping
         Stage number -> stage, for the stages of this rank.
     overwriting : sequence of int
-        See `ppexec.models.boundaries.first_overwriting`.
+        For each layer of the model the first layer, itself or a later one, that works in place on this layer's input;
+        the number of layers if none does. See `ppexec.models.boundaries.first_overwriting`.
     device : Device, optional
         Where the rank computes; the CPU if not given.
     compute : Stream, optional
@@ -104,10 +137,12 @@ class LayerProfiler:
             for row in program.rows_of(rank)
         ]
         self._rows_and_copies = _with_copies(program, rank, self._rows)
+        # The (stage, microbatch) with a split backward, with recomputation, and with offloaded activations.
         self._split = {(stage, microbatch) for stage, kind, microbatch in self._rows if kind == Kind.W}
         self._again = {(stage, microbatch) for stage, kind, microbatch in self._rows if kind == Kind.R}
         self._moved = {(stage, microbatch) for stage, kind, microbatch in self._rows_and_copies if kind == Kind.O}
         self._stages = stages
+        # A layer by itself copies its input only if it works in place on that itself.
         self._layers = {
             index: [
                 stage.part(at, at + 1, copies_input=overwriting[stage.first_layer + at] == stage.first_layer + at)
@@ -116,88 +151,93 @@ class LayerProfiler:
             for index, stage in stages.items()
         }
         self._trains = all(stage.trains for stage in stages.values())
-        self._footprints: dict[tuple[str, ...], dict[int, Footprint]] = {}
+        self._footprints: dict[str, dict[int, Footprint]] = {}
         self._sizes: dict[int, dict[str, int | None]] = {}
 
     def round(self, batch: Batch, *, by_layer: bool = True) -> LayerSamples:
-        """Run one round of this rank alone; see `work` for what it does."""
+        """Run one round of this rank alone. See `work` for what a round does."""
         return run_in_turn(self.device, [self], batch, by_layer=by_layer)[0]
 
-    def work(self, batch: Batch, taken: _Taken, *, by_layer: bool) -> Iterator[Callable[[], None]]:
+    def work(self, batch: Batch, times: RoundTimes, *, by_layer: bool) -> Iterator[Callable[[], None]]:
         """Yield the work of a round, to be submitted piece by piece.
 
-        A round runs the rank's order once on whole stages, with R, O and L. If `by_layer`, it then runs the order once
-        layer by layer, without these. At last it runs the kind of backward that a stage does not have, whole or split,
-        for one microbatch.
+        A round runs the rank's order once on whole stages, with recomputation (R) and copies to host memory and back (O
+        and L). If `by_layer`, it then runs the order once layer by layer, without R, O and L. At last, if the run
+        trains, it times for one microbatch the backward that the order does not have: B of stages that have I and W,
+        and I and W of stages that have B.
 
         Parameters
         ----------
         batch : Batch
             The microbatches.
-        taken : _Taken
+        times : RoundTimes
             Where the work notes its times.
         by_layer : bool
             Whether to time layers too.
         """
         for stage, kind, microbatch in self._rows_and_copies:
             if kind in (Kind.O, Kind.L):
-                yield partial(self._copy, stage, kind, microbatch, taken)
+                yield partial(self._copy, stage, kind, microbatch, times)
             else:
-                yield partial(self._run_stage, stage, kind, microbatch, batch, taken)
+                yield partial(self._run_stage, stage, kind, microbatch, batch, times)
         yield self._clear
         if not by_layer:
             return
         for layer in (layer for layers in self._layers.values() for layer in layers):
             layer.begin(batch)
         for stage, kind, microbatch in (row for row in self._rows if row[1] != Kind.R):
-            yield partial(self._run, stage, kind, microbatch, batch, taken, split=(stage, microbatch) in self._split)
+            yield partial(self._run, stage, kind, microbatch, batch, times, split=(stage, microbatch) in self._split)
         if self._trains:
             for stage in self._layers:
-                measured = {kind for of_stage, kind, _ in self._rows if of_stage == stage}
-                kinds = (Kind.B,) if Kind.I in measured else (Kind.I, Kind.W)
-                other = _Taken() if Kind.B in measured and Kind.I in measured else taken
-                yield partial(self._run, stage, Kind.F, 0, batch, _Taken(), split=Kind.W in kinds)
+                timed = {kind for of_stage, kind, _ in self._rows if of_stage == stage}
+                if {Kind.B, Kind.I} <= timed:
+                    continue
+                kinds = (Kind.B,) if Kind.I in timed else (Kind.I, Kind.W)
+                # They need a forward first, whose time is not noted.
+                yield partial(self._run, stage, Kind.F, 0, batch, RoundTimes(), split=Kind.W in kinds)
                 for kind in kinds:
-                    yield partial(self._run, stage, kind, 0, batch, other, split=False)
+                    yield partial(self._run, stage, kind, 0, batch, times, split=False)
 
     def _clear(self) -> None:
         for whole in self._stages.values():
             whole.clear()
 
-    def samples(self, taken: _Taken, batch: Batch) -> LayerSamples:
+    def samples(self, times: RoundTimes, batch: Batch) -> LayerSamples:
         """The seconds of a round that the device has done, and the bytes."""
         samples = LayerSamples()
-        for found, spans in ((samples.stage_seconds, taken.stages), (samples.seconds, taken.layers)):
-            begin_ns, end_ns = (self.device.times_ns([span[at] for span in spans]) for at in (3, 4))
-            for (kind, index, _, _, _), begin, end in zip(spans, begin_ns, end_ns, strict=True):
-                found[_FIELD[kind]].setdefault(index, []).append((end - begin) / 1e9)
-        begin_ns, end_ns = (self.device.times_ns([span[at] for span in taken.copies]) for at in (1, 2))
-        for (size_bytes, _, _), begin, end in zip(taken.copies, begin_ns, end_ns, strict=True):
-            samples.copy_seconds.setdefault(size_bytes, []).append((end - begin) / 1e9)
+        for found, spans in ((samples.stage_seconds, times.stages), (samples.seconds, times.layers)):
+            for span, seconds in zip(spans, self._seconds(spans), strict=True):
+                found[_FIELD_OF_KIND[span.kind]].setdefault(span.number, []).append(seconds)
+        for copy, seconds in zip(times.copies, self._seconds(times.copies), strict=True):
+            samples.copy_seconds.setdefault(copy.size_bytes, []).append(seconds)
         samples.stage_sizes = {index: found.amounts() for index, found in self.footprints(batch).items()}
         if not self._sizes:
             self._sizes = {
                 layer.first_layer: self._layer_sizes(layer, batch) for each in self._layers.values() for layer in each
             }
         samples.sizes = self._sizes
-        self._note_shapes(samples, taken, batch)
+        self._note_shapes(samples, times.stages, batch)
         return samples
 
-    def _note_shapes(self, samples: LayerSamples, taken: _Taken, batch: Batch) -> None:
-        """Note the seconds and bytes of whole stages for each kind of microbatch."""
-        begin_ns, end_ns = (self.device.times_ns([span[at] for span in taken.stages]) for at in (3, 4))
+    def _seconds(self, spans: Sequence[Span | CopySpan]) -> list[float]:
+        """How long each took."""
+        begin_ns, end_ns = (self.device.times_ns([getattr(span, end) for span in spans]) for end in ("begin", "end"))
+        return [(end - begin) / 1e9 for begin, end in zip(begin_ns, end_ns, strict=True)]
+
+    def _note_shapes(self, samples: LayerSamples, spans: Sequence[Span], batch: Batch) -> None:
+        """Note the seconds and bytes of whole stages for each input shape."""
         for shape in dict.fromkeys(batch.shapes):
             first = batch.shapes.index(shape)
             sizes: dict[int, dict[str, int | None]] = {
                 index: {**found.amounts(), **output_sizes(self._boundary_after(self._stages[index], first, batch))}
                 for index, found in self.footprints(batch, first).items()
             }
-            samples.by_shape[shape] = {name: {} for name in _OF_STAGES}, sizes
-        for (kind, index, microbatch, _, _), begin, end in zip(taken.stages, begin_ns, end_ns, strict=True):
-            seconds, _ = samples.by_shape[batch.shapes[microbatch]]
-            seconds[_FIELD[kind]].setdefault(index, []).append((end - begin) / 1e9)
+            samples.by_shape[shape] = {name: {} for name in _STAGE_TIMES}, sizes
+        for span, seconds in zip(spans, self._seconds(spans), strict=True):
+            of_shape, _ = samples.by_shape[batch.shapes[span.microbatch]]
+            of_shape[_FIELD_OF_KIND[span.kind]].setdefault(span.number, []).append(seconds)
 
-    def _run_stage(self, index: int, kind: Kind, microbatch: int, batch: Batch, taken: _Taken) -> None:
+    def _run_stage(self, index: int, kind: Kind, microbatch: int, batch: Batch, times: RoundTimes) -> None:
         """Time one action of a whole stage, in one call as in a run. Separate calls for its layers take longer."""
         stage = self._stages[index]
         stage.begin(batch)
@@ -206,35 +246,35 @@ class LayerProfiler:
         cell = (index, microbatch)
         how = {"split": cell in self._split, "again": cell in self._again, "moves": cell in self._moved}
         act(stage, kind, microbatch, value, batch, **how)
-        taken.stages.append((kind, index, microbatch, begin, self._mark()))
+        times.stages.append(Span(kind, index, microbatch, begin, self._mark()))
 
-    def _copy(self, index: int, kind: Kind, microbatch: int, taken: _Taken) -> None:
+    def _copy(self, index: int, kind: Kind, microbatch: int, times: RoundTimes) -> None:
         """Time one copy to host memory or back, while nothing is computed."""
         stage, begin = self._stages[index], self._mark()
         if kind == Kind.O:
             size_bytes = stage.offload(microbatch, self.device.host_buffer, self.compute.uses)
         else:
             size_bytes = stage.load(microbatch, self.compute.uses)
-        taken.copies.append((size_bytes, begin, self._mark()))
+        times.copies.append(CopySpan(size_bytes, begin, self._mark()))
 
-    def _run(self, stage: int, kind: Kind, microbatch: int, batch: Batch, taken: _Taken, *, split: bool) -> None:
+    def _run(self, stage: int, kind: Kind, microbatch: int, batch: Batch, times: RoundTimes, *, split: bool) -> None:
         """Time one action of a stage layer by layer."""
         layers = self._layers[stage]
         value = self._given(layers[0], layers[-1], kind, microbatch, batch)
         for layer in layers if kind == Kind.F else reversed(layers):
             begin = self._mark()
             value = act(layer, kind, microbatch, value, batch, split=split)
-            taken.layers.append((kind, layer.first_layer, microbatch, begin, self._mark()))
+            times.layers.append(Span(kind, layer.first_layer, microbatch, begin, self._mark()))
 
     def _given(self, first: Stage, last: Stage, kind: Kind, microbatch: int, batch: Batch) -> Tree | None:
-        """An action's input: for F that of the `first` layer, for B or I the gradient of the `last` layer's output."""
+        """What an action takes: F the first layer's input, B and I the last layer's output gradient, others nothing."""
         if kind in (Kind.W, Kind.R):
             return None
         return self._input(first, microbatch, batch) if kind == Kind.F else self._gradient(last, microbatch, batch)
 
     def footprints(self, batch: Batch, microbatch: int = 0) -> dict[int, Footprint]:
-        """Stage number -> footprint of a microbatch, counted once for each kind of microbatch."""
-        key = (batch.shapes[microbatch],) if batch.shapes else ()
+        """Stage number -> footprint of a microbatch, counted once for each input shape."""
+        key = batch.shapes[microbatch]
         if key not in self._footprints:
             self._footprints[key] = {
                 index: self._footprint(stage, batch, microbatch, split=any(cell[0] == index for cell in self._split))
@@ -298,30 +338,19 @@ def output_sizes(boundary: BoundarySpec) -> dict[str, int | None]:
     return {"output_bytes": ahead, "output_gradient_bytes": None if back == ahead else back}
 
 
-@dataclass(kw_only=True)
-class _Taken:
-    """The times of a round on the device's clock.
-
-    stages, layers: (kind, stage or layer, microbatch, begin, end) of every action. copies: (bytes, begin, end) of each.
-    """
-
-    stages: list[tuple[Kind, int, int, Mark, Mark]] = field(default_factory=list)
-    layers: list[tuple[Kind, int, int, Mark, Mark]] = field(default_factory=list)
-    copies: list[tuple[int, Mark, Mark]] = field(default_factory=list)
-
-
 def _with_copies(program: Program, rank: int, rows: Sequence[tuple[int, Kind, int]]) -> list[tuple[int, Kind, int]]:
-    """The rows of a rank with its O and L where they stand: stage, kind and microbatch of each."""
+    """The rows of a rank with its O and L among them: stage, kind and microbatch of each."""
     if program.schedule.offload is None:
         return list(rows)
     first = program.rank_actions[rank]
+    # The first row of each action: an overlapped pair has two. A copy stands before an action.
     begins = (program.action_start[first : program.rank_actions[rank + 1] + 1] - program.action_start[first]).tolist()
     found: list[tuple[int, Kind, int]] = []
     done = 0
-    for place, copy in program.schedule.offload[rank]:
-        found += rows[done : begins[place]]
-        found.append((copy.stage, copy.kind, copy.microbatch or 0))
-        done = begins[place]
+    for action, copy in program.schedule.offload[rank]:
+        found += rows[done : begins[action]]
+        found.append((copy.stage, copy.kind, copy.microbatch or 0))  # an O or L always has a microbatch
+        done = begins[action]
     return [*found, *rows[done:]]
 
 
@@ -347,10 +376,10 @@ def run_in_turn(
         One for each rank.
     """
     device.begin()
-    every = [_Taken() for _ in profilers]
+    every = [RoundTimes() for _ in profilers]
     pending = [
-        (profiler, profiler.work(batch, taken, by_layer=by_layer))
-        for profiler, taken in zip(profilers, every, strict=True)
+        (profiler, profiler.work(batch, times, by_layer=by_layer))
+        for profiler, times in zip(profilers, every, strict=True)
     ]
     while pending:
         for profiler, rest in list(pending):
@@ -360,4 +389,4 @@ def run_in_turn(
             else:
                 profiler.compute.submit(work, "a profiled action")
     device.synchronize()
-    return [profiler.samples(taken, batch) for profiler, taken in zip(profilers, every, strict=True)]
+    return [profiler.samples(times, batch) for profiler, times in zip(profilers, every, strict=True)]

@@ -10,7 +10,7 @@ from typing import Any
 
 import numpy as np
 
-from ppexec.measure.layer_profiler import TIMES, LayerSamples
+from ppexec.measure.layer_profiler import LAYER_TIMES, LayerSamples
 from ppsim import HostLink, LayerCost, StageCost, partition
 
 
@@ -74,7 +74,7 @@ def summarise(
     -------
     Profile
     """
-    by_layer: dict[str, dict[int, list[float]]] = {name: defaultdict(list) for name in TIMES}
+    by_layer: dict[str, dict[int, list[float]]] = {name: defaultdict(list) for name in LAYER_TIMES}
     sizes: dict[int, dict[str, int | None]] = {}
     stage_sizes: dict[int, dict[str, int]] = {}
     by_stage: dict[int, dict[str, list[float]]] = defaultdict(lambda: defaultdict(list))

@@ -32,7 +32,10 @@ class MLPBlock(nn.Module):
 
 
 def _plan(layer: nn.Module) -> dict[str, ParallelStyle]:
-    """Each rank of tp computes its share of the intermediate features, summed up in fc2 (Shoeybi et al., 2019)."""
+    """Each tensor-parallel rank computes a slice of the intermediate features; fc2 adds up the ranks' partial outputs.
+
+    Source: Shoeybi et al., Megatron-LM, 2019, section 3. All layers have this plan.
+    """
     from torch.distributed.tensor.parallel import ColwiseParallel, RowwiseParallel
 
     return {"fc1": ColwiseParallel(), "fc2": RowwiseParallel()}
@@ -41,13 +44,15 @@ def _plan(layer: nn.Module) -> dict[str, ParallelStyle]:
 def mlp(config: RunConfig) -> Model:
     """Build the built-in MLP: a chain of `config.layers` blocks.
 
-    Inputs and targets are normal, of shape (samples, seq, hidden). The loss is the mean squared error.
+    Inputs and targets are drawn from a normal distribution, of shape (samples, seq, hidden). The loss is the mean
+    squared error.
     """
-    with torch.device("meta"):
+    with torch.device("meta"):  # each rank makes only its own layers real
         layers = [MLPBlock(config.hidden, config.intermediate, dtype=config.torch_dtype) for _ in range(config.layers)]
 
     def sample(microbatch: int) -> tuple[torch.Tensor, torch.Tensor]:
         samples = [
+            # an input and a target
             torch.randn(2, config.seq, config.hidden, generator=sample_generator(config.seed, sample=index))
             for index in config.samples_of(microbatch)
         ]

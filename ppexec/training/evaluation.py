@@ -1,4 +1,4 @@
-"""Evaluation: the loss of held-out data in the middle of a training, which does not notice it."""
+"""Evaluation: the loss of held-out data in the middle of a training, of which it changes no bit."""
 
 from __future__ import annotations
 
@@ -14,7 +14,9 @@ from ppexec.workers.worker import Worker
 
 
 class Evaluation:
-    """The held-out loss of a worker's run, by the forwards of its schedule on its mesh. All workers must build theirs.
+    """The held-out loss of a worker's run, computed with the forwards of the training's schedule.
+
+    Building one is collective: every worker must build its own.
 
     Parameters
     ----------
@@ -23,9 +25,9 @@ class Evaluation:
 
     Notes
     -----
-    A training goes on with the same bits as without evaluations: the stages here are others on the same layers, so that
-    gradients, what is kept of microbatches and which layers draw random numbers stay as they were, and each module gets
-    its mode back.
+    A training continues with the same bits as without evaluations. An evaluation has stages of its own on the same
+    layers. So gradients, held activations and the record of which layers draw random numbers are not touched.
+    Afterwards each module is in the mode in which it was.
     """
 
     def __init__(self, worker: Worker) -> None:
@@ -37,6 +39,7 @@ class Evaluation:
                 stage.index,
                 stage.layers,
                 first_layer=stage.first_layer,
+                is_first=stage.is_first,
                 loss=stage.loss,
                 microbatches=stage.microbatches,
                 trains=False,
@@ -54,11 +57,13 @@ class Evaluation:
         }
         specs = worker.specs_of(program, [worker.boundaries] * worker.pipeline.microbatches)
         self._ranks = worker.build_ranks(program, specs, stages_of)
-        self._shapes = [worker.boundaries[0].name] * worker.pipeline.microbatches  # as the specs are
+        self._shapes = [
+            worker.boundaries[0].name
+        ] * worker.pipeline.microbatches  # those for which messages are prepared
         self._sequence = sequence_of(program, list(stages_of))
 
     def loss(self) -> float:
-        """The loss of the held-out microbatches of all replicas, as of one step. Collective over the world."""
+        """The loss of all replicas' held-out microbatches, as if they were one step. Collective over the world."""
         worker, rounds = self._worker, self._worker.config.evaluate_steps
         losses = StepLosses.none(worker, rounds)
         terms = 0.0
@@ -70,6 +75,7 @@ class Evaluation:
                 run_step(worker.device, self._ranks, self._sequence, batch, is_timed=False)
                 losses.note(worker, batch, self._stages)
                 terms += sum(float(number) for stage in self._stages for number in stage.terms.values())
+        # `note` divided sums by the training's count of terms; here the count is the evaluation's.
         if worker.model.reduction == "sum" and any(stage.loss is not None for stage in self._stages):
             losses.whole = worker.loss_weights.over_replicas(terms)
         return StepLosses.of_row(total(worker, losses.row(worker))).mean
@@ -82,7 +88,7 @@ class Evaluation:
         ]
         for stage in self._stages:
             if stage.randomness is not None:
-                stage.randomness.off()
+                stage.randomness.off()  # a training's forward turns it on again
             for layer in stage.layers:
                 layer.eval()
         try:

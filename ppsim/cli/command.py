@@ -25,7 +25,7 @@ from tyro.constructors import ConstructorRegistry, PrimitiveConstructorSpec, Pri
 
 from ppsim.checks import check_fields, check_path
 from ppsim.cli.colour import refuses_colour
-from ppsim.cli.grouped_flags import grouped, of_flag
+from ppsim.cli.grouped_flags import grouped, naming_the_flag
 from ppsim.errors import InputError, RunError
 
 T = TypeVar("T")
@@ -170,7 +170,7 @@ def parse(
     try:
         check_fields(found)
     except InputError as error:
-        raise of_flag(error, vars(found)) from None
+        raise naming_the_flag(error, vars(found)) from None
     return found
 
 

@@ -18,20 +18,21 @@ from ppsim.essential import EssentialMark
 
 _SUFFIXES = re.compile(r"(Flags|Command|Config)$")
 _NO_HINT: dict[str, Any] = {"help_behavior_hint": ""}
+# A field that is True by default has a flag that turns it off, as in --no-check.
 _ON_HINT: dict[str, Any] = {"help_behavior_hint": "(done unless this is given)"}
 
 
 def grouped(command: type, *, only_essential: bool) -> Callable[..., Any]:
-    """What tyro reads a command's flags off: a function with a parameter for each group.
+    """Build the function from which tyro reads a command's flags: it has one parameter for each group.
 
     Parameters
     ----------
     command : type
-        A dataclass. The fields that a class declares first are a group, named after it. Essential are those marked
-        `Essential`, those without a default, positional ones, and all that the command itself declares if it marks
-        none of them.
+        A dataclass. It and each of its base classes form a group of the fields that they introduce, named after the
+        class. A field is essential if it is marked `Essential`, is positional or has no default. If the command marks
+        none of its own fields, all of these are essential.
     only_essential : bool
-        Leave the other flags out, for a short help. Nothing can be parsed then.
+        Leave the other flags out. The function then serves for printing a short help only.
 
     Returns
     -------
@@ -41,35 +42,39 @@ def grouped(command: type, *, only_essential: bool) -> Callable[..., Any]:
     essential, names = essential_fields(command), {each.name for each in fields(command)}
     members = _members(command, essential if only_essential else names)
     parameters = []
-    if essential < names:
+    if essential < names:  # some flags are not essential, so there is more to show
         text = f"show all {len(names)} flags, by groups, and exit"
         parameters.append(_parameter("help_all", Annotated[bool, tyro.conf.arg(help=text, **_NO_HINT)], False))
-    for home, flags in members.items():
-        name, about = _group_name(home), "" if home is command else inspect.cleandoc(home.__doc__ or "")
+    for declaring_class, flags in members.items():
         ((flag, hint, default), *rest) = flags
-        if not rest and is_dataclass(get_args(hint)[0]):  # a value that brings flags of its own, in a box of its own
+        if not rest and any(map(is_dataclass, get_args(hint)[:1])):  # a field that is a group of flags itself
             parameters.append(_parameter(flag, hint, default.default_factory()))
             continue
-        box = make_dataclass(name, flags, kw_only=True, namespace={"__doc__": about.split("\n\n")[0]})
+        name = _group_name(declaring_class)
+        about = "" if declaring_class is command else inspect.cleandoc(declaring_class.__doc__ or "")
+        group = make_dataclass(name, flags, kw_only=True, namespace={"__doc__": about.split("\n\n")[0]})
         parameters.append(
-            _parameter(home.__name__, Annotated[box, tyro.conf.arg(name=name), tyro.conf.OmitArgPrefixes])
+            _parameter(declaring_class.__name__, Annotated[group, tyro.conf.arg(name=name), tyro.conf.OmitArgPrefixes])
         )
 
     def make(*, help_all: bool = False, **given: Any) -> Any:
         flat: dict[str, Any] = {}
-        for name, value in given.items():
+        for name, value in given.items():  # a field of the command, or a group with fields of it
             flat |= {name: value} if name in names else vars(value)
         return command(**flat)
 
-    # tyro reads parameters, their types and their help off this function as if it had been written by hand.
+    # tyro reads parameters, their types and their help from this function as if it had been written by hand.
     make.__signature__ = inspect.Signature(parameters)  # type: ignore[attr-defined]
     make.__annotations__ = {each.name: each.annotation for each in parameters}
     make.__doc__ = command.__doc__
     return make
 
 
-def of_flag(error: InputError, names: Container[str]) -> InputError:
-    """The error as it is said of a flag, where it begins with the name of one of these fields."""
+def naming_the_flag(error: InputError, names: Container[str]) -> InputError:
+    """The error with the field at its start written as a flag: `slow_ranks[2] ...` becomes `--slow-ranks[2] ...`.
+
+    It is returned as it is if it does not start with one of these names.
+    """
     name, _, said = str(error).partition(" ")
     if name.split("[")[0] not in names:
         return error
@@ -107,6 +112,7 @@ def essential_fields(command: type) -> set[str]:
 
 
 def _is_needed(each: Field[Any], marks: Sequence[Any]) -> bool:
+    # The mark that tyro puts on positional fields.
     is_positional = tyro.conf.Positional[int].__metadata__[0] in marks  # type: ignore[attr-defined]
     return is_positional or (each.default is MISSING and each.default_factory is MISSING)
 
@@ -128,7 +134,7 @@ def _group_name(home: type) -> str:
 
 
 def _field_help(command: type) -> dict[str, str]:
-    """What stands under each field in the source, on one line."""
+    """The docstring under each field in the source, on one line."""
     found: dict[str, str] = {}
     for each in reversed(command.__mro__):
         if not is_dataclass(each):

@@ -9,10 +9,10 @@ import numpy as np
 
 from ppsim.cli import command
 from ppsim.cli.command import OptionalFile, OptionalName
+from ppsim.cli.condition_flags import ConditionFlags
 from ppsim.cli.figure_flag import FigureFlag
 from ppsim.cli.flags import CostFlags, NetworkFlags, ScheduleFlags
 from ppsim.cli.jitter_flags import JitterFlags
-from ppsim.cli.model_flags import ModelFlags
 from ppsim.cli.offload_flags import OffloadFlags
 from ppsim.cli.reduction_flags import ReductionFlags
 from ppsim.cli.tables import about_of, results_of, table_of
@@ -30,7 +30,7 @@ if TYPE_CHECKING:
 
 @dataclass(frozen=True, kw_only=True)
 class SimulateCommand(
-    FigureFlag, OffloadFlags, ReductionFlags, JitterFlags, ModelFlags, NetworkFlags, CostFlags, ScheduleFlags
+    FigureFlag, OffloadFlags, ReductionFlags, JitterFlags, ConditionFlags, NetworkFlags, CostFlags, ScheduleFlags
 ):
     """Predict one step. Costs are of one microbatch: one set for all stages, or a file of layers to be partitioned.
 

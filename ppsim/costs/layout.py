@@ -10,8 +10,8 @@ from itertools import groupby
 from ppsim.checks import check_fields, checked, shown
 from ppsim.errors import InputError
 
-LETTERS = {"E": "embedding", "t": "transformer layer", "m": "multi-token prediction layer", "L": "loss, with the head"}
-_MOST = 100_000  # letters and bars, beyond any model; a longer text is a typing error
+LETTERS = {"E": "embedding", "t": "transformer layer", "m": "multi-token prediction layer", "L": "head with the loss"}
+_MOST = 100_000  # letters and bars that repeats may write out: beyond any model, so more is a typing error
 _GROUP = re.compile(r"\(([^()]+)\)\*(\d+)", re.ASCII)
 _REPEATED = re.compile(r"([EtmL|])\*(\d+)", re.ASCII)
 
@@ -24,17 +24,17 @@ class Layout:
     ----------
     stages : sequence of str
         A letter for each layer of each stage: E the embedding, t a transformer layer, m a layer of multi-token
-        prediction, L the loss with the head. A stage that only hands on is "".
+        prediction, L the head with the loss. A stage without layers, which passes activations on, is "".
 
     Raises
     ------
     InputError
-        For other letters, or layers in another order than E, t, m, L with at most one E and one L; if the first stage
-        is empty; or if the last stage is not the loss's.
+        For other letters, no layers, or layers in another order than E, t, m, L with at most one E and one L; if the
+        first stage is empty; or if there is an L and it is not in the last stage.
 
     Notes
     -----
-    Stage s is Megatron's pipeline rank s mod p and virtual stage s // p.
+    With p pipeline ranks, stage s is Megatron's pipeline rank s mod p and virtual stage s // p.
 
     Examples
     --------
@@ -66,7 +66,7 @@ class Layout:
         Raises
         ------
         InputError
-            Repeats the text, and says what cannot be read or cannot be.
+            If the text cannot be read, or its stages are refused as in `Layout`.
         """
         try:
             unrolled = re.sub(r"[,\s]", "", text)
@@ -85,7 +85,7 @@ class Layout:
     def of_sizes(
         cls, sizes: Sequence[int], *, embedding: bool = True, prediction_layers: int = 0, head: bool = True
     ) -> Layout:
-        """The layout of stages of so many layers.
+        """The layout whose stages have these numbers of layers.
 
         Parameters
         ----------
@@ -99,7 +99,8 @@ class Layout:
         Raises
         ------
         InputError
-            If there are fewer layers than that, or the stages cannot be.
+            If there are fewer layers than embedding, prediction layers and head, or the stages are refused as in
+            `Layout`.
         """
         if any(size < 0 for size in sizes) or prediction_layers < 0:
             raise InputError(f"sizes {list(sizes)}, prediction_layers {prediction_layers}: give numbers of 0 or more")
@@ -117,7 +118,7 @@ class Layout:
 
     @property
     def sizes(self) -> list[int]:
-        """The number of layers of each stage, shape (stages,); 0 for a stage that only hands on."""
+        """The number of layers of each stage, shape (stages,); 0 for a stage that passes activations on."""
         return [len(stage) for stage in self.stages]
 
     def check_counts(self, layers: int, stages: int) -> None:
@@ -126,7 +127,7 @@ class Layout:
         Raises
         ------
         InputError
-            With both counts, and what the layout's layers are.
+            If it is not. The message has both counts, and the layout's layers by letter.
         """
         if len(self.stages) != stages:
             raise InputError(
@@ -142,19 +143,20 @@ class Layout:
             )
 
     def __str__(self) -> str:
-        """The shortest spelling of this form that `parse` reads: layers and like stages counted."""
+        """Runs of a layer written as `t*3` and runs of equal stages as `(tt|)*29`, where that is shorter."""
         parts: list[str] = []
         *before, last = self.stages
         for stage, same in groupby(before):
             count = len(list(same))
             written = f"{_counted(stage)}|"
-            whole = f"({stage}|)*{count}" if stage else f"|*{count}"
-            parts.append(min((written * count, whole), key=len))
+            repeated = f"({written})*{count}" if stage else f"|*{count}"
+            parts.append(min((written * count, repeated), key=len))
         return "".join(parts) + _counted(last)
 
 
 def _unroll(pattern: re.Pattern[str], text: str) -> str:
     """Write out what is repeated, if it does not get too long."""
+    # Numbers with more digits than the largest count are not even read: Python refuses thousands of digits.
     length = len(text)
     for match in pattern.finditer(text):
         if len(match[2]) > len(str(_MOST)) or (length := length + len(match[1]) * int(match[2])) > _MOST:
@@ -163,7 +165,7 @@ def _unroll(pattern: re.Pattern[str], text: str) -> str:
 
 
 def _counted(stage: str) -> str:
-    """The stage with its runs of a layer counted where this is shorter."""
+    """The stage with runs of a layer written as `t*3` where that is shorter."""
     runs = ((letter, len(list(same))) for letter, same in groupby(stage))
     return "".join(min((letter * count, f"{letter}*{count}"), key=len) for letter, count in runs)
 
@@ -182,6 +184,6 @@ def _check_order(stages: Iterable[str]) -> None:
             "stands first"
         )
     if not stages[0]:
-        raise InputError("the first stage is empty, but has nothing to hand on: give it a layer")
+        raise InputError("the first stage is empty and receives nothing that it could pass on: give it a layer")
     if "L" in letters and not stages[-1].endswith("L"):
         raise InputError("the loss must stand in the last stage: leave out the stages after L")

@@ -1,4 +1,4 @@
-"""Placed: entries that stand among the actions of a rank, in their sequence: what posts and sharding have in common."""
+"""Placed: entries among a rank's actions, in sequence. The subclasses are sends and receives, sharding, offload."""
 
 from __future__ import annotations
 
@@ -16,23 +16,24 @@ from ppsim.schedule.order import Order, narrowed
 
 
 class Placed(ABC):
-    """Entries of one rank, each before an action of its order. Immutable. Its subclasses say of which kinds.
+    """Entries of one rank, each before an action of the rank's order or after the last. Immutable.
 
     Parameters
     ----------
-    **given : array-likes of one length
-        The columns by name.
+    **given : array-likes
+        The columns by name: of one length, or one number for all entries.
 
     Raises
     ------
     ScheduleError
-        For columns of different lengths, numbers that 32 bits do not hold, other kinds, and places that fall.
+        For columns of different lengths, numbers that 32 bits do not hold, kinds that are not the subclass's, and a
+        `before` that decreases.
     """
 
     __slots__ = ("before", "kind", "stage")
 
     _columns: ClassVar[tuple[str, ...]] = ("before", "stage", "kind")
-    _kinds: ClassVar[tuple[Kind, ...]]
+    _kinds: ClassVar[tuple[Kind, ...]]  # those that entries may have: consecutive numbers
     _noun: ClassVar[str]  # what an entry is called in messages, with an article
 
     before: npt.NDArray[np.int32]
@@ -73,7 +74,7 @@ class Placed(ABC):
 
     @property
     def columns(self) -> dict[str, npt.NDArray[np.int32]]:
-        """The columns by name, in the sequence of the parameters, but for those that are None."""
+        """The columns by name, in the sequence of the parameters. Optional ones that are None are left out."""
         found = {name: getattr(self, name) for name in self._columns}
         return {name: column for name, column in found.items() if column is not None}
 
@@ -83,21 +84,27 @@ class Placed(ABC):
         Parameters
         ----------
         is_kept : array of shape (entries,)
-            Whether each entry stays.
+            Whether each entry is kept.
         actions_kept : array of shape (actions,)
-            Whether each action of the rank's order stays.
+            Whether each action of the rank's order is kept.
 
         Returns
         -------
         Self
-            Each before the first action that stays of those that stood behind it.
+            Each entry stands before the next action that is kept.
         """
         place = np.concatenate([[0], np.cumsum(actions_kept)])
         columns = {name: column[is_kept] for name, column in self.columns.items()}
         return type(self)(**(columns | {"before": place[self.before][is_kept]}))
 
     def moved(self, place: npt.NDArray[np.integer]) -> Self:
-        """The same entries among other actions; place: where what stood before each, and at the end, goes."""
+        """The same entries among actions that have moved.
+
+        Parameters
+        ----------
+        place : array of shape (actions + 1,)
+            An entry before action i goes before action `place[i]`. The last value is for entries after the last action.
+        """
         return type(self)(**(self.columns | {"before": place[self.before]}))
 
     def __eq__(self, other: object) -> bool:
@@ -148,14 +155,14 @@ class PlacedForMicrobatches(Placed):
 
 
 class PlacedError(ScheduleError):
-    """What is wrong with what stands among the actions of one rank.
+    """Something is wrong with an entry among the actions of one rank.
 
     Parameters
     ----------
     rank : int
         The rank.
     index : int or None
-        Which of its entries; None for one that is missing.
+        Which of the rank's entries; None for one that is missing.
     what : str
         What is wrong, and the remedy.
     """
@@ -165,10 +172,10 @@ class PlacedError(ScheduleError):
         self.rank, self.index, self.what = rank, index, what
 
 
-def check_lengths(name: str, orders: Sequence[Order], placed: Sequence[Placed]) -> None:
+def check_fits_orders(name: str, orders: Sequence[Order], placed: Sequence[Placed]) -> None:
     """Raise ScheduleError unless there are entries for each rank, and all stand within its order."""
     if len(placed) != len(orders):
-        raise ScheduleError(f"{name} is of {len(placed)} ranks, but there are {len(orders)}: give each's")
+        raise ScheduleError(f"{name} is of {len(placed)} ranks, but there are {len(orders)}: give one for each")
     for rank, (order, entries) in enumerate(zip(orders, placed, strict=True)):
         if len(entries) and entries.before[-1] > len(order):
             raise ScheduleError(

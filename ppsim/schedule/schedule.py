@@ -18,7 +18,7 @@ from ppsim.schedule.communication import posts_of_table, posts_when_sent
 from ppsim.schedule.lowering import lower
 from ppsim.schedule.offload import Offload, check_offload, placed_offload
 from ppsim.schedule.order import Order
-from ppsim.schedule.placed import PlacedError, check_lengths
+from ppsim.schedule.placed import PlacedError, check_fits_orders
 from ppsim.schedule.posts import Posts
 from ppsim.schedule.program import Program
 from ppsim.schedule.recomputation import chosen_parts, with_recomputation
@@ -98,12 +98,12 @@ class Schedule:
         check_fields(self)
         self._check_copies()
         if self.communication is not None:
-            check_lengths("communication", self.orders, self.communication)
+            check_fits_orders("communication", self.orders, self.communication)
         if self.sharding is not None:
-            check_lengths("sharding", self.orders, self.sharding)
+            check_fits_orders("sharding", self.orders, self.sharding)
             check_sharding(self.orders, self.placement, self.sharding, has_posts=self.communication is not None)
         if self.offload is not None:
-            check_lengths("offload", self.orders, self.offload)
+            check_fits_orders("offload", self.orders, self.offload)
             check_offload(self.orders, self.offload)
 
     def _check_copies(self) -> None:

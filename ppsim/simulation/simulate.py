@@ -21,7 +21,7 @@ from ppsim.simulation.sharded_parameters import sharded_memory
 from ppsim.simulation.timed_program import TimedProgram
 from ppsim.trace.trace import Trace
 
-_FREE, _PLAIN = Network(), Conditions()  # made once: a small step takes hardly longer than they do
+_FREE, _PLAIN = Network(), Conditions()  # made once: making them takes almost as long as simulating a small step
 
 
 @checked
@@ -41,14 +41,14 @@ def simulate(
     schedule : Schedule
         What each rank does, in order.
     stages : sequence of StageCost, or of sequences of StageCost
-        The cost of each stage for one microbatch; or, where microbatches differ in size, for each microbatch. Where
-        the schedule has copies of the model, of the stages of one copy, or of all.
+        The cost of each stage for one microbatch; or, if microbatches differ in size, for each microbatch. If the
+        schedule holds several copies of the model, give the costs of one copy's stages, or of all stages.
     network : Network, optional
         The links between ranks. Without it messages take no time.
     engine : "simpy" or "compiled"
         What computes the times. "compiled" gives the same answer sooner, but has no shared devices.
     conditions : Conditions, optional
-        How the step is run. Without it, as in the notes.
+        How the step is run. By default as described in the notes.
     **options
         Single fields of `Conditions`, which replace those of `conditions`:
 
@@ -62,9 +62,10 @@ def simulate(
         - `streams`: who has a communicator, "link", "pair" or "rank"
         - `cores`, `devices`, `sharing`, `sharing_efficiency`, `speeds`: what ranks share, and how
         - `reduction`: gradients added up over data-parallel replicas, and over copies of the model
-        - `gradients_ready_s`: when the slowest replica has the gradients of each stage
+        - `gradients_ready_s`: when the slowest replica has the gradients of each stage, on this step's clock
         - `collectives`: parameters gathered and gradients reduced where the schedule states its sharding
         - `host_link`: how long activations take to host memory and back where the schedule states that
+        - `blocking`: whether a rank cannot compute while it copies activations or reduces gradients
 
     Returns
     -------
@@ -76,15 +77,15 @@ def simulate(
     ScheduleError
         If the schedule is incomplete or could hang on its streams.
     InputError
-        If costs and stages do not match, or an option cannot be.
+        If costs and stages do not match, or an option has no meaning.
 
     Notes
     -----
     A rank runs its order in sequence, one action at a time. An action starts when its rank is free and its inputs have
-    arrived. Nobody waits in a send. A transfer starts when its producer has ended and the transfer before it has left
-    the link, keeps the link for bytes / bytes_per_s and arrives latency_s later. Stages on one rank hand over for
-    nothing. Where the schedule states its sends and receives, or with other `streams`, a transfer also waits for its
-    receive, and for what stands before it on its communicators (see `Conditions`).
+    arrived. A send does not block its rank. A transfer starts when its producer has ended and the transfer before it
+    has left the link, keeps the link for bytes / bytes_per_s and arrives latency_s later. Between stages on one rank a
+    transfer takes no time. If the schedule states its sends and receives, or if `streams` is not "link", a transfer
+    also waits for its receive, and for what stands before it on its communicators (see `Conditions`).
 
     For memory see `ppsim.simulation.memory_levels`.
 
@@ -116,13 +117,13 @@ def predicted(
     timed : TimedProgram
         What is run.
     stages : sequence of StageCost, or of sequences of StageCost
-        The cost of every stage for one microbatch; or, where microbatches differ in size, for each microbatch.
+        The cost of every stage for one microbatch; or, if microbatches differ in size, for each microbatch.
     engine : "simpy" or "compiled"
         What computes the times.
     conditions : Conditions
-        What `timed` was made from. Their reduction is added here.
+        What `timed` was made from. Gradient reductions and the memory of sharded parameters follow from them.
     details : dict
-        The trace's.
+        The trace's `details`.
 
     Returns
     -------
@@ -131,7 +132,7 @@ def predicted(
     Raises
     ------
     InputError
-        If the step is longer than a float holds.
+        If the step takes longer than a float holds.
     """
     program = timed.program
     with np.errstate(over="ignore"):  # refused below
@@ -158,7 +159,7 @@ def predicted(
 
 
 def check_finite(*times_s: npt.NDArray[np.float64]) -> None:
-    """Raise InputError if some time is infinite."""
+    """Raise InputError if some time is not finite."""
     if not all(np.isfinite(each).all() for each in times_s):
         raise InputError("the step takes longer than a float holds: give smaller costs, or a higher bytes_per_s")
 

@@ -1,6 +1,7 @@
 """Both directions: two copies of the model, laid over the ranks the opposite way, and microbatches from both ends.
 
-Rank r holds stage r of the first copy and stage p - 1 - r of the second, which is stage 2p - 1 - r of the schedule.
+With p ranks, rank r holds stage r of the first copy and stage p - 1 - r of the second. The schedule numbers the stages
+of the second copy from p on, so the latter is its stage 2p - 1 - r.
 """
 
 from __future__ import annotations
@@ -14,22 +15,24 @@ from ppsim.schedule.order import Order, backwards, forwards, in_slots
 def dualpipe(rank: int, ranks: int, microbatches: int) -> Order:
     """DualPipe: a forward in one direction overlaps a backward in the other (DeepSeek-AI, DeepSeek-V3, 2024, figure 5).
 
-    `0F3 7B5 7B5` is one overlapped pair, and so are the forwards after it with their B:
+    A B takes two columns. From `0F3` on (column 8) each forward and the B after it are one overlapped pair; a B without
+    a forward right before it runs alone.
     ```
     rank 0  0F0 0F1 0F2 7F4 7I4 7W4 7F5 0F3 7B5 7B5   . 7F6 0B0 0B0 7B6 7B6   . 7F7 0B1 0B1 7B7 7B7 0I2 0W2 0I3 0W3
     rank 1      1F0 6F4 1F1 6F5 1F2 6B4 6B4 6F6 1B0 1B0 1F3 6B5 6B5 6F7 1B1 1B1 6B6 6B6 1B2 1B2   . 6I7 1I3 6W7 1W3
     rank 2      5F4 2F0 5F5 2F1 5F6 2B0 2B0 2F2 5B4 5B4 5F7 2B1 2B1 2F3 5B5 5B5 2B2 2B2 5B6 5B6   . 2I3 5I7 2W3 5W7
     rank 3  4F4 4F5 4F6 3F0 3I0 3W0 3F1 4F7 3B1 3B1   . 3F2 4B4 4B4 3B2 3B2   . 3F3 4B5 4B5 3B3 3B3 4I6 4W6 4I7 4W7
     ```
-    The first half of the microbatches enters at rank 0, the second half at the last rank. From the end at which it
-    stands nearer, a rank runs the eight steps of `dualpipe_v` on p / 2 ranks, with its own direction for the way down
-    and the other for the way up. At its peak every rank holds p + 1 activations: the authors' PP + 1. With fewer than
-    2p microbatches, which the authors refuse, it is the order of 2p without those that are missing.
+    The first half of the microbatches enters at rank 0, the second half at the last rank. A rank runs the eight steps
+    of DualPipeV on p / 2 ranks (`dualpipe_v`), where ranks are numbered from the nearer end of the pipeline. The copy
+    that starts at that end takes the way down of the V, the other copy the way up. At its peak every rank holds p + 1
+    activations: the authors' PP + 1. With fewer than 2p microbatches, which the authors refuse, the order is that of 2p
+    with the missing ones left out.
     """
     own, other = rank, 2 * ranks - 1 - rank
     if rank >= ranks // 2:
         own, other = other, own
-    half = microbatches // 2
+    half = microbatches // 2  # their number is even, see `build_schedule`
     order = dualpipe_steps(min(rank, ranks - 1 - rank), ranks // 2, half, down=own, up=other)
     return Order(order.stage, order.kind, order.microbatch + half * (order.stage >= ranks), order.joined)
 
@@ -43,22 +46,25 @@ def chimera(rank: int, ranks: int, microbatches: int) -> Order:
     rank 2      5F2 2F0 5F3 2F1   . 2B0 2B0 5B2 5B2 2B1 2B1 5B3 5B3
     rank 3  4F2 4F3   . 3F0 3B0 3B0 3F1 3B1 3B1   . 4B2 4B2   .   . 4B3 4B3
     ```
-    Microbatches come in units of p, half of them from each end. In a unit every second slot of a rank is of one
-    direction and, since p is even, the slots between are of the other, so that nothing collides. Further units follow
-    without a gap (direct concatenation, section 3.3). The last unit may be smaller: it is split as evenly as can be.
+    A B takes two columns here, and one slot in what follows, as F does. Microbatches come in units of p, half of them
+    from each end. A unit has 2p slots on each rank. The forwards of one direction and the backwards of the other fall
+    on slots of one parity, since p is even, and these forwards end before these backwards begin. So nothing collides.
+    Further units follow without a gap (direct concatenation, section 3.3). The last unit may be smaller: it is split as
+    evenly as can be.
     Where F and B take equally long a rank idles p - 2 slots in all. At its peak rank r holds
     p / 2 + 1 + min(r, p - 1 - r) activations.
     """
     every = np.arange(microbatches)
     unit, place = np.divmod(every, ranks)
     size = np.minimum(microbatches - unit * ranks, ranks)  # of the microbatch's unit
-    there = (size + 1) // 2  # so many of its unit go from rank 0 on
+    from_rank_0 = (size + 1) // 2  # how many of the microbatch's unit start there
     runs = []
-    for is_back, stage_of_copy in ((False, rank), (True, ranks - 1 - rank)):
-        own = every[(place >= there) == is_back]
-        turn = (place - there if is_back else place)[own]
-        slot = 2 * (ranks * unit[own] + turn)
-        stage = stage_of_copy + ranks * is_back
-        runs.append((forwards(stage, own), slot + stage_of_copy))
-        runs.append((backwards(stage, own), slot + 2 * ranks - 1 - stage_of_copy))
+    for is_second_copy, stage_of_copy in ((False, rank), (True, ranks - 1 - rank)):
+        passing = every[(place >= from_rank_0) == is_second_copy]
+        turn = (place - from_rank_0 if is_second_copy else place)[passing]
+        # In a unit, stage s of a copy runs the F of turn t in slot 2t + s and the B in slot 2t + 2p - 1 - s.
+        slot = 2 * (ranks * unit[passing] + turn)
+        stage = stage_of_copy + ranks * is_second_copy
+        runs.append((forwards(stage, passing), slot + stage_of_copy))
+        runs.append((backwards(stage, passing), slot + 2 * ranks - 1 - stage_of_copy))
     return in_slots(*runs)

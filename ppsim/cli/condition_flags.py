@@ -1,4 +1,7 @@
-"""Model flags: the options of `Conditions` as flags, read off the object, so that a new option needs no flag here."""
+"""Condition flags: a flag for each option of `Conditions`, made from that class.
+
+A new option gets its flag without a change here, unless its default is None and its type is not in `_WORDS`.
+"""
 
 from __future__ import annotations
 
@@ -12,19 +15,23 @@ import tyro
 
 from ppsim.cli.command import HINT, OptionalWhole, Real, one_word
 from ppsim.cli.flags import numbers_by_name
-from ppsim.cli.grouped_flags import of_flag
+from ppsim.cli.grouped_flags import naming_the_flag
 from ppsim.conditions import Conditions
 from ppsim.errors import InputError
 
 
 def _numbers(kind: type[int] | type[float], example: str) -> tuple[Any, ...]:
-    """How a flag of several numbers in one word is read."""
+    """What tyro needs to read a flag of several numbers in one word, as metadata of an annotation."""
     wanted = f"numbers with commas between them, as in {example}"
     return one_word(lambda text: tuple(kind(each) for each in text.split(",")), tuple, example, wanted), HINT
 
 
 def _factors(text: str) -> dict[int, float]:
-    return {int(rank): factor for rank, factor in numbers_by_name(text, text).items()}
+    named = numbers_by_name(text, wanted="")  # what is wanted is said by `one_word`
+    found = {int(rank): factor for rank, factor in named.items()}
+    if len(found) < len(named):
+        raise ValueError("a rank is given twice, as in 2=1.5,02=3")
+    return found
 
 
 # Flags of one word for options that may be unset, by the type of the option.
@@ -42,11 +49,18 @@ _WORDS: dict[Any, Any] = {
 
 
 def _parameters() -> list[inspect.Parameter]:
-    """A parameter for each option that one word can give. An array or a `Reduction` has none."""
+    """A parameter for each option that one word can give.
+
+    Arrays whose default is None, `Reduction`, `Collectives` and `HostLink` have none. Of an array whose default is a
+    number, the flag takes one number.
+    """
     hints, found = get_type_hints(Conditions), []
     for each in fields(Conditions):
-        hint = hints[each.name]
-        kind = Real if isinstance(each.default, float) else hint if each.default is not None else _WORDS.get(hint)
+        kind = hints[each.name]
+        if isinstance(each.default, float):
+            kind = Real
+        elif each.default is None:
+            kind = _WORDS.get(kind)
         if kind is not None:
             found.append(
                 inspect.Parameter(each.name, inspect.Parameter.KEYWORD_ONLY, default=each.default, annotation=kind)
@@ -58,13 +72,13 @@ def _from_flags(**flags: Any) -> Conditions:
     try:
         return Conditions(**flags)
     except InputError as error:
-        raise of_flag(error, flags) from None
+        raise naming_the_flag(error, flags) from None
 
 
-# tyro reads flags, their types and their help off this function as if it had been written by hand.
+# tyro reads flags, their types and their help from this function as if it had been written by hand.
 _from_flags.__signature__ = inspect.Signature(_parameters())  # type: ignore[attr-defined]
 _from_flags.__annotations__ = {each.name: each.annotation for each in _parameters()}
-# Each option on one line: a line more would be a word more where a shell completes.
+# The help of each option is joined into one line: shell completion takes each further line for another word.
 _from_flags.__doc__ = re.sub(
     r"(\n    \S.*)((?:\n    \S.*)+)",
     lambda found: found[1] + found[2].replace("\n   ", ""),
@@ -73,8 +87,8 @@ _from_flags.__doc__ = re.sub(
 
 
 @dataclass(frozen=True, kw_only=True)
-class ModelFlags:
-    """How a step is run; the defaults are the plain model."""
+class ConditionFlags:
+    """How a step is run. The defaults are those of `Conditions`."""
 
     conditions: Annotated[Conditions, tyro.conf.arg(constructor=_from_flags), tyro.conf.OmitArgPrefixes] = field(
         default_factory=Conditions
