@@ -26,8 +26,10 @@ class Cause(IntEnum):
     """The user's model, loss or data raised."""
     FAULT = 3
     """A fault of ours."""
-    LOST = 4
-    """Another rank was gone, or did not answer: this rank is not to blame."""
+    TIMED_OUT = 4
+    """Another rank did not answer in time: this rank is not to blame."""
+    LOST = 5
+    """Another rank was gone, perhaps because it timed out: this rank is not to blame."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -62,7 +64,7 @@ class Failure:
         part = str(error) if isinstance(error, ModelError) else ""
         inner = error.__cause__ if isinstance(error, ModelError) and error.__cause__ is not None else error
         cause, said = _cause(error, inner), str(inner)
-        if cause in (Cause.INPUT, Cause.LOST) or isinstance(inner, WrongMessage | RunError):
+        if cause in (Cause.INPUT, Cause.TIMED_OUT, Cause.LOST) or isinstance(inner, WrongMessage | RunError):
             return cls(cause=cause, message=said, details=getattr(inner, "details", ""))
         if cause == Cause.MEMORY:
             size = said.split("\n")[0] or "no size given"
@@ -80,7 +82,7 @@ def _cause(error: Exception, inner: BaseException) -> Cause:
     if isinstance(inner, InputError):
         return Cause.INPUT
     if isinstance(inner, LostMessage | dist.DistError) or (isinstance(inner, RuntimeError) and "gloo" in str(inner)):
-        return Cause.LOST
+        return Cause.TIMED_OUT if "timed out" in str(inner).lower() else Cause.LOST
     # torch raises RuntimeError where the CPU's memory ends.
     if isinstance(inner, MemoryError | torch.OutOfMemoryError) or "can't allocate memory" in str(inner):
         return Cause.MEMORY

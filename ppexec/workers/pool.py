@@ -202,7 +202,9 @@ class WorkerPool:
 
         until_s = time.monotonic() + _BLAME_S
         while (
-            blamed()[0][0] == Cause.LOST and (left_s := until_s - time.monotonic()) > 0 and len(answers) < len(workers)
+            blamed()[0][0] >= Cause.TIMED_OUT
+            and (left_s := until_s - time.monotonic()) > 0
+            and len(answers) < len(workers)
         ):
             answers.update(_receive(workers, answers, timeout_s=left_s))
         worker = blamed()[0][1]

@@ -12,10 +12,12 @@ from collections.abc import Callable, Iterator
 from pathlib import Path
 
 import pytest
+import torch.distributed as dist
 from torch._subclasses.fake_tensor import FakeTensorMode
 
 import ppexec
 from ppexec import Session, WorkerError, WorkerPool
+from ppexec.workers.worker import Worker
 from ppsim.errors import RunError
 from tests.support.factories import spelled
 from tests.support.remote import on_every_rank, tiny
@@ -102,6 +104,20 @@ def test_a_worker_that_kills_itself_is_named(own_pool: WorkerPool, at: int) -> N
     with pytest.raises(WorkerError, match=rf"rank {at // 2} \(process \d+\) was killed by SIGKILL"):
         ppexec.verify(tiny(model=spelled("with_one", kind="Dies", at=at)), pool=own_pool)
     assert ppexec.verify(tiny(), pool=own_pool).passed
+
+
+def lose_each_other(worker: Worker) -> None:
+    """Rank 1 does not hear from rank 0 in time, and ends. Rank 0 sees its connection closed, and says so first."""
+    if dist.get_rank() == 0:
+        raise RuntimeError("[gloo/transport/tcp/pair.cc:553] Connection closed by peer [127.0.0.1]:11652")
+    time.sleep(0.3)
+    raise RuntimeError("[gloo/transport/tcp/unbound_buffer.cc:78] Timed out waiting 100ms for recv operation")
+
+
+def test_of_ranks_that_lost_each_other_the_one_that_timed_out_is_named(own_pool: WorkerPool) -> None:
+    """The first answer was shown: a lost connection, which is what the other rank's time-out led to."""
+    with Session(tiny(), pool=own_pool), pytest.raises(WorkerError, match=r"rank 1 .* Timed out waiting"):
+        own_pool.call(2, lose_each_other)
 
 
 @pytest.mark.parametrize("at", [0, 3])
