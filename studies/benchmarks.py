@@ -43,7 +43,7 @@ Writes DIR/report.html and summary.json.
 from __future__ import annotations
 
 import sys
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Literal
@@ -94,14 +94,18 @@ class Study(StudyCommand):
         environment = describe_environment(ranks=0, processes=1, threads_per_rank=1, backend="", worker_allocator={})
         summary = {"rows": [vars(row) for row in found], "quick": quick, "environment": environment}
         table = [row.cells for row in found]
-        first = found[0]
-        page = Report(
-            title="What answers cost",
-            lead=f"{first.what}: {first.value:.4g} {first.unit}; the first of {len(found)} figures.",
-        )
+        page = Report(title="What answers cost", lead=verdict(found))
         page.add("Figures", text="Medians, with quartiles of the turns beside them.", table=table)
         page.add("Environment", definitions=environment_rows(environment))
         return Findings(summary=summary, page=page, text=text_table(table))
+
+
+def verdict(found: Sequence[BenchmarkRow]) -> str:
+    """How many figures meet their targets, and which do not."""
+    asked = [row for row in found if row.target]
+    missed = [f"{row.what} ({row.value:.4g} {row.unit}, {row.target})" for row in asked if not row.meets_target]
+    text = f"{len(asked) - len(missed)} of {len(asked)} figures that have a target meet it."
+    return f"{text} The others: {'; '.join(missed)}." if missed else text
 
 
 def makespan(forward_s: float) -> float:

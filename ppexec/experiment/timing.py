@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import gc
+import operator
 import time
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
@@ -10,6 +11,8 @@ from typing import Any
 
 import numpy as np
 import numpy.typing as npt
+
+_RELATIONS = {"<": operator.lt, "<=": operator.le, ">=": operator.ge}
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -26,7 +29,7 @@ class BenchmarkRow:
         The median and the quartiles over all turns, in `unit`.
     unit : str
     target : str
-        What the figure is to be, as text; "" where nothing is asked of it.
+        What the median should be: "<", "<=" or ">=" and a number. "" if there is no target.
     """
 
     part: str
@@ -50,6 +53,20 @@ class BenchmarkRow:
         return cls(part=part, what=what, value=middle, low=low, high=high, unit=unit, target=target)
 
     @property
+    def meets_target(self) -> bool | None:
+        """Whether the median is as it should be. None without a target.
+
+        Examples
+        --------
+        >>> BenchmarkRow.of("scale", "its peak memory", [1.9], "GB", "< 4").meets_target
+        True
+        """
+        if not self.target:
+            return None
+        relation, wanted = self.target.split()
+        return bool(_RELATIONS[relation](self.value, float(wanted)))
+
+    @property
     def cells(self) -> dict[str, str]:
         """The figure as a row of a table."""
         return {
@@ -57,7 +74,7 @@ class BenchmarkRow:
             "figure": self.what,
             "median": f"{self.value:.4g} {self.unit}",
             "quartiles": f"{self.low:.4g} to {self.high:.4g}" if self.low < self.high else "",
-            "target": self.target,
+            "target": self.target if self.meets_target in (None, True) else f"{self.target}: missed",
         }
 
 
