@@ -1,11 +1,13 @@
-"""Precision: how far a step in bfloat16 is from the same step in float32 or float64.
+"""Precision: how far a step in a narrow type, mostly bfloat16, is from the same step in float32 or float64.
 
-Against its own type a pipeline's step is bit-equal. This asks the other question: whether the type itself is enough.
+In one type the step of a pipeline is bit-equal to that of one process. This module asks whether the type itself is
+precise enough.
 """
 
 from __future__ import annotations
 
 import math
+from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from typing import Literal
 
@@ -15,7 +17,7 @@ from torch import nn
 from ppexec.config.config import RunConfig
 from ppexec.models.batch import Batch
 from ppexec.verification.reference import Reference, gradient_of
-from ppexec.verification.rounding import NUDGES, nudged, unit_rounding
+from ppexec.verification.rounding import NUDGES, largest_of, nudged, unit_rounding
 from ppsim.errors import InputError
 
 _SPREAD = 4.0  # standard deviations of a sum of independent roundings
@@ -23,16 +25,18 @@ _SPREAD = 4.0  # standard deviations of a sum of independent roundings
 
 @dataclass(frozen=True, kw_only=True)
 class PrecisionReport:
-    """The largest differences from a step in a wider type, as shares of what rounding explains.
+    """The largest differences from a step in a wider type, divided by their tolerances; 1 or less passes.
 
     Parameters
     ----------
     dtype, reference : str
         The two types.
     output_share, gradient_share : float
-        Largest difference of an output, and of a layer's gradients, over its tolerance (see `precision_tolerance`).
+        Largest difference of an output, and of a layer's gradients, divided by its tolerance (see
+        `precision_tolerance`). Infinite if one is NaN.
     max_gradient_diff : float
-        The largest difference of a gradient over the largest gradient of its layer.
+        The largest difference of a gradient, divided by the largest magnitude among the gradients of its layer in the
+        wider type.
     """
 
     dtype: str
@@ -59,27 +63,28 @@ def precision_tolerance(
     roundings : int
         How many times in a row a value is rounded on its way: once for each module, forwards and backwards.
     longest : int
-        Terms of the longest sum in a module, which kernels add up in float32.
+        Terms of the longest sum in a module, which kernels add up in float32. `compare_precision` takes the longest
+        side of a parameter.
     terms : int
         Gradients that are added up in the narrower type, one for each microbatch.
     largest : float
         Magnitude of the largest element.
     moved : float
-        Its largest change when every parameter is moved by one rounding of the narrower type: how much the chain
-        amplifies.
+        The largest change of any element when every parameter is moved by one rounding of the narrower type, 2 u: how
+        much the layers amplify a rounding.
 
     Returns
     -------
     float
-        4 sqrt(roundings + terms - 1 + roundings n (u32 / u)**2) max(u largest, moved).
+        4 sqrt(roundings + terms - 1 + roundings longest (u32 / u)**2) max(u largest, moved).
 
     Notes
     -----
     k independent roundings of mean 0 add up to about sqrt(k) u instead of k u (Higham and Mary, SIAM J. Sci. Comput.
-    41, 2019, theorem 2.4). There are as many as `roundings`, one for each gradient but the first that is added to the
-    sum, and n for each of the sums in float32, whose unit rounding u32 is 2**16 times smaller. 4 is the theorem's
-    lambda: 2 exp(-lambda**2 / 2) = 7e-4 is how likely a sum is further off. `moved` is of all parameters at once, so
-    the tolerance is generous: differences are a hundredth to a tenth of it.
+    41, 2019, theorem 2.4). There are `roundings` of them, one for each gradient but the first that is added to the
+    sum, and `longest` for each of the sums in float32, whose unit rounding u32 is smaller (2**16 times for bfloat16).
+    4 is the theorem's lambda: 2 exp(-lambda**2 / 2) = 7e-4 is how likely a sum is further off. `moved` is of all
+    parameters at once, so the tolerance is generous: measured differences are a hundredth to a tenth of it.
 
     Examples
     --------
@@ -110,18 +115,17 @@ def compare_precision(config: RunConfig, reference: Wider, device: torch.device)
     InputError
         If the reference is not wider.
     """
-    narrow = Reference(config, device)
-    wide = Reference(replace(config, dtype=reference), device)
+    wider = replace(config, dtype=reference)
     rounding = unit_rounding(config.torch_dtype)
-    wider = replace(config, dtype=reference).torch_dtype
-    if unit_rounding(wider) >= rounding:
+    if unit_rounding(wider.torch_dtype) >= rounding:
         raise InputError(f"reference {reference!r} is not wider than {config.dtype!r}: take float32 or float64")
-    wide.batches = [_widened(batch, wider) for batch in narrow.batches]
+    narrow, wide = Reference(config, device), Reference(wider, device)
+    wide.batches = [_widened(batch, wider.torch_dtype) for batch in narrow.batches]
     orders = [(tuple(range(count)),) for count in config.microbatches_by_replica]
     narrow.run(*orders)
 
-    def run_wide(number: int | None) -> tuple[list[torch.Tensor], list[list[torch.Tensor]]]:
-        """With the narrower type's parameters, moved by one rounding if a number is given."""
+    def run_wide(number: int | None) -> tuple[_Groups, _Groups]:
+        """Run the wide step with the narrow one's parameters, each moved by one rounding if a number is given."""
         pairs = zip(_parameters(wide.layers), _parameters(narrow.layers), strict=True)
         with torch.no_grad():
             for index, (parameter, value) in enumerate(pairs):
@@ -129,54 +133,84 @@ def compare_precision(config: RunConfig, reference: Wider, device: torch.device)
         wide.run(*orders)
         return _found(wide)
 
-    outputs, gradients = run_wide(None)
-    moved_outputs, moved_gradients = [0.0] * len(outputs), [0.0] * len(gradients)
-    for number in range(NUDGES):
-        others, other_gradients = run_wide(number)
-        moved_outputs = [max(m, _far(a, b)) for m, a, b in zip(moved_outputs, outputs, others, strict=True)]
-        moved_gradients = [
-            max(m, max(map(_far, a, b), default=0.0))
-            for m, a, b in zip(moved_gradients, gradients, other_gradients, strict=True)
-        ]
-    modules = sum(1 for layer in narrow.layers for module in layer.modules() if not list(module.children()))
+    every = run_wide(None)
+    moved = [run_wide(number) for number in range(NUDGES)]
+    leaves = sum(1 for layer in narrow.layers for module in layer.modules() if not list(module.children()))
     longest = max((side for p in _parameters(narrow.layers) for side in p.shape), default=1)
-    own_outputs, own_gradients = _found(narrow)
+    outputs, gradients = (
+        [
+            _Difference(
+                largest=_largest(wanted),
+                difference=_difference(found, wanted),
+                moved=largest_of(_difference(wanted, other) for other in others),
+            )
+            for found, wanted, *others in zip(*groups, strict=True)
+        ]
+        for groups in zip(_found(narrow), every, *moved, strict=True)
+    )
 
-    def share(own: list[torch.Tensor], theirs: list[torch.Tensor], moved: float, passes: int, terms: int) -> float:
-        largest = max((float(each.abs().max()) for each in theirs if each.numel()), default=0.0)
-        bound = precision_tolerance(
-            rounding, roundings=passes * modules, longest=longest, terms=terms, largest=largest, moved=moved
+    def share(differences: list[_Difference], *, passes: int, terms: int) -> float:
+        # In each pass a module without children rounds its result once.
+        return largest_of(
+            each.share(rounding=rounding, roundings=passes * leaves, longest=longest, terms=terms)
+            for each in differences
         )
-        return max(map(_far, own, theirs), default=0.0) / bound if bound else 0.0
 
-    found = list(zip(own_gradients, gradients, moved_gradients, strict=True))
     return PrecisionReport(
         dtype=config.dtype,
         reference=reference,
-        output_share=max(
-            share([a], [b], moved, 1, 1) for a, b, moved in zip(own_outputs, outputs, moved_outputs, strict=True)
-        ),
-        gradient_share=max((share(a, b, moved, 2, config.step_microbatches) for a, b, moved in found), default=0.0),
-        max_gradient_diff=max(
-            (max(map(_far, a, b)) / max(max(float(g.abs().max()) for g in b), 1e-300) for a, b, _ in found if b),
-            default=0.0,
-        ),
+        output_share=share(outputs, passes=1, terms=1),
+        gradient_share=share(gradients, passes=2, terms=config.step_microbatches),
+        max_gradient_diff=largest_of(_ratio(each.difference, each.largest) for each in gradients),
     )
+
+
+_Groups = list[list[torch.Tensor]]
+
+
+@dataclass(frozen=True, kw_only=True)
+class _Difference:
+    """How far the tensors of one output, or one layer's gradients, are from those in the wider type.
+
+    largest: magnitude of the largest element. difference: from the wider type. moved: as in `precision_tolerance`.
+    """
+
+    largest: float
+    difference: float
+    moved: float
+
+    def share(self, *, rounding: float, roundings: int, longest: int, terms: int) -> float:
+        """The difference divided by its tolerance."""
+        tolerance = precision_tolerance(
+            rounding, roundings=roundings, longest=longest, terms=terms, largest=self.largest, moved=self.moved
+        )
+        return _ratio(self.difference, tolerance)
+
+
+def _ratio(difference: float, size: float) -> float:
+    """A difference divided by a size; infinite for a difference from nothing."""
+    if size:
+        return difference / size
+    return 0.0 if difference == 0 else math.inf
 
 
 def _parameters(layers: list[nn.Module]) -> list[nn.Parameter]:
     return [parameter for layer in layers for parameter in layer.parameters()]
 
 
-def _found(reference: Reference) -> tuple[list[torch.Tensor], list[list[torch.Tensor]]]:
-    """Outputs by microbatch, and gradients by layer, in float64."""
-    outputs = [each.double() for of_replica in reference.outputs for _, each in sorted(of_replica.items())]
+def _found(reference: Reference) -> tuple[_Groups, _Groups]:
+    """The tensors of each microbatch's output, and the gradients of each layer, in float64."""
+    outputs = [[tensor.double() for tensor in tensors] for tensors in reference.output_tensors()]
     gradients = [[gradient_of(p).double().clone() for p in layer.parameters()] for layer in reference.layers]
     return outputs, gradients
 
 
-def _far(one: torch.Tensor, other: torch.Tensor) -> float:
-    return float((one - other).abs().max()) if one.numel() else 0.0
+def _largest(tensors: Sequence[torch.Tensor]) -> float:
+    return largest_of(float(each.abs().max()) for each in tensors if each.numel())
+
+
+def _difference(some: Sequence[torch.Tensor], others: Sequence[torch.Tensor]) -> float:
+    return _largest([one - other for one, other in zip(some, others, strict=True)])
 
 
 def _widened(batch: Batch, dtype: torch.dtype) -> Batch:

@@ -155,6 +155,14 @@ class Reference:
         largest = float(difference.abs().max()) if difference.numel() else 0.0
         self._moved[what] = max(self._moved.get(what, 0.0), largest)
 
+    def output_tensors(self) -> list[list[torch.Tensor]]:
+        """The tensors of each output, replica after replica, each replica's by microbatch."""
+        return [
+            unpack(output, self._output_specs[replica][microbatch].tensors)
+            for replica, of_replica in enumerate(self.outputs)
+            for microbatch, output in sorted(of_replica.items())
+        ]
+
     def output_rounding(self, dp_rank: int, microbatch: int) -> torch.Tensor:
         """The difference that sums over tp may make to an output (see `allowed`), float64 of shape (1,)."""
         output = self.outputs[dp_rank][microbatch]

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+from collections.abc import Iterable
 
 import torch
 
@@ -94,3 +95,8 @@ def nudged(parameter: torch.Tensor, seed: int, *key: int | str) -> torch.Tensor:
     stream = torch.Generator().manual_seed(derive(seed, "nudge", *key))
     signs = torch.randint(0, 2, parameter.shape, generator=stream) * 2 - 1
     return parameter * (1 + signs.to(parameter.device, parameter.dtype) * torch.finfo(parameter.dtype).eps)
+
+
+def largest_of(differences: Iterable[float]) -> float:
+    """The largest of some differences, 0 of none. A NaN, which `max` may drop, counts as infinite."""
+    return max((math.inf if math.isnan(difference) else difference for difference in differences), default=0.0)

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import math
 from collections.abc import Sequence
 from dataclasses import asdict, dataclass
 from typing import Any
@@ -11,6 +10,7 @@ import torch
 
 from ppexec.config.config import RunConfig
 from ppexec.verification.comparison import Comparison
+from ppexec.verification.rounding import largest_of
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -88,8 +88,7 @@ class VerifyReport:
 
 def _largest(comparisons: Sequence[Comparison]) -> float:
     """The largest difference. A NaN on one side only counts as infinite."""
-    differences = [c.max_abs_diff for c in comparisons if not c.bit_equal]
-    return max((math.inf if math.isnan(difference) else difference for difference in differences), default=0.0)
+    return largest_of(c.max_abs_diff for c in comparisons if not c.bit_equal)
 
 
 def _describe(comparison: Comparison) -> str:
