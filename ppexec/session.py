@@ -351,7 +351,7 @@ class Session:
             replicas=self.config.dp,
             unshard_s=[sample.unshard_s for sample, _ in stages],
             reduce_s=[sample.reduce_s for sample, _ in stages],
-            whole_bytes=[sample.whole_bytes for sample, _ in stages],
+            whole_bytes=[sample.full_bytes for sample, _ in stages],
             parameter_share_bytes=[share_bytes for _, share_bytes in stages],
             gradient_share_bytes=[sample.gradient_share_bytes for sample, _ in stages],
         )

@@ -6,41 +6,48 @@ Question   All schedules, several numbers of ranks and microbatches and sizes, r
 Command    python studies/fidelity.py
            python studies/fidelity.py --only timed --limit-s 500 --out DIR      (again, to go on where it stopped)
 
-Method     Each configuration by itself, never two at a time. Profile, steps and exercises take turns; steps while
-           others used the machine are marked, left out and counted. The exercises are 1F1B and a zero-bubble schedule
-           of known waits on as many ranks: what the runtime and messages cost is read off the gaps between their
-           actions (`ppexec.calibrate.calibration`), how much of it varies for each rank alone off their length
+Method     Configurations run one after another. Profile, steps and known runs take turns. Steps during which other
+           programs used the machine are marked, left out and counted. Known runs calibrate the machine: 1F1B and a
+           zero-bubble schedule on the same number of ranks, whose actions wait for a known time. The gaps between their
+           actions give the cost of the runtime and of messages (`ppexec.calibrate.calibration`). The lengths of their
+           whole steps give the share of that cost's variation that is independent between ranks
            (`ppexec.calibrate.step_fit`). Nothing is fitted to what is predicted. 4 ranks on 2 cores are predicted with
-           `simulate(cores=2, sharing="fair", sharing_efficiency=...)`, from CPU time, and from exercises that keep
-           cores busy.
+           `simulate(cores=2, sharing="fair", sharing_efficiency=...)`. Their stage costs are CPU times, and some of
+           their known runs keep the cores busy instead of waiting.
 
-Answer     216 configurations on two cores (Intel Xeon, torch 2.13), 42 minutes: error of the predicted step, beside the
-           median quartile spread of the steps themselves:
+Answer     216 configurations on two cores (Intel Xeon, torch 2.13), 42 minutes. Error of the predicted step: median,
+           90 % of configurations, worst, and what was wanted (median / worst; for real compute the steps' own spread
+           counts where it is larger). Spread: the interquartile range of the measured steps over their median, in the
+           median of the configurations.
                                              n   median     p90   worst   wanted           spread   disturbed steps
              timed, 2 ranks                 48   0.13 %   0.30 %  0.64 %  0.5 % / 1.5 %    0.3 %    2
-             timed, 4 ranks                 48   0.25 %   0.53 %  0.93 %                   0.2 %    1
-             timed, 8 ranks                 48   0.25 %   0.55 %  1.08 %                   0.2 %    0
+             timed, 4 ranks                 48   0.25 %   0.53 %  0.93 %  0.5 % / 1.5 %    0.2 %    1
+             timed, 8 ranks                 48   0.25 %   0.55 %  1.08 %  0.5 % / 1.5 %    0.2 %    0
              real, 2 ranks                  48   0.73 %   2.4 %   4.6 %   3 % / 6 %        3.6 %    1
              real, 4 ranks on 2 cores       24   1.5 %    5.2 %   7.9 %   8 % / 15 %       4.0 %    6
-           Activation bytes were equal at every action of all. What is left, and how it is known:
-           - Timed: the model, mostly. With `--repeats 4` the errors of zb-v and zb-h1 on 8 ranks come back, 0.1 % apart
-             (0.3 % in one; one was done three times): zb-v 8 x 16 is 1.03 +- 0.06 % too long, the seven others -0.12 to
-             +0.27 %. What varies is drawn with one share of independence for all schedules; the exercises themselves
-             say that it differs: with the same calibration interleaved-1F1B comes out 0.3 % too short and zb-v 0.5 %
-             too long, which means cancel and zb-v does not. 10 ms actions are 0.3 % off, 25 ms actions 0.2 % (4 and 8
-             ranks).
-           - Real: the machine, mostly. All 48 errors are within the spread of the steps they are errors of. Eight
-             configurations of AFAB and DualPipe-V done four times each: the measured step varied by 2 to 11 %, the
-             predicted one with it, since both are taken in turn, the error by 0.2 to 1.9 %; on average it was within
-             0.8 % in seven and -2.1 +- 1.0 % in one.
-           - 4 ranks on 2 cores: too short by 2.6 % (median) with actions of 1 ms, 0.8 % with 8 ms, and most where
-             backwards are whole (AFAB with 1 ms three times: 7.0, 8.7 and 8.1 %). Where efficiency is taken as 1 it is
-             10 % and 4 %: cores were idle for 5 to 16 % of a step, by the CPU time of the processes, and the model's
-             never are. There (AFAB, 1F1B, V-Min) steps took 3 to 6 % more CPU time than their profile and dispatch with
-             actions of 1 ms, up to 2 % with 8 ms, which no part of the model has. That caches grown cold are the cause
-             is a guess: yielding the core before each profiled action made the profile no more than 2 % longer.
+           Predicted and measured activation bytes were equal at every action of every configuration.
 
-Writes DIR/report.html, summary.json and results.sqlite, in which what was measured is found again.
+           What is left of the error, and how that is known:
+           - Timed compute: most of it is the model's. With `--repeats 4` the errors of the eight configurations of zb-v
+             and zb-h1 on 8 ranks repeat within 0.1 % (0.3 % in one; one was repeated three times). zb-v 8 x 16 is
+             1.03 +- 0.06 % too long, the other seven -0.12 to +0.27 %. The model takes one share of independent
+             variation for all schedules, and the known runs show that schedules differ in it. With the same calibration
+             interleaved-1F1B is predicted 0.3 % too short and zb-v 0.5 % too long. Errors are 0.3 % with actions of
+             10 ms and 0.2 % with 25 ms (4 and 8 ranks).
+           - Real compute: most of it is the machine's. Each of the 48 errors is smaller than the interquartile range of
+             that configuration's own steps. Eight configurations of AFAB and DualPipe-V were repeated four times. The
+             measured step varied by 2 to 11 %. The predicted step varied with it, since profiling and measuring
+             alternate, so that the error varied by 0.2 to 1.9 % only. On average it was within 0.8 % in seven of them,
+             and -2.1 +- 1.0 % in one.
+           - 4 ranks on 2 cores: predictions are too short by 2.6 % (median) with actions of 1 ms and by 0.8 % with
+             8 ms, and most in schedules with whole backwards (AFAB with 1 ms three times: 7.0, 8.7 and 8.1 %). With a
+             sharing_efficiency of 1 it would be 10 % and 4 %: by the processes' CPU time the real cores were idle for 5
+             to 16 % of a step, and the model's cores never are. In AFAB, 1F1B and V-Min, steps used 3 to 6 % more CPU
+             time than profile and dispatch add up to with actions of 1 ms, and up to 2 % more with 8 ms. The model has
+             no term for this. Cold caches may be the cause, but that is a guess: yielding the core before each profiled
+             action made the profile no more than 2 % longer.
+
+Writes DIR/report.html, summary.json and results.sqlite, which keeps the results, so that a later call goes on.
 """
 
 from __future__ import annotations
@@ -70,11 +77,11 @@ class Study(StudyCommand):
     """Predict and measure many configurations, and say how far off the predictions are."""
 
     only: Group | None = None
-    """One group: timed, real (ranks have a core each), or shared-cores (twice as many); all unless given."""
+    """One group: timed, real (each rank has a core), or shared-cores (two ranks for each core). By default all."""
     schedules: tuple[str, ...] = ()
-    """These alone; all unless given."""
+    """Schedules to measure (default: all)."""
     ranks: tuple[int, ...] = ()
-    """These numbers of ranks alone; all unless given."""
+    """Numbers of ranks to measure (default: all)."""
     steps: int = 0
     """Measured steps of each configuration; 0: 7 where compute is timed, 15 where real, 9 where cores are shared."""
     repeats: int = 1
@@ -102,7 +109,10 @@ class Study(StudyCommand):
             if case.schedule in (self.schedules or (case.schedule,)) and case.ranks in (self.ranks or (case.ranks,))
         ]
         if not wanted:
-            raise InputError("nothing to measure: no schedule allows these ranks on this machine's cores")
+            raise InputError(
+                "nothing to measure: no configuration has this --only, --schedules and --ranks on "
+                f"{usable_cores()} cores; leave one of these out"
+            )
         with Store(None if directory is None else directory / "results.sqlite") as store:
             with without_advice():
                 measure_missing(wanted, store, limit_s=self.limit_s, progress=progress)
@@ -110,7 +120,7 @@ class Study(StudyCommand):
         summary = {
             "groups": accuracy.table(rows, GROUPS),
             "repeated": accuracy.repeated(rows),
-            "missing": len(wanted) - len(rows),
+            "missing": len(wanted) - len(rows) - len(failed),
             "failed": failed,
             "configurations": rows,
             "environment": describe_environment(),
@@ -148,7 +158,7 @@ def report(summary: dict[str, Any]) -> Report:
         )
         page.add(
             "Predicted against measured",
-            text="On the line they are equal.",
+            text="Points on the line are exact predictions.",
             figure=accuracy_figure.accuracy(pairs, labels=labels),
         )
         page.add("Errors", text="Left of zero predictions are too short.", figure=accuracy_figure.errors(pairs))

@@ -14,15 +14,16 @@ from ppexec.workers.pool import WorkerPool
 from ppsim.errors import InputError
 
 PEER_OF = {"afab": "torch-gpipe", "1f1b": "torch-1f1b"}
-"""PyTorch's class for the same schedule, by name."""
+"""Our schedule -> PyTorch's executor of the same schedule, one of `ppexec.measure.torch_schedules.PEERS`."""
 
 
 @dataclass(frozen=True, kw_only=True)
 class Overhead:
     """What executors took for the same step.
 
-    step_s: executor ("ours", PyTorch's class for the schedule, "torch-runtime") -> median seconds of a step.
-    quartiles_s: the same, (lower, upper). floor_s: the step if it were its computations alone. microbatches: m.
+    step_s: executor -> median seconds of a step. Executors are "ours", PyTorch's class for the schedule, and
+    "torch-runtime", PyTorch's interpreter of our schedule. quartiles_s: the same, (lower, upper). floor_s: the
+    simulated makespan from F and B alone, bubbles included, with messages and runtime free. microbatches: m.
     """
 
     schedule: str
@@ -38,7 +39,7 @@ class Overhead:
 
     @property
     def ratio(self) -> float:
-        """Ours over PyTorch's."""
+        """Our overhead divided by that of PyTorch's class for the schedule."""
         return self.overhead_us["ours"] / self.overhead_us[PEER_OF[self.schedule]]
 
 
@@ -48,8 +49,8 @@ def measure_overhead(config: RunConfig, *, pool: WorkerPool, advance: Callable[[
     Parameters
     ----------
     config : RunConfig
-        One stage on each rank, schedule "afab" or "1f1b". `config.steps` turns count, after `config.warmup` that do
-        not.
+        One stage on each rank, schedule "afab" or "1f1b", on a CPU. The first `config.warmup` turns are discarded, the
+        next `config.steps` are kept.
     pool : WorkerPool
         Workers to use.
     advance : callable
@@ -57,29 +58,31 @@ def measure_overhead(config: RunConfig, *, pool: WorkerPool, advance: Callable[[
 
     Notes
     -----
-    The floor that executors are held against is the prediction from F and B alone. Each is timed in a plain loop
-    without messages, in the same turns.
+    The floor that executors are held against is the prediction from F and B alone. F and B are timed in a plain loop
+    without messages, in the same turns as the executors.
     """
     if config.schedule not in PEER_OF:
         raise InputError(f"PyTorch's overhead is known for {' and '.join(PEER_OF)}, not {config.schedule!r}")
+    if config.device == "cuda":
+        raise InputError("the floor is the host's time, and a GPU computes beside the host: take device 'cpu'")
     executors = ["ours", PEER_OF[config.schedule], "torch-runtime"]
     times: dict[str, list[float]] = {name: [] for name in executors}
     compute: list[list[dict[str, float]]] = [[] for _ in range(config.ranks)]
     with Session(config, pool=pool) as session:
         for turn in range(config.warmup + config.steps):
-            rounds = session.time_compute(1)
+            by_rank = session.time_compute(1)
             for name in executors:
-                step_s = session.time_steps(None if name == "ours" else name, 1)
+                taken_s = session.time_steps(None if name == "ours" else name, 1)
                 if turn >= config.warmup:
-                    times[name] += step_s
+                    times[name] += taken_s
             if turn >= config.warmup:
-                for gathered, new in zip(compute, rounds, strict=True):
+                for gathered, new in zip(compute, by_rank, strict=True):
                     gathered += new
             advance()
     stages = [
         ppsim.StageCost(
             forward_s=median(values["forward_s"] for values in rank),
-            backward_input_s=0,
+            backward_input_s=0,  # neither schedule splits B
             backward_weight_s=0,
             backward_s=median(values["backward_s"] for values in rank),
         )

@@ -9,7 +9,7 @@ from pathlib import Path
 import torch
 import torch.distributed as dist
 
-_ROUNDS = 20
+_ROUNDS = 20  # questions of each rank; the answer that came back fastest counts
 
 
 now_ns = time.perf_counter_ns
@@ -34,7 +34,7 @@ def offset_to_first_ns(
     Parameters
     ----------
     group : ProcessGroup
-        The ranks.
+        The ranks. Its backend must send CPU tensors (gloo).
     clock : callable
         Reads this rank's clock, in nanoseconds.
     same_machine : bool or None
@@ -47,8 +47,9 @@ def offset_to_first_ns(
 
     Notes
     -----
-    Across machines each rank in turn asks the first rank for its time some times, and uses the answer that came back
-    fastest. The result is off by at most half of that round trip (Cristian, Probabilistic clock synchronization, 1989).
+    Across machines each rank in turn asks the first rank for its time repeatedly, and keeps the answer with the
+    shortest round trip. The result is off by at most half of that round trip (Cristian, Probabilistic clock
+    synchronization, 1989).
     """
     rank, size = dist.get_rank(group), dist.get_world_size(group)
     if same_machine is None:
@@ -76,7 +77,7 @@ def _answer(group: dist.ProcessGroup, other: int, clock: Callable[[], int]) -> N
 
 def _ask(group: dist.ProcessGroup, clock: Callable[[], int]) -> int:
     message = torch.zeros(1, dtype=torch.int64)
-    answers: list[tuple[int, int]] = []
+    answers: list[tuple[int, int]] = []  # round trip and offset
     for _ in range(_ROUNDS):
         asked = clock()
         dist.send(message, group_dst=0, group=group)

@@ -1,4 +1,4 @@
-"""Quiet: keeps garbage collection and late processes out of what is measured."""
+"""Quiet: keeps garbage collection, and processes that finish early, from disturbing what is measured."""
 
 from __future__ import annotations
 
@@ -11,18 +11,19 @@ from torch.distributed.device_mesh import DeviceMesh
 
 from ppexec.machine.mesh import meet
 
-_modules_set_apart = 0
+_modules_then = 0  # how many were imported when objects were frozen last
 
 
-def set_apart_what_stays() -> None:
-    """Collect the garbage of the last run, and exclude imported modules from later collections, which makes them short.
+def freeze_what_stays() -> None:
+    """Collect the last run's garbage, then freeze all objects that are left, so that later collections are short.
 
-    Nothing is excluded for good that belongs to a run: a model would stay in memory when its run is over.
+    Most of these belong to imported modules. Call it before a run builds its model: a frozen model would stay in memory
+    after its run.
     """
-    global _modules_set_apart
-    if len(sys.modules) > _modules_set_apart:
-        _modules_set_apart = len(sys.modules)
-        gc.unfreeze()
+    global _modules_then
+    if len(sys.modules) > _modules_then:
+        _modules_then = len(sys.modules)
+        gc.unfreeze()  # what was frozen before may be garbage by now
         gc.collect()
         gc.freeze()
     else:
@@ -33,19 +34,21 @@ def set_apart_what_stays() -> None:
 def undisturbed(mesh: DeviceMesh | None) -> Iterator[None]:
     """Let all processes begin and end the body together, and collect no garbage in it. Collective.
 
-    They end together because a rank that is done collects garbage for a tenth of a second, and would take a core from
-    ranks that still compute.
+    They end together because a rank that finishes early would go on to its next body, collect garbage for a tenth of a
+    second, and take a core from ranks that still compute.
 
     Parameters
     ----------
     mesh : DeviceMesh or None
         The processes; None if this is the only one.
     """
+    was_enabled = gc.isenabled()
     gc.collect()
     gc.disable()
     try:
         meet(mesh)
         yield
-        meet(mesh)
+        meet(mesh)  # not after an error: the run ends then
     finally:
-        gc.enable()
+        if was_enabled:
+            gc.enable()

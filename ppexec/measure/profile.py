@@ -23,17 +23,18 @@ class Profile:
     layers : list of LayerCost
         In model order.
     stages : list of StageCost
-        Measured on whole stages, which is not the sum of their layers: bytes are shared, and a single call takes less
-        time. Only the kind of backward that the run does not have is summed from the layers.
+        Measured on whole stages. A stage costs less than the sum of its layers: layers share bytes, and one call takes
+        less time than a call for each layer. Where a stage had no split backward in the run, its I and W are sums over
+        its layers, and where it had no whole one, its B.
     spread : list of dict, shape (layers,)
         Field of LayerCost -> (lower, upper) quartile of the rounds' means, in seconds.
     environment : dict
         Machine, versions and settings.
     by_shape : dict
-        Kind of microbatch -> the costs of all stages for it, as in `stages`. Empty where all microbatches are of one
-        kind. `Session.stage_costs` puts them together for a step.
+        Shape of microbatch (see `Batch.shapes`) -> the costs of all stages for it, as in `stages`. Empty if all
+        microbatches have one shape. `Session.stage_costs` picks the costs of each microbatch of a step from it.
     host_link : HostLink or None
-        Fitted to what copies of activations to host memory and back took; None where the schedule has none.
+        Fitted to the times of activations' copies to host memory and back. None if the schedule has no such copies.
     """
 
     layers: list[LayerCost]
@@ -54,13 +55,14 @@ def summarise(
 ) -> Profile:
     """Compute costs from all ranks' rounds.
 
-    A cost is the mean over the microbatches of a round, then the median over rounds. The mean, because a step takes the
-    sum of its microbatches. The median, because other programs may disturb a round.
+    A cost is the mean over the microbatches of a round, then the median over the rounds of all ranks that have the
+    layer or stage. The mean, because a step takes the sum of its microbatches. The median, because other programs may
+    disturb a round.
 
     Parameters
     ----------
     rounds_by_rank : sequence of sequences of LayerSamples
-        The rounds of each rank. At least one of them must have timed layers.
+        The rounds of each rank. Every layer must be timed in at least one round.
     names : sequence of str, shape (layers,)
         The layers' names.
     environment : dict
@@ -68,7 +70,7 @@ def summarise(
     layer_sizes : sequence of int, shape (stages,)
         Number of layers of each stage of the model.
     copies : int
-        Copies of the model that the ranks hold. Its stages are measured on each.
+        Number of copies of the model that the ranks hold. The stages of every copy are measured.
 
     Returns
     -------
@@ -93,6 +95,7 @@ def summarise(
         middle = {name: median(layers[layer]) if layers[layer] else 0.0 for name, layers in by_layer.items()}
         costs.append(LayerCost(name=names[layer], **middle, **sizes.get(layer, {})))  # type: ignore[arg-type]
         spread.append({name: _quartiles(layers[layer]) for name, layers in by_layer.items() if layers[layer]})
+    # In each copy stage k has the layers of stage k of the model.
     summed = partition(costs, stages=len(layer_sizes), method=list(layer_sizes)) * copies
     stages = [
         replace(
@@ -114,7 +117,7 @@ def summarise(
 
 
 def _host_link(rounds: Sequence[LayerSamples]) -> HostLink | None:
-    """What copies take: by their size the mean of each round, and the median of these."""
+    """Fit the host link to the times of copies: for each size, the median over rounds of the rounds' means."""
     by_size: dict[int, list[float]] = defaultdict(list)
     for samples in rounds:
         for size_bytes, seconds in samples.copy_seconds.items():
@@ -125,13 +128,13 @@ def _host_link(rounds: Sequence[LayerSamples]) -> HostLink | None:
 
 
 def _stages_by_shape(stages: Sequence[StageCost], rounds: Sequence[LayerSamples]) -> dict[str, list[StageCost]]:
-    """The costs of all stages for each kind of microbatch; empty if there is one kind."""
+    """The costs of all stages for each shape of microbatch; empty if there is one shape."""
     seconds: dict[tuple[str, int], dict[str, list[float]]] = defaultdict(lambda: defaultdict(list))
     sizes: dict[tuple[str, int], dict[str, int | None]] = {}
     for samples in rounds:
-        for shape, (measured, of_stages) in samples.by_shape.items():
-            sizes.update({(shape, stage): found for stage, found in of_stages.items()})
-            for name, by_stage in measured.items():
+        for shape, (stage_seconds, stage_sizes) in samples.by_shape.items():
+            sizes.update({(shape, stage): found for stage, found in stage_sizes.items()})
+            for name, by_stage in stage_seconds.items():
                 for stage, values in by_stage.items():
                     seconds[shape, stage][name].append(fmean(values))
     costs: dict[str, list[StageCost]] = {}

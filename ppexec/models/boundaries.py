@@ -23,17 +23,17 @@ def infer_boundaries(layers: Sequence[nn.Module], inputs: BoundarySpec) -> list[
     layers : sequence of Module
         The chain.
     inputs : BoundarySpec
-        Of one microbatch's input.
+        The spec of one microbatch's input.
 
     Returns
     -------
     list of BoundarySpec, shape (layers + 1,)
-        Before each layer, and after the last.
+        The spec of what enters each layer, and of what leaves the last.
 
     Raises
     ------
     InputError
-        For the first layer that cannot take what it is given, or gives something else than tensors.
+        For the first layer that cannot take what it is given, or returns something other than tensors.
 
     Examples
     --------
@@ -49,48 +49,50 @@ def _walk(layers: Sequence[nn.Module], inputs: BoundarySpec) -> tuple[list[Bound
     """What `infer_boundaries` and `first_overwriting` give, from one run on the meta device."""
     specs = [inputs]
     value = inputs.empty("meta")
-    given: list[tuple[int, torch.Tensor, int]] = []
+    watched: list[tuple[int, torch.Tensor, int]] = []  # layer, a tensor of its input, and that tensor's version
     overwriting = [len(layers)] * len(layers)
     for index, layer in enumerate(layers):
-        # A tensor and its views share one version counter.
-        given += [(index, tensor, tensor._version) for tensor in tensors_in(value)]
+        # An operation in place raises the version of a tensor and of all its views.
+        watched += [(index, tensor, tensor._version) for tensor in tensors_in(value)]
         try:
             value = _on_meta(layer, value)
         except Exception as error:
             raise InputError(
-                f"layer {index} ({type(layer).__name__}) cannot take {specs[-1]}: {error}. Mend the layer "
-                "before it, and hold constant tensors as buffers, so that shapes can be known without running"
+                f"layer {index} ({type(layer).__name__}) cannot take {specs[-1]}: {error}. Make this layer "
+                "and the one before it fit, and hold constant tensors as buffers, so that shapes can be known without "
+                "running"
             ) from error
         try:
             specs.append(BoundarySpec.of(value))
         except ValueError as error:
             raise InputError(f"layer {index} ({type(layer).__name__}) gives {error}") from None
-        for before, tensor, version in given:
-            if overwriting[before] == len(layers) and tensor._version != version:
-                overwriting[before] = index
+        for owner, tensor, version in watched:
+            if overwriting[owner] == len(layers) and tensor._version != version:
+                overwriting[owner] = index
         storages = {tensor.untyped_storage()._cdata for tensor in tensors_in(value)}
-        given = [each for each in given if each[1].untyped_storage()._cdata in storages]
+        # No later layer can write to a tensor that shares no storage with the value.
+        watched = [each for each in watched if each[1].untyped_storage()._cdata in storages]
     return specs, overwriting
 
 
 class Boundaries:
-    """The boundaries of a chain, for each kind of input that it has been given.
+    """The boundaries of a chain, for each kind of input that it has been given. Inputs of one kind have equal specs.
 
     Parameters
     ----------
     layers : sequence of Module
         The whole chain, which every rank has.
     holder : int
-        Rank in the group of the first stage, the only one that reads inputs.
+        The group's rank that has the first stage. Only this rank reads inputs.
     group : ProcessGroup or None
         The ranks of the pipeline; None where one process has them all.
     device : torch.device
-        What the group's collectives take tensors from.
+        The device on which the group's collectives need their tensors.
 
     Attributes
     ----------
     overwriting : list of int, shape (layers,)
-        What `first_overwriting` gives for the first kind of input.
+        What `first_overwriting` gives for the first kind of input. It is taken to hold for other kinds.
     """
 
     def __init__(
@@ -112,9 +114,9 @@ class Boundaries:
         Parameters
         ----------
         read : callable
-            Gives their inputs. Called on the holder only.
+            Returns the inputs of the microbatches. Only the holder calls it.
         count : int
-            How many there are.
+            Number of microbatches.
 
         Returns
         -------
@@ -124,8 +126,11 @@ class Boundaries:
         Raises
         ------
         InputError
-            On every rank, for inputs that cannot be read, or a chain that does not fit together.
+            On every rank, for inputs that are no tensors, or a chain that does not fit together. What else `read`
+            raises is raised on the holder alone.
         """
+        # Ranks first learn the kind of each microbatch as a number. A number that they do not know says that a second
+        # broadcast follows: of an input of each new kind, or of an error.
         if self._group is None:
             return self._found(*self._numbered(read()))
         numbers = torch.zeros(count, dtype=torch.int64)
@@ -148,7 +153,11 @@ class Boundaries:
         return self._found(found, [])
 
     def _numbered(self, inputs: Sequence[Tree]) -> tuple[list[int], list[Tree]]:
-        """The number of each input's kind, and an input on the meta device of each new kind."""
+        """The number of each input's kind, and an input on the meta device of each new kind.
+
+        Inputs are sent to other ranks and not their specs, so that `BoundarySpec.of` makes the dataclasses in them
+        known to PyTorch there too.
+        """
         specs = [BoundarySpec.of(value) for value in inputs]
         new = [spec for spec in dict.fromkeys(specs) if spec not in self._numbers]
         numbers = {**self._numbers, **{spec: len(self._known) + at for at, spec in enumerate(new)}}
@@ -165,24 +174,25 @@ class Boundaries:
 
 
 def first_overwriting(layers: Sequence[nn.Module], inputs: BoundarySpec) -> list[int]:
-    """For each layer the first one, itself or a later one, that works in place on this layer's input.
+    """For each layer, the index of the first layer, from this one on, that writes in place on this layer's input.
 
     Parameters
     ----------
     layers : sequence of Module
         A chain that `infer_boundaries` has accepted.
     inputs : BoundarySpec
-        Of the first layer.
+        The spec of the first layer's input.
 
     Returns
     -------
     list of int, shape (layers,)
-        The number of layers where none does.
+        The index for each layer; `len(layers)` if none writes on its input.
     """
     return _walk(layers, inputs)[1]
 
 
 def _on_meta(layer: nn.Module, value: Tree) -> Tree:
+    """Run a layer on the meta device, with meta copies of its parameters and buffers."""
     tensors = {name: tensor.detach().to("meta") for name, tensor in [*layer.named_parameters(), *layer.named_buffers()]}
     with torch.no_grad():
         return torch.func.functional_call(layer, tensors, (value,))

@@ -19,7 +19,8 @@ class Ledger:
     Parameters
     ----------
     older : iterable of Tensor or UntypedStorage
-        What is older than the step and not counted: parameters, buffers and other tensors of the modules, and targets.
+        What exists before the step and is not counted: parameters, buffers and other tensors of the modules, targets,
+        and tensors that layers keep for themselves.
     remembers : bool
         Keep track of all that was ever counted, for `survivors`.
 
@@ -47,15 +48,15 @@ class Ledger:
         return torch.autograd.graph.saved_tensors_hooks(self._pack, _unpack)
 
     def is_older(self, tensor: torch.Tensor) -> bool:
-        """Whether a tensor's storage is not counted."""
+        """Whether a tensor's storage existed before the step, so that it is not counted."""
         return _key(tensor) in self._older
 
     def _pack(self, tensor: torch.Tensor) -> torch.Tensor | _Saved:
-        # Detached, since a node that saves its own output would keep its graph alive.
+        # Detached: a node that saves its own output would otherwise be in a reference cycle with it.
         return tensor if self.is_older(tensor) else _Saved(self, tensor.detach())
 
     def hold(self, tensor: torch.Tensor) -> None:
-        """Count a tensor's storage until `drop`."""
+        """Count a tensor's storage until `drop`. The caller keeps the tensor alive."""
         storage = _storage(tensor)
         key = storage._cdata
         if key not in self._users:
@@ -66,7 +67,7 @@ class Ledger:
         self._users[key] = self._users.get(key, 0) + 1
 
     def add(self, size_bytes: int) -> None:
-        """Count bytes that are stated instead of allocated; negative numbers give them back."""
+        """Count bytes of a timed stage, which has costs and no tensors. A negative number takes bytes off."""
         self.level_bytes += size_bytes
 
     def drop(self, tensor: torch.Tensor) -> None:
@@ -78,7 +79,10 @@ class Ledger:
             self.level_bytes -= self._bytes.pop(key)
 
     def survivors(self) -> list[torch.UntypedStorage]:
-        """Storages that were counted and still exist. After its microbatch such a storage is a layer's own cache."""
+        """Storages that were counted and still exist.
+
+        Once their microbatch is done, only a layer that keeps tensors for itself can keep one alive.
+        """
         alive = [reference for reference in (self._remembered or {}).values() if not reference.expired()]
         return [torch.UntypedStorage._new_with_weak_ptr(reference.cdata) for reference in alive]
 

@@ -1,4 +1,4 @@
-"""Sharded: a stage's parameters sharded over the replicas by PyTorch's `fully_shard`, gathered and let go by hand."""
+"""Sharded: a stage's parameters as shares of replicas, by PyTorch's `fully_shard`, gathered and freed as scheduled."""
 
 from __future__ import annotations
 
@@ -27,33 +27,37 @@ class _Layers(nn.Module):
         self.layers = nn.ModuleList(layers)
 
     def forward(self) -> None:
-        """Never called: `fully_shard` wants a module that can be."""
+        """Never called: `fully_shard` requires a module with a forward."""
         raise RuntimeError("a stage calls its layers itself")
 
 
 class ShardedParameters:
-    """The parameters of a stage, of which each replica holds a share. All replicas must call its methods alike.
+    """The parameters of a stage, of which each replica holds a share.
+
+    Its methods are collective: all replicas must call the same ones in the same sequence. It works with gloo on CPUs
+    only, where the host's times are those of the work.
 
     Parameters
     ----------
     layers : sequence of Module
-        The stage's. Their parameters become shares (DTensor), and plain tensors while they are whole.
+        The layers of the stage. Their parameters become shares (DTensor), and plain tensors while they are gathered.
     mesh : DeviceMesh
-        Of the dp dimension.
+        The data-parallel replicas.
 
     Attributes
     ----------
     gathered_ns : list of (int, int)
-        When each gathering began, and when it was seen to be done.
+        When each gathering began, and when `wait` returned, which may be later than its end.
     full_bytes : int
-        Bytes of the whole parameters.
+        Bytes of all parameters when they are gathered.
 
     Notes
     -----
     `fully_shard` gathers and reduces in hooks of the forward and backward of the module that it is given. That module
     is never called here, so nothing happens but what the schedule says. All parameters of the stage are gathered at
-    once, and so are their gradients reduced, as sums: a microbatch's loss counts its share of the step's already. The
-    calls are those of torch.distributed.pipelining's runtime (UNSHARD, RESHARD, REDUCE_GRAD).
+    once, and their gradients are reduced at once. Gradients are summed, not averaged, since the loss of a microbatch is
+    scaled by its share of the step already. The calls are those of torch.distributed.pipelining's runtime (UNSHARD,
+    RESHARD, REDUCE_GRAD).
     """
 
     def __init__(self, layers: Sequence[nn.Module], mesh: DeviceMesh) -> None:
@@ -64,12 +68,12 @@ class ShardedParameters:
         self._module.set_force_sum_reduction_for_comms(True)  # gloo has no sum with a factor
         self._module.set_reshard_after_backward(False)
         self._state = self._module._get_fsdp_state()
-        self._state._lazy_init()
+        self._state._lazy_init()  # the first forward would do this, and it is never called
         self._pending: tuple[Any, int] | None = None
         self.gathered_ns: list[tuple[int, int]] = []
         self.full_bytes = 0
-        self.unshard()  # so that whole parameters have their storages from now on
-        self.full_bytes = self.whole_bytes
+        self.unshard()  # allocates the tensors that `whole` reads
+        self.full_bytes = self.gathered_bytes
         self.reshard()
         self.gathered_ns.clear()
 
@@ -79,16 +83,16 @@ class ShardedParameters:
 
     @property
     def whole(self) -> list[torch.Tensor]:
-        """The parameters that are whole between UNSHARD and RESHARD; without memory otherwise."""
+        """The gathered parameters. Before UNSHARD and after RESHARD they have no memory."""
         return [each._unsharded_param for each in self._parameters]
 
     @property
-    def whole_bytes(self) -> int:
-        """Bytes of the whole parameters now, from UNSHARD on.
+    def gathered_bytes(self) -> int:
+        """Bytes that gathered parameters hold now: `full_bytes` from UNSHARD to RESHARD, else 0.
 
-        Where parameters do not divide evenly, their slices are padded, and so is the whole.
+        If parameters do not divide evenly, their slices are padded, and so are the gathered ones.
         """
-        if self._pending is not None:
+        if self._pending is not None:  # their memory is allocated when gathering starts
             return self.full_bytes
         return sum(tensor.untyped_storage().nbytes() for tensor in self.whole)
 
@@ -105,7 +109,7 @@ class ShardedParameters:
         self._pending = self._module.unshard(async_op=True), now_ns()
 
     def wait(self) -> None:
-        """Wait until the parameters are whole, if they are being gathered."""
+        """Wait until the parameters are gathered, if they are being gathered."""
         if self._pending is not None:
             handle, begin_ns = self._pending
             handle.wait()
@@ -118,7 +122,7 @@ class ShardedParameters:
         self.wait()
 
     def reshard(self) -> None:
-        """RESHARD: keep the share alone."""
+        """RESHARD: free the gathered parameters and keep this replica's share."""
         self.wait()
         self._module.reshard()
 
@@ -127,8 +131,8 @@ class ShardedParameters:
 
         Returns
         -------
-        start_ns, end_ns, size_bytes : int
-            When it began and ended, and the bytes of the gradients.
+        begin_ns, end_ns, size_bytes : int
+            When it began and ended, and the bytes of the gradients before the reduction.
         """
         size_bytes = sum(tensor.grad.nbytes for tensor in self.whole if tensor.grad is not None)
         begin_ns = now_ns()
@@ -145,21 +149,21 @@ class ShardedParameters:
 
 @dataclass(frozen=True, kw_only=True)
 class ShardingSample:
-    """What gathering a stage's parameters and reducing its gradients takes, and the bytes of it on this replica.
+    """The times to gather a stage's parameters and to reduce its gradients, and their bytes on this replica.
 
     Parameters
     ----------
     unshard_s, reduce_s : float
         Seconds of UNSHARD and REDUCE_GRAD.
-    whole_bytes : int
-        Of the gathered parameters.
+    full_bytes : int
+        Bytes of the gathered parameters.
     gradient_share_bytes : int
-        Of the gradients that this replica keeps.
+        Bytes of the gradients that this replica keeps.
     """
 
     unshard_s: float
     reduce_s: float
-    whole_bytes: int
+    full_bytes: int
     gradient_share_bytes: int
 
 
@@ -169,7 +173,7 @@ def probe_sharding(sharded: ShardedParameters, group: dist.ProcessGroup) -> Shar
     Parameters
     ----------
     sharded : ShardedParameters
-        Of the stage; without gradients before and afterwards.
+        The stage's parameters, without gradients before and afterwards.
     group : ProcessGroup
         The replicas, which start each measurement together and do nothing else.
 
@@ -197,6 +201,6 @@ def probe_sharding(sharded: ShardedParameters, group: dist.ProcessGroup) -> Shar
     return ShardingSample(
         unshard_s=median(unshard_ns[_WARMUP:]) / 1e9,
         reduce_s=median(reduce_ns[_WARMUP:]) / 1e9,
-        whole_bytes=sharded.full_bytes,
+        full_bytes=sharded.full_bytes,
         gradient_share_bytes=share_bytes,
     )

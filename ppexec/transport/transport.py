@@ -21,11 +21,17 @@ class Transport(Protocol):
 
     @property
     def window(self) -> int | None:
-        """How many receives are posted ahead on each link; None where none are."""
+        """How many receive buffers are reserved ahead on each link: posted receives, or slots of shared memory.
+
+        None if none are.
+        """
 
     @property
     def takes_posts(self) -> bool:
-        """Whether receives are posted by `post`, where they stand in the program; else ahead, if at all."""
+        """True if the runtime posts each receive with `post`, where the program states it.
+
+        False if the transport posts receives ahead by itself, or needs none.
+        """
 
     @property
     def sent(self) -> Mapping[int, Mark]:
@@ -40,7 +46,11 @@ class Transport(Protocol):
         """Size of the buffers of receives that are posted and not used yet."""
 
     def use(self, specs: Sequence[TensorSpec]) -> bool:
-        """Take the specs of the messages of the next steps. False if it has no room for them; so for all ranks."""
+        """Set the specs of the messages of the next steps.
+
+        False if a message does not fit. The specs are of all messages, so the answer is the same on all ranks, and all
+        must open their transports anew.
+        """
 
     def start(self) -> None:
         """Begin a step."""
@@ -49,10 +59,14 @@ class Transport(Protocol):
         """End a step: wait until all sent messages have left."""
 
     def send(self, message: int, pending: Pending) -> None:
-        """Send a tensor once the computations submitted so far are done. The call does not wait for it."""
+        """Send a tensor once the computations submitted so far are done. The call does not wait for the transfer.
+
+        The computations put the tensor into `pending`. Through shared memory the call waits until the receiver has
+        taken the same message of the last step.
+        """
 
     def post(self, message: int) -> None:
-        """Post the receive of a message, behind the computations submitted so far; where the transport takes posts."""
+        """Post the receive of a message after the computations submitted so far. Only if `takes_posts`."""
 
     def receive(self, message: int) -> Pending:
         """Let the computations submitted from now on wait for a message. Its tensor belongs to the caller."""
@@ -64,7 +78,10 @@ def outgoing(pending: Pending, program: Program, message: int, spec: TensorSpec)
     Raises
     ------
     WrongMessage
-        If it is not what was agreed on. A receiver would take it for something else, or broadcast it.
+        If its shape or type is not what was agreed on. The receiver would misread its bytes, or copy a smaller tensor
+        to all of a larger one.
+    RuntimeError
+        If it was not computed yet, a fault of ours.
     """
     tensor: torch.Tensor | None = pending.take()
     if tensor is None:

@@ -11,12 +11,13 @@ from ppsim import Kind, Program
 
 
 class RankRow(NamedTuple):
-    """One row of the program, as its rank needs it. Rows and messages are numbers; -1 stands for none.
+    """One row of the program, as its rank needs it: an action, or one of the two parts of an overlapped pair.
 
-    local_input: the row on this rank whose result this row takes. local_output: whether another row on this rank takes
-    this row's result. is_split: whether the microbatch's backward is split into I and W. is_recomputed: whether it
-    has an R. is_moved: whether it goes to host memory. reduces: whether this is the stage's last backward, after which
-    its gradients are added up over those who hold it.
+    Rows and messages are numbers; -1 stands for none. local_input: the row on this rank whose result this row takes.
+    local_output: whether another row on this rank takes this row's result. is_split: whether the microbatch's backward
+    is split into I and W. is_recomputed: whether an R computes the microbatch's forward once more. is_moved: whether
+    the microbatch's activations go to host memory. reduces: whether this is the stage's last backward of the step,
+    after which its gradients are added up over replicas and copies of the stage.
     """
 
     row: int
@@ -40,10 +41,14 @@ def spelled(rows: Sequence[RankRow]) -> str:
 
 def actions_of(program: Program, rank: int, stages: Mapping[int, Stage | TimedStage]) -> list[list[RankRow]]:
     """The rows of each of a rank's actions, in sequence."""
+    # Rows whose result another row of this rank takes without a message.
     needed_here = {
-        int(program.needs[row]) for row in program.rows_of(rank) if program.needs[row] >= 0 > program.message_in[row]
+        int(program.needs[row])
+        for row in program.rows_of(rank)
+        if program.needs[row] >= 0 and program.message_in[row] < 0
     }
     weight_rows = [row for row in program.rows_of(rank) if program.kind[row] == Kind.W]
+    # Of the rows of a stage the last one stays.
     last_gradient = {
         int(program.stage[row]): row for row in program.rows_of(rank) if program.kind[row] in (Kind.B, Kind.W)
     }
@@ -72,17 +77,22 @@ def actions_of(program: Program, rank: int, stages: Mapping[int, Stage | TimedSt
 
 
 def sharding_of(program: Program, rank: int) -> dict[int, list[tuple[Kind, int]]]:
-    """What a rank gathers, lets go and reduces, by place: 0 before the first action, k after k actions."""
+    """What a rank gathers, frees and reduces, by place: 0 before the first action, k after k actions."""
     found: dict[int, list[tuple[Kind, int]]] = {}
-    for place, action in (program.schedule.sharding or ())[rank]:
-        found.setdefault(place, []).append((action.kind, action.stage))
+    if program.schedule.sharding is not None:
+        for place, action in program.schedule.sharding[rank]:
+            found.setdefault(place, []).append((action.kind, action.stage))
     return found
 
 
-def copies_of(program: Program, rank: int) -> dict[int, list[tuple[int, Kind, int, int]]]:
-    """What a rank copies to host memory and back, by place as above: number, kind, stage and microbatch."""
+def offload_of(program: Program, rank: int) -> dict[int, list[tuple[int, Kind, int, int]]]:
+    """What a rank copies to host memory and back, by place as in `sharding_of`: number, kind, stage and microbatch.
+
+    The number is the copy's position in the rank's `Offload`.
+    """
     found: dict[int, list[tuple[int, Kind, int, int]]] = {}
     if program.schedule.offload is not None:
         for number, (place, action) in enumerate(program.schedule.offload[rank]):
+            # An O or L always has a microbatch.
             found.setdefault(place, []).append((number, action.kind, action.stage, action.microbatch or 0))
     return found

@@ -20,7 +20,7 @@ from ppexec.stage.stage import Stage
 from ppexec.stage.timed import TimedStage
 from ppexec.transport.transport import Transport
 from ppexec.workers.progress import RankProgress
-from ppexec.workers.rank_rows import RankRow, actions_of, copies_of, sharding_of, spelled
+from ppexec.workers.rank_rows import RankRow, actions_of, offload_of, sharding_of, spelled
 from ppexec.workers.step_record import StepRecord
 from ppsim import Kind, Program
 from ppsim.schedule.program_tables import Post
@@ -131,7 +131,7 @@ class Runtime:
         }
         self._sharding = sharding_of(program, rank) if self._sharded else {}
         self._rank = rank
-        self._copies = copies_of(program, rank)
+        self._copies = offload_of(program, rank)
         self._labels = [f"rank {rank}, action {spelled(rows)}" for rows in self.actions]
         self._under_way = _Step(batch=Batch(), ledgers=None, keeps_outputs=False)
         self._records = records
@@ -230,7 +230,7 @@ class Runtime:
                 record.reduced_ns[index] = begin_ns, end_ns
             if place > 0 and self._under_way.ledgers is not None:
                 rows = len(self.actions[place - 1])
-                record.unsharded[-rows:] = [max(record.unsharded[-1], self._whole_bytes)] * rows
+                record.unsharded[-rows:] = [max(record.unsharded[-1], self._gathered_bytes)] * rows
 
     def _copy(self, place: int) -> None:
         """Start the copies that stand at a place, each on the stream of its direction.
@@ -268,8 +268,8 @@ class Runtime:
             step.host_bytes -= size_bytes
 
     @property
-    def _whole_bytes(self) -> int:
-        return sum(parameters.whole_bytes for parameters in self._sharded.values())
+    def _gathered_bytes(self) -> int:
+        return sum(parameters.gathered_bytes for parameters in self._sharded.values())
 
     def _record(self, batch: Batch) -> None:
         steps = [
@@ -363,7 +363,7 @@ class Runtime:
             gradients = sum(stage.gradient_bytes for stage in self.stages.values() if isinstance(stage, Stage))
             step.record.gradients.extend([gradients] * len(works))
             if self._sharded:
-                step.record.unsharded.extend([self._whole_bytes] * len(works))
+                step.record.unsharded.extend([self._gathered_bytes] * len(works))
 
     def _reduce(self, stage: Stage | TimedStage, step: _Step) -> None:
         """Start to add up a stage's gradients over the processes that hold it, while the next actions compute."""

@@ -19,7 +19,7 @@ from ppexec.machine.clock import offset_to_first_ns
 from ppexec.machine.device import Device
 from ppexec.machine.make_device import make_device
 from ppexec.machine.mesh import build_mesh
-from ppexec.machine.quiet import set_apart_what_stays, undisturbed
+from ppexec.machine.quiet import freeze_what_stays, undisturbed
 from ppexec.machine.waiting import sharpen_sleep
 from ppexec.models.batch import Batch, load_batch, read_sample
 from ppexec.models.boundaries import Boundaries
@@ -87,7 +87,7 @@ class Worker:
         self, config: RunConfig, costs: Sequence[StageCost] | None = None, *, board: str | None = None
     ) -> None:
         torch.set_num_threads(config.threads)
-        set_apart_what_stays()
+        freeze_what_stays()
         self.config, self.costs = config, costs
         self.device: Device = make_device(config)
         self.mesh = None if config.backend == "local" else self._build_mesh()

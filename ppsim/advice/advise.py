@@ -27,7 +27,7 @@ _MEANING = {
     "drain": "the pipeline empties",
     "imbalance": "stages take unequally long, or the order does not suit them",
     "messages": "messages are under way",
-    "streams": "messages wait for others on their communicators, or for their receives",
+    "streams": "messages wait for their send or receive to be posted, or for others on a communicator",
     "collectives": "parameters are being gathered",
     "copies": "activations come back from host memory",
     "device": "the rank's own time between actions",
@@ -44,15 +44,15 @@ class Advice:
     run : Run
         What was measured.
     costs : RunCosts
-        What it says of its stages.
+        The costs of stages that the run shows.
     current : Candidate
         The run's own schedule, predicted as the others are.
     candidates : tuple of Candidate
         Other schedules: those that fit the memory limit first, the shortest predicted step first.
     left_out : dict of str to str
-        Schedules that cannot be, and why.
+        Schedules that were not considered, and why.
     memory_limit_bytes : float or None
-        The limit.
+        The most that a rank may hold; None for no limit.
     """
 
     run: Run
@@ -74,55 +74,67 @@ class Advice:
 
     @property
     def best(self) -> Candidate | None:
-        """The candidate that fits with the shortest step; None if the run's own schedule is no longer."""
+        """The candidate that fits with the shortest step. None if none is shorter than the run's own schedule."""
         fitting = [each for each in self.candidates if each.fits is not False]
         return fitting[0] if fitting and fitting[0].step_s < self.current.step_s else None
 
-    def explain(self) -> str:
-        """What the measured step loses, in sentences."""
-        trace, parts = self.measured, self.attribution.fractions
-        lines = [
-            f"The step takes {trace.makespan_s:.4g} s (the median of {len(self.run.traces)}; without disturbed ones "
-            f"they vary by {self.costs.step_spread:.2%}). Ranks compute {1 - trace.bubble_fraction:.1%} of the time; "
-            f"{trace.bubble_fraction:.1%} is bubble:"
+    def sentences(self) -> list[str]:
+        """What the measured step loses, a paragraph each; first how long it takes and how much of that is bubble."""
+        trace = self.measured
+        found = [
+            f"The step takes {trace.makespan_s:.4g} s (the median of {len(self.run.traces)} steps; undisturbed ones "
+            f"vary by {self.costs.step_spread:.2%}). Ranks compute {1 - trace.bubble_fraction:.1%} of the time; "
+            f"{trace.bubble_fraction:.1%} is bubble."
         ]
-        for name in sorted(PARTS, key=lambda each: -parts[each]):
-            if parts[name] >= 0.0005:
-                lines.append(f"  {parts[name]:6.1%}  {name.replace('_', '-')}: {_MEANING[name]}")
         compute_s = trace.compute_s
         slowest = int(np.argmax(compute_s))
         over = float(compute_s[slowest] / compute_s.mean() - 1)
         if over > 0.01:
-            lines.append(
-                f"Rank {slowest} computes longest, {over:.1%} more than the mean: a cut of layers that balances"
+            found.append(
+                f"Rank {slowest} computes longest, {over:.1%} more than the mean: a cut of layers that balances ranks "
+                "would shorten every schedule's step."
             )
-            lines.append("ranks would shorten every schedule's step.")
         extra_s = self.costs.durations.last_backward_s
+        # Said if it is more than a hundredth of what a microbatch adds to the step.
         if (extra_s > 0.01 * trace.makespan_s / self.run.schedule.microbatches).any():
             stage = int(np.argmax(extra_s))
-            lines.append(
-                f"The last backward of stage {stage} takes {extra_s[stage] * 1e3:.3g} ms more than its others."
+            found.append(
+                f"The last backward of stage {stage} takes {extra_s[stage] * 1e3:.3g} ms more than that stage's others."
             )
         if self.run.unknown:
-            lines.append(f"Not recorded: {'; '.join(self.run.unknown)}.")
-        return "\n".join(lines)
+            found.append(f"Not recorded: {'; '.join(self.run.unknown)}.")
+        return found
+
+    def lost(self) -> list[dict[str, str]]:
+        """The parts of the bubble as shares of all ranks' time, the largest first, with their meaning."""
+        parts = self.attribution.fractions
+        return [
+            {"part": name.replace("_", "-"), "share": f"{parts[name]:.1%}", "meaning": _MEANING[name]}
+            for name in sorted(PARTS, key=lambda each: -parts[each])
+            if parts[name] >= 0.0005  # less would show as 0.0%
+        ]
+
+    def explain(self) -> str:
+        """What the measured step loses, as text."""
+        first, *others = self.sentences()
+        parts = [f"  {row['share']:>6}  {row['part']}: {row['meaning']}" for row in self.lost()]
+        return "\n".join([first, *parts, *others])
 
     def how_to_load(self, path: str = "schedule.csv", chosen: Candidate | None = None) -> str:
-        """How the frameworks take a candidate's schedule file; by default the best one's."""
+        """How to load a candidate's schedule file into frameworks. By default the best one's, else the run's own."""
         chosen = chosen or self.best or self.current
         stages = f"{chosen.schedule.stages} stages, {chosen.stages_per_rank} on each rank"
-        splits = bool((chosen.schedule.program.kind == Kind.W).any())
-        return "\n".join(
-            [
-                f"To load {path} ({chosen.name}; {stages}; {chosen.schedule.microbatches} microbatches):",
-                f'  torchtitan  [parallelism] pipeline_parallel_schedule_csv = "{path}" and',
-                '              pipeline_parallel_schedule = "PipelineScheduleMulti"',
-                "  PyTorch     _PipelineScheduleRuntime(stages, microbatches, loss_fn)._load_csv(path, "
-                'format="compute_only")',
-                "  Megatron and Primus take no file: choose the schedule by name, where they have it.",
-                *(["  PyTorch's runtime computes the whole backward of stage 0 in W, later than predicted."] * splits),
-            ]
-        )
+        lines = [
+            f"To load {path} ({chosen.name}; {stages}; {chosen.schedule.microbatches} microbatches):",
+            f'  torchtitan  [parallelism] pipeline_parallel_schedule_csv = "{path}" and',
+            '              pipeline_parallel_schedule = "PipelineScheduleMulti"',
+            "  PyTorch     _PipelineScheduleRuntime(stages, microbatches, loss_fn)._load_csv(path, "
+            'format="compute_only")',
+            "  Megatron and Primus take no file: choose the schedule by name, where they have it.",
+        ]
+        if (chosen.schedule.program.kind == Kind.W).any():
+            lines.append("  PyTorch's runtime computes the whole backward of stage 0 in W, later than predicted.")
+        return "\n".join(lines)
 
     def rows(self) -> list[dict[str, Any]]:
         """The table: the run's own schedule, then the candidates."""
@@ -146,9 +158,9 @@ class Advice:
         return found
 
     def notes(self) -> list[str]:
-        """What predictions take for granted, each with the schedules of which it holds."""
+        """What is uncertain of predictions, each with the schedules that it concerns."""
         found: dict[str, list[str]] = {}
-        for each in self.candidates:
+        for each in (self.current, *self.candidates):
             for note in each.uncertain:
                 found.setdefault(note, []).append(each.name)
         return [f"{note} ({'; '.join(names)})" for note, names in found.items()]
@@ -222,13 +234,14 @@ def advise(run: Run, *, memory_limit_bytes: float | None = None, with_search: bo
     Raises
     ------
     InputError
-        If there is a limit and the run does not tell what ranks hold.
+        For a limit that is no number above 0, or if there is a limit and the run does not tell what ranks hold; for a
+        step of 0 s.
 
     Notes
     -----
-    Each schedule's step is predicted from the run's costs (`costs_of`) with the handover between actions as it was
-    measured. What a run of one schedule cannot tell of another stands beside each prediction, with a range for what
-    W takes of a backward that was never split.
+    Each schedule's step is predicted from the run's costs (`costs_of`), with the time that ranks take from one action
+    to the next as it was measured. Each prediction lists what the run cannot tell of it (`Candidate.uncertain`). If the
+    run never split a backward, the prediction has a range: how the step depends on the share of W.
 
     Examples
     --------
@@ -250,6 +263,7 @@ def advise(run: Run, *, memory_limit_bytes: float | None = None, with_search: bo
             "rank's peak memory, or leave memory_limit_bytes out"
         )
     found, left_out = candidates(costs, memory_limit_bytes=memory_limit_bytes, with_search=with_search)
+    # The run's own order is `current`.
     others = [each for each in found if each.schedule.orders != run.schedule.orders]
     return Advice(
         run=run,
@@ -263,5 +277,5 @@ def advise(run: Run, *, memory_limit_bytes: float | None = None, with_search: bo
 
 def _caution(best: Candidate, current: Candidate) -> str:
     if best.range_s[1] < current.range_s[0]:
-        return "It stays so for every share of W that was tried; what else is uncertain stands above."
-    return "Within what is uncertain it may not be faster: measure before you rely on it."
+        return "Its whole range is below that of the run's own schedule."
+    return "Its range overlaps that of the run's own schedule, so it may not be faster: measure before you rely on it."

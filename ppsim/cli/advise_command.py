@@ -23,7 +23,7 @@ if TYPE_CHECKING:  # it imports plotly, which no help needs
 
 @dataclass(frozen=True, kw_only=True)
 class AdviseCommand:
-    """Say what a measured step loses and which schedules of the same job would lose less; write the best one's CSV."""
+    """Say what a measured step loses and which schedules of the same job would lose less. Write a schedule's CSV."""
 
     run_path: tyro.conf.Positional[Path]
     """A folder with a file for each pipeline rank, as `ppsim import` reads it."""
@@ -35,7 +35,7 @@ class AdviseCommand:
     choose: OptionalName = None
     """Schedule of the table to write, by name (default: the best that fits)."""
     csv: OptionalFile = None
-    """Write that schedule in PyTorch's CSV format."""
+    """File to write the chosen schedule to, in PyTorch's CSV format."""
     out: OptionalFolder = None
     """Folder to write advice.html (with timelines and the bubble by cause) and schedule.csv to."""
     json: bool = False
@@ -59,7 +59,7 @@ class AdviseCommand:
             write_text(self.out / "schedule.csv", text)
             page(found, chosen).save(self.out / "advice.html")
         if self.json:
-            command.print_json({**found.to_dict(), "csv": text})
+            command.print_json({**found.to_dict(), "chosen": chosen.name, "csv": text})
             return
         print(found)
         print(f"\n{found.how_to_load(str(path or 'schedule.csv'), chosen)}")
@@ -68,7 +68,7 @@ class AdviseCommand:
 
 
 def _chosen(found: Advice, name: str | None) -> Candidate:
-    # The run's own schedule is last, so that its name is its own.
+    # The run's own schedule comes last: if a candidate has the same name, the name means the run's own.
     every = {each.name: each for each in (*found.candidates, found.current)}
     if name is None:
         return found.best or found.current
@@ -78,7 +78,7 @@ def _chosen(found: Advice, name: str | None) -> Candidate:
 
 
 def page(found: Advice, chosen: Candidate) -> Report:
-    """The advice as a page: what is lost, in words and as a picture, the table, and both steps."""
+    """The advice as a page: what is lost, the schedules, and the measured step beside the chosen one as predicted."""
     from ppsim.export.html_report import Report
     from ppsim.plots.attribution_figure import attribution
     from ppsim.plots.timeline_figure import timeline
@@ -87,10 +87,10 @@ def page(found: Advice, chosen: Candidate) -> Report:
     report = Report(
         title="What a measured step loses, and what would lose less",
         subtitle=f"{found.run.schedule}, {found.run.source}",
-        lead=found.explain(),
+        lead="\n\n".join(found.sentences()),
         facts={"step": f"{found.measured.makespan_s:.4g} s", "bubble": f"{found.measured.bubble_fraction:.1%}"},
     )
-    report.add("The bubble by cause", figure=attribution(traces))
+    report.add("The bubble by cause", figure=attribution(traces), table=found.lost())
     report.add("Schedules of the same job", table=found.rows(), text="\n\n".join(found.notes()))
-    report.add("Both steps", figure=timeline(traces))
+    report.add("Measured step, and predicted step of the schedule below", figure=timeline(traces))
     return report.add("How to load it", text=found.how_to_load("schedule.csv", chosen).replace("\n", "\n\n"))

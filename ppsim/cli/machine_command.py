@@ -22,7 +22,7 @@ from ppsim.planning.machine_fit import MachineFit, Numbers, error_summary, fit_m
 from ppsim.planning.measured_steps import MeasuredStep, Style, drawn_order, read_measured_steps
 
 _DEVICE_HELP = tyro.conf.arg(help=f"The device, whose peaks its vendor says: {', '.join(machine_names())}.")
-_FILES_HELP = tyro.conf.arg(metavar="CSV", help="Files of measured steps, one row for each.")
+_FILES_HELP = tyro.conf.arg(metavar="CSV", help="Files of measured steps, one row per step.")
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -30,7 +30,7 @@ class FitMachineCommand:
     """Fit a machine's constants to measured training steps of GPTs, and say how well they explain them.
 
     A file has the columns global_batch, micro_batch_size, hidden, heads, layers, seq, tp, dp, pp, and step_s or
-    step_ms; vTrain's names of them are known too.
+    step_ms. The column names of vTrain, a simulator with published measurements, are accepted too.
     """
 
     files: Annotated[tuple[Path, ...], tyro.conf.Positional, _FILES_HELP]
@@ -38,17 +38,19 @@ class FitMachineCommand:
     devices_per_node: OptionalWhole = None
     """Devices that share a node (default: 8)."""
     vocabulary: int = 51_200
-    """Of all models."""
+    """Vocabulary size of all models in the files."""
     recompute: Literal["auto", "none", "selective", "full"] = "auto"
-    """What the backward computed again; auto: nothing if all rows of a file then fit the memory, else all."""
+    """What the backward computed again, if a file has no column recompute. auto: none if all rows of a file then fit
+    the device's memory, else full for all."""
     style: Style = "megatron"
-    """How layers are computed: as Megatron-LM of 2022 does, or with fused attention."""
+    """How layers are computed. megatron: unfused attention and a float32 loss, as Megatron-LM of 2022; plain: fused
+    attention."""
     held_back: float = 0.0
-    """A share of the rows, drawn by --seed, that is not fitted but predicted."""
+    """The share of the rows, drawn by --seed and rounded down, that is not fitted but predicted."""
     seed: int = 0
     """Draws the rows that are held back."""
     by_shape: bool = True
-    """Give layers of a shape that three rows or more have a factor of their own, beside the constants."""
+    """Fit an extra factor for each layer shape that occurs in three rows or more."""
     out: Essential[OptionalFile] = None
     """Write the machine, .json, for ppsim plan --machine."""
     json: Essential[bool] = False
@@ -59,6 +61,7 @@ class FitMachineCommand:
         if not 0 <= self.held_back < 1:
             raise InputError(f"--held-back must be a share from 0 up to below 1, got {self.held_back!r}")
         check_files(self.out)
+        # The fit starts from default constants, not from those that were fitted to other steps.
         start = named_machine(self.device, devices_per_node=self.devices_per_node, fitted=False)
         measured = [
             each
@@ -75,9 +78,9 @@ class FitMachineCommand:
         kept = len(measured) - int(self.held_back * len(measured))
         fitted, rest = ([measured[index] for index in sorted(part)] for part in (drawn[:kept], drawn[kept:]))
         fit = fit_machine(fitted, start, by_shape=self.by_shape)
-        about = {"fitted": _about(fitted, fit.error)}
+        about = {"fitted": _error_summary(fitted, fit.error)}
         if rest:
-            about["held back"] = _about(rest, prediction_errors(rest, fit.machine))
+            about["held back"] = _error_summary(rest, prediction_errors(rest, fit.machine))
         if self.out is not None:
             fit.machine.save(self.out, fit={"files": [str(path) for path in self.files], **about})
         if self.json:
@@ -97,7 +100,7 @@ class FitMachineCommand:
             print(_text(fit, about))
 
 
-def _about(measured: Sequence[MeasuredStep], errors: Numbers) -> dict[str, Any]:
+def _error_summary(measured: Sequence[MeasuredStep], errors: Numbers) -> dict[str, Any]:
     return {**error_summary(errors), "worst_place": measured[int(np.abs(errors).argmax())].place}
 
 
@@ -112,8 +115,8 @@ def _text(fit: MachineFit, about: dict[str, dict[str, Any]]) -> str:
         for name, constant in CONSTANTS.items()
     ]
     lines = [
-        f"{name}: {found['steps']} steps, mean error {found['mean_error']:.1%}, "
-        f"mean of signed errors {found['mean_signed_error']:+.1%}, "
+        f"{name}: {found['steps']} steps, mean absolute error {found['mean_error']:.1%}, "
+        f"bias {found['mean_signed_error']:+.1%}, "
         f"worst {found['worst_error']:.1%} ({found['worst_place']})"
         for name, found in about.items()
     ]

@@ -30,7 +30,9 @@ from ppsim.trace.trace import Trace
 
 Seconds = npt.NDArray[np.float64]
 
-BubbleParts = dict[tuple[str, str], Seconds]  # (part, cause) -> seconds of each rank, shape (p,)
+# (part, source) -> seconds of each rank, shape (p,). A source is the name of a `Cause`, "knock_on", or "" if there is
+# one only. Warm-up and drain have "compute" and each of `OWN_WAITS`.
+BubbleParts = dict[tuple[str, str], Seconds]
 
 # The phase that an action's wait belongs to. For a rank whose order is F0 F1 F2 B0 F3 B1 B2 B3:
 #
@@ -40,7 +42,7 @@ _PHASES = 4
 START, FILLING, STEADY, EMPTYING = range(_PHASES)
 
 # The parts that can make computation late, in the order in which the replays take them away, and the waits that belong
-# to each. A straggler is never waited for as such: one waits for computation that it made late.
+# to each. A straggler has none: ranks wait for computation that it made late.
 OWN_WAITS: dict[str, tuple[Cause, ...]] = {
     "straggler": (),
     "streams": (Cause.STREAM,),
@@ -50,7 +52,7 @@ OWN_WAITS: dict[str, tuple[Cause, ...]] = {
     "device": (Cause.DEVICE,),
 }
 
-_FITTED = 1e-9  # as a share of the makespan, see `_fitted`
+_ROUNDING_SHARE = 1e-9  # of the makespan; parts that miss the bubble by more do not miss it by rounding
 
 
 class Roots(NamedTuple):
@@ -59,11 +61,11 @@ class Roots(NamedTuple):
     Parameters
     ----------
     own : dict of Cause to array
-        What is waited for at the moment, computation aside.
+        Time that the rank itself waits for each cause but computation.
     knock_on : dict of str to array
         Waiting for computation that a part, one of `OWN_WAITS`, made late elsewhere in the pipeline.
     compute : array
-        Waiting for computation that none of them made late.
+        Waiting for computation that no part made late.
     """
 
     own: dict[Cause, Seconds]
@@ -107,15 +109,16 @@ def split_bubbles(graph: StepGraph, usual_s: Seconds) -> BubbleParts:
         cell = graph.wiring.rank * _PHASES + phase
         return np.asarray(np.bincount(cell, seconds, program.ranks * _PHASES), np.float64).reshape(-1, _PHASES)
 
-    def later(seconds: Seconds) -> Seconds:
-        """Sums over the phases after the first action's wait, shape (p,)."""
+    def after_start(seconds: Seconds) -> Seconds:
+        """Sums over all phases but the wait before the first action, shape (p,)."""
         return np.asarray(seconds[:, FILLING:].sum(axis=1), np.float64)
 
     before, after = idle_roots(graph, usual_s, sums=by_phase)
     inherent = inherent_of(graph, usual_s, before.compute, np.arange(_PHASES), sums=by_phase)
 
     # Warm-up takes all idle time before a rank's first action, drain all after its last. In between they take only the
-    # inherent waiting for computation. The rest of that is imbalance, and other waits go to their own parts.
+    # inherent waiting for computation, see `inherent_of`. The rest of the waiting for computation is imbalance, and
+    # other waits go to their own parts.
     parts: BubbleParts = {
         ("warm_up", "compute"): inherent[:, START] + inherent[:, FILLING],
         ("drain", "compute"): after.compute + inherent[:, EMPTYING],
@@ -124,8 +127,9 @@ def split_bubbles(graph: StepGraph, usual_s: Seconds) -> BubbleParts:
     for part, causes in OWN_WAITS.items():
         parts["warm_up", part] = before.of(part)[:, START]
         parts["drain", part] = after.of(part)
-        parts[part, "knock_on"] = later(before.knock_on[part])
-        parts |= {(part, cause.name.lower()): later(before.own[cause]) for cause in causes}
+        parts[part, "knock_on"] = after_start(before.knock_on[part])
+        parts |= {(part, cause.name.lower()): after_start(before.own[cause]) for cause in causes}
+    # Idle time between the two rows of an overlapped pair is the device's.
     parts["device", "device"] += np.bincount(graph.wiring.rank, np.maximum(graph.inner_s, 0.0), program.ranks)
     return _fitted(parts, trace)
 
@@ -142,8 +146,9 @@ def idle_roots(
     usual_s : array of shape (rows,)
         What each row usually takes.
     sums : function of an array of shape (actions,)
-        Adds up what belongs together before it is split, such as all actions of a rank and phase. By default each
-        action is split by itself.
+        Adds up what belongs together before it is split, such as all actions of a rank and phase: the split cuts at 0,
+        and what is too much in one action and too little in another cancels in the sum. By default each action is split
+        by itself.
 
     Returns
     -------
@@ -200,9 +205,9 @@ def _roots(waits: dict[Cause, Seconds], idle: list[Seconds], rounding_s: float) 
 
     Notes
     -----
-    Each replay takes one part away. Idle time shrinks by two things: the part's own waits, which are known, and the
-    waiting for computation that it had made late. So the second is what idle time shrinks by beyond the first, at least
-    0 and at most the waiting for computation that no part before accounts for.
+    Each replay takes one part away. Idle time shrinks by the part's own waits, which are known, and by the waiting for
+    computation that the part had made late, its knock-on. So the knock-on is the shrinkage beyond the own waits. It is
+    cut to 0 below, and above to the waiting for computation that is not accounted for yet.
     """
     own = dict(waits)
     compute = own.pop(Cause.COMPUTE)
@@ -236,10 +241,12 @@ def inherent_of(
     Notes
     -----
     Before a rank's first action all of it is inherent, in the steady phase none. While the pipeline fills or empties it
-    is at most the wait that equal stages with free messages would have.
+    is at most the wait that there would be if all stages took equally long and messages took no time. An evaluation has
+    no backwards: all its phases but the start are steady.
     """
     equal_s = sums(idle_before(graph, replay(graph.wiring.without_streams(), equal_stages(graph, usual_s))))
     rounding_s = ROUNDING * graph.trace.makespan_s
+    # The smaller of both, where they differ by more than rounding.
     at_most_equal = np.where(compute <= equal_s + rounding_s, compute, equal_s)
     return np.where(phase == STEADY, 0.0, np.where(phase == START, compute, at_most_equal))
 
@@ -280,21 +287,22 @@ def _idle_after(graph: StepGraph, times: GraphTimes) -> Seconds:
 def _fitted(parts: BubbleParts, trace: Trace) -> BubbleParts:
     """The parts, corrected so that on each rank they add up to the bubble.
 
-    Usually they miss it by rounding only, and the largest part takes the difference. Where rows of a rank overlap they
-    miss it by more: then all parts are scaled.
+    Usually they miss it by rounding only, and the largest part takes the difference. If a rank's rows overlap in time,
+    or clocks of ranks disagree, they miss it by more: then all parts are scaled.
     """
     table = np.maximum(np.stack(list(parts.values())), 0.0)
     for rank, bubble_s in enumerate(trace.bubble_s.tolist()):
-        column = table[:, rank]
+        column = table[:, rank]  # a view: its changes are the table's
         wanted = max(bubble_s, 0.0)
         total = math.fsum(column)
-        if total > 0 and abs(total - wanted) > _FITTED * trace.makespan_s:
+        if total > 0 and abs(total - wanted) > _ROUNDING_SHARE * trace.makespan_s:
             column *= wanted / total
         # Adding what is missing to the largest part rounds again, so this is repeated until nothing is missing.
         for _ in range(len(column)):
             missing = wanted - math.fsum(column)
             if missing == 0:
                 break
+            # Idle time of which no part knows, as on a rank without actions, counts as drain.
             largest = int(np.argmax(column)) if column.any() else list(parts).index(("drain", "compute"))
             column[largest] = max(column[largest] + missing, 0.0)
     return dict(zip(parts, table, strict=True))

@@ -11,12 +11,13 @@ from ppsim.plots import style
 from ppsim.plots.units import bytes_unit
 from ppsim.trace.trace import Trace
 
-# In the order of stacking: what is there all the time lies at the bottom.
+# In the order of stacking: parameters and what else is there all the time first, then what comes and goes in a step.
+# Gathered parameters come and go too, and lie beside the parameters.
 _PARTS = {
     "parameter_bytes": ("parameters", "#6677cc"),
     "unsharded_bytes": ("gathered parameters", "#9977cc"),
     "optimizer_bytes": ("optimizer", "#999999"),
-    "other_bytes": ("not told apart", "#ccccbb"),
+    "other_bytes": ("other, not broken down", "#ccccbb"),
     "gradient_bytes": ("gradients", "#44aa99"),
     "activation_bytes": ("activations", "#bb3d86"),
     "receive_buffer_bytes": ("receive buffers", "#ccaa33"),
@@ -25,9 +26,9 @@ _PARTS = {
 
 
 def memory_parts(traces: Mapping[str, Trace], *, title: str | None = None) -> go.Figure:
-    """Draw what the most is made of that each rank holds at one time: a stacked bar for each rank and trace.
+    """Draw the parts of each rank's peak memory: one stacked bar for each rank and trace.
 
-    A part beside activations is left out if no trace has it, or if it is 0 everywhere.
+    Activations are always shown. Other parts are left out if they are unknown or 0 in every trace.
 
     Raises
     ------

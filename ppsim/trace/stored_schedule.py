@@ -17,7 +17,7 @@ from ppsim.schedule.sharding import Sharding
 
 
 def schedule_header(schedule: Schedule) -> dict[str, Any]:
-    """What the header says of a schedule, as JSON values."""
+    """What the header says of a schedule, as JSON values. One copy of the model is not written, as in older files."""
     return {
         "name": schedule.name,
         "microbatches": schedule.microbatches,
@@ -27,7 +27,10 @@ def schedule_header(schedule: Schedule) -> dict[str, Any]:
 
 
 def schedule_arrays(schedule: Schedule) -> dict[str, npt.NDArray[np.int32]]:
-    """The orders, communication, sharding and copies of each rank, as arrays of shape (columns, entries)."""
+    """The orders, posts, sharding and offload of each rank, as arrays of shape (columns, entries).
+
+    Columns stand in the sequence of the class's parameters. The last one of `Sharding` is left out if it is None.
+    """
     arrays = {}
     for rank, order in enumerate(schedule.orders):
         columns = np.stack([order.stage, order.kind, order.microbatch, order.joined])
@@ -43,7 +46,7 @@ def schedule_arrays(schedule: Schedule) -> dict[str, npt.NDArray[np.int32]]:
 
 
 def schedule_of_file(header: Mapping[str, Any], arrays: Mapping[str, npt.NDArray[Any]]) -> Schedule:
-    """The schedule of a file's header and arrays; any exception means that the file is damaged."""
+    """The schedule of a file's header and arrays. Any exception means that the file is damaged."""
     ranks = range(sum(name.startswith("order_") for name in arrays))
     return Schedule(
         orders=tuple(Order(*arrays[f"order_{rank}"]) for rank in ranks),

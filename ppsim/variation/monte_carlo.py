@@ -41,22 +41,24 @@ def monte_carlo(
     schedule : Schedule
         What each rank does, in order.
     stages : sequence of StageCost
-        The mean cost of each stage for one microbatch; of one copy of the model, or of all.
+        The mean cost of each stage for one microbatch: for the stages of one copy of the model (`Schedule.copies`), or
+        of all copies.
     jitter : Jitter
         How costs vary.
     samples : int
         How many steps are drawn.
     seed : int
-        What they are drawn from. Sample i depends on schedule, costs, jitter, seed and i alone, and not on the number
-        of samples or threads.
+        Seed of the random numbers. Sample i depends on schedule, costs, network, conditions, jitter, seed and i, and
+        not on the number of samples or threads.
     network : Network, optional
         The links between ranks. Without it messages take no time.
     engine : "compiled", "simpy" or None
-        What runs the samples. Both give the same answer. None takes "compiled" unless ranks share devices.
+        What runs the samples. Both give the same answer. None takes "compiled" unless conditions let ranks share
+        devices (`cores`, `devices`, `speeds`).
     threads : int or None
         None: every core that this process may use.
     conditions : Conditions, optional
-        How each step is run. What they say of times is the mean.
+        How each step is run. Times given there are means, around which the jitter varies.
     **options
         Single fields of `Conditions`, as of `simulate`.
 
@@ -68,11 +70,12 @@ def monte_carlo(
     Raises
     ------
     InputError
-        For what `simulate` refuses, fewer than one sample, or a seed or threads that cannot be.
+        For what `simulate` refuses, fewer than one sample, a negative seed, or fewer than one thread.
 
     Notes
     -----
-    Memory: three numbers per rank and sample, and for each thread a block of some hundred kilobytes, or of one step.
+    A sample takes 4 + 4 p numbers of memory. Each thread takes one block of samples: half a megabyte of durations, or
+    one sample if that is larger.
 
     Examples
     --------
@@ -86,6 +89,7 @@ def monte_carlo(
     for name, value, least in (("samples", samples, 1), ("seed", seed, 0), ("threads", threads, 1)):
         if value is not None:
             check_whole(name, value, least=least)
+    # Four numbers of each step and of each rank, and copies while they are put together.
     check_memory(f"{samples} samples", 8 * samples * (4 + 4 * schedule.ranks), "take fewer samples")
     network = Network() if network is None else network
     conditions = (conditions or Conditions()).having(options)
@@ -95,11 +99,13 @@ def monte_carlo(
     if engine is None:
         engine = "compiled" if timed.devices is None else "simpy"
     sampler = Sampler(times=SampleTimes(timed=timed, jitter=jitter, seed=seed), engine=engine, threads=threads)
-    rows = gradient_rows(program, conditions.reduction)
-    found = sampler.run(samples, watched=rows)
+    ready_rows = gradient_rows(program, conditions.reduction)  # whose ends let the reductions of stages start
+    found = sampler.run(samples, watched=ready_rows)
     check_finite(found.last_end_s)
+    # A step is longer than its makespan if gradients are still reduced after the last action. Conditions have either a
+    # reduction or collectives.
     step_s = makespan_s = found.makespan_s
-    if conditions.reduction is not None and len(rows):
+    if conditions.reduction is not None and len(ready_rows):
         _, end_s = reduction_times(
             program,
             stages,
@@ -110,6 +116,7 @@ def monte_carlo(
         step_s = np.maximum(makespan_s, end_s.max(axis=1) - found.step_start_s)
     if conditions.collectives is not None:
         step_s = np.maximum(makespan_s, found.reduced_s - found.step_start_s)
+    check_finite(step_s)
     return Ensemble(
         sampler=sampler,
         stages=tuple(stages),

@@ -17,12 +17,14 @@ from ppsim.variation.sample_times import BlockTimes, SampleTimes
 
 @dataclass(frozen=True, kw_only=True)
 class Sampler:
-    """Runs samples, several blocks at once.
+    """Runs samples in blocks, with "compiled" several blocks at once on threads.
+
+    A block is a number of samples that are drawn together, see `SampleTimes`.
 
     Parameters
     ----------
     times : SampleTimes
-        What the samples take.
+        The random times of each sample.
     engine : "compiled" or "simpy"
         What runs them. Only "compiled" uses more than one thread.
     threads : int or None
@@ -36,16 +38,16 @@ class Sampler:
     def run(
         self, samples: int, *, watched: npt.NDArray[np.integer] | None = None, with_starts: bool = False
     ) -> BatchTimes:
-        """Run the first samples.
+        """Run samples 0 to `samples` - 1.
 
         Parameters
         ----------
         samples : int
             How many.
         watched : array of row numbers, optional
-            Rows whose ends are kept.
+            Rows of the program whose ends are kept.
         with_starts : bool
-            Whether all starts are kept.
+            Whether the start of every row is kept.
 
         Returns
         -------
@@ -55,11 +57,12 @@ class Sampler:
         blocks = list(self._blocks(samples))
         threads = self.threads or _usable_cores()
         run_block = self._run_compiled if self.engine == "compiled" else self._run_one_by_one
-        self.times.timed.program.execution_order  # noqa: B018  (found once, not by every thread)
+        # The property is cached: found here, it is not found by every thread.
+        self.times.timed.program.execution_order  # noqa: B018
 
         def work(block: tuple[int, int]) -> BatchTimes:
             index, count = block
-            with np.errstate(over="ignore"):  # infinite times are refused by whoever asked
+            with np.errstate(over="ignore"):  # infinite times are refused by the caller, see `check_finite`
                 drawn = BlockTimes(*(each[:count] for each in self.times.block(index)))
                 return run_block(drawn, rows, with_starts)
 
@@ -72,7 +75,7 @@ class Sampler:
         return BatchTimes(**{name: np.concatenate([getattr(part, name) for part in parts]) for name in names})
 
     def _blocks(self, samples: int) -> Iterator[tuple[int, int]]:
-        """The number of each block, and how many of its samples are wanted."""
+        """The index of each block, and how many of its samples are wanted."""
         size = self.times.block_size
         for block, first in enumerate(range(0, samples, size)):
             yield block, min(size, samples - first)
@@ -86,15 +89,15 @@ class Sampler:
     def _run_one_by_one(self, drawn: BlockTimes, watched: npt.NDArray[np.integer], with_starts: bool) -> BatchTimes:
         timed, count = self.times.timed, len(drawn.duration_s)
         program = timed.program
-        used = np.flatnonzero(np.diff(program.rank_actions))
-        rows = program.action_start[program.rank_actions]
+        busy = np.flatnonzero(np.diff(program.rank_actions))  # ranks with actions
+        first_row = program.action_start[program.rank_actions]
         first_start_s, last_end_s, compute_s = np.zeros((3, count, program.ranks))
         starts_s, watched_ends_s, reduced_s = [], [], []
         for index in range(count):
             times = run_engine(self.engine, drawn.of_sample(timed, index))
             first_start_s[index] = last_end_s[index] = times.start_s.min()
-            first_start_s[index, used] = times.start_s[rows[used]]
-            last_end_s[index, used] = times.end_s[rows[used + 1] - 1]
+            first_start_s[index, busy] = times.start_s[first_row[busy]]
+            last_end_s[index, busy] = times.end_s[first_row[busy + 1] - 1]
             compute_s[index] = np.bincount(program.rank, times.end_s - times.start_s, program.ranks)
             watched_ends_s.append(times.end_s[watched])
             starts_s.append(times.start_s)
