@@ -15,7 +15,7 @@ Method     Medians with quartiles. Where there is something to compare with, bot
 Answer     On two cores (AMD EPYC, torch 2.13): SimPy's engine runs at 0.54 to 0.56 of the rate of bare timeouts, 0.6 M
            actions/s with lowering and trace, 4.7 times PyTorch's lowering and tick simulator; the compiled engine does
            59 M actions/s. 1F1B on 64 ranks with 1,024 microbatches is built, checked and predicted in 0.05 s, on 1,024
-           ranks with 4,096 in 4 to 5 s and 1.9 GB. The other figures are of a slower machine, on which these took 0.05 s
+           ranks with 4,096 in 4 to 5 s and 1.9 GB. The other figures are of a slower machine, where these took 0.05 s
            and 8 s: 8 ranks with 32 microbatches take 2.1 ms the first time, and 0.44 ms again once the schedule is
            kept; a search at 64 x 1,024 takes 0.49 s. A sweep of simulations of 3 ms is 1.1 times as fast on two cores,
            starting its processes included, and finds 46,000 points/s in its store. With tensors of a few elements the
