@@ -91,6 +91,8 @@ def page(found: Advice, chosen: Candidate) -> Report:
         facts={"step": f"{found.measured.makespan_s:.4g} s", "bubble": f"{found.measured.bubble_fraction:.1%}"},
     )
     report.add("The bubble by cause", figure=attribution(traces), table=found.lost())
-    report.add("Schedules of the same job", table=found.rows(), text="\n\n".join(found.notes()))
+    # A page parts paragraphs at blank lines.
+    uncertain = "\n\n".join(["Uncertain:", *found.notes()]) if found.notes() else ""
+    report.add("Schedules of the same job", table=found.rows(), text=uncertain)
     report.add("Measured step, and predicted step of the schedule below", figure=timeline(traces))
     return report.add("How to load it", text=found.how_to_load("schedule.csv", chosen).replace("\n", "\n\n"))

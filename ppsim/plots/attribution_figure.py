@@ -24,7 +24,6 @@ _NAMES = {
     "device": "device or dispatch",
     "straggler": "straggler",
 }
-_MOST_TICKS = 24  # beyond, bars have no room for their trace's name below them
 
 
 def attribution(traces: Mapping[str, Trace], *, title: str | None = None) -> go.Figure:
@@ -43,7 +42,8 @@ def attribution(traces: Mapping[str, Trace], *, title: str | None = None) -> go.
     groups = [f"rank {rank}" for rank in range(ranks)] + ["<b>all ranks</b>"]
     has_names = len(chosen) > 1
     bars = len(chosen) * len(groups)
-    figure = go.Figure(layout=style.layout(height=260, title=title, bottom=56 if has_names else 30, entries=0))
+    names, bottom = style.names_below(list(chosen), bars) if has_names else ({}, 30)
+    figure = go.Figure(layout=style.layout(height=260, title=title, bottom=bottom, entries=0))
     heights: list[float] = []
     found = {name: attribute(trace) for name, trace in chosen.items()}
     for part in PARTS:
@@ -81,9 +81,9 @@ def attribution(traces: Mapping[str, Trace], *, title: str | None = None) -> go.
         legend={"traceorder": "normal"},
         xaxis={
             "fixedrange": True,
-            "showticklabels": bars <= _MOST_TICKS or not has_names,
             "tickangle": 0,
             "dividercolor": style.GRID,
+            **names,
         },
         yaxis={
             "title": {"text": "bubble, share of the step"},

@@ -55,7 +55,8 @@ def memory_parts(traces: Mapping[str, Trace], *, title: str | None = None) -> go
         for part in _PARTS
         if part == "activation_bytes" or any(part in each and each[part].any() for each in held.values())
     ]
-    figure = go.Figure(layout=style.layout(height=260, title=title, bottom=60))
+    names, bottom = style.names_below(list(chosen), len(places))
+    figure = go.Figure(layout=style.layout(height=260, title=title, bottom=bottom))
     axis = [[rank for rank, _ in places], [html.escape(name) for _, name in places]]
     for part in parts:
         label, colour = _PARTS[part]
@@ -78,7 +79,7 @@ def memory_parts(traces: Mapping[str, Trace], *, title: str | None = None) -> go
         bargap=0.3,
         showlegend=True,
         legend={"traceorder": "normal"},
-        xaxis={"fixedrange": True, "dividercolor": style.GRID},
+        xaxis={"fixedrange": True, "dividercolor": style.GRID, **names},
         yaxis={"title": {"text": f"[{unit.name}]"}, "gridcolor": style.GRID, "rangemode": "tozero"},
     )
     figure.update_yaxes(range=[0, largest * unit.scale * 1.08 or 1], zeroline=False)

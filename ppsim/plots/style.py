@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 import html
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
+from typing import Any
 
 import plotly.graph_objects as go
 
@@ -61,6 +62,33 @@ def named(traces: Mapping[str, Trace]) -> dict[str, Trace]:
     if not traces:
         raise InputError('there is no trace to draw: give at least one by name, as in {"predicted": trace}')
     return dict(traces)
+
+
+def names_below(names: Sequence[str], bars: int) -> tuple[dict[str, Any], int]:
+    """How the names of traces stand below bars that are grouped by rank.
+
+    They are level where they have room, else upright. Beyond 60 bars there are none.
+
+    Parameters
+    ----------
+    names : sequence of str
+        The names, of which each bar has one.
+    bars : int
+        How many bars stand side by side.
+
+    Returns
+    -------
+    axis : dict
+        Of the figure's xaxis.
+    bottom : int
+        The margin below the axis, in pixels.
+    """
+    longest_px = 6 * max(map(len, names))
+    if bars > 60:
+        return {"showticklabels": False}, 30
+    if longest_px > 800 / bars:
+        return {"tickangle": -90}, 40 + longest_px
+    return {"tickangle": 0}, 56
 
 
 def layout(*, height: int, title: str | None, top: int = 40, bottom: int = 44, entries: int = 0) -> go.Layout:

@@ -343,6 +343,19 @@ class TestCriticalPath:
 
 
 @pytest.mark.parametrize("figure", [attribution, memory_parts])
+def test_names_below_bars_do_not_overlap(figure) -> None:
+    """Two names of 8 ranks ran into each other."""
+    trace = simulate(build_schedule("1f1b", ranks=8, microbatches=8), [COST] * 8)
+    few = figure({"one": afab(), "two": afab()}).layout
+    many = figure({"measured": trace, "zb-v, predicted": trace}).layout
+    more = figure({f"step {number}": trace for number in range(9)}).layout
+    assert few.xaxis.tickangle == 0
+    assert many.xaxis.tickangle == -90
+    assert many.height - few.height == many.margin.b - few.margin.b > 0  # bars are as high as before
+    assert more.xaxis.showticklabels is False
+
+
+@pytest.mark.parametrize("figure", [attribution, memory_parts])
 def test_dividers_between_ranks_suit_a_light_page_and_a_dark_one(figure: Callable[..., Any]) -> None:
     """They were drawn in plotly's own black, which no rule of the report's style sheet reaches."""
     schedule = build_schedule("1f1b", ranks=2, microbatches=3)
