@@ -1,28 +1,28 @@
 """Is a training step as long as predicted before anything runs, and does the plan find the fastest way?
 
-Question   How far are predicted steps from measured ones that were not fitted: on one node, on many, and with one
-           machine's constants for both? Of measured ways to train one model on so many devices, is the fastest among
-           the predicted first three?
+Question   How far are predicted steps from measured ones that were not fitted: on one node, on many nodes, and with one
+           set of constants for both? For a model and a number of devices: is the fastest measured configuration among
+           the three that are predicted to be fastest?
 
 Command    python studies/plan.py
            python studies/plan.py --single FILE --multi FILE --json      (other steps, with the same columns)
 
-Method     764 steps on A100 (published/vtrain). A machine's eleven constants, and a factor of each layer shape in three
-           steps or more, are fitted to one half, drawn by --seed, and the other half is predicted; then the halves
-           change places, so that each error is of a step that was not fitted. "Constants alone" is without factors. For
-           both kinds together the halves are of all steps. "One node asked for many" fits all steps on one node, and
-           predicts those on many.
+Method     764 steps on A100 (published/vtrain): 720 on one node, 44 on many. Fitted are a machine's eleven constants,
+           and for each layer shape that three steps or more have a factor on the time of its layers. One half of the
+           steps, drawn by --seed, is fitted and the other half predicted; then the halves change places, so that each
+           error is of a step that was not fitted. "Constants alone" is without factors. "Fitted to both" draws the
+           halves from all 764 steps. "Many nodes, fitted to one node" fits all steps on one node.
 
 Answer     The mean error is 0.6 % on one node, 5.6 % with constants alone. On many nodes it is 6.7 %, 4 % in the median
-           (6.4 % over 8 draws of the halves, from 6.0 to 7.0); 6.3 % with one machine's factors and constants for both,
-           9 % with those of one node. The fastest measured way is among the predicted first three
-           in all groups.
-           Steps on one node are no plain measurements: those without a pipeline are sums of parts to 0.05 %, as if
-           composed from profiles of one layer each. A layer shape's part is up to a quarter off what the constants say,
-           with no pattern in hidden, tp or micro batch: that is what factors are for.
-           On many nodes most steps are predicted to 4 %. Ten of 44 took 10 to 58 % longer than that, nine of them with
-           tp below 8. Some have the same layers as steps that ran as predicted, cut into other stages: no constants say
-           which.
+           (6.4 % over 8 draws of the halves, from 6.0 to 7.0); 6.3 % if fitted to both, 9 % if fitted to one node. The
+           fastest measured configuration is among the predicted first three in every group of configurations of the
+           same work.
+           Times on one node seem to be composed, not measured: without a pipeline they are sums of profiles of one
+           layer each, to 0.05 %. The layers of a shape take up to a quarter more or less than the constants say, with
+           no pattern in hidden, tp or micro batch. That is what factors are for.
+           On many nodes most steps are predicted within 4 %. Ten of the 44 took 10 to 58 % longer than predicted, nine
+           of them with tp below 8. Some of them have the same layers as steps that are predicted well, with stages cut
+           elsewhere, so that no constant can tell them apart.
 """
 
 from __future__ import annotations
@@ -73,7 +73,7 @@ class Study(StudyCommand):
     multi_vocabulary: int = 51_200
     """Vocabulary of the models on many nodes."""
     device: str = "a100"
-    """The device."""
+    """Name of the device from whose rates the fit starts."""
     seed: int = 0
     """Draws the halves."""
 
@@ -160,7 +160,7 @@ def _ranking_table(rankings: dict[str, Any]) -> list[dict[str, str]]:
             "ways compared": what,
             "groups": str(each["groups"]),
             "fastest among the first three": f"{each['hits']} of {each['groups']}",
-            "predicted first slower by": f"{each['lost']:.1%}",
+            "the predicted first is slower by": f"{each['lost']:.1%}",
         }
         for name, kinds in rankings.items()
         for what, each in kinds.items()

@@ -1,16 +1,17 @@
-"""Do the figures that others published come out of this model?
+"""Does ppsim reproduce published figures?
 
-Question   Row by row: the zero-bubble paper's tables, the closed forms of the schedules' papers, GPipe's speed-ups.
+Question   Does it reproduce, row by row, the tables of the zero-bubble paper, the closed forms of the papers of other
+           schedules, and GPipe's speed-ups?
 
 Command    python studies/published.py
            python studies/published.py --json
 
-Method     Every published figure is computed anew with ppsim from the costs stated beside it (published/*.json, facts
-           copied from the papers) and compared within the tolerance stated there: schedules to the printed digits,
-           searched ones equal or better, closed forms to rounding. GPipe's are measurements on hardware: the ideal must
-           bound them from above, and the distance is shown.
+Method     Every published figure is simulated from the costs stated beside it (published/*.json, facts copied from the
+           papers). Fixed schedules must match to the printed digits, but for interleaved 1F1B, which may be up to 0.01
+           above. Searched orders must be equal or better, closed forms must match but for rounding. GPipe's speed-ups
+           were measured on hardware: the ideal speed-up must be at least as high, and the gap is shown.
 
-Answer     Every row holds; the study exits with 1 if one does not.
+Answer     Every row meets its demand; the study exits with 1 if one does not.
 """
 
 from __future__ import annotations

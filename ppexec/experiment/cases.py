@@ -1,4 +1,4 @@
-"""Cases: many configurations, each predicted and measured once and kept, so that a stopped study goes on."""
+"""Cases: many configurations, each predicted, measured and stored, so that a study that was stopped can go on."""
 
 from __future__ import annotations
 
@@ -16,6 +16,7 @@ from ppexec.experiment.experiment import Outcome, predict_and_measure
 from ppexec.machine.outside_load import OutsideLoad
 from ppexec.workers.pool import WorkerPool
 from ppsim import StageCost
+from ppsim.errors import InputError, RunError
 from ppsim.parameter_sweep.key import canonical_json, digest
 from ppsim.parameter_sweep.store import PointOutcome, Store
 
@@ -23,7 +24,8 @@ Group = Literal["timed", "real", "shared-cores"]
 GROUPS: tuple[Group, ...] = ("timed", "real", "shared-cores")
 """Timed compute; real compute with a core for each rank; real compute with twice as many ranks as cores."""
 
-_KEY = "studies.fidelity.5"  # another number where what is measured means something else
+# Part of each key in the store. Raise the number when a measurement means something else: older results do not count.
+_STORED_AS = "studies.fidelity.5"
 _TIMED = {"small": (0.010, 64 << 10), "large": (0.025, 512 << 10)}  # a rank's forward, bytes of a message
 _REAL = {"small": (256, 64), "large": (512, 128)}  # hidden, sequence
 _STEPS = {"timed": 7, "real": 15, "shared-cores": 9}
@@ -31,7 +33,7 @@ _STEPS = {"timed": 7, "real": 15, "shared-cores": 9}
 
 @dataclass(frozen=True, kw_only=True)
 class Case:
-    """One configuration, and what its results are kept under. repeat: which time it is predicted and measured."""
+    """One configuration, and the key under which its result is stored. repeat: number of the repetition, from 0."""
 
     group: Group
     schedule: str
@@ -59,7 +61,7 @@ class Case:
         )
 
     def costs(self) -> list[StageCost] | None:
-        """What each stage of timed compute takes: a rank's share by its stages; None for real compute."""
+        """What each stage of timed compute takes: a rank's stages share its time equally. None for real compute."""
         if self.group != "timed":
             return None
         rank_forward_s, size_bytes = _TIMED[self.size]
@@ -77,7 +79,7 @@ class Case:
 
     @property
     def text(self) -> str:
-        """The configuration as the store spells it; the first time is kept as if there were no others."""
+        """The configuration as canonical JSON. Repetition 0 is not written: its key is that of a case without any."""
         values = asdict(self)
         if not self.repeat:
             del values["repeat"]
@@ -85,8 +87,8 @@ class Case:
 
     @property
     def key(self) -> bytes:
-        """Under what the store keeps the case."""
-        return digest(_KEY, self.text)
+        """The key of the case in the store."""
+        return digest(_STORED_AS, self.text)
 
 
 def cases(groups: Sequence[Group], steps: int, cores: int, repeats: int = 1) -> list[Case]:
@@ -97,9 +99,9 @@ def cases(groups: Sequence[Group], steps: int, cores: int, repeats: int = 1) -> 
     steps : int
         Measured steps of each; 0 takes what suits the group.
     cores : int
-        Real compute has a core for each rank, or twice as many ranks as cores.
+        Cores of this machine. "real" takes as many ranks or fewer, "shared-cores" twice as many.
     repeats : int
-        How often each is there.
+        Repetitions of each.
     """
     ranks = {
         "timed": (2, 4, 8),
@@ -134,7 +136,7 @@ def cases(groups: Sequence[Group], steps: int, cores: int, repeats: int = 1) -> 
 def _is_possible(case: Case) -> bool:
     try:
         case.config()
-    except ValueError:
+    except InputError:
         return False
     return True
 
@@ -154,7 +156,7 @@ def measure_missing(
     limit_s : float
         Begin no further case after so many seconds, but measure one at least; 0 goes on to the end.
     watch : OutsideLoad or None
-        Tells which steps others disturbed. A case of which all steps were disturbed is tried again next time.
+        Tells which steps other programs disturbed. A case of which all steps were disturbed is tried again next time.
     progress : callable
         Goes through the missing cases; a progress bar.
     """
@@ -170,10 +172,10 @@ def measure_missing(
             result, error = None, None
             try:
                 result = json.dumps(case_row(case, run_case(case, pool, watch or OutsideLoad())))
-            except ValueError as disturbed:
-                error = str(disturbed)
+            except (InputError, RunError) as failure:  # this case's; others may still be measured
+                error = str(failure)
             took_s = time.monotonic() - case_began_s
-            store.write(case.key, _KEY, case.text, PointOutcome(result=result, error=error, took_s=took_s))
+            store.write(case.key, _STORED_AS, case.text, PointOutcome(result=result, error=error, took_s=took_s))
 
 
 def run_case(case: Case, pool: WorkerPool, watch: OutsideLoad) -> Outcome:
@@ -206,7 +208,7 @@ def case_row(case: Case, outcome: Outcome) -> dict[str, Any]:
         "bytes_equal_at_every_action": outcome.summary()["memory"]["equal_at_every_action"],
         "calibration": outcome.calibration.to_dict(),
         "predicted_spread": float(np.subtract(*np.quantile(outcome.likely.makespan_s, [0.75, 0.25]))) / predicted_s,
-        "explained": str(ppsim.compare(outcome.predicted, outcome.median)),
+        "comparison": str(ppsim.compare(outcome.predicted, outcome.median)),
     }
 
 

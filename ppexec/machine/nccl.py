@@ -1,7 +1,7 @@
 """NCCL: what must be set before it starts, and one communicator for each directed link.
 
-Operations of one communicator run one after another, so a send that is posted before a receive in both of two ranks
-would wait for ever on a common one. On a communicator of its own a link waits for nothing but its own messages.
+Operations of one communicator run one after another. If two ranks each post a send and then a receive on one common
+communicator, both wait for ever. So each directed link has its own, and waits for nothing but its own messages.
 """
 
 from __future__ import annotations
@@ -17,42 +17,55 @@ from ppexec.machine.device import Device
 
 Pair = tuple[int, int]
 
+# NCCL refuses two ranks on one GPU of one host. With a host id each they pass for two hosts and talk over sockets.
 _SHARED_GPU = {
     "NCCL_NET": "Socket",
     "NCCL_IB_DISABLE": "1",
     "NCCL_SOCKET_IFNAME": "lo",
-    "NCCL_MNNVL_ENABLE": "0",
+    "NCCL_MNNVL_ENABLE": "0",  # what joins GPUs of several hosts without sockets
     "NCCL_NVLS_ENABLE": "0",
-    "NCCL_RAS_ENABLE": "0",
-    "NCCL_MAX_CTAS": "2",
+    "NCCL_RAS_ENABLE": "0",  # a service that watches hosts
+    "NCCL_MAX_CTAS": "2",  # leaves multiprocessors to the computations of all ranks
 }
-"""NCCL refuses two ranks on one GPU of one host. With a host id each they pass for two hosts and talk over sockets."""
 
-
-_SPINNING = {"CUDA_MODULE_LOADING": "EAGER", "CUDA_DEVICE_MAX_CONNECTIONS": "32"}
-"""A receive that is posted ahead spins on the GPU until its message comes. Meanwhile no kernel may be loaded for its
-first launch, which waits for the GPU to be idle (CUDA programming guide, "Lazy Loading"), and no computation may stand
-behind the receive in one hardware queue."""
+# A receive that is posted ahead spins on the GPU until its message comes. To load a kernel when it is first launched,
+# CUDA waits for the GPU to be idle (CUDA programming guide, "Lazy Loading"), so kernels are loaded at the start. A
+# computation behind the receive in one hardware queue would wait too, so there are many queues.
+_SPINNING_RECEIVES = {"CUDA_MODULE_LOADING": "EAGER", "CUDA_DEVICE_MAX_CONNECTIONS": "32"}
 
 
 def prepare_process(rank: int, *, shares_gpu: bool) -> None:
-    """Set what CUDA and NCCL read when they start in this process, unless the user has set it.
+    """Set what CUDA and NCCL read when they start in this process.
 
-    shares_gpu: whether other ranks are on the same GPU.
+    Variables that the user has set are kept, but for NCCL_HOSTID. NCCL reads most of them once, so a process must not
+    go from shared GPUs to GPUs of its own, or back.
+
+    Parameters
+    ----------
+    rank : int
+        The process's rank in the world.
+    shares_gpu : bool
+        Whether other ranks are on the same GPU.
     """
-    wanted = {**_SPINNING, **({**_SHARED_GPU, "NCCL_HOSTID": f"rank{rank}"} if shares_gpu else {})}
-    for name, value in wanted.items():
+    for name, value in {**_SPINNING_RECEIVES, **(_SHARED_GPU if shares_gpu else {})}.items():
         os.environ.setdefault(name, value)
     if shares_gpu:
-        os.environ["NCCL_HOSTID"] = f"rank{rank}"  # another rank than in the run before
+        os.environ["NCCL_HOSTID"] = f"rank{rank}"
 
 
 class LinkGroups:
     """The process groups of directed links, made when first asked for.
 
-    pipelines: the global ranks of every pipeline of the world, shape (pipelines, p): all processes of the world must
-    ask for the same links in the same sequence. device: whose streams warm them up. timeout_s: after which the host
-    says who waits for whom. NCCL itself, which ends the process, is given twice as long.
+    Parameters
+    ----------
+    pipelines : sequence of sequences of int, shape (pipelines, p)
+        The global ranks of every pipeline of the world. All processes of the world must ask for the same links in the
+        same sequence.
+    device : Device
+        Where the first message of each group is sent, which connects it.
+    timeout_s : float
+        After so many seconds the host reports which rank waits for which. NCCL's own time-out, which ends the process,
+        is twice that.
     """
 
     def __init__(self, pipelines: Sequence[Sequence[int]], device: Device, timeout_s: float) -> None:
@@ -62,7 +75,10 @@ class LinkGroups:
         self._made: set[Pair] = set()
 
     def open(self, pairs: Iterable[Pair]) -> dict[Pair, tuple[dist.ProcessGroup, int]]:
-        """(source, destination) -> the link's group and the other end's rank in it, for the links of this process."""
+        """(source, destination) -> the link's group and the other end's rank in it, for the links of this process.
+
+        Sources and destinations are ranks of a pipeline.
+        """
         wanted = sorted(set(pairs))
         for pair in wanted:
             if pair not in self._made:
@@ -76,7 +92,7 @@ class LinkGroups:
         }
 
     def _make(self, pair: Pair) -> None:
-        """Make the pair's group in every pipeline, and send one number over this process's, which connects it."""
+        """Make the pair's group in every pipeline, and send a number over this process's, so that NCCL connects it."""
         self._made.add(pair)
         for line in self._pipelines:
             group = dist.new_group([line[pair[0]], line[pair[1]]], backend="nccl", timeout=self._timeout)

@@ -1,4 +1,4 @@
-"""Link probe: the time of a message on each link of a program, or on all links by size."""
+"""Link probe: the time of a message on each link of a program, or between all pairs of ranks at given sizes."""
 
 from __future__ import annotations
 
@@ -20,7 +20,7 @@ _Sample = TypeVar("_Sample")
 
 @dataclass(frozen=True, kw_only=True)
 class LinkSample:
-    """A message of `size_bytes` from rank `source` to rank `destination` takes `one_way_s`."""
+    """A message of `size_bytes` from rank `source` to `destination` takes `one_way_s`, with the receiver's wake-up."""
 
     source: int
     destination: int
@@ -36,10 +36,11 @@ def probe_links(
     offset_ns: int = 0,
     make_transport: MakeTransport | None = None,
 ) -> list[LinkSample]:
-    """Measure a message on every link of a program, at the size of the link's messages. Collective.
+    """Measure a message on every link of a program, at the size of the link's largest message.
 
-    The receiver has slept in its wait for some milliseconds, as a rank of a pipeline does. The time is from the send
-    to the moment at which the receiver goes on. It includes the wake-up, which takes longer than the message.
+    Every rank of the group must call this. The receiver has been waiting for some milliseconds, so that its core
+    sleeps, as in a pipeline. The time is from the send to the moment at which the receiver goes on. Most of it is the
+    wake-up.
 
     Parameters
     ----------
@@ -57,14 +58,12 @@ def probe_links(
     Returns
     -------
     list of LinkSample
-        The links of which this rank is the sender; medians.
+        Medians of twelve rounds, for the links on which this rank sends.
     """
-    sizes = {
-        (int(source), int(destination)): specs[message].size_bytes
-        for message, (source, destination) in enumerate(
-            zip(program.messages.source, program.messages.destination, strict=True)
-        )
-    }
+    sizes: dict[tuple[int, int], int] = {}
+    ends = zip(program.messages.source.tolist(), program.messages.destination.tolist(), strict=True)
+    for link, spec in zip(ends, specs, strict=True):
+        sizes[link] = max(spec.size_bytes, sizes.get(link, 0))
 
     def measure(source: int, destination: int) -> LinkSample | None:
         size_bytes = sizes[source, destination]
@@ -92,7 +91,7 @@ def probe_sizes(
     offset_ns: int = 0,
     make_transport: MakeTransport | None = None,
 ) -> list[PingSample]:
-    """Measure every directed link between two ranks of a group at every size. Collective.
+    """Measure every directed link between two ranks of a group at every size. Every rank of the group must call this.
 
     Parameters
     ----------
@@ -110,7 +109,7 @@ def probe_sizes(
     Returns
     -------
     list of PingSample
-        The links of which this rank is the sender.
+        Those of the links on which this rank sends.
     """
     pairs = list(permutations(range(dist.get_world_size(group)), 2))
     samples = []
@@ -128,11 +127,11 @@ def probe_sizes(
 def _link_by_link(
     pairs: Iterable[tuple[int, int]], group: dist.ProcessGroup, measure: Callable[[int, int], _Sample | None]
 ) -> list[_Sample]:
-    """Call `measure` at both ends of one link after another; the samples of this rank, which senders have."""
+    """Measure one link after another, at both of its ends. Senders have a sample; those of this rank are returned."""
     samples = []
     for pair in pairs:
         sample = measure(*pair) if dist.get_rank(group) in pair else None
         if sample is not None:
             samples.append(sample)
-        dist.barrier(group)
+        dist.barrier(group)  # no two links are measured at once
     return samples

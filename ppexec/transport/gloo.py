@@ -1,8 +1,8 @@
-"""Gloo: messages over torch.distributed, with sends that nobody waits for and receives posted ahead."""
+"""Gloo: messages over torch.distributed: asynchronous sends, and receives posted ahead."""
 
 from __future__ import annotations
 
-from collections import deque
+from collections import defaultdict, deque
 from collections.abc import Sequence
 
 import numpy as np
@@ -20,8 +20,9 @@ from ppsim import Program
 class GlooTransport:
     """One rank's end of all its links, over a gloo process group.
 
-    Every rank knows the program. So a receiver posts its receives in the order in which the link carries the messages,
-    `window` of them ahead of their use, or where they stand in the program. The tag of a message is its number.
+    Every rank knows the program. So a receiver posts its receives in the order in which the link carries the messages:
+    `window` of them ahead of their use, or, with window None, where the program states each. The tag of a message is
+    its number.
 
     Parameters
     ----------
@@ -60,10 +61,13 @@ class GlooTransport:
         }
         self._to_post: dict[int, deque[int]] = {}
         self._posted: dict[int, tuple[dist.Work, torch.Tensor]] = {}
-        self._sending: deque[tuple[dist.Work, torch.Tensor, int]] = deque()
+        # By destination, in the sequence of sending. Gloo says that a send has left only to who waits for it.
+        self._sending: dict[int, deque[tuple[dist.Work, torch.Tensor, int]]] = defaultdict(deque)
+        self._used_in = program.row_action[messages.consumer].tolist()
+        self._sent_after = messages.sent_after.tolist()
 
     def use(self, specs: Sequence[TensorSpec]) -> bool:
-        """Take the specs of the next steps; any fit."""
+        """Set the specs of the next steps. Any fit, since every receive has a buffer of its own."""
         self._specs = list(specs)
         return True
 
@@ -83,14 +87,19 @@ class GlooTransport:
         self._posted[message] = (work, buffer)
 
     def receive(self, message: int) -> Pending:
-        """Wait for a message, then post the next receive of its link."""
+        """Wait for a message, then post the next receive of its link, unless the runtime posts them."""
         work, buffer = self._posted.pop(message)
         try:
             work.wait()
         except RuntimeError as error:
             raise LostMessage(f"{waits_for(self._program, message)}: {error}") from error
         self.received[message] = now_ns()
-        queue = self._to_post[self._source[message]]
+        source = self._source[message]
+        # What its sender had used when it sent this has left here, so that its tensor need not be kept.
+        sending, ended = self._sending[source], self._sent_after[message]
+        while sending and self._used_in[sending[0][2]] <= ended:
+            self._finish(*sending.popleft())
+        queue = self._to_post[source]
         if queue and not self.takes_posts:
             self.post(queue.popleft())
         return Pending(buffer)
@@ -101,18 +110,22 @@ class GlooTransport:
         return sum(buffer.nbytes for _, buffer in self._posted.values())
 
     def send(self, message: int, pending: Pending) -> None:
-        """Start sending a message; its tensor is kept until it has left."""
+        """Start sending a message. Its tensor is kept until the receiver is known to have used it, or the step ends."""
         self.sent[message] = now_ns()
         tensor = outgoing(pending, self._program, message, self._specs[message]).contiguous()
-        self._sending.append((self._group.send([tensor], self._destination[message], message), tensor, message))
-        while self._sending and self._sending[0][0].is_completed():
-            self._sending.popleft()
+        destination = self._destination[message]
+        work = self._group.send([tensor], destination, message)
+        self._sending[destination].append((work, tensor, message))
 
     def finish(self) -> None:
         """Wait until all sent messages have left."""
-        while self._sending:
-            work, _, message = self._sending.popleft()
-            try:
-                work.wait()
-            except RuntimeError as error:
-                raise LostMessage(f"{waits_to_send(self._program, message)}: {error}") from error
+        for sending in self._sending.values():
+            while sending:
+                self._finish(*sending.popleft())
+
+    def _finish(self, work: dist.Work, _: torch.Tensor, message: int) -> None:
+        """Wait until a message has left."""
+        try:
+            work.wait()
+        except RuntimeError as error:
+            raise LostMessage(f"{waits_to_send(self._program, message)}: {error}") from error

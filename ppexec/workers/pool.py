@@ -49,6 +49,7 @@ class WorkerPool:
         self._workers: list[_Process] = []
         self._store: dist.TCPStore | None = None
         self._worlds = 0
+        self._devices: str | None = None  # `RunConfig.devices` of the workers' runs on GPUs, once there was one
         self._run = WatchedRun()
 
     def __enter__(self) -> WorkerPool:
@@ -100,6 +101,11 @@ class WorkerPool:
         WorkerError
             If a worker dies or fails.
         """
+        if config.device == "cuda":
+            # NCCL reads its settings once in a process, and those of shared GPUs are others.
+            if self._devices not in (None, config.devices):
+                self._kill()
+            self._devices = config.devices
         self._grow(config.world_size)
         if self._store is None:
             self._store = _store_on_loopback()

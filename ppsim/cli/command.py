@@ -34,7 +34,7 @@ T = TypeVar("T")
 def one_word(
     read: Callable[[str], Any], kind: type | tuple[type, ...], metavar: str, wanted: str
 ) -> PrimitiveConstructorSpec[Any]:
-    """How tyro reads a flag of one word that may be unset. Its own way shows as {None}|INT and complains twice."""
+    """How tyro reads a flag of one word, optional or not. tyro's own way shows {None}|INT and reports errors twice."""
 
     def from_text(words: list[str]) -> Any:
         try:
@@ -71,7 +71,7 @@ _registry = ConstructorRegistry()
 
 @_registry.primitive_rule
 def _one_word_rule(info: PrimitiveTypeInfo) -> PrimitiveConstructorSpec[Any] | None:
-    """Paths, and what may be unset, are read alike in every dataclass."""
+    """Paths, text and optional numbers are read alike in every dataclass."""
     if info.type in (Path, Path | None):
         return one_word(_path, Path, "PATH", "a path that a file can have")
     if info.type == int | None:
@@ -133,7 +133,7 @@ def parse(
 
     Notes
     -----
-    `--help` shows the flags that most uses need (see `Essential`), `--help-all` all of them, by groups.
+    `--help` shows the flags that most uses need (see `ppsim.essential.Essential`), `--help-all` all of them, by groups.
     `--print-completion SHELL` prints a script for bash, zsh or fish.
     """
     words = list(sys.argv[1:] if args is None else args)
@@ -189,7 +189,7 @@ def _plain_help() -> Iterator[None]:
 
 
 def _subcommand(name: str, kind: type, example: str | None, words: Sequence[str], *, only_essential: bool) -> Any:
-    """A subcommand: with all that is said of it and an example where it is asked for, else with its first paragraph."""
+    """A subcommand. The one that the user named has its whole docstring and an example, others the first paragraph."""
     said = inspect.getdoc(kind) or ""
     if words[:1] != [name]:
         description = said.split("\n\n")[0]
@@ -204,8 +204,8 @@ def _subcommand(name: str, kind: type, example: str | None, words: Sequence[str]
 def _without_frame(text: str) -> str:
     """tyro's complaint as one line: what is wrong, what was perhaps meant, and where help is.
 
-    tyro draws a box of sections parted by rules; the second section may hold suggestions, the last says where help is.
-    Where the output cannot show boxes the title stands alone over a first rule.
+    tyro draws a box of sections parted by rules. The second section may hold suggestions, the last says where help is.
+    Where the output cannot show boxes, the first two lines are the title and a rule, which are skipped.
     """
     sections: list[list[str]] = [[]]
     lines = text.splitlines()
@@ -227,19 +227,19 @@ def _without_frame(text: str) -> str:
     meant = list(dict.fromkeys(line.split()[0].rstrip(",") for line in rest if line.startswith("--")))
     is_guess = any(line.startswith("Perhaps you meant") for line in rest)
     known = [" ".join(section) for section in sections[1:] if "".join(section[:1]).startswith("Available subcommands")]
-    seek = re.search(r"(\S+(?: \w+)*) --help$", rest[-1]) if rest else None
-    helped = re.sub(r"^For full helptext, (run|see) ", "", rest[-1]) if seek else ""
+    says_help = bool(rest and re.search(r"(\S+(?: \w+)*) --help$", rest[-1]))
+    help_line = re.sub(r"^For full helptext, (run|see) ", "", rest[-1]) if says_help else ""
     parts = [said]
     if is_guess and meant:
         parts.append(f"perhaps you meant {' or '.join(meant)}")
     parts += known
-    if helped:
-        parts.append(f"see {helped}")
+    if help_line:
+        parts.append(f"see {help_line}")
     return "; ".join(parts)
 
 
 def welcome(intro: str, examples: Mapping[str, tuple[str, str]], *, prog: str, first: Sequence[str]) -> str:
-    """What a program says that is called without words: what each command is for, and how to go on.
+    """The text that a program prints if it is called without arguments: what each command is for, and how to go on.
 
     Parameters
     ----------
@@ -280,7 +280,7 @@ def run(work: Callable[[], None], *, prog: str, args: Sequence[str] | None = Non
     Returns
     -------
     int
-        0: done, or the code of a SystemExit. 1: a run that began could not end (RunError), or a fault of this project,
+        0: done, or the code of a SystemExit. 1: a run failed after it began (RunError), or a fault of this project,
         whose traceback follows the message (with `--json` it is kept in a file, which the message names). 2: bad input:
         an InputError, a file that cannot be read or written, or a size that memory does not hold. 130: interrupted.
         141: whoever read standard output stopped (`| head`), which is no error.
@@ -340,7 +340,7 @@ def _fault(error: Exception, *, to_file: bool) -> str:
         ):
             file.write(f"{frames}\n")
             kept = f" with the traceback in {file.name}"
-    return f"this is a fault of ppsim, please report it ({type(error).__name__}: {error}){kept}"
+    return f"this is a fault of this project, please report it ({type(error).__name__}: {error}){kept}"
 
 
 _LONG_WORD = re.compile(r"\S{400,}")  # a value of that length would hide what is said of it
@@ -356,7 +356,8 @@ def _reason(error: OSError) -> str:
     if error.filename is None:
         return f"cannot read or write: {said}"
     remedy = _REMEDIES.get(error.errno or 0, "Give the path of a file")
-    return f"cannot open {os.fspath(error.filename)!r}: {said}. {remedy}"
+    doing = "write" if error.errno == errno.ENOSPC else "open"
+    return f"cannot {doing} {error.filename!r}: {said}. {remedy}"
 
 
 def _drop_output() -> None:

@@ -1,4 +1,4 @@
-"""Figure file: a figure as a page, a drawing or a picture."""
+"""Figure file: a figure as an HTML page or as a picture."""
 
 from __future__ import annotations
 
@@ -15,7 +15,7 @@ from ppsim.files import write_bytes, write_text
 PICTURES = (".svg", ".png", ".pdf")
 """Endings of pictures, which Chromium draws."""
 _WIDTH_PX = 1000  # as the reports' pages are wide
-_SHARPER = 2  # pixels of a .png for each of the figure's
+_PNG_SCALE = 2  # pixels of a .png for each of the figure's
 _REMEDY = (
     "install Chromium and kaleido (pip install 'pipeline-schedules[png]'), or take a name that ends in .html, which "
     "needs neither"
@@ -39,7 +39,7 @@ def check_figure_path(path: Path) -> None:
         raise InputError(f"{path} needs kaleido, which is not installed: {_REMEDY}")
     from choreographer.browsers.chromium import Chromium
 
-    if Chromium.find_browser(skip_local=False) is None:
+    if Chromium.find_browser(skip_local=False) is None:  # one that choreographer has downloaded counts too
         raise InputError(f"{path} needs Chromium or Chrome, which is not found: {_REMEDY}")
 
 
@@ -50,7 +50,7 @@ def save_figure(figure: go.Figure, path: Path) -> None:
     Parameters
     ----------
     figure : plotly.graph_objects.Figure
-        It keeps its height, and is 1000 pixels wide unless it says another width.
+        It keeps its height. Pictures are 1000 pixels wide unless it sets a width; pages fill the window.
     path : Path
         .html is a page that needs no network. .svg, .png (twice as many pixels each way) and .pdf are pictures.
 
@@ -63,10 +63,11 @@ def save_figure(figure: go.Figure, path: Path) -> None:
     """
     check_figure_path(path)
     if path.suffix == ".html":
+        # Numbers in cells show only where they have room, which changes with the window.
         script = f"{resource('cell_numbers.js')}numberCells(document.getElementById('figure'));"
         write_text(path, figure.to_html(include_plotlyjs=True, div_id="figure", post_script=script))
         return
-    scale = _SHARPER if path.suffix == ".png" else 1
+    scale = _PNG_SCALE if path.suffix == ".png" else 1
     write_bytes(path, figure.to_image(format=path.suffix[1:], width=figure.layout.width or _WIDTH_PX, scale=scale))
 
 

@@ -24,22 +24,22 @@ Integers = npt.NDArray[np.int64]
 AHEAD, BACK = 0, 1  # directions of messages: rows of the tables' arrays
 UNLIMITED_BYTES = 1 << 60  # more than any device holds; sums of a few such numbers still fit 64 bits
 _PLACEMENTS = {"loop": loop_placement, "v": v_placement}
-_ACTION_BYTES = 100  # at least, of an action while orders are compared
+_ACTION_BYTES = 100  # memory for each action while orders are compared, at least
 _OBJECTIVES = ("makespan", "rank_time")
 
 
 class Tables(NamedTuple):
     """A problem as the arrays that the compiled kernels read: S stages, p ranks, m microbatches.
 
-    Machine code knows the fields by position, so this file counts as one with kernels for `ppsim.kernel_cache`.
+    Compiled code addresses the fields by position, so `ppsim.kernel_cache` compiles anew when this file changes.
     The arrays of messages have a row for each direction: `AHEAD` from stage s to s + 1, `BACK` from s to s - 1.
 
     Parameters
     ----------
     duration_s : (4, S)
-        What an action takes alone; the row is its `Kind`.
+        Seconds of an action that runs alone; the row is its `Kind`: F, B, I or W.
     communication_s : (4, S)
-        What it communicates of that; in an overlapped pair this runs under the other's compute.
+        The part of these seconds in which it communicates. In an overlapped pair this runs under the other's compute.
     held_bytes : (S,)
         Activation bytes of a microbatch from the start of F to the end of its backward (B or I).
     kept_bytes : (S,)
@@ -59,7 +59,7 @@ class Tables(NamedTuple):
     limit_bytes : (p,)
         The most activation bytes that each rank may hold.
     by_rank_time : bool
-        Whether the objective is the longest rank's time, not the makespan.
+        Whether the objective is the longest rank time (from a rank's first start to its last end), not the makespan.
     full_backward_pays : bool
         Whether B is shorter than I and W together on any stage.
     """
@@ -97,7 +97,7 @@ class Problem:
     limit_bytes : (p,)
         The most that `peak_activation_bytes` may be on each rank; `UNLIMITED_BYTES` for no limit.
     by_rank_time : bool
-        Minimise the longest rank's time instead of the makespan.
+        Minimise the longest rank time (from a rank's first start to its last end) instead of the makespan.
     """
 
     costs: tuple[StageCost, ...]
@@ -115,7 +115,7 @@ class Problem:
 
     @property
     def is_v(self) -> bool:
-        """Whether two stages lie on each rank, there and back."""
+        """Whether the placement is a V: rank r holds stages r and 2p - 1 - r."""
         return self.stages_per_rank == 2 and self.placement == v_placement(self.ranks, 2)
 
     @property
@@ -132,7 +132,10 @@ class Problem:
         return replace(self, limit_bytes=limit_bytes)
 
     def with_durations(self, duration_s: Floats) -> Problem:
-        """The same problem with these seconds of each kind and stage, shape (4, S), and without communication."""
+        """The same problem with these seconds of each kind and stage, shape (4, S), and without communication.
+
+        Seconds below 0, which are the rounding of a difference, count as 0.
+        """
         forward_s, full_s, input_s, weight_s = duration_s.tolist()  # in the sequence of the kinds' numbers
         costs = [
             replace(
@@ -160,9 +163,8 @@ class Problem:
 
         Notes
         -----
-        A rank's first backward is of a microbatch b on its last stage. By then it has run F of b on each of its stages
-        and released nothing, so no order needs less. Running one microbatch after the other, with full backwards,
-        needs no more.
+        Every order needs this much: when a rank first runs a backward, of microbatch b on its last stage, it holds the
+        activations of b on all of its stages. It is enough: run one microbatch at a time, with full backwards.
         """
         held = np.array([cost.activation_bytes for cost in self.costs], np.int64)
         return np.bincount(self.placement, held, self.ranks).astype(np.int64)
@@ -265,6 +267,7 @@ def make_problem(
     )
     tables = problem.tables
     with np.errstate(over="ignore"):
+        # Beyond what any order takes, with room for the sums that kernels make.
         longest_s = 3 * microbatches * (tables.duration_s.sum() + tables.occupied_s.sum() + tables.latency_s.sum())
     if not math.isfinite(longest_s):
         raise InputError("the step may take longer than a float holds: give smaller costs, or a higher bytes_per_s")

@@ -143,7 +143,7 @@ def load_sweep(path: str | Path, function: Callable[..., Any] | str | None = Non
         If the file is no store.
     """
     name = function_name(function, why=None) if callable(function) else function
-    with Store(path, read_only=True) as store:
+    with Store(path, must_exist=True) as store:
         rows = [(json.loads(text), outcome) for of, text, outcome in store.rows() if name is None or of == name]
     points = [{key: readable(value) for key, value in point.items()} for point, _ in rows]
     return SweepResult(points, [outcome for _, outcome in rows])

@@ -1,4 +1,7 @@
-"""Store: the results of sweeps in SQLite, keyed by configuration. What is written stays, whatever dies afterwards."""
+"""Store: the results of sweeps in SQLite, keyed by configuration.
+
+What is written survives the death of any process. A power cut may lose the last rows.
+"""
 
 from __future__ import annotations
 
@@ -37,7 +40,7 @@ class PointOutcome:
     result : str or None
         What the function returned, as JSON. None where it failed.
     error, traceback : str or None
-        One line where it failed, and all of it where the function raised.
+        error: one line, if the point failed. traceback: the whole traceback, if the function raised.
     took_s : float or None
         Seconds in the function. None where its process was lost.
     """
@@ -54,9 +57,9 @@ class Store:
     Parameters
     ----------
     path : path or None
-        The file, which is made where there is none. ":memory:" and None keep nothing.
-    read_only : bool
-        Whether the file must exist.
+        The file, which is made if there is none. ":memory:" and None keep results in memory only.
+    must_exist : bool
+        Whether the file must exist and hold results.
 
     Raises
     ------
@@ -66,16 +69,16 @@ class Store:
         As `open` raises it, if the file cannot be opened.
     """
 
-    def __init__(self, path: str | Path | None, *, read_only: bool = False) -> None:
+    def __init__(self, path: str | Path | None, *, must_exist: bool = False) -> None:
         self._path = ":memory:" if path is None else str(path)
         in_memory = self._path == ":memory:"
         if not in_memory:
-            # As for any file: errors that say what is wrong, where SQLite says "unable to open database file".
-            with Path(self._path).open("rb" if read_only else "ab"):
+            # Opened once as a plain file, whose errors say what is wrong: SQLite says "unable to open database file".
+            with Path(self._path).open("rb" if must_exist else "ab"):
                 pass
         self._connection = sqlite3.connect(self._path, timeout=_WAIT_S, isolation_level=None)
         try:
-            self._use(self._prepare, read_only)
+            self._use(self._prepare, must_exist)
         except BaseException:
             self._connection.close()
             raise
@@ -121,7 +124,7 @@ class Store:
         return _outcome(found[0]) if found else None
 
     def rows(self) -> Iterator[tuple[str, str, PointOutcome]]:
-        """Function, configuration and outcome of every point, in the order in which they came back."""
+        """Function, configuration and outcome of every point, in the order in which they were first written."""
         query = "SELECT function, configuration, result, error, traceback, took_s FROM results ORDER BY rowid"
         for function, configuration, *rest in self._use(self._all, query, ()):
             yield function, configuration, _outcome(rest)
@@ -129,14 +132,14 @@ class Store:
     def _all(self, query: str, values: tuple[Any, ...]) -> list[Any]:
         return self._connection.execute(query, values).fetchall()
 
-    def _prepare(self, read_only: bool) -> None:
+    def _prepare(self, must_exist: bool) -> None:
         """Check that the file is ours, and make the table where the file is empty."""
         version = self._version()
-        if version is None and read_only:
+        if version is None and must_exist:
             raise InputError(f"{self._path} holds no results: it is empty")
         if version is None:
-            # Readers do not wait for the writer then, and a commit costs no wait for the disk. SQLite does not wait
-            # by itself where two processes switch at once.
+            # In this mode readers do not wait for the writer, and commits do not wait for the disk. SQLite's own
+            # waiting does not cover two processes that switch to the mode at once, hence `_patiently`.
             self._patiently("PRAGMA journal_mode = WAL")
             self._patiently("BEGIN IMMEDIATE")
             if self._version() is None:
@@ -153,8 +156,8 @@ class Store:
 
     def _version(self) -> int | None:
         """The schema's version; None for an empty file. Raises InputError where the database is another's."""
-        # The tables are counted first: another process that makes the store commits table and number together. Read the
-        # other way round, a store that appears in between would look like another's database.
+        # Another process that makes the store commits table and application id together. Tables are counted first, so
+        # whoever sees the table sees the id.
         tables = self._number("SELECT count(*) FROM sqlite_master")
         application_id = self._number("PRAGMA application_id")
         if application_id == _APPLICATION_ID:
@@ -180,6 +183,8 @@ class Store:
     def _use(self, method: Callable[..., Any], *arguments: Any) -> Any:
         try:
             return method(*arguments)
+        except (sqlite3.IntegrityError, sqlite3.ProgrammingError):  # a fault of ours
+            raise
         except sqlite3.DatabaseError as error:
             known = "not a database" in str(error) or "malformed" in str(error)
             what = "is not a store of sweeps, or is damaged" if known else "cannot be used as a store of sweeps"

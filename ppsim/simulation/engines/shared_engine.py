@@ -46,7 +46,7 @@ class Turns:
 
 
 class FairShare:
-    """A device shared out evenly among all ranks at work: each of n runs at `speeds[n - 1]` of its speed alone.
+    """A device shared evenly by all ranks at work. With n of them each runs at `speeds[n - 1]` times its speed alone.
 
     All advance alike, so one virtual clock that runs at their speed says when each is done.
     """
@@ -57,7 +57,7 @@ class FairShare:
         self._at_work: list[tuple[float, int, simpy.Event]] = []  # done at this virtual time
         self._arrivals = count()
         self._virtual_s = self._seen_s = 0.0
-        self._plan = 0
+        self._wake_up = 0  # number of the last one planned; older ones are ignored
 
     def compute(self, work_s: float, begun: Callable[[float], None]) -> Steps:
         """Work at once, at the speed that is left."""
@@ -81,13 +81,13 @@ class FairShare:
 
     def _replan(self) -> None:
         """Wake up when the first is done, unless somebody comes or goes before."""
-        self._plan += 1
+        self._wake_up += 1
         if self._at_work:
             left_s = max(self._at_work[0][0] - self._virtual_s, 0.0) / self._speed
-            self._environment.timeout(left_s).callbacks.append(partial(self._finish, self._plan))
+            self._environment.timeout(left_s).callbacks.append(partial(self._finish, self._wake_up))
 
-    def _finish(self, plan: int, _: simpy.Event) -> None:
-        if plan != self._plan:
+    def _finish(self, wake_up: int, _: simpy.Event) -> None:
+        if wake_up != self._wake_up:
             return
         self._seen_s = self._environment.now
         self._virtual_s, _order, done = heapq.heappop(self._at_work)
@@ -119,7 +119,8 @@ def run_shared(timed: TimedProgram, devices: Devices) -> StepTimes:
     for rank in range(program.ranks):
         run.environment.process(run.rank_process(rank))
     run.environment.run()
-    program.execution_order  # noqa: B018  (raises if ranks wait for ever, and says which)
+    # If ranks wait for ever, the simulation has ended early, and this raises and names them.
+    program.execution_order  # noqa: B018
     start, end = np.array(run.start), np.array(run.end)
     message_start_s = np.array(run.message_start)
     return StepTimes(
@@ -147,9 +148,11 @@ class _Run:
         self.device = [made[device] for device in devices.of_rank]
         messages = timed.program.messages
         self.communicators = Communicators(timed) if timed.program.is_posted(timed.streams) else None
-        self.posts = timed.posts().tolist()
+        # With a receive window: the message whose receive is posted when this one is used, -1 for none; and whether the
+        # receive of each message is posted.
+        self.next_receive = timed.posts().tolist()
         window = timed.receive_window
-        self.posted = [window is None or position < window for position in messages.position.tolist()]
+        self.receive_posted = [window is None or position < window for position in messages.position.tolist()]
         self.produced = [False] * len(messages)
         self.link_free = [0.0] * len(timed.program.links())
         self.start = [0.0] * len(timed.duration_s)
@@ -162,21 +165,21 @@ class _Run:
         self.stream_free = [0.0] * (STREAMS * timed.program.ranks)
 
     def rank_process(self, rank: int) -> Steps:
-        """Run a rank's order. The clock says when things happen, since it alone knows the queues."""
+        """Run a rank's order. Times are read from the simulated clock: waits for a device cannot be known before."""
         program = self.timed.program
         *before_each, last = program.posts_of(rank) if self.communicators is not None else self._no_posts(rank)
         for action, posts in enumerate(before_each, int(program.rank_actions[rank])):
-            self.post(posts)
+            self.post_on_communicators(posts)
             yield from self.start_beside(action, rank)
             rows = range(int(program.action_start[action]), int(program.action_start[action + 1]))
             incoming = [int(program.message_in[row]) for row in rows if program.message_in[row] >= 0]
             for message in incoming:
                 yield self.arrived[message]
-            yield from self._until(self._back(rows))
+            yield from self._until(self._side_ready_s(rows))
             for message in incoming:
-                if self.posts[message] >= 0:
-                    self.posted[self.posts[message]] = True
-                    self.transfer(self.posts[message])
+                if self.next_receive[message] >= 0:
+                    self.receive_posted[self.next_receive[message]] = True
+                    self.transfer(self.next_receive[message])
             dispatch_s = float(self.timed.dispatch_s[action])
             durations_s = [float(self.timed.duration_s[row]) for row in rows]
             begun_s: list[float] = []
@@ -185,16 +188,18 @@ class _Run:
             self._note(rows, begun_s[0], dispatch_s, durations_s, work_s)
             for row in rows:
                 message = int(program.message_out[row])
+                # With communicators, sends are among the posts before the next action.
                 if message >= 0 and self.communicators is None:
                     self.produced[message] = True
                     self.transfer(message)
-        self.post(last)
+        self.post_on_communicators(last)
         yield from self.start_beside(program.actions + rank, rank)
 
     def start_beside(self, place: int, rank: int) -> Steps:
         """Put what stands at a place of a rank's order on the streams beside its computations.
 
-        A copy that keeps its rank from going on is work of the rank's device, as memory is copied by a core.
+        With `Conditions.blocking` O, L and REDUCE_GRAD keep their rank from going on. A reduction waits for other
+        ranks. A copy is work of the rank's device, as a core copies memory.
         """
         table = self.timed.side
         for entry in range(*table.before[place].tolist()) if len(table.before) else ():
@@ -203,18 +208,18 @@ class _Run:
             end = begin + taken_s
             if table.blocks[entry]:
                 yield from self._until(begin)
-                begun_s = [begin]
                 if table.kind[entry] == Kind.REDUCE_GRAD:
                     yield from self._until(end)
                 else:
-                    begun_s.clear()
+                    begun_s: list[float] = []
                     yield from self.device[rank].compute(taken_s, begun_s.append)
-                begin, end = begun_s[0], self.environment.now
+                    begin = begun_s[0]
+                end = self.environment.now
             self.side_start[entry] = begin
             self.side_end[entry] = self.stream_free[stream] = end
 
-    def _back(self, rows: range) -> float:
-        """When parameters and activations that an action needs are there."""
+    def _side_ready_s(self, rows: range) -> float:
+        """When the UNSHARD and L that an action needs have ended."""
         if not len(self.side_start):
             return 0.0
         awaited = (self.timed.side.gather, self.timed.side.load)
@@ -230,7 +235,7 @@ class _Run:
         program = self.timed.program
         return [[] for _ in range(int(program.rank_actions[rank + 1] - program.rank_actions[rank]) + 1)]
 
-    def post(self, posts: Sequence[Post]) -> None:
+    def post_on_communicators(self, posts: Sequence[Post]) -> None:
         """Put sends and receives on their communicators."""
         if self.communicators is not None:
             for post in posts:
@@ -246,11 +251,13 @@ class _Run:
             self.start[row] = at
             at = self.end[row] = at + duration_s * stretch
         if work_s == dispatch_s + sum(durations_s):
-            self.end[rows[-1]] = max(now, self.start[rows[-1]])  # free of rounding, but where the row takes no time
+            # Nothing is sent after the rows, so the last one ends now, exactly; yet not before its start, which is
+            # rounded.
+            self.end[rows[-1]] = max(now, self.start[rows[-1]])
 
     def transfer(self, message: int) -> None:
         """Put a message on its link once it is produced and its receive is posted."""
-        if not (self.produced[message] and self.posted[message]):
+        if not (self.produced[message] and self.receive_posted[message]):
             return
         link = int(self.timed.program.messages.link[message])
         begin = max(self.environment.now, self.link_free[link])

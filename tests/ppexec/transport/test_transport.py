@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import weakref
 from pathlib import Path
 from typing import Any
 
@@ -141,6 +142,33 @@ def only_send() -> bool:
 
 def test_a_send_returns_before_its_receive_is_posted(pool: WorkerPool) -> None:
     assert on_every_rank(pool, 2, only_send) == [True, True]
+
+
+def most_kept() -> int:
+    """The largest number of sent tensors that were alive at a time, in 1F1B with eight microbatches."""
+    program = ppsim.build_schedule("1f1b", ranks=2, microbatches=8).program
+    specs = [TensorSpec(shape=(1000,), dtype=torch.float32)] * len(program.messages)
+    transport = GlooTransport(program, specs, group=dist.group.WORLD, window=1)
+    transport.start()
+    sent: list[weakref.ref[torch.Tensor]] = []
+    most = 0
+    for row in program.rows_of(dist.get_rank()):
+        if (message := int(program.message_in[row])) >= 0:
+            got(transport, message)
+        if (message := int(program.message_out[row])) >= 0:
+            tensor = content(message, specs[message])
+            sent.append(weakref.ref(tensor))
+            transport.send(message, Pending(tensor))
+            del tensor
+        most = max(most, sum(each() is not None for each in sent))
+    transport.finish()
+    assert not any(each() is not None for each in sent)
+    return most
+
+
+def test_a_sent_tensor_is_dropped_once_its_receiver_has_answered(pool: WorkerPool) -> None:
+    """gloo calls no send complete before somebody waits for it: all were kept to the end of the step."""
+    assert on_every_rank(pool, 2, most_kept) == [2, 2]
 
 
 # In whole runs

@@ -256,3 +256,25 @@ def test_threads_of_a_worker_share_its_memory(own_pool: WorkerPool) -> None:
     """Each run has new threads; parts of memory of their own grew for hundreds of runs."""
     with Session(tiny(), pool=own_pool) as session:
         assert session.environment()["worker_allocator"]["MALLOC_ARENA_MAX"] == "1"
+
+
+def test_workers_of_shared_gpus_do_not_run_on_gpus_of_their_own(
+    own_pool: WorkerPool, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """NCCL reads its settings once in a process: runs after one with shared GPUs went over sockets."""
+    began: list[list[int]] = []
+
+    def note(world_size: int, *_: object) -> list[None]:
+        began.append(own_pool.process_ids[:world_size])
+        return []
+
+    monkeypatch.setattr(own_pool, "_call", note)
+    for devices in ("own", "shared", "shared", "own"):
+        config = tiny()
+        for name, value in {"device": "cuda", "devices": devices}.items():
+            object.__setattr__(config, name, value)  # no GPU is needed to see which processes are asked
+        own_pool.set_up(config)
+    first, second, third, last = began
+    assert second == third
+    assert not {*first} & {*second}
+    assert not {*second} & {*last}
