@@ -12,6 +12,7 @@ import torch
 from torch import nn
 from torch.utils import _pytree as pytree
 
+from ppexec.models.batch import fitted
 from ppexec.models.model_error import reraise
 from ppexec.models.shapes import Tree, differentiable, pack, tensors_in
 from ppexec.stage.message import gradients_of, message_of, versions
@@ -29,22 +30,25 @@ class _Kept(NamedTuple):
 
 
 class _Entry(torch.autograd.Function):
-    """The start of a layer's graph. It keeps the gradients of the layer's input with their memory layout.
+    """The start of a layer's graph. It takes the gradients of the layer's input as autograd delivers them.
 
-    A leaf would change the layout, and kernels may add up in another order where the layout differs.
+    A leaf tensor would do this too, but autograd may bring its `.grad` into another memory layout, and kernels of the
+    layer before may then add up in another order.
     """
 
     @staticmethod
-    def forward(ctx: Any, taken: list[torch.Tensor | None], anchor: torch.Tensor, *values: torch.Tensor) -> Any:
-        """The values themselves; the anchor makes them differentiable."""
-        ctx.taken = taken
+    def forward(
+        ctx: Any, input_gradients: list[torch.Tensor | None], anchor: torch.Tensor, *values: torch.Tensor
+    ) -> Any:
+        """The values themselves. The anchor requires a gradient, so the results do too, although the values do not."""
+        ctx.input_gradients = input_gradients
         ctx.set_materialize_grads(False)
         return tuple(value.detach() for value in values)
 
     @staticmethod
     def backward(ctx: Any, *gradients: torch.Tensor | None) -> Any:
-        """Put the gradients into the list `taken`, and end."""
-        ctx.taken.extend(gradients)
+        """Put the gradients into the list, and end."""
+        ctx.input_gradients.extend(gradients)
         return None, None, *(None for _ in gradients)
 
 
@@ -75,33 +79,37 @@ class RecomputingStage(Stage):
         again: bool = False,
         moves: bool = False,
     ) -> torch.Tensor:
-        """Compute F as a Stage does. Raises InputError if a layer changes its input, which is needed once more."""
+        """Compute F as a Stage does, keeping the inputs of all layers.
+
+        `again` and `moves` are always False: a configuration has either recomputing stages, or R and O in its schedule.
+        Raises InputError if a layer changes its input in place, since recomputation needs it unchanged.
+        """
         if not self.trains or inputs is None:
             return super().forward(microbatch, inputs, target, split=split)
         self._announce(microbatch)
         value = self._entered(microbatch, inputs)
-        kept = _Kept([], value, target)
+        inputs_of_layers: list[Tree] = []
         with torch.no_grad():
             for position, layer in enumerate(self.layers):
-                kept.inputs.append(value)
+                inputs_of_layers.append(value)
                 before = versions(value)
                 value = self._layer(position, value)
-                if versions(kept.inputs[-1]) != before:
+                if versions(inputs_of_layers[-1]) != before:
                     raise InputError(
                         f"layer {self.first_layer + position} ({type(layer).__name__}) changes its input in place, so "
                         "it cannot be recomputed: take it without inplace=True, or do not recompute"
                     )
             if self.loss is not None and target is not None:
-                self.losses[microbatch] = self._loss_of(microbatch, value, target)
-        self._kept[microbatch] = kept = kept._replace(output=value)
+                self.losses[microbatch] = fitted(self._loss_of(microbatch, value, target))
+        self._kept[microbatch] = _Kept(inputs_of_layers, value, target)
         if self.ledger:
-            for tensor in tensors_in([kept.inputs, value]):
+            for tensor in tensors_in([inputs_of_layers, value]):
                 self.ledger.hold(tensor)
         return message_of(value)
 
     def backward(self, microbatch: int, gradient: torch.Tensor | None) -> torch.Tensor | None:
         """Compute B: each layer again, from the last to the first, with its backward right after."""
-        input_gradient = self._anew(microbatch, gradient, None)
+        input_gradient = self._recompute_backward(microbatch, gradient, None)
         self._complete_gradients()
         return input_gradient
 
@@ -109,9 +117,11 @@ class RecomputingStage(Stage):
         """Compute I as B, but keep what W needs."""
         units: list[Unit] = []
         self._units[microbatch] = units
-        return self._anew(microbatch, gradient, units)
+        return self._recompute_backward(microbatch, gradient, units)
 
-    def _anew(self, microbatch: int, gradient: torch.Tensor | None, units: list[Unit] | None) -> torch.Tensor | None:
+    def _recompute_backward(
+        self, microbatch: int, gradient: torch.Tensor | None, units: list[Unit] | None
+    ) -> torch.Tensor | None:
         inputs, output, target = self._kept.pop(microbatch)
         self._announce(microbatch)
         entering = tensors_in(inputs[0])
@@ -135,7 +145,7 @@ class RecomputingStage(Stage):
 
     @cached_property
     def _used_by_several_layers(self) -> list[nn.Parameter]:
-        """Parameters whose gradients several of the backwards of one microbatch add to."""
+        """Parameters that several layers of the stage share."""
         uses = Counter(parameter for layer in self.layers for parameter in layer.parameters())
         return [parameter for parameter, times in uses.items() if times > 1]
 
@@ -155,8 +165,8 @@ class RecomputingStage(Stage):
         for position in reversed(range(len(self.layers))):
             value = inputs.pop()
             if is_reached:
-                again, taken = self._again(position, value)
-                result = self._run(microbatch, position, again, target, units)
+                graph_input, input_gradients = self._graph_input(position, value)
+                result = self._run(microbatch, position, graph_input, target, units)
                 if position == len(self.layers) - 1 and self.loss is not None:
                     roots, gradients = [result], [self._loss_gradient(microbatch, result)]
                 else:
@@ -164,7 +174,9 @@ class RecomputingStage(Stage):
                 pairs = [(r, g) for r, g in zip(roots, gradients, strict=True) if r.requires_grad and g is not None]
                 if pairs:
                     torch.autograd.backward([root for root, _ in pairs], [given for _, given in pairs])
-                gradients = taken if position else [leaf.grad for leaf in differentiable(tensors_in(again))]
+                gradients = (
+                    input_gradients if position else [leaf.grad for leaf in differentiable(tensors_in(graph_input))]
+                )
                 is_reached = any(each is not None for each in gradients)
                 del result, roots, pairs
             if self.ledger:
@@ -172,26 +184,27 @@ class RecomputingStage(Stage):
                     self.ledger.drop(tensor)
         return gradients, is_reached
 
-    def _again(self, position: int, value: Tree) -> tuple[Tree, list[torch.Tensor | None]]:
+    def _graph_input(self, position: int, value: Tree) -> tuple[Tree, list[torch.Tensor | None]]:
         """A layer's input as the start of a graph, and the list that gets the gradients of its differentiable tensors.
 
-        The gradients of a stage's own input are in the tensors themselves.
+        The input of the stage's first layer has leaves, whose gradients are in `.grad`, as in a Stage.
         """
         leaves, tree = pytree.tree_flatten(value)
         tensors = [leaf.detach() if isinstance(leaf, torch.Tensor) else leaf for leaf in leaves]
         places = [at for at, leaf in enumerate(leaves) if isinstance(leaf, torch.Tensor) and differentiable([leaf])]
-        taken: list[torch.Tensor | None] = []
+        input_gradients: list[torch.Tensor | None] = []
         if position and places:
-            entered = _Entry.apply(taken, self._anchor, *(leaves[at] for at in places))
+            entered = _Entry.apply(input_gradients, self._anchor, *(leaves[at] for at in places))
             for at, tensor in zip(places, entered, strict=True):
                 tensors[at] = tensor
         elif not position and not self.is_first:
             for at in places:
                 tensors[at].requires_grad_()
-        return pytree.tree_unflatten(tensors, tree), taken
+        return pytree.tree_unflatten(tensors, tree), input_gradients
 
     def _run(self, microbatch: int, position: int, value: Tree, target: Tree | None, units: list[Unit] | None) -> Tree:
         """A layer's forward with its graph, followed by the loss if it is the model's last layer."""
+        # In B a layer's saved tensors are gone before the action ends. Only what I leaves to W is counted.
         saving = self.ledger.saving() if self.ledger and units is not None else nullcontext()
         cutting: AbstractContextManager[list[Unit]] = nullcontext([])
         if units is not None:

@@ -14,21 +14,22 @@ import torch.distributed as dist
 from ppexec.models.batch import Batch
 from ppexec.models.model import Model, Place
 from ppexec.stage.stage import Stage
-from ppexec.stage.tensor_parallel import is_sharded, local_gradient
+from ppexec.stage.tensor_parallel import is_sharded as is_tp_slice
+from ppexec.stage.tensor_parallel import local_gradient
 from ppexec.workers.worker import Worker
 
 
 @dataclass(kw_only=True)
 class StepLosses:
-    """The losses of a step that a process knows; zeros elsewhere.
+    """The losses of a step. Those of microbatches whose loss this process does not have are 0.
 
     Parameters
     ----------
     values, parts : list of float
-        Of every microbatch of the step over all replicas, by global index from the step's first on: its loss, and what
-        that counts.
+        The loss of each microbatch of the step over all replicas, by global index from the step's first on, and the
+        weight of this loss in that of the step.
     whole : float
-        What the sum of all is divided by.
+        What the weighted sum of the losses is divided by.
     """
 
     values: list[float]
@@ -37,7 +38,7 @@ class StepLosses:
 
     @classmethod
     def none(cls, worker: Worker, rounds: int) -> StepLosses:
-        """Those of a step of so many rounds, of which nothing is known yet."""
+        """The losses of a step of so many rounds, before any is known."""
         count = rounds * worker.config.step_microbatches
         return cls(values=[0.0] * count, parts=[0.0] * count)
 
@@ -51,14 +52,16 @@ class StepLosses:
                     self.values[at], self.parts[at] = float(loss), parts[microbatch]
 
     def row(self, worker: Worker) -> torch.Tensor:
-        """What this process has to tell of, in numbers that are added up over all: float64 of one dimension."""
-        is_first = [worker.mesh is None or worker.mesh.get_local_rank(name) == 0 for name in ("dp", "tp")]
-        numbers = torch.tensor([*self.values, *self.parts, self.whole if is_first[0] else 0.0], dtype=torch.float64)
-        return numbers if is_first[1] else torch.zeros_like(numbers)
+        """A vector in float64 that is added up over all processes. Ranks that would repeat a number give 0."""
+        is_first_of_dp, is_first_of_tp = (
+            worker.mesh is None or worker.mesh.get_local_rank(name) == 0 for name in ("dp", "tp")
+        )
+        numbers = torch.tensor([*self.values, *self.parts, self.whole if is_first_of_dp else 0.0], dtype=torch.float64)
+        return numbers if is_first_of_tp else torch.zeros_like(numbers)
 
     @classmethod
     def of_row(cls, row: torch.Tensor) -> StepLosses:
-        """What all processes have told."""
+        """The losses from the sum of all processes' `row`."""
         *numbers, whole = row.tolist()
         half = len(numbers) // 2
         return cls(values=numbers[:half], parts=numbers[half:], whole=whole)
@@ -107,7 +110,7 @@ class Gathered:
         if odd:
             index = first_index + odd[0]
             what = f"the loss of microbatch {index} (what sample({index}) gives) is {self.losses.values[odd[0]]}"
-            return what + (f", and {len(odd) - 1} others are no numbers either" if len(odd) > 1 else "")
+            return what + (f" ({len(odd) - 1} more losses are not finite)" if len(odd) > 1 else "")
         places = [place for place, norm in self.norms.items() if not isfinite(norm)]
         if not places:
             return None
@@ -129,32 +132,32 @@ def gather(
     worker : Worker
         This process.
     parameters : mapping
-        The trained parameters that it tells of, or what is updated in their place, with gradients, by place. One
-        replica tells of each, all of them where each has a share.
+        By place, the trained parameters whose gradients this process reports, or their float32 master copies. One
+        replica reports each parameter, or all replicas if each has a share of it.
     losses : StepLosses
-        Those that it has.
+        The losses that this process has.
 
     Notes
     -----
-    A parameter's norm is computed where it is, in its own type, as `torch.nn.utils.clip_grad_norm_` does, and the norm
-    of all from these norms in the order of the chain. So without tp it is that of one process bit by bit. With tp each
-    rank has the sum of squares of its slice. Of sharded parameters the gradients are gathered one after another, so
-    that their norms have the bits of whole ones. A norm that overflows is computed again in float64. Each number comes
-    from one rank and is added to zeros, which changes no bit.
+    A parameter's norm is computed where it is, in its own type, as `torch.nn.utils.clip_grad_norm_` does. The total
+    norm is the norm of these norms in the order of the layers. Without tp it has the bits of one process's. With tp
+    each rank adds the sum of squares of its slice. Gradients that are sharded over replicas are gathered one after
+    another before their norm is taken; such parameters have no tp. A norm that overflows is computed again in float64.
+    Every number but the squares is nonzero on one rank only, so adding up changes no bit of it.
     """
     places = trained_places(worker.model)
     is_first_of_tp = worker.mesh is None or worker.mesh.get_local_rank("tp") == 0
     sizes, squares = torch.zeros(2, len(places), dtype=torch.float64)
     held = [(at, parameters[place]) for at, place in enumerate(places) if place in parameters]
-    held = [(at, p) for at, p in held if is_first_of_tp or is_sharded(p)]
+    held = [(at, p) for at, p in held if is_first_of_tp or is_tp_slice(p)]
     if worker.config.is_sharded:
         for at, parameter in held:
             size = _norms([_whole_gradient(parameter)])[0]
             sizes[at] = size if worker.dp_rank == 0 else 0.0
     elif held:
         for (at, parameter), size in zip(held, _norms([_gradient(parameter) for _, parameter in held]), strict=True):
-            if is_sharded(parameter):
-                squares[at] = size**2
+            if is_tp_slice(parameter):
+                squares[at] = size * size  # infinite where it overflows
             else:
                 sizes[at] = size
     own = losses.row(worker)
@@ -197,6 +200,7 @@ def _whole_gradient(parameter: Any) -> torch.Tensor:
 def _of_all(worker: Worker, norms: list[float]) -> torch.Tensor:
     """The norm of all parameters from that of each, in their type unless it overflows."""
     types = {p.dtype for layer in worker.model.layers for p in layer.parameters() if p.requires_grad}
+    # With master weights gradients are float32. bfloat16 is the narrowest type, so it changes nothing.
     least = torch.float32 if worker.config.master_weights else torch.bfloat16
     exact = torch.tensor(norms, dtype=torch.float64)
     norm: torch.Tensor = torch.linalg.vector_norm(exact.to(reduce(torch.promote_types, types, least)))

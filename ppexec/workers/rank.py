@@ -57,7 +57,7 @@ def run_step(
     ranks : sequence of Rank
         The ranks.
     sequence : sequence of (int, int)
-        In what sequence to submit their actions, from `sequence_of`.
+        Position in `ranks` and action of each submission, from `sequence_of`.
     batch : Batch
         The microbatches of the step.
     ledgers, keep_outputs, is_timed
@@ -77,8 +77,9 @@ def run_step(
     acts = [rank.runtime.act if act is None else partial(act, rank) for rank in ranks]
     *others, last = ranks
     try:
-        for held, action in sequence:
-            acts[held](action)
+        for position, action in sequence:
+            acts[position](action)
+        # The last rank ends after the others: sums at the end of the step may take gradients of all of them.
         for rank in others:
             rank.runtime.end()
             last.compute.wait(rank.compute.record())
@@ -93,8 +94,8 @@ def run_step(
 def sequence_of(program: Program, held: Sequence[int]) -> list[tuple[int, int]]:
     """A sequence in which one process can submit the actions of the ranks it holds.
 
-    A message is sent before it is received: actions of several ranks come in the order in which they would start if F,
-    I and W took equally long.
+    Actions are sorted by their starts in a simulated step in which F, I and W take equally long. So every message is
+    sent before it is received.
 
     Parameters
     ----------

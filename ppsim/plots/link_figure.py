@@ -15,20 +15,26 @@ from ppsim.plots.units import bytes_text
 
 _SHOWN = (
     {"asleep": "to a sleeping receiver", "awake": "to an awake receiver", "late": "receive posted late"},
-    {"occupied": "each further of a burst", "send": "a send keeps its rank", "post": "posting keeps its rank"},
+    {
+        "occupied": "each further message of a burst",
+        "send": "the sender, in the call",
+        "post": "the receiver, posting",
+    },
 )
 
 
 def link_times(rows: Sequence[Mapping[str, Any]], link: Link, *, name: str) -> go.Figure:
-    """Draw single messages (left) and what keeps link and ranks (right) against size, with the fit, log-log.
+    """Draw the time of single messages (left), and how long link and ranks are occupied (right), against size.
 
-    A fit has the colour of what it was fitted to.
+    Both axes are logarithmic. The first series of each panel has a fit, a line of the same colour. asleep: the receiver
+    has waited long enough for its core to sleep. awake: it has just been busy. late: it posts its receive after the
+    message was sent. See `ppexec.measure.ping`.
 
     Parameters
     ----------
     rows : sequence of mappings
-        What was measured for each size of one link: `size_bytes`; `asleep_s`, `awake_s`, `late_s`, `send_s` and
-        `post_s`, each with `median_s`, `p25_s` and `p75_s`; `occupied_s`.
+        What was measured for each size of one link: `size_bytes`, `occupied_s`, and, each a mapping with `median_s`,
+        `p25_s` and `p75_s`: `asleep_s`, `awake_s`, `late_s`, `send_s` and `post_s`.
     link : Link
         What was fitted to it.
     name : str
@@ -36,7 +42,9 @@ def link_times(rows: Sequence[Mapping[str, Any]], link: Link, *, name: str) -> g
     """
     sizes = [row["size_bytes"] for row in rows]
     dense = np.unique(np.geomspace(min(sizes), max(sizes), 600).astype(int)).tolist()
-    dense = sorted({*dense, *(p.from_bytes + d for p in link.larger for d in (-1, 0) if p.from_bytes <= max(sizes))})
+    # Both sides of each jump between the fit's pieces.
+    jumps = [piece.from_bytes for piece in link.larger if min(sizes) < piece.from_bytes <= max(sizes)]
+    dense = sorted({*dense, *jumps, *(jump - 1 for jump in jumps)})
     picture = make_subplots(cols=2, horizontal_spacing=0.09, shared_yaxes=True)
     for column, quantities in enumerate(_SHOWN, start=1):
         colours = [series_colour(3 * (column - 1) + number) for number in range(len(quantities))]

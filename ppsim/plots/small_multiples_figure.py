@@ -14,10 +14,10 @@ from ppsim.checks import checked
 from ppsim.errors import InputError
 from ppsim.plots import style
 from ppsim.plots.lane_block import BAR
-from ppsim.plots.units import time_unit
+from ppsim.plots.units import Unit, time_unit
 from ppsim.trace.trace import Trace
 
-_LANE_PX, _GAP_PX = 11, 44  # a rank's lane; what parts two panels, one above the other
+_LANE_PX, _GAP_PX = 11, 44  # height of a rank's lane where a trace has the most ranks; gap between rows of panels
 
 
 @checked
@@ -27,18 +27,18 @@ def small_multiples(traces: Mapping[str, Trace], *, columns: int = 3, title: str
     Parameters
     ----------
     traces : mapping of str to Trace
-        By title. Panels follow one another along rows.
+        Title of the panel -> step. Panels follow one another along rows.
     columns : int
-        Panels of a row.
+        Panels in a row.
     title : str, optional
-        Of the figure.
+        Title of the figure.
 
     Returns
     -------
     plotly.graph_objects.Figure
         All panels have one scale of time, and start at 0. A lane is a rank, the first at the top. A bar has the colour
-        of its kind; grey is bubble. Titles have the step and its bubble. `timeline` has what is left out here: numbers
-        of microbatches, stages, messages.
+        of its kind; grey is bubble. The title of a panel gives the step time and the bubble fraction. `timeline` has
+        what is left out here: numbers of microbatches, stages, messages.
 
     Raises
     ------
@@ -66,7 +66,7 @@ def small_multiples(traces: Mapping[str, Trace], *, columns: int = 3, title: str
     )
     for number, trace in enumerate(drawn.values()):
         place = {"row": number // columns + 1, "col": number % columns + 1}
-        figure.add_traces(_panel(trace, unit.scale), rows=place["row"], cols=place["col"])
+        figure.add_traces(_panel(trace, unit), rows=place["row"], cols=place["col"])
         is_lowest = number + columns >= len(drawn)
         figure.update_xaxes(
             range=[0, longest * 1.005 or 1],
@@ -89,9 +89,9 @@ def small_multiples(traces: Mapping[str, Trace], *, columns: int = 3, title: str
     return figure
 
 
-def _panel(trace: Trace, scale: float) -> list[go.Bar]:
-    """A bar for the bubble behind each lane, and one object for each kind."""
-    program, zero_s = trace.program, float(trace.start_s.min())
+def _panel(trace: Trace, unit: Unit) -> list[go.Bar]:
+    """The bars of the bubble behind all lanes, and the bars of each kind."""
+    program, zero_s, scale = trace.program, float(trace.start_s.min()), unit.scale
     bars = [
         go.Bar(
             name="bubble",
@@ -109,8 +109,8 @@ def _panel(trace: Trace, scale: float) -> list[go.Bar]:
         rows = np.flatnonzero(program.kind == kind)
         if not len(rows):
             continue
-        length = (trace.end_s[rows] - trace.start_s[rows]) * scale
-        names = zip(program.stage[rows].tolist(), program.microbatch[rows].tolist(), strict=True)
+        lengths_s = trace.end_s[rows] - trace.start_s[rows]
+        each = zip(program.stage[rows].tolist(), program.microbatch[rows].tolist(), lengths_s.tolist(), strict=True)
         bars.append(
             go.Bar(
                 name=style.KIND_NAMES[kind],
@@ -118,11 +118,12 @@ def _panel(trace: Trace, scale: float) -> list[go.Bar]:
                 orientation="h",
                 y=program.rank[rows],
                 base=(trace.start_s[rows] - zero_s) * scale,
-                x=length,
+                x=lengths_s * scale,
                 width=BAR,
                 marker={"color": colour, "line": {"color": "#ffffff", "width": 0.3}},
-                hovertext=[f"{stage}{kind.name}{microbatch}" for stage, microbatch in names],
-                hovertemplate="%{hovertext}, %{x:.3g}<extra></extra>",
+                # The text says the length: a template's x would be the end of a bar with a base.
+                hovertext=[f"{stage}{kind.name}{b}, {unit.text(length_s)}" for stage, b, length_s in each],
+                hoverinfo="text",
             )
         )
     return bars

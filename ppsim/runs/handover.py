@@ -17,7 +17,8 @@ from ppsim.trace.trace import Trace
 
 Seconds = npt.NDArray[np.float64]
 
-_FEWEST = 0.05  # of the gaps after a stage's actions of a kind: fewer that nobody waited in are chance
+# Of the gaps after a stage's actions of a kind, this share at least must be free of waiting: fewer are so by chance.
+_LEAST_FREE = 0.05
 
 
 @dataclass(frozen=True, kw_only=True, eq=False)
@@ -29,12 +30,12 @@ class Handover:
     after_s : array of shape (stages, kinds)
         Seconds from the end of an action of that stage and kind until its rank is free and its result leaves.
     latency_s : mapping from (source, destination) to float
-        Seconds from then until a result is there.
+        Seconds from when a result leaves until it is at the receiver.
 
     Notes
     -----
-    `after_s` are seen where the next action's input was there already, so that nobody waited for anything else. How
-    long messages travel is seen where their receivers waited for them already. Clocks are aligned so that the fastest
+    `after_s` is measured where the input of the next action was there already, so that the rank waited for nothing
+    else. Travel is measured where receivers were idle already. The clocks of a `Run` are aligned so that the fastest
     message takes as long one way as the other.
     """
 
@@ -53,7 +54,7 @@ class Handover:
         for each in np.unique(group).tolist():
             values = seen_s[:, group == each]
             known = values[~np.isnan(values)]
-            if len(known) > _FEWEST * values.size:
+            if len(known) > _LEAST_FREE * values.size:
                 found[each] = _usual(values, ~np.isnan(values))
         after_s = _filled(program, np.maximum(found, 0.0).reshape(-1, len(Kind)))
         latency_s = {}
@@ -95,7 +96,7 @@ def _pairs(program: Program) -> Iterator[tuple[int, int]]:
 
 
 def _free(program: Program, trace: Trace) -> Seconds:
-    """When the rank of each row's action had ended the action before it; the step's start for the first."""
+    """For each row, the end of the action before its own on its rank; the step's start for the first action."""
     free_s = np.full(len(program.stage), trace.start_s.min())
     for before, after in _pairs(program):
         free_s[after : int(program.action_start[program.row_action[after] + 1])] = trace.end_s[before]
@@ -110,7 +111,7 @@ def _produced(program: Program, trace: Trace) -> Seconds:
 
 
 def _travel(run: Run) -> dict[tuple[int, int], float]:
-    """How long messages take on each link: what is usual of those that were waited for; the least if none were."""
+    """How long messages take on each link: usually, if they were waited for; the shortest time of all, if none was."""
     program = run.schedule.program
     messages = program.messages
     first = program.action_start[:-1][program.row_action[messages.consumer]]
@@ -136,19 +137,23 @@ def _gaps_s(program: Program, trace: Trace, travel_s: dict[tuple[int, int], floa
     """The time between two actions of a rank, for each of `_pairs`; NaN where a message was waited for."""
     messages = program.messages
     usual_s = np.array([travel_s[link] for link in program.links()])[messages.link] if len(messages) else np.zeros(0)
-    # A message that may have been late by twice what it usually takes is none that was there for sure.
+    # A message counts as surely there only from twice its usual travel time after its producer's end.
     there_s = np.append(_produced(program, trace) + 2 * usual_s, -np.inf)
     gap_s = []
-    for row, after in _pairs(program):
+    for before, after in _pairs(program):
         until = int(program.action_start[program.row_action[after] + 1])
         needed = [int(each) for each in program.message_in[after:until]]
-        is_ready = all(there_s[each] <= trace.end_s[row] for each in needed)  # -1, no message, is the last
-        gap_s.append(trace.start_s[after] - trace.end_s[row] if is_ready else np.nan)
+        is_ready = all(there_s[each] <= trace.end_s[before] for each in needed)  # -1, no message, is the last
+        gap_s.append(trace.start_s[after] - trace.end_s[before] if is_ready else np.nan)
     return np.array(gap_s, np.float64)
 
 
 def _filled(program: Program, after_s: Seconds) -> Seconds:
-    """What was not seen is taken from other stages that send as many results after that kind, else from any kind."""
+    """What was not measured is the median of what is most like it, 0 if nothing was measured.
+
+    That is: other kinds of the same stage, else the same kind of other stages, else any kind of any stage, each only if
+    its results are sent too, or also are not; else anything.
+    """
     stages = len(after_s)
     sends = sending_kinds(program, after_s.shape)
     filled = after_s.copy()

@@ -41,7 +41,7 @@ class Cell:
 
     @property
     def computes(self) -> bool:
-        """Whether the cell is a computation; else it is communication or concerns a stage as a whole."""
+        """Whether the cell is a computation; else it is communication, a copy, or concerns a stage as a whole."""
         return all(part.kind.computes for part in self.parts)
 
     @property
@@ -74,7 +74,7 @@ def write_rows(ranks: Iterable[Sequence[Action | OverlappedPair]]) -> str:
 
 
 def with_reductions(actions: Sequence[Action | OverlappedPair]) -> list[Action | OverlappedPair]:
-    """A rank's actions with a REDUCE_GRAD for each stage, after its last gradient and the sends that follow that."""
+    """A rank's actions with a REDUCE_GRAD for each stage, after its last B or W and the sends right behind that."""
     last: dict[int, int] = {}
     for at, action in enumerate(actions):
         for part in action if isinstance(action, OverlappedPair) else (action,):
@@ -100,7 +100,7 @@ def read_cells(text: str) -> list[list[Cell]]:
     Raises
     ------
     ScheduleError
-        If the text is not CSV, a cell holds no action, or the spelling is neither the older nor the newer.
+        If the text is not CSV, a cell holds no action, or the text mixes the older and the newer spelling.
     """
     return [
         [read_cell(row, column, cell) for column, cell in enumerate(cells, start=1) if cell.strip()]
@@ -111,12 +111,13 @@ def read_cells(text: str) -> list[list[Cell]]:
 def split_cells(text: str) -> list[list[str]]:
     """The cells of each row as text, empty ones too; blank lines at the end are no rows.
 
-    PyTorch 2.5 and older spell a whole backward BW and its first half B. This is told by a BW, or by a B that has a W.
+    PyTorch 2.5 and older spell a whole backward BW and its first half B. A text is in this spelling if it has a BW, or
+    no I, and a B and a W of one stage and microbatch. The result is in the newer spelling.
 
     Raises
     ------
     ScheduleError
-        If the text is not CSV, or the spelling is neither the older nor the newer.
+        If the text is not CSV, or mixes both spellings: it has I and BW.
     """
     try:
         rows = list(csv.reader(io.StringIO(text.removeprefix("\ufeff"), newline=None)))
@@ -155,9 +156,10 @@ def read_cell(row: int, column: int, text: str) -> Cell:
 
 
 def located(error: PlacedError, ranks: Sequence[Sequence[Cell]]) -> ScheduleError:
-    """The error about what stands among a rank's computations, with its cell in place of the rank."""
+    """The same error, with the row and column of the file instead of the rank and the entry."""
     if error.index is None:
         return ScheduleError(f"row {error.rank + 1}: {error.what}")
-    is_meant = {ShardingError: "is_of_stage", OffloadError: "is_copy"}.get(type(error), "is_post")
-    cell = [cell for cell in ranks[error.rank] if getattr(cell, is_meant)][error.index]
+    # The index counts the entries of the error's own sort: sharding, copies, or sends and receives.
+    sort = {ShardingError: "is_of_stage", OffloadError: "is_copy"}.get(type(error), "is_post")
+    cell = [cell for cell in ranks[error.rank] if getattr(cell, sort)][error.index]
     return ScheduleError(f"row {cell.row}, column {cell.column}: {error.what}", place=(cell.row, cell.column))

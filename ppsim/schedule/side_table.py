@@ -26,20 +26,21 @@ class SideTable(NamedTuple):
     Parameters
     ----------
     stage, kind, microbatch, rank : arrays of shape (entries,)
-        UNSHARD, REDUCE_GRAD, O or L of which stage and microbatch (-1 for none), and who runs it.
+        What each entry is: its stage, its kind (UNSHARD, REDUCE_GRAD, O or L), its microbatch (-1 if it concerns a
+        whole stage) and its rank.
     stream : array of shape (entries,)
-        The stream that runs each, one entry after another: `STREAMS` for each rank.
+        The stream that runs each entry: rank * `STREAMS` and up. A stream runs one entry at a time.
     after : array of shape (entries,)
         The O that an L must wait for; -1 for none.
     before : array of shape (actions + p, 2)
-        The entries begin to end that stand right before each action, and, from entry `actions` on, after the last of
-        each rank.
+        Row a: the range (begin, end) of the entries that stand right before action a. Row actions + r: the range of
+        those after the last action of rank r.
     gather : array of shape (rows,)
         The UNSHARD that makes a row's stage whole; -1 for none.
     load : array of shape (rows,)
         The L that brings back what a row needs; -1 for none.
     blocks : array of shape (entries,)
-        Whether each keeps its rank from going on until it ends. Of a program none does: `blocking` says so.
+        Whether the rank's computations wait until the entry ends. A program's table has False alone; see `blocking`.
     """
 
     stage: Integers
@@ -55,7 +56,7 @@ class SideTable(NamedTuple):
 
     @classmethod
     def none(cls) -> SideTable:
-        """Nothing, of a program without sharding and copies."""
+        """The table of a program without sharding and copies. All columns are empty, `before` and `gather` too."""
         of_name = {"before": np.zeros((0, 2), np.int64), "blocks": np.zeros(0, bool)}
         return cls(*(of_name.get(name, np.zeros(0, np.int64)) for name in cls._fields))
 
@@ -63,7 +64,7 @@ class SideTable(NamedTuple):
     def of(
         cls, program: ProgramTables, sharding: Sequence[Sharding] | None, offload: Sequence[Offload] | None
     ) -> SideTable:
-        """The table of a program's sharding, of its copies, or of both; what stands at one place in this sequence."""
+        """The table of a program's sharding, of its copies, or of both. At one place sharding comes before copies."""
         columns = [
             _of_rank(None if sharding is None else sharding[rank], None if offload is None else offload[rank])
             for rank in range(program.ranks)
@@ -93,7 +94,7 @@ class SideTable(NamedTuple):
         )
 
     def blocking(self) -> SideTable:
-        """The table of a device without streams for copies and reductions: see `Conditions.blocking`."""
+        """This table, but copies and reductions block: as on a device without streams, see `Conditions.blocking`."""
         return self._replace(blocks=self.kind != Kind.UNSHARD)
 
     @property
@@ -120,7 +121,7 @@ def _of_rank(sharding: Sharding | None, offload: Offload | None) -> Integers:
     parts = [np.zeros((4, 0), np.int64)]
     if sharding is not None:
         whole = np.stack([sharding.before, sharding.stage, sharding.kind, np.full(len(sharding), -1)])
-        parts.append(whole[:, sharding.kind != Kind.RESHARD])  # which takes no time
+        parts.append(whole[:, sharding.kind != Kind.RESHARD])  # a RESHARD takes no time
     if offload is not None:
         parts.append(np.stack([offload.before, offload.stage, offload.kind, offload.microbatch]))
     entries = np.concatenate(parts, axis=1)
@@ -142,9 +143,9 @@ def _gathers(program: ProgramTables, stage: Integers, kind: Integers, place: Int
 def _copies_awaited(
     program: ProgramTables, stage: Integers, kind: Integers, microbatch: Integers
 ) -> tuple[Integers, Integers]:
-    """The O that each entry waits for, and the L that each row waits for; -1 for none.
+    """The O that each L waits for, and the L that each row waits for; -1 for none.
 
-    What needs activations first is the R of their microbatch, or else its B or I.
+    The row that first needs the activations of a microbatch is its R, or else its B or I.
     """
     after, load = np.full(len(stage), -1), np.full(len(program.stage), -1)
     out, back = np.flatnonzero(kind == Kind.O), np.flatnonzero(kind == Kind.L)
@@ -160,7 +161,7 @@ def _copies_awaited(
 
 
 def _found(among: Integers, wanted: Integers) -> Integers:
-    """The index of each wanted number."""
+    """The index of each wanted number, all of which occur."""
     order = np.argsort(among)
     index: Integers = order[np.searchsorted(among[order], wanted)]
     return index

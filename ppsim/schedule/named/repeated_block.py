@@ -1,6 +1,9 @@
 """Repeated block: a schedule from the passes of one microbatch, repeated, and moved early where nothing repeats yet.
 
 Qi et al., Pipeline Parallelism with Controllable Memory, 2024, build schedules this way: repeat, squeeze, reorder.
+
+In a V, rank r holds two stages: stage r on the way down and stage 2p - 1 - r on the way up. Here "backward down" is the
+I of the stage on the way down, although gradients pass it on their way up.
 """
 
 from __future__ import annotations
@@ -42,8 +45,9 @@ def repeat_block(block: Integers, microbatches: int) -> Sequence[Order]:
 
     1. The block is repeated every six slots, and W fill the gaps of each rank as early as they can.
     2. Passes of warm-up and cool-down move into earlier gaps of their rank, one after another: not before their inputs,
-       and only if no rank then holds more than the repeated block does. From rank 0's first backward down to its last
-       forward down everything stays, so that every round is the block. Slots that are empty for all are then removed.
+       and only if no rank then holds more activations than the fullest rank of the repeated block. What lies from rank
+       0's first backward down to the last microbatch's forward down stays, so that rounds in between are the block.
+       Slots that are empty on all ranks are then removed.
     3. W are taken out. The cool-down moves once more, and W fill the gaps again. So a W no longer keeps a slot that
        a backward could have, and in the warm-up comes as early as it may.
 
@@ -92,7 +96,11 @@ def _sequence(tables: Sequence[Integers]) -> tuple[Integers, Integers, Integers,
 
 
 def _stable_phase(rank: Integers, row: Integers, number: Integers, last: int) -> tuple[int, int]:
-    """From which to which place of the sequence passes stay: first backward down of rank 0, last forward down after."""
+    """The range of the sequence that does not move, begin and end.
+
+    It is from rank 0's first backward down to the first forward down of the last microbatch after that. With so few
+    microbatches that there is none, nothing after rank 0's first backward moves.
+    """
     count = len(rank)
     first = np.flatnonzero((row == BACKWARD_DOWN) & (rank == 0))
     begin = int(first[0]) if len(first) else count
@@ -101,7 +109,10 @@ def _stable_phase(rank: Integers, row: Integers, number: Integers, last: int) ->
 
 
 class _Tables:
-    """The slots of passes that move one after another: of each row, rank and number."""
+    """The slot of each pass by row, rank and number, updated as passes move.
+
+    The number of a pass is its microbatch; of a W it counts the W of its rank.
+    """
 
     def __init__(self, tables: Sequence[Integers]) -> None:
         self.slot: list[list[list[int]]] = [table.tolist() for table in tables]
@@ -145,7 +156,7 @@ def _squeezed_with_weights(slots: Integers, weights: Integers) -> Integers:
             first = max(first, inputs[rank][number] + 1)
         if is_busy[rank].find(0, first, slot) < 0:
             continue
-        if row <= FORWARD_UP:  # it would hold its bytes from there on
+        if row <= FORWARD_UP:  # it holds activations from its new slot on, so that must lie after the last full one
             full = np.flatnonzero(level[rank, first:slot] >= limit)
             first += int(full[-1]) + 1 if len(full) else 0
         target = is_busy[rank].find(0, first, slot)
@@ -167,7 +178,8 @@ def _retimed(tables: Sequence[Integers]) -> Integers:
     """Every pass as early as its inputs and its rank's sequence allow, shape (4, p, m)."""
     slot_of, rank_of, row_of, number_of = _sequence(tables)
     ranks, microbatches = tables[0].shape
-    # Stage s + 1 of `there` is stage s; its borders are inputs that are always there.
+    # Entry s + 1 is of stage s. The entries before the first and after the last stage stay 0: what enters the pipeline
+    # is always there.
     forward_end, backward_end = np.zeros((2, 2 * ranks + 2, microbatches), np.int64)
     free = np.zeros(ranks, np.int64)
     found = np.empty((4, ranks, microbatches), np.int64)
@@ -208,14 +220,15 @@ class _Timeline:
         for kind, of_kind in ((_F, slots[:2]), (_I, slots[2:])):
             for slot in of_kind.ravel().tolist():
                 self.kind[slot] = kind
-        self.waiting, self.level = (
-            [-1] * len(self.kind),
-            [-1] * len(self.kind),
-        )  # after each slot: W that wait; activations
+        # After each slot: how many W wait, and how many activations are held.
+        self.waiting, self.level = [-1] * len(self.kind), [-1] * len(self.kind)
         self._run(0, len(self.kind), len(self.kind))
 
     def _run(self, first: int, last: int, limit: int) -> bool:
-        """Fill gaps with W from slot `first` until past `last` nothing differs; False where the limit is exceeded."""
+        """Compute waiting W and activations anew from slot `first` on; False if the limit is exceeded.
+
+        It stops after slot `last` once they are what they were.
+        """
         waiting, level = (self.waiting[first - 1], self.level[first - 1]) if first else (0, 0)
         for slot in range(first, len(self.kind)):
             kind = self.kind[slot]
@@ -237,14 +250,14 @@ class _Timeline:
         kind, target = self.kind[slot], self.kind.find(_GAP, first, slot)
         if target < 0:
             return slot
-        before = target, self.waiting[target:], self.level[target:]
+        start, waiting, level = target, self.waiting[target:], self.level[target:]
         self.kind[slot] = _GAP
         while target >= 0:
             self.kind[target] = kind
-            if self._run(before[0], slot, limit):
+            if self._run(start, slot, limit):  # from the first gap that was tried, which W may fill again
                 return target
             self.kind[target] = _GAP
-            self.waiting[before[0] :], self.level[before[0] :] = before[1:]
+            self.waiting[start:], self.level[start:] = waiting, level
             target = self.kind.find(_GAP, target + 1, slot)
         self.kind[slot] = kind
         return slot
