@@ -6,19 +6,20 @@ Question   All schedules, several numbers of ranks and microbatches and sizes, r
 Command    python studies/fidelity.py
            python studies/fidelity.py --only timed --limit-s 500 --out DIR      (again, to go on where it stopped)
 
-Method     Configurations run one after another. Profile, steps and known runs take turns. Steps during which other
-           programs used the machine are marked, left out and counted. Known runs calibrate the machine: 1F1B and a
-           zero-bubble schedule on the same number of ranks, whose actions wait for a known time. The gaps between their
-           actions give the cost of the runtime and of messages (`ppexec.calibrate.calibration`). The lengths of their
-           whole steps give the share of that cost's variation that is independent between ranks
+Method     With real compute ranks run their layers, with timed compute each action waits for a set time. Configurations
+           run one after another. Profiling, measured steps and calibration runs take turns. Steps during which other
+           programs used the machine are marked, left out and counted. Calibration runs ("known runs") are 1F1B and a
+           zero-bubble schedule with timed compute, on the same number of ranks. The gaps between their actions give the
+           cost of the runtime and of messages (`ppexec.calibrate.calibration`). The lengths of their whole steps tell
+           how much of this cost varies on each rank by itself, and how much on all alike
            (`ppexec.calibrate.step_fit`). Nothing is fitted to what is predicted. 4 ranks on 2 cores are predicted with
            `simulate(cores=2, sharing="fair", sharing_efficiency=...)`. Their stage costs are CPU times, and some of
            their known runs keep the cores busy instead of waiting.
 
-Answer     216 configurations on two cores (Intel Xeon, torch 2.13), 42 minutes. Error of the predicted step: median,
-           90 % of configurations, worst, and what was wanted (median / worst; for real compute the steps' own spread
-           counts where it is larger). Spread: the interquartile range of the measured steps over their median, in the
-           median of the configurations.
+Answer     216 configurations on two cores (Intel Xeon, torch 2.13), 42 minutes. Errors of the
+           predicted step: their median, p90 (90 % of configurations are within it) and worst, and the targets for
+           median and worst. For real compute a target is raised to the steps' own spread where that is larger. Spread:
+           the interquartile range of the measured steps over their median, in the median of the configurations.
                                              n   median     p90   worst   wanted           spread   disturbed steps
              timed, 2 ranks                 48   0.13 %   0.30 %  0.64 %  0.5 % / 1.5 %    0.3 %    2
              timed, 4 ranks                 48   0.25 %   0.53 %  0.93 %  0.5 % / 1.5 %    0.2 %    1
@@ -28,24 +29,24 @@ Answer     216 configurations on two cores (Intel Xeon, torch 2.13), 42 minutes.
            Predicted and measured activation bytes were equal at every action of every configuration.
 
            What is left of the error, and how that is known:
-           - Timed compute: most of it is the model's. With `--repeats 4` the errors of the eight configurations of zb-v
-             and zb-h1 on 8 ranks repeat within 0.1 % (0.3 % in one; one was repeated three times). zb-v 8 x 16 is
-             1.03 +- 0.06 % too long, the other seven -0.12 to +0.27 %. The model takes one share of independent
-             variation for all schedules, and the known runs show that schedules differ in it. With the same calibration
-             interleaved-1F1B is predicted 0.3 % too short and zb-v 0.5 % too long. Errors are 0.3 % with actions of
-             10 ms and 0.2 % with 25 ms (4 and 8 ranks).
+           - Timed compute: most of it is the model's. Repeated four times (one of them three times), the errors of
+             seven of the eight configurations of zb-v and zb-h1 on 8 ranks repeat within 0.1 %, the eighth's within 0.3
+             %. zb-v with 8 ranks and 16 microbatches is 1.03 +- 0.06 % too long, the other seven -0.12 to +0.27 %. The
+             model takes one share of independent variation for all schedules, and the known runs show that schedules
+             differ in it. With the same calibration interleaved-1F1B is predicted 0.3 % too short and zb-v 0.5 % too
+             long. Errors are 0.3 % with actions of 10 ms and 0.2 % with 25 ms (4 and 8 ranks).
            - Real compute: most of it is the machine's. Each of the 48 errors is smaller than the interquartile range of
              that configuration's own steps. Eight configurations of AFAB and DualPipe-V were repeated four times. The
              measured step varied by 2 to 11 %. The predicted step varied with it, since profiling and measuring
              alternate, so that the error varied by 0.2 to 1.9 % only. On average it was within 0.8 % in seven of them,
              and -2.1 +- 1.0 % in one.
-           - 4 ranks on 2 cores: predictions are too short by 2.6 % (median) with actions of 1 ms and by 0.8 % with
-             8 ms, and most in schedules with whole backwards (AFAB with 1 ms three times: 7.0, 8.7 and 8.1 %). With a
-             sharing_efficiency of 1 it would be 10 % and 4 %: by the processes' CPU time the real cores were idle for 5
-             to 16 % of a step, and the model's cores never are. In AFAB, 1F1B and V-Min, steps used 3 to 6 % more CPU
-             time than profile and dispatch add up to with actions of 1 ms, and up to 2 % more with 8 ms. The model has
-             no term for this. Cold caches may be the cause, but that is a guess: yielding the core before each profiled
-             action made the profile no more than 2 % longer.
+           - 4 ranks on 2 cores: predictions are too short by 2.6 % (median) with actions of 1 ms and by 0.8 % with 8
+             ms, and most in schedules with whole backwards (AFAB with 1 ms three times: 7.0, 8.7 and 8.1 %). With
+             sharing_efficiency=1 they would be 10 % and 4 % too short: the model's cores are then never idle, and the
+             real ones were idle for 5 to 16 % of a step, by the processes' CPU time. In AFAB, 1F1B and V-Min, steps
+             used 3 to 6 % more CPU time than profile and dispatch add up to with actions of 1 ms, and up to 2 % more
+             with 8 ms. The model has no term for this. Cold caches may be the cause, but that is a guess: yielding the
+             core before each profiled action made the profile no more than 2 % longer.
 
 Writes DIR/report.html, summary.json and results.sqlite, which keeps the results, so that a later call goes on.
 """

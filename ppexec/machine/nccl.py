@@ -17,8 +17,9 @@ from ppexec.machine.device import Device
 
 Pair = tuple[int, int]
 
-# NCCL refuses two ranks on one GPU of one host. With a host id each they pass for two hosts and talk over sockets.
-_SHARED_GPU = {
+# NCCL refuses two ranks on one GPU of one host. With a host id each (NCCL_HOSTID, see `prepare_process`) they pass for
+# two hosts and talk over sockets.
+_FOR_SHARED_GPU = {
     "NCCL_NET": "Socket",
     "NCCL_IB_DISABLE": "1",
     "NCCL_SOCKET_IFNAME": "lo",
@@ -31,7 +32,7 @@ _SHARED_GPU = {
 # A receive that is posted ahead spins on the GPU until its message comes. To load a kernel when it is first launched,
 # CUDA waits for the GPU to be idle (CUDA programming guide, "Lazy Loading"), so kernels are loaded at the start. A
 # computation behind the receive in one hardware queue would wait too, so there are many queues.
-_SPINNING_RECEIVES = {"CUDA_MODULE_LOADING": "EAGER", "CUDA_DEVICE_MAX_CONNECTIONS": "32"}
+_FOR_SPINNING_RECEIVES = {"CUDA_MODULE_LOADING": "EAGER", "CUDA_DEVICE_MAX_CONNECTIONS": "32"}
 
 
 def prepare_process(rank: int, *, shares_gpu: bool) -> None:
@@ -47,7 +48,7 @@ def prepare_process(rank: int, *, shares_gpu: bool) -> None:
     shares_gpu : bool
         Whether other ranks are on the same GPU.
     """
-    for name, value in {**_SPINNING_RECEIVES, **(_SHARED_GPU if shares_gpu else {})}.items():
+    for name, value in {**_FOR_SPINNING_RECEIVES, **(_FOR_SHARED_GPU if shares_gpu else {})}.items():
         os.environ.setdefault(name, value)
     if shares_gpu:
         os.environ["NCCL_HOSTID"] = f"rank{rank}"
@@ -62,10 +63,10 @@ class LinkGroups:
         The global ranks of every pipeline of the world. All processes of the world must ask for the same links in the
         same sequence.
     device : Device
-        Where the first message of each group is sent, which connects it.
+        The device of a number that is sent once over each new group, so that NCCL connects it.
     timeout_s : float
-        After so many seconds the host reports which rank waits for which. NCCL's own time-out, which ends the process,
-        is twice that.
+        After so many seconds without a message the runtime reports which rank waits for which. NCCL's own time-out,
+        which ends the process, is twice that.
     """
 
     def __init__(self, pipelines: Sequence[Sequence[int]], device: Device, timeout_s: float) -> None:

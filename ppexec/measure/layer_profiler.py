@@ -31,7 +31,7 @@ _STAGE_TIMES = tuple(_FIELD_OF_KIND.values())
 
 
 class Span(NamedTuple):
-    """An action on the device's clock. number: of the stage, or of the layer."""
+    """When an action began and ended, by the device's clock. number: of the stage, or of the layer."""
 
     kind: Kind
     number: int
@@ -41,7 +41,7 @@ class Span(NamedTuple):
 
 
 class CopySpan(NamedTuple):
-    """A copy to host memory or back on the device's clock."""
+    """When a copy to host memory, or from it, began and ended, by the device's clock."""
 
     size_bytes: int
     begin: Mark
@@ -68,7 +68,7 @@ class LayerSamples:
     stage_seconds : dict
         Field of StageCost -> stage -> seconds of each microbatch.
     sizes : dict
-        Layer -> field of LayerCost -> bytes of microbatch 0, of the layer as a stage of its own.
+        Layer -> field of LayerCost -> bytes of microbatch 0 of the first round, of the layer as a stage of its own.
     stage_sizes : dict
         Stage -> field of StageCost -> bytes of microbatch 0.
     by_shape : dict
@@ -142,7 +142,7 @@ class LayerProfiler:
         self._again = {(stage, microbatch) for stage, kind, microbatch in self._rows if kind == Kind.R}
         self._moved = {(stage, microbatch) for stage, kind, microbatch in self._rows_and_copies if kind == Kind.O}
         self._stages = stages
-        # A layer by itself copies its input only if it works in place on that itself.
+        # Profiled alone, a layer copies its input only if this very layer writes on it, whatever later ones do.
         self._layers = {
             index: [
                 stage.part(at, at + 1, copies_input=overwriting[stage.first_layer + at] == stage.first_layer + at)
@@ -163,8 +163,8 @@ class LayerProfiler:
 
         A round runs the rank's order once on whole stages, with recomputation (R) and copies to host memory and back (O
         and L). If `by_layer`, it then runs the order once layer by layer, without R, O and L. At last, if the run
-        trains, it times for one microbatch the backward that the order does not have: B of stages that have I and W,
-        and I and W of stages that have B.
+        trains, it times, also layer by layer and for microbatch 0, the backward that the order does not have: B of
+        stages that have I and W, and I and W of stages that have B.
 
         Parameters
         ----------
@@ -249,7 +249,7 @@ class LayerProfiler:
         times.stages.append(Span(kind, index, microbatch, begin, self._mark()))
 
     def _copy(self, index: int, kind: Kind, microbatch: int, times: RoundTimes) -> None:
-        """Time one copy to host memory or back, while nothing is computed."""
+        """Time one copy to host memory or back, while this rank computes nothing."""
         stage, begin = self._stages[index], self._mark()
         if kind == Kind.O:
             size_bytes = stage.offload(microbatch, self.device.host_buffer, self.compute.uses)
@@ -357,7 +357,7 @@ def _with_copies(program: Program, rank: int, rows: Sequence[tuple[int, Kind, in
 def run_in_turn(
     device: Device, profilers: Sequence[LayerProfiler], batch: Batch, *, by_layer: bool
 ) -> list[LayerSamples]:
-    """Run a round of several ranks at the same time on the device that they share.
+    """Run a round of several ranks together on the device that they share. Their work may overlap there.
 
     Parameters
     ----------

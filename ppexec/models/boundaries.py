@@ -64,7 +64,7 @@ def _walk(layers: Sequence[nn.Module], inputs: BoundarySpec) -> tuple[list[Bound
             ) from error
         try:
             specs.append(BoundarySpec.of(value))
-        except ValueError as error:
+        except InputError as error:
             raise InputError(f"layer {index} ({type(layer).__name__}) gives {error}") from None
         for owner, tensor, version in watched:
             if overwriting[owner] == len(layers) and tensor._version != version:
@@ -127,10 +127,11 @@ class Boundaries:
         ------
         InputError
             On every rank, for inputs that are no tensors, or a chain that does not fit together. What else `read`
-            raises is raised on the holder alone.
+            raises is raised on the holder alone, while the others wait until it ends.
         """
-        # Ranks first learn the kind of each microbatch as a number. A number that they do not know says that a second
-        # broadcast follows: of an input of each new kind, or of an error.
+        # Kinds are numbered in the sequence in which they come. Ranks first learn the number of each microbatch's kind.
+        # If one is new, not below `len(self._known)`, a second broadcast follows: of inputs of the new kinds, or of an
+        # error.
         if self._group is None:
             return self._found(*self._numbered(read()))
         numbers = torch.zeros(count, dtype=torch.int64)
@@ -140,7 +141,7 @@ class Boundaries:
             try:
                 found, new = self._numbered(read())
                 numbers, news = torch.tensor(found, dtype=torch.int64), [new]
-            except ValueError as error:
+            except InputError as error:
                 numbers, news = torch.full_like(numbers, len(self._known)), [error]
         numbers = numbers.to(self._device)
         dist.broadcast(numbers, group=self._group, group_src=self._holder)
@@ -155,7 +156,7 @@ class Boundaries:
     def _numbered(self, inputs: Sequence[Tree]) -> tuple[list[int], list[Tree]]:
         """The number of each input's kind, and an input on the meta device of each new kind.
 
-        Inputs are sent to other ranks and not their specs, so that `BoundarySpec.of` makes the dataclasses in them
+        Empty inputs are sent to other ranks and not specs, so that `BoundarySpec.of` makes the dataclasses in them
         known to PyTorch there too.
         """
         specs = [BoundarySpec.of(value) for value in inputs]

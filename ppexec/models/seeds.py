@@ -17,7 +17,7 @@ import torch
 from ppsim.errors import InputError
 
 HELD_OUT = 2**40
-"""Global index of the first microbatch of an evaluation in a training, which reads none that large."""
+"""Where the indices of an evaluation's microbatches begin if the model has no held-out data: beyond any training's."""
 
 
 def derive(seed: int, *key: int | str) -> int:
@@ -138,8 +138,8 @@ def microbatch_order(
     Notes
     -----
     With M the sum of m over the replicas, step t reads the indices from t r M to (t + 1) r M, in random order. Each
-    replica takes its part of that order, and each round its part of that, so the global batch is the same for all
-    replicas with the same r M, and a replica's order is the same for every r with the same r m.
+    replica takes its part of that order, and each round its part of that. So the global batch depends on r M alone, not
+    on how it is split into replicas and rounds. A replica reads the same sequence for every r with the same r m.
 
     Examples
     --------

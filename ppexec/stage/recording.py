@@ -1,8 +1,9 @@
 """Recording: a rank's actions recorded once in their order, and replayed on the data of every step (CUDA graphs).
 
 A replay is one launch, however many kernels an action has. All tensors of a recording stay where they are: data and
-messages are copied into its inputs, outputs and gradients are read from where they always come to be. The memory of
-what lives between actions is used again by later ones as it was when they were recorded, so the order must be kept.
+messages are copied into its inputs, outputs and gradients are read from where they always come to be. Tensors that
+pass from one action to a later one share memory with others, as they did while recording. So actions must be replayed
+in the order in which they were recorded.
 """
 
 from __future__ import annotations
@@ -23,8 +24,8 @@ from ppsim import Kind
 from ppsim.errors import InputError
 
 
-class RecordedStep(NamedTuple):
-    """One action of a stage, as the recording needs it. row: its number. is_split: whether I and W are its backward."""
+class RecordedAction(NamedTuple):
+    """One action of a stage. row: its row of the program. is_split: whether its microbatch has I and W instead of B."""
 
     row: int
     stage: Stage
@@ -37,7 +38,7 @@ class RecordedStep(NamedTuple):
 class _Recorded:
     """What replays an action, and its fixed tensors."""
 
-    step: RecordedStep
+    action: RecordedAction
     replay: Callable[[], None]
     inputs: list[torch.Tensor]
     targets: list[torch.Tensor]
@@ -54,7 +55,7 @@ class Recording:
 
     Parameters
     ----------
-    steps : sequence of RecordedStep
+    actions : sequence of RecordedAction
         The rank's actions, in its order.
     batch : Batch
         Whose shapes are recorded.
@@ -67,27 +68,37 @@ class Recording:
         If a layer draws random numbers, or the loss counts its terms: both differ from step to step.
     """
 
-    def __init__(self, steps: Sequence[RecordedStep], batch: Batch, recorder: Recorder) -> None:
+    def __init__(self, actions: Sequence[RecordedAction], batch: Batch, recorder: Recorder) -> None:
         self.key = key_of(batch)
         copied = _copied(batch)
-        stages = list(dict.fromkeys(step.stage for step in steps))
+        stages = list(dict.fromkeys(action.stage for action in actions))
         self._recorded: dict[int, _Recorded] = {}
         # Libraries are set up, and layers that draw nothing become known, before anything is recorded.
         for is_recording in (False, True):
             for stage in stages:
                 stage.clear()
                 stage.begin(copied)
-            for step in steps:
+            for action in actions:
                 if is_recording:
-                    self._recorded[step.row] = _record(step, copied, recorder)
+                    self._recorded[action.row] = _record(action, copied, recorder)
                 else:
-                    act(step.stage, step.kind, step.microbatch, _given(step, copied), copied, split=step.is_split)
+                    act(
+                        action.stage,
+                        action.kind,
+                        action.microbatch,
+                        _given(action, copied),
+                        copied,
+                        split=action.is_split,
+                    )
             for stage in stages:
                 _refuse_what_changes(stage)
         self._losses = {stage: dict(stage.losses) for stage in stages}
-        making = {step.stage: step.row for step in reversed(steps) if step.kind in (Kind.B, Kind.W)}
+        # The first B or W of each stage makes its gradients anew, and later ones add to the same tensors. So `.grad` is
+        # set at the first.
+        first_backward = {action.stage: action.row for action in reversed(actions) if action.kind in (Kind.B, Kind.W)}
         self._gradients = {
-            row: [(parameter, parameter.grad) for parameter in stage.parameters] for stage, row in making.items()
+            row: [(parameter, parameter.grad) for parameter in stage.parameters]
+            for stage, row in first_backward.items()
         }
         for stage in stages:
             stage.clear()
@@ -100,7 +111,7 @@ class Recording:
         row : int
             The action's number.
         value : Tensor, pytree of tensors or None
-            As for `ppexec.stage.stage.act`.
+            As for `ppexec.stage.actions.act`.
         batch : Batch
             Has the targets.
 
@@ -110,46 +121,48 @@ class Recording:
             The output. It stays as it is until the next step.
         """
         recorded = self._recorded[row]
-        step = recorded.step
+        action = recorded.action
         _copy(recorded.inputs, value)
         if recorded.targets:
-            _copy(recorded.targets, batch.targets[step.microbatch])
+            _copy(recorded.targets, batch.targets[action.microbatch])
         recorded.replay()
-        if step.kind == Kind.F and step.microbatch in self._losses[step.stage]:
-            step.stage.losses[step.microbatch] = self._losses[step.stage][step.microbatch]
+        if action.kind == Kind.F and action.microbatch in self._losses[action.stage]:
+            action.stage.losses[action.microbatch] = self._losses[action.stage][action.microbatch]
         for parameter, gradient in self._gradients.get(row, []):
             parameter.grad = gradient
         return recorded.output
 
 
-def _record(step: RecordedStep, batch: Batch, recorder: Recorder) -> _Recorded:
-    stage = step.stage
-    value = _given(step, batch)
+def _record(action: RecordedAction, batch: Batch, recorder: Recorder) -> _Recorded:
+    stage = action.stage
+    value = _given(action, batch)
     inputs = [tensor.detach() for tensor in tensors_in(value)]  # the stage lets its inputs require gradients
     found: list[torch.Tensor | None] = []
 
     def work() -> None:
-        found.append(act(stage, step.kind, step.microbatch, value, batch, split=step.is_split))
+        found.append(act(stage, action.kind, action.microbatch, value, batch, split=action.is_split))
 
     replay = recorder.record(work)
     return _Recorded(
-        step=step,
+        action=action,
         replay=replay,
         inputs=inputs,
-        targets=tensors_in(batch.targets[step.microbatch]) if step.kind == Kind.F and stage.loss is not None else [],
+        targets=tensors_in(batch.targets[action.microbatch])
+        if action.kind == Kind.F and stage.loss is not None
+        else [],
         output=found[0],
     )
 
 
-def _given(step: RecordedStep, batch: Batch) -> Tree | None:
-    """An action's input, of the right shape."""
-    stage, boundaries = step.stage, batch.boundaries[step.microbatch]
-    if step.kind == Kind.W or (step.kind != Kind.F and stage.loss is not None):
+def _given(action: RecordedAction, batch: Batch) -> Tree | None:
+    """What an action is recorded on: data for F of the first stage, zeros for a message, None if it takes no input."""
+    stage, boundaries = action.stage, batch.boundaries[action.microbatch]
+    if action.kind == Kind.W or (action.kind != Kind.F and stage.loss is not None):
         return None
-    if step.kind == Kind.F and stage.is_first:
-        return batch.inputs[step.microbatch]
+    if action.kind == Kind.F and stage.is_first:
+        return batch.inputs[action.microbatch]
     after = stage.first_layer + len(stage.layers)
-    spec = boundaries[stage.first_layer].message if step.kind == Kind.F else boundaries[after].gradient
+    spec = boundaries[stage.first_layer].message if action.kind == Kind.F else boundaries[after].gradient
     return _zeros(spec, stage)
 
 

@@ -25,11 +25,12 @@ class StepLosses:
 
     Parameters
     ----------
-    values, parts : list of float
-        The loss of each microbatch of the step over all replicas, by global index from the step's first on, and the
-        weight of this loss in that of the step.
+    values : list of float
+        The loss of each microbatch of the step over all replicas, by global index from the step's first on.
+    parts : list of float
+        What each of them counts.
     whole : float
-        What the weighted sum of the losses is divided by.
+        The step's loss is sum(values * parts) / whole.
     """
 
     values: list[float]
@@ -114,10 +115,10 @@ class Gathered:
         places = [place for place, norm in self.norms.items() if not isfinite(norm)]
         if not places:
             return None
-        # Backwards run from the last layer to the first: the last of them is the nearest to the cause.
+        # Backwards run from the last layer to the first, so the last layer of these is the nearest to the cause.
         layer, name = places[-1]
         what = f"the gradient of layer {layer} {name} (stage {stage_of[layer]}) is not finite"
-        return what + (f", and those of {len(places) - 1} parameters before it" if len(places) > 1 else "")
+        return what + (f", and those of {len(places) - 1} parameters earlier in the chain" if len(places) > 1 else "")
 
 
 def gather(
@@ -143,7 +144,8 @@ def gather(
     norm is the norm of these norms in the order of the layers. Without tp it has the bits of one process's. With tp
     each rank adds the sum of squares of its slice. Gradients that are sharded over replicas are gathered one after
     another before their norm is taken; such parameters have no tp. A norm that overflows is computed again in float64.
-    Every number but the squares is nonzero on one rank only, so adding up changes no bit of it.
+    Every number but the squares is nonzero on one rank only, so adding up changes no bit of it: a training holds one
+    copy of the model.
     """
     places = trained_places(worker.model)
     is_first_of_tp = worker.mesh is None or worker.mesh.get_local_rank("tp") == 0
@@ -200,7 +202,7 @@ def _whole_gradient(parameter: Any) -> torch.Tensor:
 def _of_all(worker: Worker, norms: list[float]) -> torch.Tensor:
     """The norm of all parameters from that of each, in their type unless it overflows."""
     types = {p.dtype for layer in worker.model.layers for p in layer.parameters() if p.requires_grad}
-    # With master weights gradients are float32. bfloat16 is the narrowest type, so it changes nothing.
+    # With master weights gradients are float32. Promoting with bfloat16, the narrowest type of a run, changes nothing.
     least = torch.float32 if worker.config.master_weights else torch.bfloat16
     exact = torch.tensor(norms, dtype=torch.float64)
     norm: torch.Tensor = torch.linalg.vector_norm(exact.to(reduce(torch.promote_types, types, least)))

@@ -70,8 +70,8 @@ def precision_tolerance(
     largest : float
         Magnitude of the largest element.
     moved : float
-        The largest change of any element when every parameter is moved by one rounding of the narrower type, 2 u: how
-        much the layers amplify a rounding.
+        The largest change of any element when every parameter is moved up or down by 2 u times itself: how much the
+        layers amplify a rounding.
 
     Returns
     -------
@@ -81,10 +81,11 @@ def precision_tolerance(
     Notes
     -----
     k independent roundings of mean 0 add up to about sqrt(k) u instead of k u (Higham and Mary, SIAM J. Sci. Comput.
-    41, 2019, theorem 2.4). There are `roundings` of them, one for each gradient but the first that is added to the
-    sum, and `longest` for each of the sums in float32, whose unit rounding u32 is smaller (2**16 times for bfloat16).
-    4 is the theorem's lambda: 2 exp(-lambda**2 / 2) = 7e-4 is how likely a sum is further off. `moved` is of all
-    parameters at once, so the tolerance is generous: measured differences are a hundredth to a tenth of it.
+    41, 2019, theorem 2.4). Three kinds are counted: `roundings` in the modules; `terms` - 1 from adding up gradients;
+    and `longest` in the float32 sum of each module, which count (u32 / u)**2 each, since the unit rounding u32 of
+    float32 is smaller (2**16 times than bfloat16's). 4 is the theorem's lambda: 2 exp(-lambda**2 / 2) = 7e-4 is how
+    likely a sum is further off. `moved` moves all parameters at once, which is more than a rounding does, so the
+    tolerance is generous: measured differences are a hundredth to a tenth of it.
 
     Examples
     --------
@@ -133,7 +134,7 @@ def compare_precision(config: RunConfig, reference: Wider, device: torch.device)
         wide.run(*orders)
         return _found(wide)
 
-    every = run_wide(None)
+    unmoved = run_wide(None)
     moved = [run_wide(number) for number in range(NUDGES)]
     leaves = sum(1 for layer in narrow.layers for module in layer.modules() if not list(module.children()))
     longest = max((side for p in _parameters(narrow.layers) for side in p.shape), default=1)
@@ -146,7 +147,7 @@ def compare_precision(config: RunConfig, reference: Wider, device: torch.device)
             )
             for found, wanted, *others in zip(*groups, strict=True)
         ]
-        for groups in zip(_found(narrow), every, *moved, strict=True)
+        for groups in zip(_found(narrow), unmoved, *moved, strict=True)
     )
 
     def share(differences: list[_Difference], *, passes: int, terms: int) -> float:

@@ -23,7 +23,7 @@ class Cause(IntEnum):
     MEMORY = 1
     """Memory ran out."""
     MODEL = 2
-    """The user's model, loss or data raised."""
+    """The user's model, loss or data raised or gave what cannot be used, or the run could not go on."""
     FAULT = 3
     """A fault of ours."""
     TIMED_OUT = 4

@@ -15,7 +15,7 @@ from ppexec.models.batch import Batch, fitted
 from ppexec.stage.actions import act
 from ppexec.stage.gradient_sum import Reduction
 from ppexec.stage.ledger import Ledger
-from ppexec.stage.recording import RecordedStep, Recording, key_of
+from ppexec.stage.recording import RecordedAction, Recording, key_of
 from ppexec.stage.stage import Stage
 from ppexec.stage.timed import TimedStage
 from ppexec.transport.transport import Transport
@@ -272,14 +272,14 @@ class Runtime:
         return sum(parameters.gathered_bytes for parameters in self._sharded.values())
 
     def _record(self, batch: Batch) -> None:
-        steps = [
-            RecordedStep(row.row, row.stage, row.kind, row.microbatch, row.is_split)
+        actions = [
+            RecordedAction(row.row, row.stage, row.kind, row.microbatch, row.is_split)
             for rows in self.actions
             for row in rows
             if isinstance(row.stage, Stage)
         ]
         self._recording = None  # its memory goes first
-        self._recording = Recording(steps, batch, self._device.recorder(self._compute))
+        self._recording = Recording(actions, batch, self._device.recorder(self._compute))
         for stage in self.stages.values():
             stage.begin(batch)
 

@@ -2,6 +2,8 @@
 
 The recorded times show what a rank waits for, see `explain.waits`. Where it waits for computation, replays show why
 that is late: the step is run again without stragglers, then also without waits for streams, for messages, and so on.
+A message waits for a stream if its link is free, but its send or receive is not posted, or its communicator carries
+something else first.
 """
 
 from __future__ import annotations
@@ -30,8 +32,8 @@ from ppsim.trace.trace import Trace
 
 Seconds = npt.NDArray[np.float64]
 
-# (part, source) -> seconds of each rank, shape (p,). A source is the name of a `Cause`, "knock_on", or "" if there is
-# one only. Warm-up and drain have "compute" and each of `OWN_WAITS`.
+# (part, source) -> seconds of each rank, shape (p,). Warm-up and drain have the sources "compute" and each of
+# `OWN_WAITS`, imbalance has "" alone, and every other part has "knock_on" and the names of its causes in `OWN_WAITS`.
 BubbleParts = dict[tuple[str, str], Seconds]
 
 # The phase that an action's wait belongs to. For a rank whose order is F0 F1 F2 B0 F3 B1 B2 B3:
@@ -61,11 +63,11 @@ class Roots(NamedTuple):
     Parameters
     ----------
     own : dict of Cause to array
-        Time that the rank itself waits for each cause but computation.
+        Idle time that ends, followed from rank to rank, at each cause but computation.
     knock_on : dict of str to array
-        Waiting for computation that a part, one of `OWN_WAITS`, made late elsewhere in the pipeline.
+        Idle time that ends at a computation which a part, one of `OWN_WAITS`, made late.
     compute : array
-        Waiting for computation that no part made late.
+        Idle time that ends at a computation which no part made late.
     """
 
     own: dict[Cause, Seconds]
@@ -95,7 +97,7 @@ def split_bubbles(graph: StepGraph, usual_s: Seconds) -> BubbleParts:
     Returns
     -------
     dict
-        Seconds of each rank, shape (p,), by part and cause. None is negative, and their sum is the bubble.
+        Seconds of each rank, shape (p,), by part and source. None is negative, and their sum is the bubble.
 
     Notes
     -----
@@ -201,7 +203,7 @@ def _roots(waits: dict[Cause, Seconds], idle: list[Seconds], rounding_s: float) 
     idle : list of arrays of that shape
         The idle time in each of `_replays`.
     rounding_s : float
-        What is shorter is rounding.
+        Shrinkage up to this much counts as rounding, not as knock-on.
 
     Notes
     -----

@@ -84,7 +84,7 @@ class Comparison:
 
     @property
     def dust_s(self) -> float:
-        """What is shorter is rounding."""
+        """Seconds below which a difference is taken for rounding."""
         return 1e-11 * max(self.predicted.trace.makespan_s, self.measured.trace.makespan_s)
 
     @property
@@ -178,7 +178,8 @@ def compare(predicted: Trace, measured: Trace) -> Comparison:
     ----------
     predicted, measured : Trace
         Two traces of one program. Two predictions, or two measurements, will do. What carries the messages, and where
-        they are posted, may differ: what a message then waits for its streams counts with its link's messages.
+        they are posted, may differ: the time that a message waits for its streams counts with the messages of its link.
+        What runs beside computations (collectives, copies) may differ too, and counts with the devices.
 
     Returns
     -------
@@ -226,10 +227,14 @@ def compare(predicted: Trace, measured: Trace) -> Comparison:
 
 
 def _rows(graphs: tuple[StepGraph, StepGraph], action_s: Seconds, longer: Seconds) -> tuple[Seconds, Seconds]:
-    """An action's contribution dealt to its rows, and to the time between them, as each one changed."""
+    """Split each action's contribution between its rows and, in an overlapped pair, the gap between them.
+
+    Each gets a share in proportion to how much it changed.
+    """
     program = graphs[0].program
     moved = graphs[1].edge_times.compute_s - graphs[0].edge_times.compute_s
-    # The share of the critical path that crossed the action; where nothing moved nothing is contributed.
+    # For what share of the way from the predicted to the measured times the action was on the critical path. Where
+    # nothing moved nothing is contributed.
     crossed = np.divide(action_s, moved, out=np.zeros_like(moved), where=moved != 0)
     row_s = crossed[program.row_action] * longer
     return row_s, action_s - np.add.reduceat(row_s, program.action_start[:-1])

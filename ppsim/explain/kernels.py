@@ -166,7 +166,7 @@ def find_slack(wiring: Wiring, times: GraphTimes, slack_s: Seconds) -> None:
 def split_waits(
     wiring: Wiring,
     times: GraphTimes,
-    link_free_s: Seconds,
+    queued_until_s: Seconds,
     shown_left_s: Seconds,
     gathered_s: Seconds,
     loaded_s: Seconds,
@@ -206,7 +206,7 @@ def split_waits(
                 if until > at:
                     idle = _copy(idle, place, rank, wiring.rank[source], at, until, sums)
                 at = until
-                until = min(max(link_free_s[message], at), now)
+                until = min(max(queued_until_s[message], at), now)
                 idle = _add(idle, place, rank, at, until, _QUEUE, sums)
                 at = until
                 until = min(max(times.message_start_s[message], at), now)

@@ -30,9 +30,9 @@ class Segment:
     what : str
         "compute": `row` is computed on `rank`. "posting": the message is made and its link is free, but the transfer
         has not begun. "transfer", "latency": the message is on its link, or has left it and is not there yet.
-        "collectives", "copies", "device": `rank` is free and the messages for `row` are there, but `row` has not
-        started. It waits for its stage's parameters, for activations from host memory, or for a shared device or the
-        executor.
+        In measured steps latency is part of "transfer". "collectives", "copies", "device": `rank` is free and the
+        messages for `row` are there, but `row` has not started. It waits for its stage's parameters, for activations
+        from host memory, or for the device: that is shared, or the runtime starts the action late.
     start_s, end_s : float
         Seconds from the step's start.
     rank : int
@@ -159,7 +159,10 @@ class _WayBack:
         self._found: list[Segment] = []
 
     def cross_action(self, action: int) -> int:
-        """Go to when the action's rank was free or its input was there. The message waited for; -1 for the rank."""
+        """Go back to when the action's rank was free and its inputs were there.
+
+        Returns the message that came last, or -1 if the rank was the last to be ready.
+        """
         graph, wiring, times = self.graph, self.graph.wiring, self.graph.times
         rank = int(wiring.rank[action])
         rows = range(int(graph.program.action_start[action]), int(graph.program.action_start[action + 1]))
@@ -171,7 +174,7 @@ class _WayBack:
             self._found.append(Segment(what="compute", start_s=begin_s, end_s=self.now_s, rank=rank, row=row))
             self.now_s = begin_s
         ready_s = float(times.ready_s[action])
-        there_s = {  # what the action waited for when the messages were there, the last of it first
+        there_s = {  # when each wait after the messages began, the latest first, as this goes back in time
             "device": float(max(ready_s, graph.gathered_s[action], graph.loaded_s[action])),
             "copies": float(max(ready_s, graph.gathered_s[action])),
             "collectives": ready_s,
@@ -186,7 +189,11 @@ class _WayBack:
         return int(max(inputs, key=times.arrival_s.__getitem__))
 
     def cross_messages(self, message: int) -> int:
-        """Go to the end of the action that posted the message last, or that posted the message which kept its link."""
+        """Go back to the end of the action that the message waited for, and return the action.
+
+        It is the later of those that posted its send and its receive. If the message queued behind another one, it is
+        that message's.
+        """
         graph, wiring, times = self.graph, self.graph.wiring, self.graph.times
         while True:
             producer = int(wiring.producer[message])

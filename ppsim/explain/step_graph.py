@@ -33,7 +33,7 @@ class EdgeTimes(NamedTuple):
     device_s : array of shape (actions,)
         How long after its rank is free and its inputs are there each action starts.
     post_s : array of shape (messages,)
-        How long after its producer's end, and after the message ahead has left the link, each transfer begins.
+        How long after `GraphTimes.message_ready_s` each transfer begins.
     occupied_s : array of shape (messages,)
         How long each transfer keeps its link.
     latency_s : array of shape (messages,)
@@ -59,7 +59,8 @@ class GraphTimes(NamedTuple):
     ready_s, start_s, end_s : arrays of shape (actions,)
         When an action's rank is free and its inputs are there, when it starts, and when it ends.
     message_ready_s : array of shape (messages,)
-        When a message's producer has ended and the message ahead has left the link.
+        When a message's send and receive are posted and the messages ahead of it, on its link or its communicators,
+        have left.
     message_start_s, left_s, arrival_s : arrays of shape (messages,)
         When a transfer begins, when its link is free again, and when the message is there.
     """
@@ -92,12 +93,14 @@ class StepGraph:
     shown_left_s : array of shape (messages,)
         When a transfer is said to end. Nobody sees a measured message leave its link, so its arrival stands here.
     gathered_s : array of shape (actions,)
-        When the parameters that an action needs are whole; 0 where they need not be gathered. An action that waits for
-        them does so within its `edge_times.device_s`: a replay keeps this wait as it was. With `Conditions.blocking`
-        also when the gradients are reduced that its rank reduces before it.
+        When the parameters that an action needs are gathered; 0 where they need not be gathered. With
+        `Conditions.blocking` not before the end of the gradient reductions that stand between the action and the one
+        before it on its rank. An action that waits for this does so within its `edge_times.device_s`: a replay keeps
+        the wait as it was.
     loaded_s : array of shape (actions,)
-        When the activations that an action needs are back from host memory; likewise. With `Conditions.blocking` when
-        the copies end that its rank makes before it.
+        When the activations that an action needs are back from host memory; 0 where they never left. With
+        `Conditions.blocking` not before the end of the copies that stand between the action and the one before it. The
+        wait is kept likewise.
     """
 
     trace: Trace = field(repr=False)
@@ -111,12 +114,12 @@ class StepGraph:
 
     @property
     def collective_s(self) -> Seconds:
-        """How long each action waits for parameters when all else that it needs is there, shape (actions,)."""
+        """How long each action waits for `gathered_s` when its rank and its messages are there, shape (actions,)."""
         return np.maximum(np.minimum(self.gathered_s, self.times.start_s) - self.times.ready_s, 0.0)
 
     @property
     def copy_s(self) -> Seconds:
-        """How long each action waits for activations when all else, parameters too, is there, shape (actions,)."""
+        """How long each action waits for `loaded_s` when all else, parameters too, is there, shape (actions,)."""
         there_s = np.maximum(self.times.ready_s, self.gathered_s)
         waited_s: Seconds = np.maximum(np.minimum(self.loaded_s, self.times.start_s) - there_s, 0.0)
         return waited_s
@@ -131,10 +134,11 @@ class StepGraph:
         """The makespan: time starts with the first action."""
         return float(self.trace.end_s.max() - self.trace.start_s.min())
 
-    def link_free_s(self) -> Seconds:
-        """Until when each message that sets off late waits for its producer and its link, shape (messages,).
+    def queued_until_s(self) -> Seconds:
+        """When each message's producer has ended and its link is free, shape (messages,).
 
-        From then to its start it waits for a stream, or for a post.
+        From then to its start it waits for a stream, or for a post. Without streams it waits for neither, and this is
+        its start.
         """
         if not self.wiring.is_on_streams:
             return self.times.message_start_s
@@ -297,7 +301,7 @@ def _edge_times(times: GraphTimes) -> EdgeTimes:
 
 
 def _arrivals(program: Program, sent: Seconds, seen: Seconds, free: Seconds, *, is_seen: bool) -> Seconds:
-    """When measured messages will have been there, shape (messages,); see `StepGraph.of`."""
+    """The estimated arrivals of measured messages, shape (messages,); see `StepGraph.of`."""
     travel = seen - sent
     is_exact = sent >= free  # the receiver was waiting all the time, so it saw the message at once
     if not is_exact.any():

@@ -67,7 +67,7 @@ def follow_waits(graph: StepGraph) -> Waits:
     kernels.split_waits(
         graph.wiring,
         graph.times,
-        graph.link_free_s(),
+        graph.queued_until_s(),
         graph.shown_left_s,
         graph.gathered_s,
         graph.loaded_s,

@@ -1,4 +1,4 @@
-"""Bubbles: how much of the step each rank does not compute."""
+"""Bubbles: for what share of the step each rank is not computing."""
 
 from __future__ import annotations
 
@@ -18,7 +18,7 @@ _LABELLED_BARS = 30
 def bubbles(traces: Mapping[str, Trace], *, title: str | None = None) -> go.Figure:
     """Draw the bubble of each rank as a share of its trace's makespan, grouped by rank.
 
-    The last group is all ranks together, `Trace.bubble_fraction`. Few bars carry their percentage.
+    The last group is all ranks together, `Trace.bubble_fraction`. Up to 30 bars show their percentage.
 
     Raises
     ------

@@ -1,7 +1,7 @@
 """Both directions: two copies of the model, laid over the ranks the opposite way, and microbatches from both ends.
 
-With p ranks, rank r holds stage r of the first copy and stage p - 1 - r of the second. The schedule numbers the stages
-of the second copy from p on, so the latter is its stage 2p - 1 - r.
+With p ranks, an even number, rank r holds stage r of the first copy and stage p - 1 - r of the second. The stages of
+the second copy are numbered p to 2p - 1, so rank r holds stages r and 2p - 1 - r of the schedule.
 """
 
 from __future__ import annotations
@@ -23,8 +23,8 @@ def dualpipe(rank: int, ranks: int, microbatches: int) -> Order:
     rank 2      5F4 2F0 5F5 2F1 5F6 2B0 2B0 2F2 5B4 5B4 5F7 2B1 2B1 2F3 5B5 5B5 2B2 2B2 5B6 5B6   . 2I3 5I7 2W3 5W7
     rank 3  4F4 4F5 4F6 3F0 3I0 3W0 3F1 4F7 3B1 3B1   . 3F2 4B4 4B4 3B2 3B2   . 3F3 4B5 4B5 3B3 3B3 4I6 4W6 4I7 4W7
     ```
-    The first half of the microbatches enters at rank 0, the second half at the last rank. A rank runs the eight steps
-    of DualPipeV on p / 2 ranks (`dualpipe_v`), where ranks are numbered from the nearer end of the pipeline. The copy
+    The first half of the microbatches enters at rank 0, the second half at the last rank. The rank at distance d from
+    its nearer end of the pipeline runs the eight steps of rank d in DualPipeV on p / 2 ranks (`dualpipe_v`). The copy
     that starts at that end takes the way down of the V, the other copy the way up. At its peak every rank holds p + 1
     activations: the authors' PP + 1. With fewer than 2p microbatches, which the authors refuse, the order is that of 2p
     with the missing ones left out.
@@ -47,8 +47,8 @@ def chimera(rank: int, ranks: int, microbatches: int) -> Order:
     rank 3  4F2 4F3   . 3F0 3B0 3B0 3F1 3B1 3B1   . 4B2 4B2   .   . 4B3 4B3
     ```
     A B takes two columns here, and one slot in what follows, as F does. Microbatches come in units of p, half of them
-    from each end. A unit has 2p slots on each rank. The forwards of one direction and the backwards of the other fall
-    on slots of one parity, since p is even, and these forwards end before these backwards begin. So nothing collides.
+    from each end. On each rank, the forwards of one direction and the backwards of the other have slots of the same
+    parity, since p is even, and in a unit these forwards all come before these backwards. So nothing collides.
     Further units follow without a gap (direct concatenation, section 3.3). The last unit may be smaller: it is split as
     evenly as can be.
     Where F and B take equally long a rank idles p - 2 slots in all. At its peak rank r holds

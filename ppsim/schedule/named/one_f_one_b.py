@@ -10,6 +10,7 @@ from ppsim.schedule.order import Order, backwards, forwards, in_slots
 def one_f_one_b(rank: int, ranks: int, microbatches: int) -> Order:
     """1F1B, also called PipeDream-Flush (Narayanan et al., SC 2021, section 2.2.1, figure 4 top; DAPPLE, 2021).
 
+    A B takes two columns here and below; a dot is idle.
     ```
     rank 0  F0 F1 F2  .  .  .  . B0 B0 F3 B1 B1  . B2 B2  . B3 B3
     rank 1     F0 F1  .  . B0 B0 F2 B1 B1 F3 B2 B2  . B3 B3

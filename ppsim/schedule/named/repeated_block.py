@@ -46,13 +46,13 @@ def repeat_block(block: Integers, microbatches: int) -> Sequence[Order]:
     1. The block is repeated every six slots, and W fill the gaps of each rank as early as they can.
     2. Passes of warm-up and cool-down move into earlier gaps of their rank, one after another: not before their inputs,
        and only if no rank then holds more activations than the fullest rank of the repeated block. What lies from rank
-       0's first backward down to the last microbatch's forward down stays, so that rounds in between are the block.
-       Slots that are empty on all ranks are then removed.
+       0's first backward down to the next forward down of the last microbatch stays, so that rounds in between are
+       the block. Then every pass starts as early as its inputs and its rank's sequence allow.
     3. W are taken out. The cool-down moves once more, and W fill the gaps again. So a W no longer keeps a slot that
        a backward could have, and in the warm-up comes as early as it may.
 
-    Step 2 leaves W where they stand, so that memory stays as in the block. Step 3 gives the gradients for the input the
-    right of way, which is what ends a step sooner.
+    Step 2 moves W too, each after its I, so that memory stays within that of the block. Step 3 gives the gradients for
+    the input the right of way, which is what ends a step sooner.
     """
     slots = block[:, :, None] + PASSES * np.arange(microbatches)
     squeezed = _squeezed_with_weights(slots, _weight_slots(slots))
@@ -60,7 +60,7 @@ def repeat_block(block: Integers, microbatches: int) -> Sequence[Order]:
     return _orders(slots)
 
 
-def _timeline(slots: Integers) -> npt.NDArray[np.bool_]:
+def _busy_slots(slots: Integers) -> npt.NDArray[np.bool_]:
     """Whether each rank is busy with an F or an I in each slot, shape (p, slots)."""
     ranks = slots.shape[1]
     busy = np.zeros((ranks, int(slots.max()) + 1), bool)
@@ -72,15 +72,15 @@ def _weight_slots(slots: Integers) -> Integers:
     """The slots of each rank's W where each takes the first gap after its I, shape (p, 2 m), ascending."""
     _, ranks, microbatches = slots.shape
     total = 2 * microbatches
-    inputs = np.sort(np.concatenate([slots[BACKWARD_UP], slots[BACKWARD_DOWN]], axis=1), axis=1)
+    input_backwards = np.sort(np.concatenate([slots[BACKWARD_UP], slots[BACKWARD_DOWN]], axis=1), axis=1)
     found = np.empty((ranks, total), np.int64)
-    busy = _timeline(slots)
+    busy = _busy_slots(slots)
     end = busy.shape[1]
     for rank in range(ranks):
         gaps = np.append(np.flatnonzero(~busy[rank]), end + np.arange(total))
         # The k-th W takes the first gap after the k-th I and after the gap of the W before it: in numbers of gaps
         # g(k) = max(first(k), g(k - 1) + 1), so that g(k) - k is a running maximum.
-        first = np.searchsorted(gaps, inputs[rank], side="right")
+        first = np.searchsorted(gaps, input_backwards[rank], side="right")
         found[rank] = gaps[np.maximum.accumulate(first - np.arange(total)) + np.arange(total)]
     return found
 
@@ -98,8 +98,8 @@ def _sequence(tables: Sequence[Integers]) -> tuple[Integers, Integers, Integers,
 def _stable_phase(rank: Integers, row: Integers, number: Integers, last: int) -> tuple[int, int]:
     """The range of the sequence that does not move, begin and end.
 
-    It is from rank 0's first backward down to the first forward down of the last microbatch after that. With so few
-    microbatches that there is none, nothing after rank 0's first backward moves.
+    It begins with rank 0's first backward down. It ends with the next forward down of the last microbatch, on whichever
+    rank that is. If there is none, with few microbatches, everything from the begin on stays.
     """
     count = len(rank)
     first = np.flatnonzero((row == BACKWARD_DOWN) & (rank == 0))
@@ -133,7 +133,7 @@ class _Tables:
 
 
 def _squeezed_with_weights(slots: Integers, weights: Integers) -> Integers:
-    """Step 2: the slots of F and I after warm-up and cool-down have moved and empty slots are gone, shape (4, p, m)."""
+    """Step 2: the slots of F and I once warm-up and cool-down, W among them, have moved, shape (4, p, m)."""
     given = [*slots, weights]
     ranks, microbatches = slots.shape[1:]
     _, rank_of, row_of, number_of = _sequence(given)
@@ -146,14 +146,14 @@ def _squeezed_with_weights(slots: Integers, weights: Integers) -> Integers:
     level = np.cumsum(change, axis=1)
     limit = level.max()
     is_busy = [bytearray(each.tobytes()) for each in busy]
-    inputs = np.sort(np.concatenate([slots[BACKWARD_UP], slots[BACKWARD_DOWN]], axis=1), axis=1).tolist()
+    input_backwards = np.sort(np.concatenate([slots[BACKWARD_UP], slots[BACKWARD_DOWN]], axis=1), axis=1).tolist()
     tables = _Tables(given)
     moving = np.r_[0:begin, end : len(rank_of)]
     for rank, row, number in zip(*(each[moving].tolist() for each in (rank_of, row_of, number_of)), strict=True):
         slot = tables.slot[row][rank][number]
         first = tables.inputs_there(rank, row, number)
         if row == WEIGHT:
-            first = max(first, inputs[rank][number] + 1)
+            first = max(first, input_backwards[rank][number] + 1)
         if is_busy[rank].find(0, first, slot) < 0:
             continue
         if row <= FORWARD_UP:  # it holds activations from its new slot on, so that must lie after the last full one
@@ -169,8 +169,8 @@ def _squeezed_with_weights(slots: Integers, weights: Integers) -> Integers:
         elif row == WEIGHT:
             level[rank, target:slot] -= 1
         else:
-            del inputs[rank][bisect.bisect_left(inputs[rank], slot)]
-            bisect.insort(inputs[rank], target)
+            del input_backwards[rank][bisect.bisect_left(input_backwards[rank], slot)]
+            bisect.insort(input_backwards[rank], target)
     return _retimed([np.array(table) for table in tables.slot])
 
 

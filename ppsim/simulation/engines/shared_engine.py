@@ -1,4 +1,4 @@
-"""The SimPy engine for ranks that share devices: each device is a resource."""
+"""The SimPy engine for ranks that share devices, in turns or evenly."""
 
 from __future__ import annotations
 
@@ -119,7 +119,8 @@ def run_shared(timed: TimedProgram, devices: Devices) -> StepTimes:
     for rank in range(program.ranks):
         run.environment.process(run.rank_process(rank))
     run.environment.run()
-    # If ranks wait for ever, the simulation has ended early, and this raises and names them.
+    # `TimedProgram` refuses circles on streams and windows that are too small. A circle in the orders themselves has
+    # ended the simulation early: this raises and names it.
     program.execution_order  # noqa: B018
     start, end = np.array(run.start), np.array(run.end)
     message_start_s = np.array(run.message_start)
@@ -196,10 +197,10 @@ class _Run:
         yield from self.start_beside(program.actions + rank, rank)
 
     def start_beside(self, place: int, rank: int) -> Steps:
-        """Put what stands at a place of a rank's order on the streams beside its computations.
+        """Start the gathers, reductions and copies at a place of a rank's order: a row of `SideTable.before`.
 
-        With `Conditions.blocking` O, L and REDUCE_GRAD keep their rank from going on. A reduction waits for other
-        ranks. A copy is work of the rank's device, as a core copies memory.
+        With `Conditions.blocking` O, L and REDUCE_GRAD keep their rank from going on. A reduction takes no device,
+        since a rank in it waits for others. A copy takes the rank's device, as a core copies memory.
         """
         table = self.timed.side
         for entry in range(*table.before[place].tolist()) if len(table.before) else ():

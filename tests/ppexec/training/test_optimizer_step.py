@@ -109,7 +109,8 @@ def test_a_gradient_that_is_not_finite_is_named(pool: WorkerPool, dp: int, pp: i
     config = mesh(dp, pp, tp, model=spelled("with_one", kind="Steep", at=2))
     stage = 2 * pp // 4
     said = (
-        rf"^step 0: the gradient of layer 2 bias \(stage {stage}\) is not finite, and those of 5 parameters before it; "
+        rf"^step 0: the gradient of layer 2 bias \(stage {stage}\) is not finite, and those of 5 parameters "
+        r"earlier in the chain; "
     )
     with pytest.raises(RunError, match=said):
         ppexec.train(config, steps=1, pool=pool)

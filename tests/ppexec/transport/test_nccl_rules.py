@@ -175,7 +175,7 @@ def test_every_named_schedule_ends_with_what_is_least(name: str, choose: Choose)
     window = smallest_receive_window(program)
     devices = write_steps(program, window=window, replicas=2)
     queues = max(len(device.streams) for device in devices)
-    assert queues < int(nccl._SPINNING_RECEIVES["CUDA_DEVICE_MAX_CONNECTIONS"])
+    assert queues < int(nccl._FOR_SPINNING_RECEIVES["CUDA_DEVICE_MAX_CONNECTIONS"])
     places = places_needed(program, window=window, replicas=2)
     assert Machine(devices, places=places, queues=queues).run(choose).circle == ()
 
