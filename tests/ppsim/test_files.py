@@ -165,7 +165,8 @@ def test_what_cannot_be_written_is_one_sentence(
     out, err = capsys.readouterr()
     assert out == ""
     (line,) = err.splitlines()
-    assert line.startswith(f"ppsim: cannot open '{tmp_path}/x.csv': {os.strerror(number)}. ")
+    doing = "write" if number == errno.ENOSPC else "open"
+    assert line.startswith(f"ppsim: cannot {doing} '{tmp_path}/x.csv': {os.strerror(number)}. ")
     assert not list(tmp_path.iterdir())
 
 

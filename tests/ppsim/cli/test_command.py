@@ -145,7 +145,7 @@ def test_a_fault_of_ours_is_no_bad_input(capsys: pytest.CaptureFixture[str], err
     """A ValueError that no check of ours raised was taken for bad input, with exit code 2."""
     assert command.run(lambda: _raises(error), prog="tool") == 1
     first, *frames = capsys.readouterr().err.splitlines()
-    assert first == f"tool: this is a fault of ppsim, please report it ({type(error).__name__}: {error})"
+    assert first == f"tool: this is a fault of this project, please report it ({type(error).__name__}: {error})"
     assert frames[0].startswith("Traceback")
     assert frames[-1] == f"{type(error).__name__}: {error}"
 
@@ -157,7 +157,10 @@ def test_with_json_the_traceback_is_kept_in_a_file(
     assert command.run(lambda: _raises(KeyError("ours")), prog="tool", args=["run", "--json"]) == 1
     said = capsys.readouterr().err
     (kept,) = tmp_path.iterdir()
-    assert said == f"tool: this is a fault of ppsim, please report it (KeyError: 'ours') with the traceback in {kept}\n"
+    assert (
+        said
+        == f"tool: this is a fault of this project, please report it (KeyError: 'ours') with the traceback in {kept}\n"
+    )
     assert "_raises(KeyError" in kept.read_text(encoding="utf-8")
 
 
