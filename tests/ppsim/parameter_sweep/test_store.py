@@ -46,7 +46,7 @@ def test_what_was_written_is_there_although_the_writer_was_killed(tmp_path: Path
         "os.kill(os.getpid(), signal.SIGKILL)\n"
     )
     subprocess.run([sys.executable, "-c", script, str(path)], check=False)
-    with Store(path, read_only=True) as store:
+    with Store(path, must_exist=True) as store:
         assert [outcome.result for _, _, outcome in store.rows()] == [str(n) for n in range(50)]
 
 
@@ -84,7 +84,7 @@ def test_four_processes_open_and_write_one_new_file_at_once(tmp_path: Path) -> N
     for writer in writers:
         writer.communicate(timeout=60)
         assert writer.returncode == 0
-    with Store(path, read_only=True) as store:
+    with Store(path, must_exist=True) as store:
         assert len(list(store.rows())) == 100
 
 
