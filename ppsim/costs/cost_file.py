@@ -69,18 +69,16 @@ def save_costs(layers: Sequence[LayerCost], path: str | Path, *, environment: Ma
     Raises
     ------
     CostError
-        If the file has another ending, or there is no layer.
+        If the file has another ending.
     """
     path = Path(path)
-    if not layers:
-        raise CostError(f"{path}: no layer to write: give at least one")
     rows = [
         {name: _plain(name, getattr(layer, name)) for name in ["name", *(n for n in _FIELDS if n != "name")]}
         for layer in layers
     ]
     if path.suffix.lower() == ".csv":
         text = io.StringIO()
-        writer = csv.DictWriter(text, fieldnames=list(rows[0]), lineterminator="\n")
+        writer = csv.DictWriter(text, fieldnames=list(rows[0]) if rows else list(_FIELDS), lineterminator="\n")
         writer.writeheader()
         writer.writerows(rows)
         write_text(path, text.getvalue())
@@ -122,10 +120,8 @@ def _read_csv(path: Path, text: str) -> list[dict[str, Any]]:
             raise CostError(f"{path}, layer {number}: the row has not as many cells as the header, {len(header)}")
         entry: dict[str, Any] = {}
         for name, cell in row.items():
-            if name not in _FIELDS or (name == "name" and cell.strip()):
+            if name not in _FIELDS or name == "name":
                 entry[name] = cell
-            elif name == "name":
-                continue
             elif cell.strip() or name in _REQUIRED:
                 entry[name] = _number(path, number, name, cell)
         entries.append(entry)
@@ -134,9 +130,7 @@ def _read_csv(path: Path, text: str) -> list[dict[str, Any]]:
 
 def _number(path: Path, layer: int, name: str, cell: str) -> float | int:
     try:
-        number = float(cell)
-        is_whole = name.endswith("_bytes") and "." not in cell and "e" not in cell.lower()
-        return int(cell) if is_whole else number
+        return int(cell) if name.endswith("_bytes") else float(cell)
     except ValueError:
         wanted = "a whole number" if name.endswith("_bytes") else "a number"
         raise CostError(f"{path}, layer {layer}: {name} must be {wanted}, got {cell!r}") from None
