@@ -158,3 +158,10 @@ def test_a_gpt_holds_far_less(pool: WorkerPool) -> None:
     # Rank 0 with the embedding and two blocks: 4 microbatches of int64 tokens, two inputs of blocks, an output.
     assert peaks[1] == 4 * (8 * 8 + 3 * 8 * 8 * 4)
     assert peaks[1] < peaks[0] / 5
+
+
+def test_a_loss_holds_no_memory_but_its_number() -> None:
+    """PyTorch's mean squared error lies in memory as large as the output; a plain stage kept its number alone."""
+    stage = stage_of([nn.Linear(WIDTH, WIDTH)], RecomputingStage, index=0, loss=nn.functional.mse_loss)
+    stage.forward(0, torch.ones(4, WIDTH), torch.zeros(4, WIDTH))
+    assert stage.losses[0].untyped_storage().nbytes() == stage.losses[0].nbytes
