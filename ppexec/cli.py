@@ -17,7 +17,7 @@ from ppexec.api import profile_with_stages
 from ppexec.config.config import RunConfig
 from ppexec.workers.session_workers import under_torchrun
 from ppsim import save_costs
-from ppsim.cli import command
+from ppsim.cli import command, ending
 from ppsim.cli.command import OptionalFile, OptionalFolder
 from ppsim.errors import InputError
 from ppsim.essential import Essential
@@ -101,7 +101,7 @@ class Run(Output, RunConfig):
 
     def _print(self, document: dict[str, Any], lines: Sequence[str]) -> None:
         if self.json:
-            command.print_json(document)
+            ending.print_json(document)
         else:
             print("\n".join(lines))
 
@@ -288,7 +288,7 @@ def main(args: Sequence[str] | None = None) -> int:
             save_partial_trace(error, chosen.out)
             raise
 
-    return command.run(work, prog="ppexec", args=args)
+    return ending.run(work, prog="ppexec", args=args)
 
 
 if __name__ == "__main__":

@@ -301,7 +301,7 @@ class Session:
         )
 
     def probe_network(self) -> Network:
-        """Measure each link of the program at the size of its messages.
+        """Measure each link of the program at the size of its largest message.
 
         All of the time, which includes waking up the receiver, is taken as latency.
         """

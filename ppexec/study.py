@@ -15,7 +15,7 @@ from tqdm import tqdm
 
 from ppexec.cli import save_partial_trace, show_warning
 from ppexec.workers.watched_run import WorkerError
-from ppsim.cli import command
+from ppsim.cli import command, ending
 from ppsim.errors import InputError
 from ppsim.essential import Essential
 from ppsim.export.figure_file import check_figure_path
@@ -73,8 +73,8 @@ class StudyCommand:
         endings = [ending for ending, is_wanted in ((".svg", self.svg), (".png", self.png)) if is_wanted]
         if endings and self.out is None:
             raise InputError("pictures of a report are written beside it: give --out DIR too")
-        for ending in endings:
-            check_figure_path(Path(f"figure{ending}"))
+        for suffix in endings:
+            check_figure_path(Path(f"figure{suffix}"))
         return endings
 
     def execute(self) -> None:
@@ -89,7 +89,7 @@ class StudyCommand:
             found.page.save(directory / "report.html")
             pictures = [name for ending in endings for name in found.page.save_figures(directory, ending)]
         if self.json:
-            command.print_json(found.summary)
+            ending.print_json(found.summary)
         else:
             print(f"{found.page.lead}\n\n{found.text}")
             if directory is not None:
@@ -126,7 +126,7 @@ def study_main(study: type[StudyCommand], documentation: str | None) -> int:
             save_partial_trace(error, chosen.out)
             raise
 
-    return command.run(work, prog=script)
+    return ending.run(work, prog=script)
 
 
 def _description(documentation: str) -> str:

@@ -64,8 +64,8 @@ def checked(function: Callable[_P, _R]) -> Callable[_P, _R]:
         of_further = [(name, known.pop(name)) for name in further if name in known]
         return known, of_further
 
-    # Binding by `inspect` would take longer than the checks. Whether the call has the arguments that it needs, and no
-    # others, the function itself says.
+    # `inspect.Signature.bind` takes 5 us, several of which a small simulation would notice. Whether the call has the
+    # arguments that it needs, and no others, the function itself says.
     @functools.wraps(function)
     def with_checks(*args: _P.args, **kwargs: _P.kwargs) -> _R:
         known, of_further = checks()

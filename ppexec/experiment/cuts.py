@@ -16,14 +16,13 @@ import ppsim
 from ppexec.config.config import RunConfig
 from ppexec.experiment.profiling import profiling_config
 from ppexec.measure.assemble import with_memory
-from ppexec.measure.layer_profiler import LayerSamples
+from ppexec.measure.layer_samples import LAYER_TIMES, LayerSamples
 from ppexec.session import Session
 from ppexec.workers.pool import WorkerPool
 from ppsim import LayerCost, StageCost, Trace
 from ppsim.simulation.memory_columns import with_columns
 from ppsim.trace.trace import known, median_step
 
-_TIMES = ("forward_s", "backward_s", "backward_input_s", "backward_weight_s")
 _CHOOSING_ROUNDS = 5  # of profiling, from which the optimal cut is chosen
 
 
@@ -277,7 +276,7 @@ def _stages_of(layers: Sequence[LayerCost], sizes: Sequence[int], *, counted: Se
     """Stages with the seconds of `layers` and the bytes counted on each stage as cut."""
     summed = ppsim.partition(layers, stages=len(sizes), method=sizes)
     return [
-        replace(stage, **{name: getattr(of, name) for name in _TIMES})
+        replace(stage, **{name: getattr(of, name) for name in LAYER_TIMES})
         for stage, of in zip(counted, summed * (len(counted) // len(sizes)), strict=True)
     ]
 

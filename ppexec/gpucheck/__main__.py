@@ -19,7 +19,7 @@ from ppexec.cli import show_warning
 from ppexec.gpucheck.parts import PARTS, Part
 from ppexec.machine.environment import describe_environment
 from ppexec.workers.pool import WorkerPool
-from ppsim.cli import command
+from ppsim.cli import command, ending
 from ppsim.errors import InputError
 from ppsim.files import write_text
 
@@ -66,7 +66,7 @@ class GpuCheck:
                 if self.out:  # after every part: a check that is cut off leaves what it knows
                     write_text(self.out, json.dumps(document, indent=1, default=str) + "\n")
         if self.json:
-            command.print_json(document)
+            ending.print_json(document)
         else:
             print("\n".join(table(document)))
         return 0 if all(part["passed"] for part in document["parts"].values()) else 1
@@ -158,7 +158,7 @@ def main(args: Sequence[str] | None = None) -> int:
         if check.execute():
             raise SystemExit(1)
 
-    return command.run(work, prog="ppexec.gpucheck", args=args)
+    return ending.run(work, prog="ppexec.gpucheck", args=args)
 
 
 if __name__ == "__main__":

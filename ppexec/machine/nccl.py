@@ -38,8 +38,8 @@ _FOR_SPINNING_RECEIVES = {"CUDA_MODULE_LOADING": "EAGER", "CUDA_DEVICE_MAX_CONNE
 def prepare_process(rank: int, *, shares_gpu: bool) -> None:
     """Set what CUDA and NCCL read when they start in this process.
 
-    Variables that the user has set are kept, but for NCCL_HOSTID. NCCL reads most of them once, so a process must not
-    go from shared GPUs to GPUs of its own, or back.
+    Variables that the user has set are kept, but for NCCL_HOSTID. NCCL keeps what it read first (NCCL_PARAM in its
+    source), so a process must not go from shared GPUs to GPUs of its own, or back.
 
     Parameters
     ----------

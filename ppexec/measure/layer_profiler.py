@@ -3,91 +3,20 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from dataclasses import dataclass, field
 from functools import partial
-from typing import NamedTuple
 
 import torch
 from torch.utils import _pytree as pytree
 
 from ppexec.machine.device import Device, HostDevice, Mark, Stream
 from ppexec.measure.footprint import Footprint, measure_footprint
+from ppexec.measure.layer_samples import FIELD_OF_KIND, STAGE_TIMES, CopySpan, LayerSamples, RoundTimes, Span
 from ppexec.models.batch import Batch
 from ppexec.models.shapes import BoundarySpec, Tree, differentiable, pack, tensors_in
 from ppexec.stage.actions import act
 from ppexec.stage.ledger import tensors_of
 from ppexec.stage.stage import Stage
 from ppsim import Kind, Program
-
-LAYER_TIMES = ("forward_s", "backward_s", "backward_input_s", "backward_weight_s")  # recomputing is a stage's
-_FIELD_OF_KIND = {
-    Kind.F: "forward_s",
-    Kind.B: "backward_s",
-    Kind.I: "backward_input_s",
-    Kind.W: "backward_weight_s",
-    Kind.R: "recompute_s",
-}
-_STAGE_TIMES = tuple(_FIELD_OF_KIND.values())
-
-
-class Span(NamedTuple):
-    """When an action began and ended, by the device's clock. number: of the stage, or of the layer."""
-
-    kind: Kind
-    number: int
-    microbatch: int
-    begin: Mark
-    end: Mark
-
-
-class CopySpan(NamedTuple):
-    """When a copy to host memory, or from it, began and ended, by the device's clock."""
-
-    size_bytes: int
-    begin: Mark
-    end: Mark
-
-
-@dataclass(kw_only=True)
-class RoundTimes:
-    """What a round notes: every action of whole stages and of layers, and every copy."""
-
-    stages: list[Span] = field(default_factory=list)
-    layers: list[Span] = field(default_factory=list)
-    copies: list[CopySpan] = field(default_factory=list)
-
-
-@dataclass(kw_only=True)
-class LayerSamples:
-    """What one round measured on one rank.
-
-    Attributes
-    ----------
-    seconds : dict
-        Field of LayerCost -> layer -> seconds of each microbatch.
-    stage_seconds : dict
-        Field of StageCost -> stage -> seconds of each microbatch.
-    sizes : dict
-        Layer -> field of LayerCost -> bytes of microbatch 0 of the first round, of the layer as a stage of its own.
-    stage_sizes : dict
-        Stage -> field of StageCost -> bytes of microbatch 0.
-    by_shape : dict
-        Input shape (see `Batch.shapes`) -> `stage_seconds` of the microbatches with it, and their `stage_sizes` with
-        the bytes of messages.
-    copy_seconds : dict
-        Size in bytes -> seconds of each copy of that size, to host memory or back.
-    """
-
-    seconds: dict[str, dict[int, list[float]]] = field(default_factory=lambda: {name: {} for name in LAYER_TIMES})
-    stage_seconds: dict[str, dict[int, list[float]]] = field(
-        default_factory=lambda: {name: {} for name in _STAGE_TIMES}
-    )
-    sizes: dict[int, dict[str, int | None]] = field(default_factory=dict)
-    stage_sizes: dict[int, dict[str, int]] = field(default_factory=dict)
-    by_shape: dict[str, tuple[dict[str, dict[int, list[float]]], dict[int, dict[str, int | None]]]] = field(
-        default_factory=dict
-    )
-    copy_seconds: dict[int, list[float]] = field(default_factory=dict)
 
 
 class LayerProfiler:
@@ -207,7 +136,7 @@ class LayerProfiler:
         samples = LayerSamples()
         for found, spans in ((samples.stage_seconds, times.stages), (samples.seconds, times.layers)):
             for span, seconds in zip(spans, self._seconds(spans), strict=True):
-                found[_FIELD_OF_KIND[span.kind]].setdefault(span.number, []).append(seconds)
+                found[FIELD_OF_KIND[span.kind]].setdefault(span.number, []).append(seconds)
         for copy, seconds in zip(times.copies, self._seconds(times.copies), strict=True):
             samples.copy_seconds.setdefault(copy.size_bytes, []).append(seconds)
         samples.stage_sizes = {index: found.amounts() for index, found in self.footprints(batch).items()}
@@ -232,10 +161,10 @@ class LayerProfiler:
                 index: {**found.amounts(), **output_sizes(self._boundary_after(self._stages[index], first, batch))}
                 for index, found in self.footprints(batch, first).items()
             }
-            samples.by_shape[shape] = {name: {} for name in _STAGE_TIMES}, sizes
+            samples.by_shape[shape] = {name: {} for name in STAGE_TIMES}, sizes
         for span, seconds in zip(spans, self._seconds(spans), strict=True):
             of_shape, _ = samples.by_shape[batch.shapes[span.microbatch]]
-            of_shape[_FIELD_OF_KIND[span.kind]].setdefault(span.number, []).append(seconds)
+            of_shape[FIELD_OF_KIND[span.kind]].setdefault(span.number, []).append(seconds)
 
     def _run_stage(self, index: int, kind: Kind, microbatch: int, batch: Batch, times: RoundTimes) -> None:
         """Time one action of a whole stage, in one call as in a run. Separate calls for its layers take longer."""

@@ -10,7 +10,7 @@ from typing import Any
 
 import numpy as np
 
-from ppexec.measure.layer_profiler import LAYER_TIMES, LayerSamples
+from ppexec.measure.layer_samples import LAYER_TIMES, LayerSamples
 from ppsim import HostLink, LayerCost, StageCost, partition
 
 

@@ -19,7 +19,8 @@ from ppexec.machine.mesh import meet
 from ppexec.measure.allocator import AllocatorPeak, allocator_peak
 from ppexec.measure.assemble import RankMemory
 from ppexec.measure.launches import launch_times
-from ppexec.measure.layer_profiler import LayerProfiler, LayerSamples, run_in_turn
+from ppexec.measure.layer_profiler import LayerProfiler, run_in_turn
+from ppexec.measure.layer_samples import LayerSamples
 from ppexec.measure.link_probe import LinkSample, probe_links, probe_sizes
 from ppexec.measure.ping import PingSample
 from ppexec.measure.torch_schedules import time_compute, time_peer

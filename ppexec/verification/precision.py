@@ -20,6 +20,7 @@ from ppexec.verification.reference import Reference, gradient_of
 from ppexec.verification.rounding import NUDGES, largest_of, nudged, unit_rounding
 from ppsim.errors import InputError
 
+_Groups = list[list[torch.Tensor]]  # the tensors that have one tolerance: of an output, or a layer's gradients
 _SPREAD = 4.0  # standard deviations of a sum of independent roundings
 
 
@@ -164,9 +165,6 @@ def compare_precision(config: RunConfig, reference: Wider, device: torch.device)
         gradient_share=share(gradients, passes=2, terms=config.step_microbatches),
         max_gradient_diff=largest_of(_ratio(each.difference, each.largest) for each in gradients),
     )
-
-
-_Groups = list[list[torch.Tensor]]
 
 
 @dataclass(frozen=True, kw_only=True)

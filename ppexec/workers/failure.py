@@ -43,9 +43,11 @@ class Failure:
     message : str
         What was raised, and by which part of the model.
     details : str
-        The user's frames, or all of them for a fault of ours.
+        What to show below the message: the user's frames if the model raised, the whole traceback for a fault of ours,
+        else what the error brings along.
     where : str
-        In the work of which rank and action, on a device that says so; else empty.
+        Which submitted work failed, such as "in receiving message 4 from rank 1", from the note that a device adds to
+        the error; else empty.
     """
 
     cause: Cause
@@ -68,8 +70,8 @@ class Failure:
             return cls(cause=cause, message=said, details=getattr(inner, "details", ""))
         if cause == Cause.MEMORY:
             size = said.split("\n")[0] or "no size given"
-            where = f"{part}: " if part else ""
-            message = f"{where}out of memory ({size}): take a smaller micro batch, more stages or recomputation"
+            prefix = f"{part}: " if part else ""
+            message = f"{prefix}out of memory ({size}): take a smaller micro batch, more stages or recomputation"
             return cls(cause=cause, message=message, details="")
         raised = f"{type(inner).__name__}: {said}"
         if cause == Cause.MODEL:
@@ -82,6 +84,7 @@ def _cause(error: Exception, inner: BaseException) -> Cause:
     if isinstance(inner, InputError):
         return Cause.INPUT
     if isinstance(inner, LostMessage | dist.DistError) or (isinstance(inner, RuntimeError) and "gloo" in str(inner)):
+        # gloo and shared memory tell a time-out by their words alone.
         return Cause.TIMED_OUT if "timed out" in str(inner).lower() else Cause.LOST
     # torch raises RuntimeError where the CPU's memory ends.
     if isinstance(inner, MemoryError | torch.OutOfMemoryError) or "can't allocate memory" in str(inner):

@@ -48,10 +48,6 @@ def actions_of(program: Program, rank: int, stages: Mapping[int, Stage | TimedSt
         if program.needs[row] >= 0 and program.message_in[row] < 0
     }
     weight_rows = [row for row in program.rows_of(rank) if program.kind[row] == Kind.W]
-    # Of the rows of a stage the last one stays.
-    last_gradient = {
-        int(program.stage[row]): row for row in program.rows_of(rank) if program.kind[row] in (Kind.B, Kind.W)
-    }
     split = {(int(program.stage[row]), int(program.microbatch[row])) for row in weight_rows}
     moved = set(zip(program.offload.stage.tolist(), program.offload.microbatch.tolist(), strict=True))
     return [
@@ -65,7 +61,7 @@ def actions_of(program: Program, rank: int, stages: Mapping[int, Stage | TimedSt
                 message_in=int(program.message_in[row]),
                 message_out=int(program.message_out[row]),
                 local_output=row in needed_here,
-                reduces=last_gradient.get(int(program.stage[row])) == row,
+                reduces=int(program.last_gradient_row[program.stage[row]]) == row,
                 is_split=(int(program.stage[row]), int(program.microbatch[row])) in split,
                 is_recomputed=bool(program.is_recomputed[row]),
                 is_moved=(int(program.stage[row]), int(program.microbatch[row])) in moved,

@@ -10,7 +10,7 @@ import tyro
 
 from ppsim.advice.advise import Advice, advise
 from ppsim.advice.candidate import Candidate
-from ppsim.cli import command
+from ppsim.cli import ending
 from ppsim.cli.command import OptionalFile, OptionalFolder, OptionalName, OptionalReal
 from ppsim.cli.run_commands import FORMAT_HELP
 from ppsim.errors import InputError
@@ -59,7 +59,7 @@ class AdviseCommand:
             write_text(self.out / "schedule.csv", text)
             page(found, chosen).save(self.out / "advice.html")
         if self.json:
-            command.print_json({**found.to_dict(), "chosen": chosen.name, "csv": text})
+            ending.print_json({**found.to_dict(), "chosen": chosen.name, "csv": text})
             return
         print(found)
         print(f"\n{found.how_to_load(str(path or 'schedule.csv'), chosen)}")
@@ -94,5 +94,5 @@ def page(found: Advice, chosen: Candidate) -> Report:
     # A page parts paragraphs at blank lines.
     uncertain = "\n\n".join(["Uncertain:", *found.notes()]) if found.notes() else ""
     report.add("Schedules of the same job", table=found.rows(), text=uncertain)
-    report.add("Measured step, and predicted step of the schedule below", figure=timeline(traces))
+    report.add(f"The measured step, and {chosen.name} as predicted", figure=timeline(traces))
     return report.add("How to load it", text=found.how_to_load("schedule.csv", chosen).replace("\n", "\n\n"))

@@ -27,10 +27,10 @@ def _numbers(kind: type[int] | type[float], example: str) -> tuple[Any, ...]:
 
 
 def _factors(text: str) -> dict[int, float]:
-    named = numbers_by_name(text, wanted="")  # what is wanted is said by `one_word`
+    named = numbers_by_name(text, wanted="")
     found = {int(rank): factor for rank, factor in named.items()}
     if len(found) < len(named):
-        raise ValueError("a rank is given twice, as in 2=1.5,02=3")
+        raise ValueError  # a rank is given twice, as in 2=1.5,02=3; `one_word` says what is wanted
     return found
 
 

@@ -7,7 +7,7 @@ from typing import Annotated, Any, Literal
 
 import tyro
 
-from ppsim.cli import command
+from ppsim.cli import ending
 from ppsim.cli.architecture_flags import ArchitectureFlags
 from ppsim.cli.command import OptionalFile, OptionalName, OptionalReal, OptionalWhole, Real
 from ppsim.costs.cost_file import save_costs
@@ -119,7 +119,7 @@ class EstimateCommand(ArchitectureFlags):
         if self.out is not None:
             save_costs(costs, self.out, environment=about)
         if self.json:
-            command.print_json({**about, "layers": [asdict(cost) for cost in costs]})
+            ending.print_json({**about, "layers": [asdict(cost) for cost in costs]})
         else:
             print(_table(model, device, costs))
 

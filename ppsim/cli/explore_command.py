@@ -14,7 +14,7 @@ from typing import TYPE_CHECKING, Annotated
 
 import tyro
 
-from ppsim.cli import command
+from ppsim.cli import ending
 from ppsim.cli.command import OptionalFile, OptionalWhole
 from ppsim.cli.flags import ScheduleFlags
 from ppsim.files import read_text
@@ -48,7 +48,7 @@ class ExploreCommand(ScheduleFlags):
         with contextlib.closing(server.socket):
             address = server.address + self._view(server)
             if self.json:
-                command.print_json({"address": address})
+                ending.print_json({"address": address})
             else:
                 print(f"explorer at {address}\nCtrl-C ends it")
             sys.stdout.flush()
@@ -80,7 +80,7 @@ class ExploreCommand(ScheduleFlags):
         if self.run_file is not None:
             from ppsim.runs.read_run import read_run
 
-            name = command.printable(self.run_file.name)
+            name = ending.printable(self.run_file.name)
             view["run"] = server.runs.keep(read_run(self.run_file).median, name)
         return f"#{urllib.parse.urlencode(view)}" if view else ""
 

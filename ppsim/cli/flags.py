@@ -8,7 +8,8 @@ from typing import Annotated
 
 import tyro
 
-from ppsim.cli.command import OptionalFile, OptionalName, OptionalReal, OptionalWhole, printable
+from ppsim.cli.command import OptionalFile, OptionalName, OptionalReal, OptionalWhole
+from ppsim.cli.ending import printable
 from ppsim.costs.cost_file import load_costs
 from ppsim.costs.partition import Method, partition
 from ppsim.costs.stage_cost import StageCost

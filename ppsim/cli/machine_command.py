@@ -10,7 +10,7 @@ from typing import Annotated, Any, Literal
 import numpy as np
 import tyro
 
-from ppsim.cli import command
+from ppsim.cli import ending
 from ppsim.cli.command import OptionalFile, OptionalWhole
 from ppsim.errors import InputError
 from ppsim.essential import Essential
@@ -78,16 +78,16 @@ class FitMachineCommand:
         kept = len(measured) - int(self.held_back * len(measured))
         fitted, rest = ([measured[index] for index in sorted(part)] for part in (drawn[:kept], drawn[kept:]))
         fit = fit_machine(fitted, start, by_shape=self.by_shape)
-        about = {"fitted": _error_summary(fitted, fit.error)}
+        about = {"fitted": _errors_and_worst(fitted, fit.error)}
         if rest:
-            about["held back"] = _error_summary(rest, prediction_errors(rest, fit.machine))
+            about["held back"] = _errors_and_worst(rest, prediction_errors(rest, fit.machine))
         if self.out is not None:
             fit.machine.save(self.out, fit={"files": [str(path) for path in self.files], **about})
         if self.json:
             constants = {name: getattr(fit.machine, name) for name in CONSTANTS}
             spread = dict(fit.machine.spread)
             factors = dict(fit.machine.layer_factors)
-            command.print_json(
+            ending.print_json(
                 {
                     "device": self.device,
                     "constants": constants,
@@ -100,7 +100,7 @@ class FitMachineCommand:
             print(_text(fit, about))
 
 
-def _error_summary(measured: Sequence[MeasuredStep], errors: Numbers) -> dict[str, Any]:
+def _errors_and_worst(measured: Sequence[MeasuredStep], errors: Numbers) -> dict[str, Any]:
     return {**error_summary(errors), "worst_place": measured[int(np.abs(errors).argmax())].place}
 
 

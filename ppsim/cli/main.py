@@ -7,7 +7,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any, Literal
 
-from ppsim.cli import command
+from ppsim.cli import command, ending
 from ppsim.cli.advise_command import AdviseCommand
 from ppsim.cli.colour import painter
 from ppsim.cli.command import OptionalFile, OptionalReal
@@ -71,7 +71,7 @@ class ScheduleCommand(FigureFlag, ScheduleFlags):
             "checked": True,
         }
         if self.json:
-            command.print_json(about)
+            ending.print_json(about)
             return
         print(schedule)
         print(f"placement  stage 0 to {schedule.stages - 1} on rank {listed(schedule.placement)}")
@@ -147,7 +147,7 @@ class SearchCommand(FigureFlag, CopyFlags, NetworkFlags, CostFlags):
         reached_s = trace.makespan_s if self.objective == "makespan" else float(trace.rank_time_s.max())
         if self.json:
             results = {"objective": self.objective, "objective_s": reached_s, "lower_bound_s": found.lower_bound_s}
-            command.print_json({**about_of(found.schedule), **results, **results_of(trace)})
+            ending.print_json({**about_of(found.schedule), **results, **results_of(trace)})
             return
         gap = reached_s / found.lower_bound_s - 1 if found.lower_bound_s > 0 else 0.0
         print(
@@ -204,7 +204,7 @@ def main(args: Sequence[str] | None = None) -> int:
         chosen: Any = command.parse(COMMANDS, prog="ppsim", description=_DESCRIPTION, examples=lines, args=words)
         chosen.run()
 
-    return command.run(work, prog="ppsim", args=args)
+    return ending.run(work, prog="ppsim", args=args)
 
 
 if __name__ == "__main__":

@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 import tyro
 
-from ppsim.cli import command
+from ppsim.cli import ending
 from ppsim.cli.architecture_flags import ArchitectureFlags
 from ppsim.cli.command import OptionalFile, OptionalName, OptionalReal, OptionalWhole
 from ppsim.cli.figure_flag import FigureFlag
@@ -92,7 +92,7 @@ class PlanCommand(FigureFlag, ArchitectureFlags):
             write_text(self.table, plans.to_frame().to_csv(index=False))
         self.draw(lambda: _figure(plans))
         if self.json:
-            command.print_json(_document(plans, self._csv_name))
+            ending.print_json(_document(plans, self._csv_name))
         else:
             print(_text(plans, self._csv_name))
 

@@ -9,7 +9,7 @@ from typing import Annotated, Any
 import numpy as np
 import tyro
 
-from ppsim.cli import command
+from ppsim.cli import ending
 from ppsim.cli.command import OptionalFolder
 from ppsim.cli.tables import about_of
 from ppsim.export.text_table import text_table
@@ -42,7 +42,7 @@ class ImportCommand:
         if self.out is not None:
             write_run(found, self.out)
         if self.json:
-            command.print_json(describe(found))
+            ending.print_json(describe(found))
         else:
             print(describe_text(found))
 

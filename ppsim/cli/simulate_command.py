@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING
 
 import numpy as np
 
-from ppsim.cli import command
+from ppsim.cli import ending
 from ppsim.cli.command import OptionalFile, OptionalName
 from ppsim.cli.condition_flags import ConditionFlags
 from ppsim.cli.figure_flag import FigureFlag
@@ -81,7 +81,7 @@ class SimulateCommand(
         if self.json:
             sampled = {} if ensemble is None else ensemble.to_dict()
             about = {name: value for name, value in sampled.items() if name not in ("engine", "conditions", "details")}
-            command.print_json({**about_of(schedule), **results_of(trace), **about})
+            ending.print_json({**about_of(schedule), **results_of(trace), **about})
         else:
             print(table_of(trace))
             if ensemble is not None:

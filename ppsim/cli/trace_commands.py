@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING
 
 import tyro
 
-from ppsim.cli import command
+from ppsim.cli import ending
 from ppsim.cli.command import OptionalFile, OptionalName
 from ppsim.cli.figure_flag import FigureFlag
 from ppsim.cli.flags import CostFlags
@@ -49,7 +49,7 @@ class AttributeCommand(FigureFlag):
         )
         self.draw(lambda: _bars({trace.schedule.name: trace}))
         if self.json:
-            command.print_json(found.to_dict())
+            ending.print_json(found.to_dict())
         else:
             print(found)
 
@@ -72,7 +72,7 @@ class CompareCommand(FigureFlag):
         found = compare(predicted, measured)
         self.draw(lambda: _above_each_other({str(self.predicted): predicted, str(self.measured): measured}))
         if self.json:
-            command.print_json(found.to_dict())
+            ending.print_json(found.to_dict())
         else:
             print(found)
 

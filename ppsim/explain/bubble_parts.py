@@ -115,16 +115,15 @@ def split_bubbles(graph: StepGraph, usual_s: Seconds) -> BubbleParts:
         """Sums over all phases but the wait before the first action, shape (p,)."""
         return np.asarray(seconds[:, FILLING:].sum(axis=1), np.float64)
 
-    before, after = idle_roots(graph, usual_s, sums=by_phase)
-    inherent = inherent_of(graph, usual_s, before.compute, np.arange(_PHASES), sums=by_phase)
+    before, after, inherent_s = split_idle_time(graph, usual_s, np.arange(_PHASES), sums=by_phase)
 
     # Warm-up takes all idle time before a rank's first action, drain all after its last. In between they take only the
-    # inherent waiting for computation, see `inherent_of`. The rest of the waiting for computation is imbalance, and
-    # other waits go to their own parts.
+    # inherent waiting for computation. The rest of the waiting for computation is imbalance, and other waits go to
+    # their own parts.
     parts: BubbleParts = {
-        ("warm_up", "compute"): inherent[:, START] + inherent[:, FILLING],
-        ("drain", "compute"): after.compute + inherent[:, EMPTYING],
-        ("imbalance", ""): (before.compute - inherent).sum(axis=1),
+        ("warm_up", "compute"): inherent_s[:, START] + inherent_s[:, FILLING],
+        ("drain", "compute"): after.compute + inherent_s[:, EMPTYING],
+        ("imbalance", ""): (before.compute - inherent_s).sum(axis=1),
     }
     for part, causes in OWN_WAITS.items():
         parts["warm_up", part] = before.of(part)[:, START]
@@ -136,10 +135,14 @@ def split_bubbles(graph: StepGraph, usual_s: Seconds) -> BubbleParts:
     return _fitted(parts, trace)
 
 
-def idle_roots(
-    graph: StepGraph, usual_s: Seconds, *, sums: Callable[[Seconds], Seconds] = lambda seconds: seconds
-) -> tuple[Roots, Roots]:
-    """Split the idle time before each action, and after each rank's last action, by its root.
+def split_idle_time(
+    graph: StepGraph,
+    usual_s: Seconds,
+    phase: npt.NDArray[np.int64],
+    *,
+    sums: Callable[[Seconds], Seconds],
+) -> tuple[Roots, Roots, Seconds]:
+    """Split the idle time before actions, and after each rank's last action, by its root.
 
     Parameters
     ----------
@@ -147,10 +150,11 @@ def idle_roots(
         The step.
     usual_s : array of shape (rows,)
         What each row usually takes.
+    phase : array
+        The phase of each entry in the last dimension of what `sums` returns.
     sums : function of an array of shape (actions,)
-        Adds up what belongs together before it is split, such as all actions of a rank and phase: the split cuts at 0,
-        and what is too much in one action and too little in another cancels in the sum. By default each action is split
-        by itself.
+        Adds up what is split together, such as all actions of a rank and phase: the split cuts at 0, and what is too
+        much in one action and too little in another cancels in the sum. The identity splits each action by itself.
 
     Returns
     -------
@@ -158,12 +162,20 @@ def idle_roots(
         Arrays of the shape that `sums` returns.
     after : Roots
         Arrays of shape (p,).
+    inherent_s : array of the shape of `before.compute`
+        The part of `before.compute` that belongs to the pipeline's filling and emptying. The rest is imbalance.
+
+    Notes
+    -----
+    Before a rank's first action all of `before.compute` is inherent, in the steady phase none. While the pipeline fills
+    or empties it is at most the wait that there would be if all stages took equally long and messages took no time. An
+    evaluation has no backwards: all its phases but the start are steady.
     """
     rounding_s = ROUNDING * graph.trace.makespan_s
     waits, replays = follow_waits(graph), _replays(graph, usual_s)
     before = _roots(
         {cause: sums(waits.before_s[:, cause]) for cause in Cause},
-        [sums(idle_before(graph, times)) for times in replays],
+        [sums(_idle_before(graph, times)) for times in replays],
         rounding_s,
     )
     after = _roots(
@@ -171,7 +183,11 @@ def idle_roots(
         [_idle_after(graph, times) for times in replays],
         rounding_s,
     )
-    return before, after
+    equal_s = sums(_idle_before(graph, replay(graph.wiring.without_streams(), equal_stages(graph, usual_s))))
+    # The smaller of both, where they differ by more than rounding.
+    at_most_equal = np.where(before.compute <= equal_s + rounding_s, before.compute, equal_s)
+    inherent_s = np.where(phase == STEADY, 0.0, np.where(phase == START, before.compute, at_most_equal))
+    return before, after, inherent_s
 
 
 def _replays(graph: StepGraph, usual_s: Seconds) -> list[GraphTimes]:
@@ -221,38 +237,6 @@ def _roots(waits: dict[Cause, Seconds], idle: list[Seconds], rounding_s: float) 
     return Roots(own=own, knock_on=knock_on, compute=compute)
 
 
-def inherent_of(
-    graph: StepGraph,
-    usual_s: Seconds,
-    compute: Seconds,
-    phase: npt.NDArray[np.int64],
-    *,
-    sums: Callable[[Seconds], Seconds] = lambda seconds: seconds,
-) -> Seconds:
-    """The waiting for computation that belongs to the pipeline's filling and emptying. The rest is imbalance.
-
-    Parameters
-    ----------
-    graph, usual_s, sums
-        As in `idle_roots`.
-    compute : array
-        Waiting for computation that nothing made late.
-    phase : array
-        The phase of each entry in the last dimension of `compute`.
-
-    Notes
-    -----
-    Before a rank's first action all of it is inherent, in the steady phase none. While the pipeline fills or empties it
-    is at most the wait that there would be if all stages took equally long and messages took no time. An evaluation has
-    no backwards: all its phases but the start are steady.
-    """
-    equal_s = sums(idle_before(graph, replay(graph.wiring.without_streams(), equal_stages(graph, usual_s))))
-    rounding_s = ROUNDING * graph.trace.makespan_s
-    # The smaller of both, where they differ by more than rounding.
-    at_most_equal = np.where(compute <= equal_s + rounding_s, compute, equal_s)
-    return np.where(phase == STEADY, 0.0, np.where(phase == START, compute, at_most_equal))
-
-
 def phases_of(trace: Trace) -> npt.NDArray[np.int64]:
     """The phase of each action's wait, shape (actions,)."""
     program = trace.program
@@ -273,7 +257,7 @@ def phases_of(trace: Trace) -> npt.NDArray[np.int64]:
     return phase
 
 
-def idle_before(graph: StepGraph, times: GraphTimes) -> Seconds:
+def _idle_before(graph: StepGraph, times: GraphTimes) -> Seconds:
     """The idle time before each action, shape (actions,)."""
     previous = graph.wiring.previous
     return np.maximum(times.start_s - np.where(previous >= 0, times.end_s[previous], 0.0), 0.0)

@@ -14,9 +14,8 @@ from ppsim.explain.bubble_parts import (
     OWN_WAITS,
     START,
     Roots,
-    idle_roots,
-    inherent_of,
     phases_of,
+    split_idle_time,
 )
 from ppsim.explain.usual_durations import ROUNDING
 
@@ -65,9 +64,8 @@ def idle_spans(found: Attribution) -> IdleSpans:
     """
     graph, usual_s = found.graph, found.usual_s
     rounding_s = ROUNDING * found.trace.makespan_s
-    before, after = idle_roots(graph, usual_s)
     phase = phases_of(found.trace)
-    inherent = inherent_of(graph, usual_s, before.compute, phase)
+    before, after, inherent = split_idle_time(graph, usual_s, phase, sums=np.asarray)
 
     previous, actions, ranks = graph.wiring.previous, len(phase), found.trace.ranks
     last_s = np.zeros(ranks)

@@ -56,6 +56,11 @@ class Segment:
         """Seconds."""
         return self.end_s - self.start_s
 
+    @property
+    def is_wait(self) -> bool:
+        """Whether `rank` is free and has its messages, and waits for something of its own."""
+        return self.what in _WAITED_FOR
+
 
 @dataclass(frozen=True, kw_only=True, eq=False)
 class CriticalPath:
@@ -100,7 +105,7 @@ class CriticalPath:
         action = self.program.action_of(segment.row)
         if segment.what == "compute":
             return f"{action} on rank {segment.rank}"
-        if segment.destination < 0:
+        if segment.is_wait:
             return f"wait for {_WAITED_FOR[segment.what]} before {action} on rank {segment.rank}"
         return f"{segment.what} of {action} from rank {segment.rank} to {segment.destination}"
 

@@ -162,6 +162,7 @@ def _path_columns(found: Attribution) -> Document:
     segments = found.critical_path.segments
     return {
         "what": [each.what for each in segments],
+        "isWait": [each.is_wait for each in segments],
         "begin": [each.start_s for each in segments],
         "end": [each.end_s for each in segments],
         "rank": [each.rank for each in segments],

@@ -32,12 +32,12 @@ def critical_lines(blocks: Sequence[tuple[Trace, float]], unit: Unit) -> list[go
                 lanes = segment.destination - segment.rank
                 begin += lanes * (segment.start_s - same[0].start_s) / span
                 end = lane + lanes * (segment.end_s - same[0].start_s) / span
-            x, y = lines[segment.what in ("collectives", "copies", "device")]
+            x, y = lines[segment.is_wait]
             x += [segment.start_s * unit.scale, segment.end_s * unit.scale, None]
             y += [begin, end, None]
     return [
         go.Scatter(
-            name="free rank waits, on the critical path" if is_wait else "critical path",
+            name="waits of free ranks on the critical path" if is_wait else "critical path",
             legendgroup="critical path",
             legendrank=2002 + is_wait,
             showlegend=not is_wait,

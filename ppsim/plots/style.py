@@ -83,10 +83,10 @@ def names_below(names: Sequence[str], bars: int) -> tuple[dict[str, Any], int]:
     bottom : int
         The margin below the axis, in pixels.
     """
-    longest_px = 6 * max(map(len, names))
+    longest_px = 6 * max(map(len, names))  # about, at the font's size
     if bars > 60:
         return {"showticklabels": False}, 30
-    if longest_px > 800 / bars:
+    if longest_px > 800 / bars:  # pages are some 800 pixels wide between the margins
         return {"tickangle": -90}, 40 + longest_px
     return {"tickangle": 0}, 56
 

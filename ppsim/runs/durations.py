@@ -74,18 +74,16 @@ class Durations:
         )
 
 
-def edge_rows(program: Program) -> tuple[npt.NDArray[np.int64], npt.NDArray[np.int64]]:
+def edge_rows(program: Program) -> tuple[npt.NDArray[np.integer], npt.NDArray[np.integer]]:
     """Each stage's first F, and its last B or W, which completes its gradients, shape (stages,) each; -1 for none."""
-    first, last = np.full((2, program.schedule.stages), -1, np.int64)
-    for row in np.flatnonzero(program.kind == Kind.F)[::-1].tolist():
-        first[program.stage[row]] = row
-    for row in np.flatnonzero((program.kind == Kind.B) | (program.kind == Kind.W)).tolist():
-        last[program.stage[row]] = row
-    return first, last
+    first = np.full(program.schedule.stages, -1)
+    rows = np.flatnonzero(program.kind == Kind.F)[::-1]
+    first[program.stage[rows]] = rows  # of several the last to be written stays: the first F
+    return first, program.last_gradient_row
 
 
 def _excess_s(
-    lengths_s: Seconds, usual_s: Seconds, rows: npt.NDArray[np.int64], is_alone: npt.NDArray[np.bool_]
+    lengths_s: Seconds, usual_s: Seconds, rows: npt.NDArray[np.integer], is_alone: npt.NDArray[np.bool_]
 ) -> Seconds:
     found = np.zeros(len(rows))
     for stage, row in enumerate(rows.tolist()):

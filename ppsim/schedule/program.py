@@ -84,10 +84,22 @@ class Program(ProgramTables):
     @cached_property
     def first_gradient_row(self) -> Integers:
         """The row of each stage's first B or W, its first gradients of weights, shape (stages,); -1 for none."""
-        rows = np.flatnonzero((self.kind == Kind.B) | (self.kind == Kind.W))[::-1]
-        first = np.full(self.schedule.stages, -1)
-        first[self.stage[rows]] = rows  # of several the last to be written stays: the earliest
-        return first
+        return self._last_by_stage(self._gradient_rows[::-1])
+
+    @cached_property
+    def last_gradient_row(self) -> Integers:
+        """The row of each stage's last B or W, which completes its gradients, shape (stages,); -1 for none."""
+        return self._last_by_stage(self._gradient_rows)
+
+    @property
+    def _gradient_rows(self) -> Integers:
+        return np.flatnonzero((self.kind == Kind.B) | (self.kind == Kind.W))
+
+    def _last_by_stage(self, rows: Integers) -> Integers:
+        """Of some rows the last of each stage, which is on one rank; shape (stages,), -1 for none."""
+        found = np.full(self.schedule.stages, -1)
+        found[self.stage[rows]] = rows  # of several the last to be written stays
+        return found
 
     @cached_property
     def collectives(self) -> SideTable:

@@ -10,14 +10,14 @@ import numpy.typing as npt
 from ppsim.costs.by_microbatch import CostTable, StageCosts
 from ppsim.errors import InputError
 from ppsim.network.all_reduce import Reduction
-from ppsim.schedule.action import Kind
 from ppsim.schedule.program import Program
+from ppsim.simulation.engines.times import check_finite
 from ppsim.trace.trace import Trace
 
 Seconds = npt.NDArray[np.float64]
 
 
-def gradient_rows(program: Program, reduction: Reduction | None) -> npt.NDArray[np.int64]:
+def gradient_rows(program: Program, reduction: Reduction | None) -> npt.NDArray[np.integer]:
     """Find the row at whose end each stage's gradients are complete: its last B or W.
 
     Returns
@@ -29,7 +29,7 @@ def gradient_rows(program: Program, reduction: Reduction | None) -> npt.NDArray[
     schedule = program.schedule
     if reduction is None or reduction.replicas * schedule.copies == 1 or schedule.is_forward_only:
         return np.zeros(0, np.int64)
-    return _last_rows(program)
+    return program.last_gradient_row
 
 
 def ready_times(trace: Trace) -> Seconds:
@@ -40,16 +40,8 @@ def ready_times(trace: Trace) -> Seconds:
 
 def stages_by_completion(program: Program) -> list[int]:
     """The stages of each rank, rank after rank, in the order in which their gradients are complete."""
-    stages: list[int] = np.argsort(_last_rows(program), kind="stable").tolist()
+    stages: list[int] = np.argsort(program.last_gradient_row, kind="stable").tolist()
     return stages
-
-
-def _last_rows(program: Program) -> npt.NDArray[np.int64]:
-    """The last B or W of each stage, shape (stages,)."""
-    rows = np.flatnonzero((program.kind == Kind.B) | (program.kind == Kind.W))
-    last = np.zeros(program.schedule.stages, np.int64)
-    last[program.stage[rows]] = rows  # a stage is on one rank, whose rows ascend, so its last row stays
-    return last
 
 
 def reduction_times(
@@ -84,7 +76,7 @@ def reduction_times(
     Raises
     ------
     InputError
-        If `gradients_ready_s` has another shape.
+        If `gradients_ready_s` has another shape, or a reduction takes longer than a float holds.
     """
     schedule = program.schedule
     if gradients_ready_s is not None:
@@ -111,6 +103,7 @@ def reduction_times(
         ranks = holders[:, stage]
         start_s[samples, stage] = np.maximum(ready_s[samples, stage], free_s[samples, ranks].max(axis=0))
         free_s[samples, ranks] = end_s[samples, stage] = start_s[samples, stage] + taken_s[stage]
+    check_finite(end_s)
     start_s, end_s = (np.tile(each, schedule.copies) for each in (start_s, end_s))
     return start_s, end_s
 

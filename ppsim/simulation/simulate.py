@@ -5,15 +5,14 @@ from __future__ import annotations
 from typing import Any
 
 import numpy as np
-import numpy.typing as npt
 
 from ppsim.checks import checked
 from ppsim.conditions import Conditions
 from ppsim.costs.by_microbatch import CostTable, StageCosts, costs_of_copies
-from ppsim.errors import InputError
 from ppsim.network.network import Network
 from ppsim.schedule.schedule import Schedule
 from ppsim.simulation.engines.by_name import run_engine
+from ppsim.simulation.engines.times import check_finite
 from ppsim.simulation.gradient_reductions import with_reductions
 from ppsim.simulation.memory_levels import activation_levels, gradient_levels, parameters_per_rank
 from ppsim.simulation.offloaded_activations import offloaded_memory
@@ -156,12 +155,6 @@ def predicted(
     trace = offloaded_memory(trace, stages, times)
     trace = sharded_memory(trace, stages, conditions.collectives, times)
     return with_reductions(trace, stages)
-
-
-def check_finite(*times_s: npt.NDArray[np.float64]) -> None:
-    """Raise InputError if some time is not finite."""
-    if not all(np.isfinite(each).all() for each in times_s):
-        raise InputError("the step takes longer than a float holds: give smaller costs, or a higher bytes_per_s")
 
 
 def network_details(network: Network) -> dict[str, Any]:

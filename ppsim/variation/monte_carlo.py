@@ -11,8 +11,9 @@ from ppsim.conditions import Conditions
 from ppsim.costs.by_microbatch import StageCosts, costs_of_copies
 from ppsim.network.network import Network
 from ppsim.schedule.schedule import Schedule
+from ppsim.simulation.engines.times import check_finite
 from ppsim.simulation.gradient_reductions import gradient_rows, reduction_times
-from ppsim.simulation.simulate import check_finite, network_details
+from ppsim.simulation.simulate import network_details
 from ppsim.simulation.timed_program import TimedProgram
 from ppsim.variation.ensemble import Ensemble
 from ppsim.variation.jitter import Jitter
@@ -116,7 +117,6 @@ def monte_carlo(
         step_s = np.maximum(makespan_s, end_s.max(axis=1) - found.step_start_s)
     if conditions.collectives is not None:
         step_s = np.maximum(makespan_s, found.reduced_s - found.step_start_s)
-    check_finite(step_s)
     return Ensemble(
         sampler=sampler,
         stages=tuple(stages),

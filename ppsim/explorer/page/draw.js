@@ -163,8 +163,7 @@ export function messageLine(layout, block, picture, index) {
 function drawPath(pen, layout, block, colour) {
   const picture = block.tracks[0];
   if (!picture.critical) return;
-  const { what, begin, end, rank, destination, message } = picture.critical;
-  const waits = ["collectives", "copies", "device"]; // of a rank that is free and has its messages
+  const { what, isWait, begin, end, rank, destination, message } = picture.critical;
   const middle = (each) => block.lanes[each].tracks[0].y + block.lanes[each].tracks[0].height * 0.8;
   for (let index = 0; index < what.length; index += 1) {
     let [y1, y2] = [middle(rank[index]), middle(rank[index])];
@@ -178,7 +177,7 @@ function drawPath(pen, layout, block, colour) {
       y2 = y1 + (drop * (end[index] - begin[first])) / span;
       y1 += (drop * (begin[index] - begin[first])) / span;
     }
-    pen.line([[layout.x(begin[index]), y1], [layout.x(end[index]), y2]], colour, { line: 2.5, dash: waits.includes(what[index]) ? [3, 2] : [] });
+    pen.line([[layout.x(begin[index]), y1], [layout.x(end[index]), y2]], colour, { line: 2.5, dash: isWait[index] ? [3, 2] : [] });
     const next = index + 1 < what.length ? middle(rank[index + 1]) : y2;
     if (Math.abs(next - y2) > 0.5) pen.line([[layout.x(end[index]), y2], [layout.x(end[index]), next]], colour, { line: 2.5 });
   }

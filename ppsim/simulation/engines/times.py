@@ -8,11 +8,18 @@ from typing import Any
 import numpy as np
 import numpy.typing as npt
 
+from ppsim.errors import InputError
 from ppsim.schedule.action import Kind
 from ppsim.schedule.side_table import SideTable
 from ppsim.simulation.timed_program import TimedProgram
 
 Seconds = npt.NDArray[np.float64]
+
+
+def check_finite(*times_s: Seconds) -> None:
+    """Raise InputError if some time is not finite."""
+    if not all(np.isfinite(each).all() for each in times_s):
+        raise InputError("the step takes longer than a float holds: give smaller costs, or a higher bytes_per_s")
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -11,7 +11,7 @@ import pytest
 import ppexec
 import ppsim
 from ppexec import Session, WorkerPool
-from ppexec.measure.layer_profiler import LayerSamples
+from ppexec.measure.layer_samples import LayerSamples
 from ppexec.measure.profile import summarise
 from tests.support.remote import tiny
 

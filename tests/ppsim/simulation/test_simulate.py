@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import itertools
 import math
+from dataclasses import replace
 
 import numpy as np
 import pytest
@@ -15,6 +16,7 @@ from ppsim import (
     CostError,
     Link,
     Network,
+    Reduction,
     Schedule,
     ScheduleError,
     StageCost,
@@ -307,6 +309,12 @@ _COST = StageCost(forward_s=1, backward_input_s=1, backward_weight_s=1, output_b
         ([_COST] * 2, {"sharing_efficiency": 0.5}, "give it with cores or devices"),
         # Cause of a bug: infinite times, and a bubble that is not a number.
         ([_COST] * 2, {"network": Network(bytes_per_s=1e-300)}, "the step takes longer than a float holds"),
+        # Cause of a bug: reductions were not looked at, and a step took an infinite time.
+        (
+            [replace(_COST, parameter_bytes=10**9)] * 2,
+            {"reduction": Reduction(replicas=2, bytes_per_s=1e-308)},
+            "the step takes longer than a float holds",
+        ),
         (
             [StageCost(forward_s=1e308, backward_input_s=1e308, backward_weight_s=1e308)] * 2,
             {},

@@ -225,6 +225,7 @@ def test_shared_devices_run_on_simpys_clock() -> None:
         ({"engine": "warp"}, "unknown engine 'warp'"),
         ({"slow_ranks": {3: 2.0}}, "slow_ranks has rank 3"),
         ({"network": Network.of(Link(latency_s=1e308))}, "longer than a float holds"),
+        ({"reduction": Reduction(replicas=2, latency_s=1.7e308)}, "longer than a float holds"),
     ],
 )
 def test_what_cannot_be_is_refused(options: dict, said: str) -> None:
